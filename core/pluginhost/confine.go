@@ -134,7 +134,12 @@ func (h *Host) user(name string) *confine.User {
 // are.
 func (h *Host) userOf(name string, s Spec) *confine.User {
 	return h.userFor(name, func(u *confine.User) error {
-		for _, path := range blockPaths(s) {
+		paths := blockPaths(s)
+		for _, entry := range originFiles(filepath.Base(s.Executable), h.o.Environ()) {
+			_, path, _ := strings.Cut(entry, "=")
+			paths = append(paths, path)
+		}
+		for _, path := range paths {
 			if err := u.Reads(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return err
 			}

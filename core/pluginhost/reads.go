@@ -59,33 +59,39 @@ func isCatalogFile(s Spec) bool {
 }
 
 // originFiles returns the variables, beside those that the user has set, by which plugins find
-// what the tools of their origin keep in the user's home folder: the plugin has another one.
+// what the tools of their origin keep in the user's home folder: the plugin has another one. What is
+// not there has no variable: a closed home folder would be taken for a file that cannot be read.
 func originFiles(executable string, environ []string) []string {
 	get := func(name string) string { v, _ := lookup(environ, name); return v }
 	home := get("HOME")
 	if home == "" {
 		return nil
 	}
+	var out []string
+	add := func(name, path string) {
+		if _, err := os.Stat(path); err == nil {
+			out = append(out, name+"="+path)
+		}
+	}
+	hub := filepath.Join(cmp.Or(get("XDG_CACHE_HOME"), filepath.Join(home, ".cache")), "huggingface")
 	switch executable {
 	case "rbee-catalog-huggingface":
 		if get("HF_HOME") == "" {
-			return []string{"HF_HOME=" + filepath.Join(cmp.Or(get("XDG_CACHE_HOME"), filepath.Join(home, ".cache")), "huggingface")}
+			add("HF_HOME", hub)
 		}
 	case "rbee-worker-openai": // what the servers that it starts keep
-		var out []string
 		if get("HF_HOME") == "" {
-			out = append(out, "HF_HOME="+filepath.Join(cmp.Or(get("XDG_CACHE_HOME"), filepath.Join(home, ".cache")), "huggingface"))
+			add("HF_HOME", hub)
 		}
 		if get("OLLAMA_MODELS") == "" {
-			out = append(out, "OLLAMA_MODELS="+filepath.Join(home, ".ollama", "models"))
+			add("OLLAMA_MODELS", filepath.Join(home, ".ollama", "models"))
 		}
-		return out
 	case "rbee-catalog-npm":
 		if get("NPM_CONFIG_USERCONFIG") == "" && get("npm_config_userconfig") == "" {
-			return []string{"npm_config_userconfig=" + filepath.Join(home, ".npmrc")}
+			add("npm_config_userconfig", filepath.Join(home, ".npmrc"))
 		}
 	}
-	return nil
+	return out
 }
 
 // venv lists what a program in a virtual environment of Python needs: the environment, and the Python

@@ -173,14 +173,22 @@ func TestLaunchClosedPlugin(t *testing.T) {
 	must.NoError(t, os.Link(filepath.Join(built, "rbee-worker-probe"), exe))
 	model := filepath.Join(models, "m.gguf")
 	must.NoError(t, os.WriteFile(model, []byte("x"), 0o600))
+	server := filepath.Join(data, "rbee-worker-openai") // it finds what servers keep in the home folder
+	must.NoError(t, os.Link(filepath.Join(built, "rbee-worker-probe"), server))
+	empty, home := shortDir(t), shortDir(t)
+	kept := filepath.Join(home, ".ollama", "models")
+	must.NoError(t, os.MkdirAll(kept, 0o755))
 	for _, tc := range []struct {
 		name, block, executable, problem string
 		open                             bool // what the block names
+		home                             string
 	}{
-		{"open", "", "", "", false},
-		{"executable", "", exe, "worker-probe runs as root, as it needs what only root reads: " + dir + " is closed to other users", false},
-		{"folder of the block", fmt.Sprintf("read = [%q]", models), "", models + " is closed to other users", false},
-		{"file of the block", fmt.Sprintf("read = [%q]", models), "", model + " cannot be read by other users", true},
+		{"open", "", "", "", false, ""},
+		{"closed home", "", server, "", false, empty},
+		{"file in a closed home", "", server, home + " is closed to other users", false, home},
+		{"executable", "", exe, "worker-probe runs as root, as it needs what only root reads: " + dir + " is closed to other users", false, ""},
+		{"folder of the block", fmt.Sprintf("read = [%q]", models), "", models + " is closed to other users", false, ""},
+		{"file of the block", fmt.Sprintf("read = [%q]", models), "", model + " cannot be read by other users", true, ""},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			if tc.open {
@@ -192,7 +200,7 @@ func TestLaunchClosedPlugin(t *testing.T) {
 					Rules: confine.Rules{"/nowhere": confine.None}, Roots: []string{data, built},
 					User: func(string) *confine.User { return &confine.User{UID: 0x7000_0123, GID: 0x7000_0124} },
 				}
-				o.Environ = func() []string { return []string{"PROBE=tries:user"} }
+				o.Environ = func() []string { return []string{"PROBE=tries:user", "HOME=" + tc.home} }
 			})
 			spec, err := h.Spec(load(t, "worker \"probe\" {\n"+tc.block+"\n}").Workers[0])
 			must.NoError(t, err)
