@@ -27,7 +27,12 @@ func TestSpawnListDelete(t *testing.T) {
 	t.Parallel()
 	r := run(t, setup{})
 	must.Eq(t, []string{"fake"}, r.queen.hive().WorkerTypes)
-	must.Eq(t, "fake:0", r.queen.hive().Devices[0].ID)
+	coretest.Eventually(t, patience, func() error { // a hive reports before its types are probed
+		if d := r.queen.hive().Devices; len(d) != 1 || d[0].ID != "fake:0" {
+			return fmt.Errorf("told of %+v", d)
+		}
+		return nil
+	})
 
 	j, events := r.follow(r.submit(core.Request{Operation: core.OpWorkerSpawn, Model: "tiny", Slots: 3, ContextTokens: 64, Threads: 2}).ID)
 	must.Eq(t, core.JobSucceeded, j.State, must.Sprintf("%+v", j.Error))
