@@ -47,8 +47,8 @@ type Hive struct {
 	Status      HiveStatus `json:"status"`
 	Devices     []Device   `json:"devices"`
 	WorkerTypes []string   `json:"worker_types"` // worker types that the hive can run, installed or not
-	// Unconfined says why the hive's plugins are not confined as they could be; empty: they are, or the
-	// hive has not said.
+	// Unconfined says why the hive's plugins are not confined as they could be; empty: they are, or
+	// the hive has not said.
 	Unconfined  string    `json:"unconfined,omitempty"`
 	Problems    []string  `json:"problems,omitempty"` // worker types that cannot be installed or used, with what to do; at most 16
 	LastBeat    time.Time `json:"last_beat,omitzero"`
@@ -211,8 +211,8 @@ type Model struct {
 	// runs, and in one hive's own answer, as what follows.
 	Capabilities Capabilities `json:"capabilities,omitempty"`
 	State        ModelState   `json:"state,omitempty"`
-	// Progress is how far the start of its first worker is, a download included, where the queen that
-	// is asked follows it.
+	// Progress is how far the start of its first worker is, a download included, where the queen
+	// that is asked follows it.
 	Progress *Progress `json:"progress,omitempty"`
 	// LoadedContextTokens is what a request may have at most, whichever ready worker answers it.
 	LoadedContextTokens int `json:"loaded_context_tokens,omitempty"`

@@ -76,8 +76,8 @@ type Request struct {
 	Device        string `json:"device,omitempty"`
 	Slots         int    `json:"slots,omitempty"`
 	ContextTokens int    `json:"context_tokens,omitempty"` // per slot
-	// ReplicaContext is what ContextTokens is where neither the request nor the hive's configuration
-	// says it: the context of the model's other workers. A queen fills it in.
+	// ReplicaContext is what ContextTokens is where neither the request nor the hive's
+	// configuration says it: the context of the model's other workers. A queen fills it in.
 	ReplicaContext int      `json:"replica_context,omitempty"`
 	Threads        int      `json:"threads,omitempty"`
 	PID            int      `json:"pid,omitempty"`

@@ -95,7 +95,8 @@ func homes(home string) []string {
 }
 
 func pluginRules(cfg *config.Config) confine.Rules {
-	// GPUs are files of /dev that are written to; temporary files and shared memory are everybody's.
+	// GPUs are files of /dev that are written to; temporary files and shared memory are
+	// everybody's.
 	rules := confine.Rules{"/": confine.Read, "/dev": confine.Full, "/proc": confine.Full, "/tmp": confine.Full, "/var/tmp": confine.Full}
 	add := func(access confine.Access, paths ...string) {
 		for _, path := range paths {

@@ -22,8 +22,9 @@ const (
 )
 
 // Submit starts an operation and returns its job at once. A request without an id gets one, so that
-// it can be sent again, also to another queen, without a second job. Such an id is told to be new the
-// first time; one that the caller chose may have been sent before, and every agent is asked for it.
+// it can be sent again, also to another queen, without a second job. Such an id is told to be new
+// the first time; one that the caller chose may have been sent before, and every agent is asked for
+// it.
 func (c *Client) Submit(ctx context.Context, r core.Request) (core.Job, error) {
 	fresh := r.RequestID == ""
 	if fresh {

@@ -55,8 +55,8 @@ func (c *Client) Metrics(ctx context.Context) ([]byte, error) {
 	return text, core.Wrap(err, core.Unavailable, "read metrics")
 }
 
-// Answer implements operation.Answerer: it asks a queen for an operation that only reads, by its GET
-// route. Errors: also Unsupported for an operation that has none.
+// Answer implements operation.Answerer: it asks a queen for an operation that only reads, by its
+// GET route. Errors: also Unsupported for an operation that has none.
 func (c *Client) Answer(ctx context.Context, r core.Request) (any, error) {
 	return c.Reading().Answer(ctx, r)
 }

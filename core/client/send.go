@@ -149,8 +149,8 @@ type stoppingError struct{ err error }
 func (e *stoppingError) Error() string { return e.err.Error() }
 func (e *stoppingError) Unwrap() error { return e.err }
 
-// try makes a request to one queen, which is the attempt with this number. sent says that the queen may have got it. Where patience is not
-// 0, the header of the answer must be there by then.
+// try makes a request to one queen, which is the attempt with this number. sent says that the queen
+// may have got it. Where patience is not 0, the header of the answer must be there by then.
 func (c *Client) try(ctx context.Context, address, token string, attempt int, r call, patience time.Duration) (resp *http.Response, sent bool, err error) {
 	var body io.Reader
 	switch {
@@ -251,8 +251,8 @@ func (c *Client) unreachable(err error) error {
 		"Start one with `rbee agent -dev`, or say where one runs with RBEE_ADDR.")
 }
 
-// spokeFirst ends net/http's error for a server that sends something before it is asked, as SSH's does.
-// It is a wrapped nil.
+// spokeFirst ends net/http's error for a server that sends something before it is asked, as SSH's
+// does. It is a wrapped nil.
 const spokeFirst = "readLoopPeekFailLocked: %!w(<nil>)"
 
 // unwrapURL takes off net/http's repetition of method and address.

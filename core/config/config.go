@@ -52,7 +52,8 @@ type Bind struct {
 	GossipPort int // in a cluster only; 0: any free port
 	// IP address or host name at which the others reach this machine; empty: see AdvertiseHost
 	Advertise string
-	// AdvertiseNAT says that Advertise is not of this machine: a router passes on what comes for it.
+	// AdvertiseNAT says that Advertise is not of this machine: a router passes on what comes for
+	// it.
 	AdvertiseNAT bool
 }
 
@@ -127,8 +128,8 @@ type Hive struct {
 	Download    Download
 	Build       Build
 	Engines     Engines
-	// PluginUser names the user that plugins run as where the agent runs as root on Linux: a user of
-	// this machine; "root"; empty: numbers that belong to nobody, another one for each plugin.
+	// PluginUser names the user that plugins run as where the agent runs as root on Linux: a user
+	// of this machine; "root"; empty: numbers that belong to nobody, another one for each plugin.
 	PluginUser string
 }
 

@@ -1,5 +1,6 @@
 // Package disk makes files and folders that outlast a loss of power once its functions have
-// returned, and files that tell whether they are as they were written. Its errors are those of package os: callers classify them.
+// returned, and files that tell whether they are as they were written. Its errors are those of
+// package os: callers classify them.
 package disk
 
 import (

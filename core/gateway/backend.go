@@ -22,8 +22,8 @@ type Cluster interface {
 
 // Jobs starts operations and follows them. Errors: Invalid, NotFound, Unavailable.
 type Jobs interface {
-	// Submit starts the job of a request. first says that the request was never sent before, so that no
-	// agent can have its id already.
+	// Submit starts the job of a request. first says that the request was never sent before, so
+	// that no agent can have its id already.
 	Submit(ctx context.Context, r core.Request, first bool) (core.Job, error)
 	Job(ctx context.Context, id string) (core.Job, error)
 	Jobs(ctx context.Context) ([]core.Job, error)

@@ -69,8 +69,8 @@ func (h *heldBody) grow(ctx context.Context, n int64) error {
 	}
 }
 
-// try takes n bytes if there is room for them, otherwise freed is closed when there is more. missing
-// is what all together have too much; 0: only this client has.
+// try takes n bytes if there is room for them, otherwise freed is closed when there is more.
+// missing is what all together have too much; 0: only this client has.
 func (h *heldBody) try(n int64) (freed <-chan struct{}, missing int64, err error) {
 	b := h.of
 	b.mu.Lock()

@@ -190,8 +190,8 @@ func (row errorRow) change(r *http.Request) *http.Request {
 	return r
 }
 
-// TestErrorTable holds what each error is to the clients of each dialect: its status, type, code and
-// field, when to ask again, whether their own libraries do, and that it tells nothing of the
+// TestErrorTable holds what each error is to the clients of each dialect: its status, type, code
+// and field, when to ask again, whether their own libraries do, and that it tells nothing of the
 // machines behind the API.
 func TestErrorTable(t *testing.T) {
 	t.Parallel()

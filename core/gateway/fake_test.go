@@ -370,8 +370,8 @@ func eventually(t testing.TB, what string, ok func() bool) {
 	}
 }
 
-// newCluster is a cluster with one of each. It has every model, worker and catalog item that is asked
-// for by name.
+// newCluster is a cluster with one of each. It has every model, worker and catalog item that is
+// asked for by name.
 func newCluster() *fakecluster.Cluster {
 	c := fakecluster.New(fakecluster.State{
 		Status: core.Status{Version: "1.2.3"}, Hives: []core.Hive{{ID: "h1", Name: "desk"}}, Workers: []core.Worker{{ID: "w1"}},

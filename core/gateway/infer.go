@@ -62,9 +62,9 @@ func (g *Gateway) infer(w *response, r *http.Request, path string) error {
 	return c.err
 }
 
-// begin counts an inference request among those that run, until end. It returns the HTTP request with
-// a context that also ends by cancel, and when the server shuts down. Errors: errRefused when it
-// already does.
+// begin counts an inference request among those that run, until end. It returns the HTTP request
+// with a context that also ends by cancel, and when the server shuts down. Errors: errRefused when
+// it already does.
 func (g *Gateway) begin(r *http.Request) (begun *http.Request, cancel context.CancelCauseFunc, end func(), err error) {
 	ctx, cancel := context.WithCancelCause(r.Context())
 	done, ok := g.streams.add(false, cancel)

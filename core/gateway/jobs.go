@@ -17,8 +17,8 @@ import (
 // maxJobBody bounds the request of a job, in bytes.
 const maxJobBody = 1 << 20
 
-// attemptHeader counts how often a client has sent a request with an id of its own making. Without it
-// the request may be a repeat.
+// attemptHeader counts how often a client has sent a request with an id of its own making. Without
+// it the request may be a repeat.
 const attemptHeader = "X-Rbee-Attempt"
 
 func (g *Gateway) submit(w *response, r *http.Request) error {

@@ -81,7 +81,8 @@ func TestMediaSDK(t *testing.T) {
 	must.Eq(t, "AA==", drawn.Data[0].B64JSON)
 }
 
-// A form goes on byte for byte, and is refused before any worker where it could be read in two ways.
+// A form goes on byte for byte, and is refused before any worker where it could be read in two
+// ways.
 func TestMediaForms(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, func(o *rigOptions) { o.MaxBodyBytes = 2000 })

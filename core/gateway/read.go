@@ -16,8 +16,8 @@ type modelObject struct {
 	Object  string `json:"object"`
 	Created int64  `json:"created"` // seconds since 1970
 	OwnedBy string `json:"owned_by"`
-	// ContextLength and MaxModelLen are what clients of other servers read: the tokens that a request
-	// may have where the model is loaded, else those that it was trained for.
+	// ContextLength and MaxModelLen are what clients of other servers read: the tokens that a
+	// request may have where the model is loaded, else those that it was trained for.
 	ContextLength int `json:"context_length,omitempty"`
 	MaxModelLen   int `json:"max_model_len,omitempty"`
 	core.Model

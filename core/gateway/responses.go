@@ -76,8 +76,8 @@ func (g *Gateway) elsewhere(ctx context.Context, act core.KeptAct, id, key strin
 // maxAnswerID bounds the ids that other queens are asked for, in bytes.
 const maxAnswerID = 64
 
-// fetchKept keeps an answer here that another queen keeps, so that a request can go on from it. Where
-// none does, the request is refused later.
+// fetchKept keeps an answer here that another queen keeps, so that a request can go on from it.
+// Where none does, the request is refused later.
 func (g *Gateway) fetchKept(ctx context.Context, w *response, id string) error {
 	if id == "" || g.answers.Has(id, w.key) {
 		return nil

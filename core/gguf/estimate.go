@@ -33,8 +33,8 @@ func (m Memory) Total() int64 { return sum(sum(m.Weights, m.Cache), sum(m.Comput
 //	          and 4 bytes × vocabulary × slots for the answers
 //	overhead  24 MiB and 384 bytes × vocabulary
 //
-// A model that only reads, as BERT's, has no cache, reads one text at a time whatever the slots are,
-// and has room for as many answers as a text has positions:
+// A model that only reads, as BERT's, has no cache, reads one text at a time whatever the slots
+// are, and has room for as many answers as a text has positions:
 //
 //	compute   positions × (4 bytes × (4 × embedding + 3 × feed-forward width + vocabulary) + 2 bytes × positions)
 //

@@ -24,8 +24,8 @@ func (s Source) WorkerType() string {
 	return name
 }
 
-// Root returns the folder of the module that a folder is in, or the folder itself; empty: the source
-// is fetched.
+// Root returns the folder of the module that a folder is in, or the folder itself; empty: the
+// source is fetched.
 func (s Source) Root() string {
 	for dir := s.folder; dir != ""; dir = filepath.Dir(dir) {
 		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {

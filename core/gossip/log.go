@@ -70,8 +70,8 @@ func (w *levels) Write(line []byte) (int, error) {
 		}
 		return n, nil
 	}
-	// Most lines are left out, and anybody who sends packets has them written: they cost no more than
-	// finding out their kind.
+	// Most lines are left out, and anybody who sends packets has them written: they cost no more
+	// than finding out their kind.
 	ok, repeated, missed := w.allow(kindOf(line), time.Now())
 	switch {
 	case !ok:
@@ -154,8 +154,8 @@ func (w *levels) readable(line []byte) string {
 	return text
 }
 
-// kindOf returns what the lines of one kind have in common: all but digits, letters beside them that
-// may belong to an address or a number, and what cannot be printed.
+// kindOf returns what the lines of one kind have in common: all but digits, letters beside them
+// that may belong to an address or a number, and what cannot be printed.
 func kindOf(line []byte) string {
 	out := make([]byte, 0, maxLine)
 	for _, word := range bytes.FieldsFunc(line[:min(len(line), maxLine)], func(r rune) bool { return r == ' ' }) {

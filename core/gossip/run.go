@@ -103,8 +103,9 @@ func (p *Pool) config() *memberlist.Config {
 }
 
 // announce tells the others what this node says of itself now. memberlist v0.7.0 numbers its
-// broadcasts anew whenever its queue is empty, so that one may take the place of another of the same
-// length; UpdateNode then waits in vain. What is lost three times comes with the next full exchange.
+// broadcasts anew whenever its queue is empty, so that one may take the place of another of the
+// same length; UpdateNode then waits in vain. What is lost three times comes with the next full
+// exchange.
 func announce(ctx context.Context, list *memberlist.Memberlist) {
 	for range 3 {
 		if ctx.Err() != nil || list.UpdateNode(probeInterval) == nil {

@@ -110,9 +110,9 @@ func (h *Hive) adopt(ctx context.Context, a handle) *worker {
 	return nil
 }
 
-// idle waits for a worker that is asked for its state, and returns why it is waited for no longer: it
-// has used no processor time for adoptSilence, or it has had adoptTimeout. used returns what it has
-// used. nil: ctx ended.
+// idle waits for a worker that is asked for its state, and returns why it is waited for no longer:
+// it has used no processor time for adoptSilence, or it has had adoptTimeout. used returns what it
+// has used. nil: ctx ended.
 func idle(ctx context.Context, used func() time.Duration) error {
 	began := time.Now()
 	active, last := began, used()

@@ -95,9 +95,9 @@ func (h *Hive) workerBuild(ctx context.Context, r core.Request, run *job.Run) (c
 	return b, h.probe(ctx, t)
 }
 
-// startBuild returns how a build starts the toolchain: like a plugin, so that neither it nor what it
-// runs for a module sees the agent's data or a home folder, with the source to read and the caches
-// to write.
+// startBuild returns how a build starts the toolchain: like a plugin, so that neither it nor what
+// it runs for a module sees the agent's data or a home folder, with the source to read and the
+// caches to write.
 func (h *Hive) startBuild(o gobuild.Options, src gobuild.Source, dir string) (func(*exec.Cmd) error, error) {
 	c := pluginhost.Confined{Dir: dir}
 	for _, cache := range []string{o.BuildCache, o.ModuleCache} {

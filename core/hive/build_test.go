@@ -103,7 +103,8 @@ func TestWorkerBuild(t *testing.T) {
 	must.Eq(t, core.NotFound, next.failure(core.Request{Operation: core.OpWorkerSpawn, Type: "bee", Model: "tiny"}).Kind)
 }
 
-// The toolchain, and what it runs for a module, sees nothing of the agent's data and of home folders.
+// The toolchain, and what it runs for a module, sees nothing of the agent's data and of home
+// folders.
 func TestBuildIsConfined(t *testing.T) {
 	t.Parallel()
 	if problem := confine.Problem(); problem != "" {

@@ -120,8 +120,8 @@ func (c *catalogs) split(ref string) (*source, string, error) {
 	return nil, "", core.Errorf(core.NotFound, "read reference: there is no catalog source %q", name).Hint("%s", c.hint())
 }
 
-// reference returns the catalog reference that a name is, or "" and false for one that is none: what
-// is before its colon is no source, as in "llama3:8b".
+// reference returns the catalog reference that a name is, or "" and false for one that is none:
+// what is before its colon is no source, as in "llama3:8b".
 func (c *catalogs) reference(name string) (ref string, ok bool) {
 	if repo, ok := modelname.Repository(name); ok && c.has(hubSource) {
 		return hubSource + ":" + repo, true

@@ -48,8 +48,8 @@ func openLayout(dataDir string) (layout, error) {
 		if err := disk.MakeFolder(d); err != nil {
 			return layout{}, core.Wrap(err, core.Internal, "open data folder")
 		}
-		// What was there before may be open to others. The group of the run folder may be that of the
-		// plugins' users, which pass through to their own.
+		// What was there before may be open to others. The group of the run folder may be that of
+		// the plugins' users, which pass through to their own.
 		mode := os.FileMode(0o700)
 		if info, err := os.Stat(d); err == nil && d == l.run {
 			mode |= info.Mode().Perm() & 0o010

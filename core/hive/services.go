@@ -87,7 +87,8 @@ func (h *Hive) binaryList(context.Context, core.Request) ([]core.WorkerBinary, e
 	return list, nil
 }
 
-// binaryGet is one worker binary by "<type>@<version>", or "<type>" for its newest. Errors: NotFound.
+// binaryGet is one worker binary by "<type>@<version>", or "<type>" for its newest. Errors:
+// NotFound.
 func (h *Hive) binaryGet(_ context.Context, r core.Request) (core.WorkerBinary, error) {
 	b, err := h.store.Binary(r.Binary)
 	if err != nil {
@@ -163,8 +164,8 @@ func (w *worker) process(u hostinfo.Usage) core.Process {
 	}
 }
 
-// processGet is one worker process with its details. Errors: NotFound for a pid that is no worker of
-// this hive.
+// processGet is one worker process with its details. Errors: NotFound for a pid that is no worker
+// of this hive.
 func (h *Hive) processGet(ctx context.Context, r core.Request) (core.Process, error) {
 	w, gone, err := h.findProcess(r.PID)
 	if err != nil {

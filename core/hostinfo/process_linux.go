@@ -90,8 +90,8 @@ func identify(pid int) (id Identity, ended bool, err error) {
 	return Identity{PID: pid, Start: s.start, BootID: strings.TrimSpace(string(boot))}, s.ended(), nil
 }
 
-// ownUser refuses a process of a user that is neither this process's nor among others. The operating system does not refuse it for the
-// superuser, who may signal any process.
+// ownUser refuses a process of a user that is neither this process's nor among others. The
+// operating system does not refuse it for the superuser, who may signal any process.
 func ownUser(pid int, others []uint32) error {
 	b, err := os.ReadFile(procFile(pid, "status"))
 	if err != nil {
@@ -174,11 +174,11 @@ func allStats() map[int]stat {
 	return out
 }
 
-// KillMarked kills every process of this user, or of one of users, that was started with the environment entry mark,
-// "NAME=value", and returns their pids, ascending. It finds what a dead process left behind, also
-// processes that changed their group or session. A mark must be unique to its owner. It finds
-// nothing where the operating system does not show environments. Errors: Invalid for a mark without
-// a value.
+// KillMarked kills every process of this user, or of one of users, that was started with the
+// environment entry mark, "NAME=value", and returns their pids, ascending. It finds what a dead
+// process left behind, also processes that changed their group or session. A mark must be unique to
+// its owner. It finds nothing where the operating system does not show environments. Errors:
+// Invalid for a mark without a value.
 func KillMarked(mark string, users ...uint32) ([]int, error) {
 	if name, value, ok := strings.Cut(mark, "="); !ok || name == "" || value == "" {
 		return nil, core.Errorf(core.Invalid, "kill leftovers: %q marks nothing", mark)

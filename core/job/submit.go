@@ -50,7 +50,8 @@ func (m *Manager) function(op core.Operation) (Func, error) {
 	return nil, operation.Unsupported(m.opts.Owner, m.opts.Version, op)
 }
 
-// Submit checks a request, as its owner, and starts its operation as a job. Errors: Invalid, Unsupported.
+// Submit checks a request, as its owner, and starts its operation as a job. Errors: Invalid,
+// Unsupported.
 func (m *Manager) Submit(r core.Request) (core.Job, error) {
 	if err := operation.Check(r); err != nil {
 		return core.Job{}, err

@@ -139,8 +139,8 @@ func IsRepository(name string) bool {
 }
 
 // Origin returns where a catalog reference says that a model is from, as a name without a tag for
-// the variant: "hf.co/org/repo/file" for "huggingface:org/repo/file.gguf@main". It may not be Valid:
-// see Clean.
+// the variant: "hf.co/org/repo/file" for "huggingface:org/repo/file.gguf@main". It may not be
+// Valid: see Clean.
 func Origin(ref string) string {
 	if repo, ok := Repository(ref); ok {
 		if i := strings.LastIndexByte(repo, '@'); i >= 0 {

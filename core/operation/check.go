@@ -61,8 +61,8 @@ func (s Spec) FieldNames() []string {
 	return names
 }
 
-// Decode reads the JSON of a request, which Check then looks at. Errors: Invalid, each naming what is
-// wrong.
+// Decode reads the JSON of a request, which Check then looks at. Errors: Invalid, each naming what
+// is wrong.
 func Decode(body []byte) (core.Request, error) {
 	const what = "read request"
 	if len(body) > core.MaxRequestBytes {

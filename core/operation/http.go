@@ -42,8 +42,8 @@ func (s Spec) Path(r core.Request) (string, error) {
 	return path, nil
 }
 
-// RequestOf returns the request of a GET whose route is s.Get. It is not checked yet: Check. Errors:
-// Invalid for a text that is not a number where one must be.
+// RequestOf returns the request of a GET whose route is s.Get. It is not checked yet: Check.
+// Errors: Invalid for a text that is not a number where one must be.
 func (s Spec) RequestOf(r *http.Request) (core.Request, error) {
 	request := core.Request{Operation: s.Name}
 	var query url.Values

@@ -8,8 +8,8 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// Bounds of a result as JSON. A hive may send what it likes: these bound what that takes here, about
-// 16 MiB once it is decoded.
+// Bounds of a result as JSON. A hive may send what it likes: these bound what that takes here,
+// about 16 MiB once it is decoded.
 const (
 	MaxResultBytes   = 4<<20 - 64<<10 // leaves room for the message around it (rpc.MaxMessageBytes)
 	maxResultObjects = 20_000         // of objects and lists

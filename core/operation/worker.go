@@ -2,7 +2,8 @@ package operation
 
 import "github.com/rbee-project/rbee/core"
 
-// The operations on the worker types and worker processes of a hive, and on the workers of the registry.
+// The operations on the worker types and worker processes of a hive, and on the workers of the
+// registry.
 var ( // constant
 	WorkerDownload = of[core.WorkerBinary](Spec{
 		Name: core.OpWorkerDownload, Number: 1, Title: "WorkerDownload", Summary: "Install a worker type: fetch its engine, verify, unpack, publish and probe it.",

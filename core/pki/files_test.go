@@ -87,8 +87,8 @@ func TestLoadFlippedBit(t *testing.T) {
 	must.NoError(t, err)
 }
 
-// Whatever is done with an identity, none of its files stays open. Nothing runs beside this test, and
-// no finalizer closes what was forgotten.
+// Whatever is done with an identity, none of its files stays open. Nothing runs beside this test,
+// and no finalizer closes what was forgotten.
 func TestNothingStaysOpen(t *testing.T) {
 	defer debug.SetGCPercent(debug.SetGCPercent(-1))
 	dir := t.TempDir()

@@ -19,16 +19,17 @@ import (
 type Walls struct {
 	// Rules say which files plugins reach, beside their own folders; nil: all that the user does.
 	Rules confine.Rules
-	// Homes are the folders of people, links followed. Plugins see nothing of them but what Rules, a
-	// block of the configuration or a variable of the environment names.
+	// Homes are the folders of people, links followed. Plugins see nothing of them but what Rules,
+	// a block of the configuration or a variable of the environment names.
 	Homes []string
-	// HomeDir is where the home folder of each plugin is made, so that what its libraries keep lasts;
-	// empty: a plugin's private folder is its home.
+	// HomeDir is where the home folder of each plugin is made, so that what its libraries keep
+	// lasts; empty: a plugin's private folder is its home.
 	HomeDir string
 	// User returns the user that the plugin of a kind and name, such as "worker-cpu", runs as; nil:
 	// this process's.
 	User func(name string) *confine.User
-	// Roots are folders of this process that such a user is let through, to what a plugin needs there.
+	// Roots are folders of this process that such a user is let through, to what a plugin needs
+	// there.
 	Roots []string
 	// Problem says what is missing in these walls; empty: nothing.
 	Problem string

@@ -24,8 +24,8 @@ type Executable struct {
 	Kind sdk.Kind `json:"kind"`
 	Name string   `json:"name"` // behind rbee-<kind>-
 	Path string   `json:"path"`
-	// Folder is set where the plugin is a folder of files, of which Path is the one with the folder's
-	// name.
+	// Folder is set where the plugin is a folder of files, of which Path is the one with the
+	// folder's name.
 	Folder string `json:"folder,omitempty"`
 	// Problem says why it cannot be launched; empty: it can.
 	Problem string `json:"problem,omitempty"`

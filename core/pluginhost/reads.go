@@ -58,9 +58,9 @@ func isCatalogFile(s Spec) bool {
 	return s.Kind == sdk.KindCatalog && filepath.Base(s.Executable) == "rbee-catalog-file"
 }
 
-// originFiles returns the variables, beside those that the user has set, by which plugins find
-// what the tools of their origin keep in the user's home folder: the plugin has another one. What is
-// not there has no variable: a closed home folder would be taken for a file that cannot be read.
+// originFiles returns the variables, beside those that the user has set, by which plugins find what
+// the tools of their origin keep in the user's home folder: the plugin has another one. What is not
+// there has no variable: a closed home folder would be taken for a file that cannot be read.
 func originFiles(executable string, environ []string) []string {
 	get := func(name string) string { v, _ := lookup(environ, name); return v }
 	home := get("HOME")
@@ -94,8 +94,8 @@ func originFiles(executable string, environ []string) []string {
 	return out
 }
 
-// venv lists what a program in a virtual environment of Python needs: the environment, and the Python
-// that it was made with.
+// venv lists what a program in a virtual environment of Python needs: the environment, and the
+// Python that it was made with.
 func venv(program string) []string {
 	dir := filepath.Dir(filepath.Dir(program))
 	if _, err := os.Stat(filepath.Join(dir, "pyvenv.cfg")); err != nil || filepath.Base(filepath.Dir(program)) != "bin" {
@@ -123,8 +123,8 @@ func lookup(environ []string, name string) (string, bool) {
 	return "", false
 }
 
-// bodyStrings lists the strings of a config block, also those in lists, maps and nested blocks. What
-// cannot be evaluated is left out: the plugin's schema finds what is wrong with it.
+// bodyStrings lists the strings of a config block, also those in lists, maps and nested blocks.
+// What cannot be evaluated is left out: the plugin's schema finds what is wrong with it.
 func bodyStrings(body hcl.Body, p config.Plugin) []string {
 	var out []string
 	for _, e := range bodyExpressions(body) {

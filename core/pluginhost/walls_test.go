@@ -28,8 +28,8 @@ func tries(t *testing.T, h *pluginhost.Host, spec pluginhost.Spec) string {
 
 func joined(list ...string) string { return strings.Join(list, "\n") }
 
-// A plugin sees nothing of a home folder but what its block or its environment names, and has a home
-// of its own.
+// A plugin sees nothing of a home folder but what its block or its environment names, and has a
+// home of its own.
 func TestLaunchHidesHome(t *testing.T) {
 	t.Parallel()
 	if problem := confine.Problem(); problem != "" {
@@ -92,8 +92,8 @@ func TestLaunchHidesHome(t *testing.T) {
 	}
 }
 
-// As root, plugins run as another user, which reaches what is its own and what it is let through to,
-// and is signalled, called and found again as before.
+// As root, plugins run as another user, which reaches what is its own and what it is let through
+// to, and is signalled, called and found again as before.
 func TestLaunchAsAnotherUser(t *testing.T) {
 	t.Parallel()
 	if runtime.GOOS != "linux" || os.Geteuid() != 0 {

@@ -38,8 +38,8 @@ type Options struct {
 	Ref        string                    `json:"ref"`        // a small thing that a catalog plugin has; empty: nothing is resolved or fetched
 }
 
-// environment returns what the suite sees of an environment: the plugin under test could read all of
-// it.
+// environment returns what the suite sees of an environment: the plugin under test could read all
+// of it.
 func environment(environ []string) []string {
 	var out []string
 	for _, e := range environ {

@@ -40,7 +40,8 @@ func TestLockedFileGivesUp(t *testing.T) {
 }
 
 // A file that was published or removed while another waited for its lock is not the one that the
-// name means now. Whoever waits has no descriptor meanwhile: a look at the open files tells nothing.
+// name means now. Whoever waits has no descriptor meanwhile: a look at the open files tells
+// nothing.
 func TestLockedFileIsStillThere(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

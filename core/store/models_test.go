@@ -213,8 +213,8 @@ func TestModelIDsFromPlaces(t *testing.T) {
 	must.EqOp(t, "hf.co/bob/tiny:Q4_K_M", m.ID)
 }
 
-// A store that an earlier version wrote, whose ids are bare file names, is read as it is; its models
-// have their old names and those that they would get today.
+// A store that an earlier version wrote, whose ids are bare file names, is read as it is; its
+// models have their old names and those that they would get today.
 func TestOldStore(t *testing.T) {
 	t.Parallel()
 	body := tinyModel(t)

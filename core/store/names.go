@@ -24,8 +24,8 @@ var (
 // ValidWorkerType reports whether typ can name a worker type in a store.
 func ValidWorkerType(typ string) bool { return workerType.MatchString(typ) }
 
-// The record of a model is a file with the model's id for a name, in which two characters that no id
-// has stand for those that a file's name cannot have everywhere.
+// The record of a model is a file with the model's id for a name, in which two characters that no
+// id has stand for those that a file's name cannot have everywhere.
 var (
 	idToFile = strings.NewReplacer("/", "+", ":", "=")
 	fileToID = strings.NewReplacer("+", "/", "=", ":")

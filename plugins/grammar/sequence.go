@@ -11,8 +11,8 @@ import (
 )
 
 // Part describes a piece of a text in which fixed texts and JSON alternate. Literal, JSON, Text,
-// Regex, Until, Sequence, OneOf and Repeat make parts; CompileParts compiles one. The zero Part is the empty
-// text.
+// Regex, Until, Sequence, OneOf and Repeat make parts; CompileParts compiles one. The zero Part is
+// the empty text.
 type Part struct {
 	kind     partKind
 	text     string
@@ -54,8 +54,8 @@ func Until(markers ...string) Part {
 	return p
 }
 
-// Text is the characters of a string that satisfies schema, without quotes and escapes, and that each
-// of also allows as well: those are made by Regex and Until.
+// Text is the characters of a string that satisfies schema, without quotes and escapes, and that
+// each of also allows as well: those are made by Regex and Until.
 func Text(schema []byte, also ...Part) Part {
 	return Part{kind: partText, text: string(schema), parts: also}
 }

@@ -118,8 +118,8 @@ func (list adapters) find(one openai.LoRA) (id int, err error) {
 	return 0, openai.Invalid("lora", "this worker has no such lora adapter; it has %s", strings.Join(names, ", "))
 }
 
-// loraAdapter is how GET /lora-adapters tells of an adapter: as llama-server, but for the path, which
-// is nobody's business.
+// loraAdapter is how GET /lora-adapters tells of an adapter: as llama-server, but for the path,
+// which is nobody's business.
 type loraAdapter struct {
 	ID    int     `json:"id"`
 	Name  string  `json:"name"`

@@ -9,8 +9,8 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
-// Each class of models answers as the plain loop does, and goes on from what it has read of a prompt
-// that begins alike, in its cache or at a checkpoint.
+// Each class of models answers as the plain loop does, and goes on from what it has read of a
+// prompt that begins alike, in its cache or at a checkpoint.
 func TestReuseByClass(t *testing.T) {
 	for _, c := range []struct {
 		class  string

@@ -111,7 +111,8 @@ func TestForcedAsTokenized(t *testing.T) {
 }
 
 // TestForcedSpeed prints what answers under a schema with long names take, with and without tokens
-// in one step where there is no choice, by turns: RBEE_TEST_ROUNDS answers each, of RBEE_TEST_MODEL.
+// in one step where there is no choice, by turns: RBEE_TEST_ROUNDS answers each, of
+// RBEE_TEST_MODEL.
 func TestForcedSpeed(t *testing.T) {
 	rounds, err := strconv.Atoi(os.Getenv("RBEE_TEST_ROUNDS"))
 	if err != nil {

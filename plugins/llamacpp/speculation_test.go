@@ -131,8 +131,8 @@ func (*dictation) Follow(token, []float32) []batch.LogProb { return nil }
 
 func (*dictation) Close() {}
 
-// benchModel returns the model of the benchmarks: RBEE_BENCH_MODEL, or a synthetic one of 135 million
-// weights.
+// benchModel returns the model of the benchmarks: RBEE_BENCH_MODEL, or a synthetic one of 135
+// million weights.
 func benchModel(b *testing.B) string {
 	b.Helper()
 	if path := os.Getenv("RBEE_BENCH_MODEL"); path != "" {

@@ -124,8 +124,8 @@ func (s *server) guard(ctx context.Context, req *openai.ChatRequest, t *speech, 
 	return func() *dialogue.Guard { return t.format.NewGuard(vocabulary, c, t.opened, budget) }, nil
 }
 
-// formBeside returns the form of content beside calls of tools or a budget of thinking, after it was
-// compiled alone, for what there is to say against it.
+// formBeside returns the form of content beside calls of tools or a budget of thinking, after it
+// was compiled alone, for what there is to say against it.
 func (s *server) formBeside(ctx context.Context, shape openai.Shape) (dialogue.Form, error) {
 	if _, err := s.rule(ctx, shape); err != nil {
 		return dialogue.Form{}, err

@@ -284,7 +284,8 @@ func TestCapabilitiesByTrying(t *testing.T) {
 	}{
 		"chat only":       {quirks{}, nil, "chat"},
 		"embeddings only": {quirks{Embeds: true}, nil, "embeddings"},
-		// Whoever ignores what it does not know answers with 200: only what the answer shows counts.
+		// Whoever ignores what it does not know answers with 200: only what the answer shows
+		// counts.
 		"ignores": {quirks{Ignores: true}, nil, "chat tools vision"},
 		"by word": {quirks{}, fields{"capabilities": []string{"vision", "chat"}}, "chat vision"},
 		"no list": {quirks{NoList: true}, fields{"health_path": "/health"}, "chat"},

@@ -23,8 +23,8 @@ type preset struct {
 // that stands for something that nobody asked for is left out: see expand.
 func presets() map[string]preset {
 	return map[string]preset{
-		// A unix socket, as its port would be open to everybody on the machine. --ctx-size is for all
-		// slots together. --offline, as it would fetch a model from the network otherwise.
+		// A unix socket, as its port would be open to everybody on the machine. --ctx-size is for
+		// all slots together. --offline, as it would fetch a model from the network otherwise.
 		"llama-server": {command: []string{
 			"llama-server", "--offline", "--host", "${socket}", "--model", "${model.path}", "--alias", "${model.id}",
 			"--parallel", "${slots}", "--ctx-size", "${context_total}", "--threads", "${threads}", "--n-gpu-layers", "${layers}",

@@ -23,8 +23,8 @@ func (plainStream) Dial(a raft.ServerAddress, timeout time.Duration) (net.Conn, 
 	return net.DialTimeout("tcp", string(a), timeout)
 }
 
-// What a queen sends on raft's connections is bounded: no stated length is believed before its bytes
-// are there, and what is no message ends the connection.
+// What a queen sends on raft's connections is bounded: no stated length is believed before its
+// bytes are there, and what is no message ends the connection.
 func TestHostileQueen(t *testing.T) { // not parallel: it measures the process
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must.NoError(t, err)

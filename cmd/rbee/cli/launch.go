@@ -28,9 +28,9 @@ type launched struct {
 	env  map[string]string // beside this process's
 }
 
-// launchers are the programs that "rbee launch" knows, by their executables. dir is a folder that is
-// there while the program runs: what a program reads its settings from is made in it, and no file of
-// the person is touched.
+// launchers are the programs that "rbee launch" knows, by their executables. dir is a folder that
+// is there while the program runs: what a program reads its settings from is made in it, and no
+// file of the person is touched.
 var launchers = map[string]func(l launch, dir string) (launched, error){
 	"claude":   launchClaude,
 	"codex":    launchCodex,

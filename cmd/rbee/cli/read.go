@@ -87,9 +87,9 @@ func shortDuration(d time.Duration) string {
 	return term.Duration(d)
 }
 
-// readCommand makes cmd show what a hive answers an operation with. Where no queen answers, the agent
-// of this machine says it of its own hive. fill puts the arguments into the request; nil: there are
-// none.
+// readCommand makes cmd show what a hive answers an operation with. Where no queen answers, the
+// agent of this machine says it of its own hive. fill puts the arguments into the request; nil:
+// there are none.
 func readCommand[R any](a *app, cmd *cobra.Command, o operation.Of[R], fill func(r *core.Request, args []string) error, show func(v R) error) *cobra.Command {
 	var r core.Request
 	cmd.RunE = a.asking(func(ctx context.Context, c *client.Client, args []string) error {

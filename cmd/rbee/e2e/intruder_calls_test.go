@@ -43,8 +43,8 @@ func nodeMethods() []protoreflect.MethodDescriptor {
 	return out
 }
 
-// hiveMethods are those that a hive may call. A method is added here by hand: whatever its rule says,
-// the test wants to hear of it.
+// hiveMethods are those that a hive may call. A method is added here by hand: whatever its rule
+// says, the test wants to hear of it.
 func hiveMethods() []string {
 	return []string{
 		"/rbee.queen.v1.RegistryService/Link", "/rbee.queen.v1.BlobService/Claim", "/rbee.queen.v1.JoinService/Renew",

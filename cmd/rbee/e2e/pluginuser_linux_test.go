@@ -29,8 +29,8 @@ func uidOf(t *testing.T, pid int) int {
 }
 
 // An agent that runs as root runs its plugins as another user, loads models and engines all the
-// same, and the next agent takes over what runs. In a folder that is closed to others plugins run as
-// root, and the status says so.
+// same, and the next agent takes over what runs. In a folder that is closed to others plugins run
+// as root, and the status says so.
 func TestPluginUser(t *testing.T) {
 	t.Parallel()
 	if os.Geteuid() != 0 {

@@ -1,6 +1,6 @@
 // Package disktrace checks that what a program acknowledges is on the disk: it runs a scenario in a
-// process of its own, follows its system calls and those of the programs that it starts, and knows at
-// each moment which data and which names of files a loss of power would take back.
+// process of its own, follows its system calls and those of the programs that it starts, and knows
+// at each moment which data and which names of files a loss of power would take back.
 //
 // A SIGKILL loses nothing that was written, so a test with it passes without a single fsync. This
 // one fails when any of them is missing.

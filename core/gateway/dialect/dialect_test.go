@@ -387,8 +387,8 @@ func FuzzChunk(f *testing.F) {
 	})
 }
 
-// FuzzRoundTrip sends an answer back to where it came from: what a client gets, whole, and repeats as
-// part of the conversation says what the worker said.
+// FuzzRoundTrip sends an answer back to where it came from: what a client gets, whole, and repeats
+// as part of the conversation says what the worker said.
 func FuzzRoundTrip(f *testing.F) {
 	f.Add("text", "thought", "f", `{"x":1}`)
 	f.Add("", "", "a_b-c", `{}`)

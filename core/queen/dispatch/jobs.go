@@ -69,7 +69,8 @@ func New(o Options) *Dispatcher {
 
 // Submit checks a request, finds the agent that owns it, a hive's or this queen's, and starts the
 // job there. A request id that was used before, at this queen or another, gives the job it started:
-// the owners are asked for it unless first says that the request was never sent before. Errors: Invalid, NotFound, Unavailable, Conflict, TooLarge.
+// the owners are asked for it unless first says that the request was never sent before. Errors:
+// Invalid, NotFound, Unavailable, Conflict, TooLarge.
 func (d *Dispatcher) Submit(ctx context.Context, r core.Request, first bool) (core.Job, error) {
 	if err := operation.Check(r); err != nil {
 		return core.Job{}, err

@@ -1,5 +1,5 @@
-// Package hives knows the hives of the cluster as one queen sees them: which are there, what they are
-// called, what their workers do, and how they are asked.
+// Package hives knows the hives of the cluster as one queen sees them: which are there, what they
+// are called, what their workers do, and how they are asked.
 package hives
 
 import (

@@ -9,8 +9,8 @@ import (
 // maxExpiryWait is how long to wait where nothing can expire.
 const maxExpiryWait = 365 * 24 * time.Hour
 
-// alarms are the hives that have a deadline, a heap by peer.wakeAt. A deadline that moves away leaves
-// the heap as it is: the hive is looked at in vain once, and put back.
+// alarms are the hives that have a deadline, a heap by peer.wakeAt. A deadline that moves away
+// leaves the heap as it is: the hive is looked at in vain once, and put back.
 type alarms []*peer
 
 func (a alarms) Len() int           { return len(a) }
@@ -35,8 +35,8 @@ func (a *alarms) Pop() any {
 	return p
 }
 
-// set puts a hive in, or moves it ahead, by when it is due. It reports whether the hive is the first
-// since then.
+// set puts a hive in, or moves it ahead, by when it is due. It reports whether the hive is the
+// first since then.
 func (a *alarms) set(p *peer) (first bool) {
 	due := p.due()
 	switch {

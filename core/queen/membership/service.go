@@ -9,8 +9,8 @@ import (
 	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
 )
 
-// NodesService answers other queens about the nodes of the cluster: it is what ClusterService has of
-// membership. Its errors are classified; the gRPC server of core/rpc carries them.
+// NodesService answers other queens about the nodes of the cluster: it is what ClusterService has
+// of membership. Its errors are classified; the gRPC server of core/rpc carries them.
 type NodesService struct{ m *Members }
 
 // Service returns the service of the members.
@@ -31,8 +31,8 @@ func (s *NodesService) Announce(ctx context.Context, req *queenv1.AnnounceReques
 	return &queenv1.AnnounceResponse{Self: s.m.announcement()}, nil
 }
 
-// TransferLeadership gives the leadership to the queen that is named, or to the most up to date one.
-// Errors: NotFound, Conflict, Unavailable.
+// TransferLeadership gives the leadership to the queen that is named, or to the most up to date
+// one. Errors: NotFound, Conflict, Unavailable.
 func (s *NodesService) TransferLeadership(ctx context.Context, req *queenv1.TransferLeadershipRequest) (*queenv1.TransferLeadershipResponse, error) {
 	m := s.m
 	if !m.registry.Leads() {

@@ -84,8 +84,8 @@ func (p *Placer) searchBuiltin(ctx context.Context, text string, limit int) ([]h
 	return hives.AskAll(ctx, p.hives, hives.SearchTimeout, told, hives.Asking(operation.CatalogSearch, search))
 }
 
-// find looks a model up by the name a client used: any name of a stored model; and where no hive has
-// it, the bare name of a model of the builtin source. Errors: NotFound with the nearest names;
+// find looks a model up by the name a client used: any name of a stored model; and where no hive
+// has it, the bare name of a model of the builtin source. Errors: NotFound with the nearest names;
 // Invalid for a name of several models; Unavailable when a hive that may have it did not answer.
 func (p *Placer) find(ctx context.Context, name string) (knownModel, error) {
 	lists, problems, err := p.modelsOf(ctx)
@@ -241,8 +241,8 @@ func (p *Placer) Target(ctx context.Context, name string) (string, error) {
 	return m.id, err
 }
 
-// Model returns a model that is Known by any of its names, also a damaged one. Errors: NotFound with
-// the nearest names, Invalid for a name of several models.
+// Model returns a model that is Known by any of its names, also a damaged one. Errors: NotFound
+// with the nearest names, Invalid for a name of several models.
 func (p *Placer) Model(ctx context.Context, name string) (core.Model, error) {
 	models, err := p.Known(ctx)
 	if err != nil {
@@ -322,8 +322,8 @@ func (p *Placer) Models(ctx context.Context) ([]core.Model, []string, error) {
 	return models, problems, nil
 }
 
-// Known lists the models of all hives that answer, as Models does, and those that a request may have
-// fetched, with the cluster's names for them. Errors: those of Models.
+// Known lists the models of all hives that answer, as Models does, and those that a request may
+// have fetched, with the cluster's names for them. Errors: those of Models.
 func (p *Placer) Known(ctx context.Context) ([]core.Model, error) {
 	models, _, err := p.Models(ctx)
 	if err != nil {

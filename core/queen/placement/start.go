@@ -255,8 +255,8 @@ func (s *Starter) starting(model string) bool {
 	return ok
 }
 
-// Progress returns how far the start of a worker with the model is, where requests of this queen wait
-// for it. It is empty until the hive has told; false: none is under way.
+// Progress returns how far the start of a worker with the model is, where requests of this queen
+// wait for it. It is empty until the hive has told; false: none is under way.
 func (s *Starter) Progress(model string) (core.Progress, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

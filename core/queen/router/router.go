@@ -93,14 +93,14 @@ func New(o Options) *Router {
 // scheduler chooses, once per model however many requests wait. A start outlasts the requests that
 // wait for it: the next one finds the worker.
 //
-// A model is known by any of its names (see modelname.Resolve), and one of the builtin source by its
-// bare name. A reference to another source is not fetched for a request: that takes a
+// A model is known by any of its names (see modelname.Resolve), and one of the builtin source by
+// its bare name. A reference to another source is not fetched for a request: that takes a
 // model_download or worker_spawn.
 //
-// Errors: Invalid without a model, and for a name of several models; NotFound for an unknown model, with the nearest names;
-// Unavailable or TooLarge when no worker can be had, with the reason per hive; Overloaded when the
-// hive says so; Cancelled and DeadlineExceeded of ctx, and DeadlineExceeded after the query's
-// patience.
+// Errors: Invalid without a model, and for a name of several models; NotFound for an unknown model,
+// with the nearest names; Unavailable or TooLarge when no worker can be had, with the reason per
+// hive; Overloaded when the hive says so; Cancelled and DeadlineExceeded of ctx, and
+// DeadlineExceeded after the query's patience.
 func (r *Router) Route(ctx context.Context, q inference.Query) (inference.Lease, error) {
 	if q.Model == "" {
 		return inference.Lease{}, core.Errorf(core.Invalid, "the request names no model").Hint(`Set "model" to one of those that GET /v1/models lists.`)

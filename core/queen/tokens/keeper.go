@@ -1,5 +1,5 @@
-// Package tokens keeps the API and join tokens of the registry: makes, revokes and expires them, and
-// says whose one is.
+// Package tokens keeps the API and join tokens of the registry: makes, revokes and expires them,
+// and says whose one is.
 package tokens
 
 import (

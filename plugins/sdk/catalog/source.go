@@ -66,9 +66,9 @@ type Item struct {
 // Manifest says what a reference stands for.
 type Manifest struct {
 	Ref string // exact: resolving it again gives the same files
-	// Name is the default local name. One that others may give to something else, too, says where it
-	// is from: "hf.co/org/repo:Q4_K_M". It is letters, digits and . _ -, in parts with slashes between
-	// them, with a tag behind a colon; what else is in it becomes a dash.
+	// Name is the default local name. One that others may give to something else, too, says where
+	// it is from: "hf.co/org/repo:Q4_K_M". It is letters, digits and . _ -, in parts with slashes
+	// between them, with a tag behind a colon; what else is in it becomes a dash.
 	Name    string
 	Kind    ItemKind
 	Version string // of the item, if it has one

@@ -325,8 +325,8 @@ func TestFetchGoesOnAfterAnEarlyEnd(t *testing.T) {
 	must.ErrorIs(t, c.Fetch(ctx, "https://origin.example/", nil, 10, 10, io.Discard), context.Canceled)
 }
 
-// A whole file that ends before the place to go on from is not the file, also where nobody knows its
-// size.
+// A whole file that ends before the place to go on from is not the file, also where nobody knows
+// its size.
 func TestFetchOfAFileThatGotShorter(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -46,11 +46,11 @@ type Fingerprint struct {
 	// Checks lists what the worker type has verified, for example that the engine is one that it
 	// was built for; people see them with the installed binary.
 	Checks []Check
-	// ByName says that the type's server finds models itself, by their names: StartSpec.ModelPath is
-	// empty then.
+	// ByName says that the type's server finds models itself, by their names: StartSpec.ModelPath
+	// is empty then.
 	ByName bool
-	// Models lists names of such models, at most MaxModels of at most MaxModelBytes. They are offered
-	// to clients; others can be started by name all the same.
+	// Models lists names of such models, at most MaxModels of at most MaxModelBytes. They are
+	// offered to clients; others can be started by name all the same.
 	Models []string
 }
 
@@ -93,12 +93,12 @@ type StartSpec struct {
 	ContextTokens int
 	Threads       int    // CPU threads; 0: the backend's choice
 	EngineDir     string // as in sdk.Config
-	// DataOpening is what each connection to the data socket must begin with, MaxDataOpening bytes at
-	// most; empty: nothing. Package worker sees to it: a Backend gets an empty one.
+	// DataOpening is what each connection to the data socket must begin with, MaxDataOpening bytes
+	// at most; empty: nothing. Package worker sees to it: a Backend gets an empty one.
 	DataOpening string
-	// Files are what to load, ModelPath first. The first of several parts of a model stands for all,
-	// which are beside it. Empty where the host is older or there is none. The SDK refuses a role that
-	// it does not know.
+	// Files are what to load, ModelPath first. The first of several parts of a model stands for
+	// all, which are beside it. Empty where the host is older or there is none. The SDK refuses a
+	// role that it does not know.
 	Files []ModelFile
 }
 

@@ -57,7 +57,8 @@ func (t *Table) Write(w io.Writer) error {
 	return err
 }
 
-// Facts prints a list of names and values, one a line, for a single thing. Empty values are left out.
+// Facts prints a list of names and values, one a line, for a single thing. Empty values are left
+// out.
 type Facts struct{ rows [][2]string }
 
 // Add adds a fact, unless it is empty.

@@ -38,8 +38,8 @@ func ModelOf(m core.Model) Model {
 	return Model{Type: "model", ID: m.ID, DisplayName: m.ID, CreatedAt: m.CreatedAt.UTC().Truncate(time.Second), MaxInputTokens: m.ContextTokens}
 }
 
-// ModelsOf lists models by their ids. The query has the list's limit, and after_id or before_id, the
-// model beside which it begins or ends. Errors: *openai.Error.
+// ModelsOf lists models by their ids. The query has the list's limit, and after_id or before_id,
+// the model beside which it begins or ends. Errors: *openai.Error.
 func ModelsOf(models []core.Model, query url.Values) (Models, error) {
 	out, limit := Models{Data: []Model{}}, defaultModels
 	if l := query.Get("limit"); l != "" {

@@ -29,8 +29,8 @@ type Room interface {
 // holds them in memory, the least recently used are dropped first, and gives one only to the key
 // that made it. The zero value is empty. It is safe for concurrent use.
 type Store struct {
-	// Room is what the conversations are counted in, beside the store's own bounds; nil: nowhere. It
-	// is set before use.
+	// Room is what the conversations are counted in, beside the store's own bounds; nil: nowhere.
+	// It is set before use.
 	Room Room
 
 	mu    sync.Mutex // guards below

@@ -1,4 +1,5 @@
-// Command probe is a plugin that misbehaves as the environment variable PROBE says. It is built and used by the tests of pluginhost.
+// Command probe is a plugin that misbehaves as the environment variable PROBE says. It is built and
+// used by the tests of pluginhost.
 package main
 
 import (

@@ -5,11 +5,11 @@ import (
 	"time"
 )
 
-// Guesses: the tokens after the chosen one are guessed and evaluated in the same step, each with its
-// logits. The tokens of the answer are chosen from those logits as they would be without guesses;
-// a guess that is not what was chosen is taken back out of the cache with all that follow it. So
-// guesses never change what is chosen, and what they can cost is time. Whether they pay is measured:
-// how often those for a request are right, and by how much they make a step longer.
+// Guesses: the tokens after the chosen one are guessed and evaluated in the same step, each with
+// its logits. The tokens of the answer are chosen from those logits as they would be without
+// guesses; a guess that is not what was chosen is taken back out of the cache with all that follow
+// it. So guesses never change what is chosen, and what they can cost is time. Whether they pay is
+// measured: how often those for a request are right, and by how much they make a step longer.
 
 const (
 	// mostGuesses bounds the guesses for one request in a step.
@@ -208,8 +208,8 @@ const (
 	mostPause   = 256
 )
 
-// worth returns how many guesses of a kind are worth their price. Where none is, one is tried now and
-// then, ever more rarely.
+// worth returns how many guesses of a kind are worth their price. Where none is, one is tried now
+// and then, ever more rarely.
 func (o *odds) worth(kind int, price float64) int {
 	o.kind = kind
 	c := &o.classes[kind]

@@ -266,8 +266,8 @@ func TestMatch(t *testing.T) {
 	}
 }
 
-// A guess that costs as much as what it may save, or a doubtful one, is made now and then, and a good
-// one as long as it is likely to be right.
+// A guess that costs as much as what it may save, or a doubtful one, is made now and then, and a
+// good one as long as it is likely to be right.
 func TestWorth(t *testing.T) {
 	t.Parallel()
 	tries := func(o odds, price float64) (n int) {

@@ -42,7 +42,8 @@ func (p *pace) measured(took time.Duration, answers, guessed, prompt int) {
 	switch {
 	case guessed > 0:
 		plain := p.answers[answers]
-		// One that was held up must not end all guesses: a token never costs more than its own step.
+		// One that was held up must not end all guesses: a token never costs more than its own
+		// step.
 		p.guess = lower(p.guess, min(max((took-plain)/time.Duration(guessed), plain/leastGuessShare), plain))
 		p.guessed++
 		return

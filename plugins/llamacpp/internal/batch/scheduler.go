@@ -332,9 +332,9 @@ func (s *Scheduler) countCache() {
 	s.kvUsed.Store(int64(used))
 }
 
-// fill builds the batch of a step: the chosen token of every slot first, with what must follow it or
-// guesses of what does, then what there is room for of prompts. It returns the number of answers that go on
-// and of prompt tokens.
+// fill builds the batch of a step: the chosen token of every slot first, with what must follow it
+// or guesses of what does, then what there is room for of prompts. It returns the number of answers
+// that go on and of prompt tokens.
 func (s *Scheduler) fill() (answers, prompt int) {
 	streams := s.takeTurn() // of all adapters
 	s.entries, s.guessed = s.entries[:0], 0
@@ -451,8 +451,9 @@ func (s *Scheduler) step() {
 	}
 }
 
-// choose chooses the token after each evaluated one of an answer, as long as the guesses are what is
-// chosen: the rows after a wrong one say what follows another text. It returns how many it chose.
+// choose chooses the token after each evaluated one of an answer, as long as the guesses are what
+// is chosen: the rows after a wrong one say what follows another text. It returns how many it
+// chose.
 func (s *Scheduler) choose(x *slot) (made int) {
 	row, kept := x.row, len(x.held)-len(x.guess)
 	x.guessed += len(x.guess)

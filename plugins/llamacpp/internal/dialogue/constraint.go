@@ -85,9 +85,9 @@ type ToolError struct {
 func (e *ToolError) Error() string { return e.Err.Error() }
 func (e *ToolError) Unwrap() error { return e.Err }
 
-// Constrain returns what calls of tools must look like, and an answer without one. The arguments satisfy a tool's schema. What
-// of a schema cannot be guaranteed is a *ToolError for a strict tool, and is given up for others.
-// Between tools it looks at ctx.
+// Constrain returns what calls of tools must look like, and an answer without one. The arguments
+// satisfy a tool's schema. What of a schema cannot be guaranteed is a *ToolError for a strict tool,
+// and is given up for others. Between tools it looks at ctx.
 func (f *Format) Constrain(ctx context.Context, tools []Tool, choice Choice) (*Constraint, error) {
 	b := &callWriter{f: f}
 	for i := range tools {

@@ -132,8 +132,8 @@ func TestRequired(t *testing.T) {
 	}
 }
 
-// A strict tool's strings keep what the schema says of them, in families too that write them as they
-// are between markers.
+// A strict tool's strings keep what the schema says of them, in families too that write them as
+// they are between markers.
 func TestStrictStrings(t *testing.T) {
 	t.Parallel()
 	tool := []Tool{{Name: "f", Strict: true, Parameters: []byte(`{"type":"object","properties":{

@@ -310,8 +310,8 @@ func (p *Parser) until(ends []string, limit int, dst *[]byte) (which int, st sta
 	return -1, more
 }
 
-// start is the beginning of an answer: of a block of thinking, of a call that needs no marker, or of
-// content.
+// start is the beginning of an answer: of a block of thinking, of a call that needs no marker, or
+// of content.
 func (p *Parser) start() bool {
 	n := min(len(p.buf)-len(strings.TrimLeft(p.buf, spaces)), maxLead)
 	if n == len(p.buf) && n < maxLead && !p.eof {

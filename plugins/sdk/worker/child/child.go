@@ -1,5 +1,5 @@
-// Package child runs a server beside a worker: a program that answers HTTP on this machine and lives
-// no longer than the worker does.
+// Package child runs a server beside a worker: a program that answers HTTP on this machine and
+// lives no longer than the worker does.
 //
 // The program runs in a process group of its own. It ends with End, and on Linux also when this
 // process dies. Whatever it leaves in its group is killed. A server that ends by itself is not

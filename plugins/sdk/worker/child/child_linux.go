@@ -16,8 +16,8 @@ func keepThread() (unlock func()) {
 	return runtime.UnlockOSThread
 }
 
-// collect returns when the process has ended, and kills what is left of its group before the process
-// id is free again.
+// collect returns when the process has ended, and kills what is left of its group before the
+// process id is free again.
 func (c *Child) collect() error {
 	for errors.Is(unix.Waitid(unix.P_PID, c.cmd.Process.Pid, nil, unix.WEXITED|unix.WNOWAIT, nil), unix.EINTR) {
 		continue

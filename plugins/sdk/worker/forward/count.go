@@ -24,8 +24,8 @@ type counter struct {
 // add looks at the next bytes of the answer.
 func (c *counter) add(b []byte) {
 	if c.events {
-		// The beginning of a line may be in the piece before: then it is missed, and the usage mends
-		// it.
+		// The beginning of a line may be in the piece before: then it is missed, and the usage
+		// mends it.
 		n := bytes.Count(b, []byte("\ndata:"))
 		if (c.last == '\n' || c.last == 0) && bytes.HasPrefix(b, []byte("data:")) {
 			n++

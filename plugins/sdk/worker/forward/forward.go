@@ -24,8 +24,8 @@ import (
 )
 
 const (
-	// MaxBody bounds a request's body that must be held: one whose model is named differently at the
-	// server, or that another replica may have to take.
+	// MaxBody bounds a request's body that must be held: one whose model is named differently at
+	// the server, or that another replica may have to take.
 	MaxBody = 64 << 20
 	// idleTime is how long a connection is kept for reuse: less than the 5 s after which common
 	// servers close one.
@@ -226,10 +226,10 @@ func (f *Forwarder) pick(tried map[*target]bool) *target {
 	return best
 }
 
-// body returns what to send: the request's own body, or for JSON a function that returns it from its
-// beginning. JSON is read whole first: it may have to be changed or sent twice, and a server that
-// answers early would close the client's body under the transport that still reads it, which cuts
-// the answer.
+// body returns what to send: the request's own body, or for JSON a function that returns it from
+// its beginning. JSON is read whole first: it may have to be changed or sent twice, and a server
+// that answers early would close the client's body under the transport that still reads it, which
+// cuts the answer.
 func (f *Forwarder) body(r *http.Request) (io.ReadCloser, func() *bytes.Reader, error) {
 	isJSON := strings.HasPrefix(r.Header.Get("Content-Type"), "application/json") || r.Header.Get("Content-Type") == ""
 	if r.Method != http.MethodPost || !isJSON {

@@ -1,4 +1,5 @@
-// Command rbee-worker-parrot is a worker type of somebody else: it needs nothing of rbee but the plugin SDK.
+// Command rbee-worker-parrot is a worker type of somebody else: it needs nothing of rbee but the
+// plugin SDK.
 package main
 
 import (

@@ -1,6 +1,7 @@
-// Command reverseproxy is what BenchmarkRelay compares rbee with: in front of the unix socket that is its first argument, on which
-// connections begin with its second, a bare httputil.ReverseProxy, or, with "copy" as third argument, no HTTP at all: bytes are passed on as they come.
-// It prints the address where it listens, and ends when its input does.
+// Command reverseproxy is what BenchmarkRelay compares rbee with: in front of the unix socket that
+// is its first argument, on which connections begin with its second, a bare httputil.ReverseProxy,
+// or, with "copy" as third argument, no HTTP at all: bytes are passed on as they come. It prints
+// the address where it listens, and ends when its input does.
 package main
 
 import (
@@ -38,8 +39,9 @@ func main() {
 	srv := &http.Server{
 		ReadHeaderTimeout: 5 * time.Second,
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			// Otherwise the server closes the request's body with the answer's header, maybe before the transport has read its end, and the
-			// transport gives up the connection under the answer.
+			// Otherwise the server closes the request's body with the answer's header, maybe before
+			// the transport has read its end, and the transport gives up the connection under the
+			// answer.
 			_ = http.NewResponseController(w).EnableFullDuplex()
 			proxy.ServeHTTP(w, r)
 		}),

@@ -1,4 +1,5 @@
-// Command rbee-worker-bee is a worker type as somebody else would write it: it answers every prompt with a hum.
+// Command rbee-worker-bee is a worker type as somebody else would write it: it answers every prompt
+// with a hum.
 package main
 
 import (

@@ -1,4 +1,5 @@
-// Command rbee-worker-proxy is a worker type in sixty lines: it passes requests on to an OpenAI-compatible server that runs already.
+// Command rbee-worker-proxy is a worker type in sixty lines: it passes requests on to an
+// OpenAI-compatible server that runs already.
 package main
 
 import (
