@@ -153,7 +153,7 @@ func TestHostileStreams(t *testing.T) {
 func TestHostileStreamsMemory(t *testing.T) {
 	t.Parallel()
 	tr := hostileTransport(t)
-	noise := make([]byte, maxFrameBytes-1)
+	sent := labelled(append(head(maxFrameBytes), make([]byte, maxFrameBytes-1)...)) // a byte is missing
 	var wg sync.WaitGroup
 	for range 10 {
 		wg.Go(func() {
@@ -162,7 +162,7 @@ func TestHostileStreamsMemory(t *testing.T) {
 				return
 			}
 			defer c.Close()
-			_, _ = c.Write(labelled(append(head(maxFrameBytes), noise...))) // a byte is missing
+			_, _ = c.Write(sent)
 			_ = c.SetReadDeadline(time.Now().Add(headerTimeout + 20*time.Second))
 			_, _ = c.Read(make([]byte, 1))
 		})
