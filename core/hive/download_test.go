@@ -5,12 +5,14 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/shoenig/test/must"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/coretest"
 	"github.com/rbee-project/rbee/core/operation"
 )
 
@@ -105,7 +107,12 @@ worker "other" {
     problem = "There is no such device."
   }
 }`})
-	must.Eq(t, []string{"fake"}, r.queen.hive().WorkerTypes)
+	coretest.Eventually(t, patience, func() error { // a hive reports before its types are probed
+		if types := r.queen.hive().WorkerTypes; !slices.Equal(types, []string{"fake"}) {
+			return fmt.Errorf("told of %v", types)
+		}
+		return nil
+	})
 	b := result1[core.WorkerBinary](r, core.Request{Operation: core.OpWorkerDownload, Type: "fake"})
 	must.Eq(t, "fake@1.2.3", b.ID)
 	must.Eq(t, "local", b.Source)

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 
 	"github.com/hashicorp/hcl/v2"
+	"google.golang.org/grpc/connectivity"
 
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/plugins/sdk"
@@ -110,8 +111,10 @@ func (p *process) explain(op string, err error) error {
 	if err == nil {
 		return nil
 	}
-	// With the process its connection is closed, which reads as cancelled.
-	if errors.Is(err, sdk.ErrUnavailable) && p.goneSoon() || errors.Is(err, context.Canceled) && p.run.gone() {
+	// With the process its connection is closed, which reads as cancelled, maybe before the process
+	// is known to be gone.
+	closed := errors.Is(err, context.Canceled) && p.conn.GetState() == connectivity.Shutdown
+	if (closed || errors.Is(err, sdk.ErrUnavailable)) && p.goneSoon() || errors.Is(err, context.Canceled) && p.run.gone() {
 		msg := p.name + " ended"
 		if exit := p.run.exitSaid(); exit != "" {
 			msg += fmt.Sprintf(" (%s)", exit)
