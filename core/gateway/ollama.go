@@ -119,7 +119,8 @@ func (g *Gateway) ollamaCopy(w *response, r *http.Request) error {
 	return nil
 }
 
-// ollamaDelete deletes a model on every hive that has it, or the name that a copy made.
+// ollamaDelete deletes a model from every hive that has it. An alias, which a copy makes, is
+// deleted alone.
 func (g *Gateway) ollamaDelete(w *response, r *http.Request) error {
 	n, err := g.readNamed(w, r)
 	if err != nil {

@@ -65,7 +65,8 @@ func (g *Gateway) Kept(act core.KeptAct, id, key string) (answer []byte, found b
 	return nil, false
 }
 
-// elsewhere asks the other queens. Errors: Unavailable where none has it and not all can be asked.
+// elsewhere asks the other queens to act on a kept response. Errors: Unavailable when no queen that
+// answered has it and others did not answer.
 func (g *Gateway) elsewhere(ctx context.Context, act core.KeptAct, id, key string) (answer []byte, found bool, err error) {
 	if g.o.Elsewhere == nil || !strings.HasPrefix(id, "resp_") || len(id) > maxAnswerID {
 		return nil, false, nil

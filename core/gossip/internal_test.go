@@ -252,7 +252,7 @@ func TestLibraryLogIsReadable(t *testing.T) {
 	}
 }
 
-// A line that is left out is not made readable first: whoever sends packets would have that done.
+// A dropped line is never formatted: otherwise anyone could make us do that work with packets.
 func TestLibraryLogDropsFirst(t *testing.T) {
 	t.Parallel()
 	made := 0

@@ -47,7 +47,8 @@ func adviceOf(err error) string {
 	return text
 }
 
-// engineTried notes how an attempt to get the engine of a type ended, and has the queens told.
+// engineTried records the result of an attempt to fetch the engine of a worker type, and reports it
+// to the queens.
 func (h *Hive) engineTried(ctx context.Context, t *workerType, err error) {
 	if err != nil && (ctx.Err() != nil || core.KindOf(err) == core.Cancelled) {
 		return // says nothing about the engine

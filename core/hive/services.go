@@ -164,8 +164,8 @@ func (w *worker) process(u hostinfo.Usage) core.Process {
 	}
 }
 
-// processGet is one worker process with its details. Errors: NotFound for a pid that is no worker
-// of this hive.
+// processGet returns one worker process with its details. Errors: NotFound if this hive has no
+// worker process with that pid.
 func (h *Hive) processGet(ctx context.Context, r core.Request) (core.Process, error) {
 	w, gone, err := h.findProcess(r.PID)
 	if err != nil {

@@ -222,10 +222,10 @@ func spells(name, full string, equal func(a, b string) bool) bool {
 
 // Resolve returns the id of the model that a name means.
 //
-// A name is an id, else an alias of the cluster, else another name that the model's store has for
-// it or its exact reference, else a shorter spelling; and where it is none of these as it is
-// written, the same again without regard to case. Models with the same files, of any ids, are one
-// model here: the first of the ids is returned.
+// The name is looked up, in this order, as an id, as an alias of the cluster, as an alias in the
+// store or an exact reference, and as a shorter spelling. If nothing matches, the lookup is
+// repeated ignoring case. Models with the same files count as one model: the first of their ids is
+// returned.
 //
 // ok is false where no model has the name. An alias of the cluster whose model is not among the
 // models is not ok either. A name that means several models is an Invalid error that lists them.

@@ -58,7 +58,7 @@ func (a *app) aliasCommand() *cobra.Command {
 		ValidArgsFunction: first(a.names(aliasNames)),
 	}
 	remove.RunE = a.asking(func(ctx context.Context, c *client.Client, args []string) error {
-		return a.changeAlias(ctx, c, core.Request{Operation: core.OpAliasRemove, Name: args[0]}, "%s is no name of %s any more.\n")
+		return a.changeAlias(ctx, c, core.Request{Operation: core.OpAliasRemove, Name: args[0]}, "%s is no longer an alias of %s.\n")
 	})
 	cmd.AddCommand(set, show, remove)
 	return cmd

@@ -147,8 +147,9 @@ func flat(lists []hives.Answer[[]core.Model]) []core.Model {
 }
 
 // stored finds a model in the hives' stores, by the rules of modelname.Resolve over all of them.
-// Models of the same files are one model: it has the first of their ids, whichever was asked for,
-// and workers with any of them serve it. Errors: Invalid for a name of several models.
+// Models with the same files count as one model, under the first of their ids, whichever id was
+// asked for. Workers that serve any of these ids serve the model. Errors: Invalid for a name of
+// several models.
 func stored(lists []hives.Answer[[]core.Model], name string, aliases []core.Alias) (knownModel, bool, error) {
 	id, ok, err := modelname.Resolve(name, flat(lists), aliases)
 	if !ok {

@@ -1139,7 +1139,8 @@ func (x *ClaimStart) GetPrevious() string {
 	return ""
 }
 
-// PutSetting sets a setting of the cluster, or returns it to its default. Repeating it changes nothing.
+// PutSetting sets a setting of the cluster, or returns it to its default. Repeating it changes
+// nothing.
 type PutSetting struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -1201,7 +1202,8 @@ func (x *PutSetting) GetUnset() bool {
 	return false
 }
 
-// PutAlias gives the cluster a name for a model, or gives the name to another model. Repeating the same changes nothing.
+// PutAlias gives the cluster a name for a model, or gives the name to another model. Repeating it
+// changes nothing.
 type PutAlias struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Alias         *Alias                 `protobuf:"bytes,1,opt,name=alias,proto3" json:"alias,omitempty"`

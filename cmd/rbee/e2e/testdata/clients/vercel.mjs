@@ -1,4 +1,5 @@
-// Vercel's AI SDK: @ai-sdk/openai (responses and chat), @ai-sdk/openai-compatible, @ai-sdk/anthropic.
+// Vercel's AI SDK: @ai-sdk/openai (responses and chat), @ai-sdk/openai-compatible,
+// @ai-sdk/anthropic.
 import { strict as assert } from "node:assert";
 import { createAnthropic } from "@ai-sdk/anthropic";
 import { createOpenAI } from "@ai-sdk/openai";
