@@ -26,6 +26,7 @@ const (
 	OpAliasSet                Operation = "alias_set"
 	OpAliasList               Operation = "alias_list"
 	OpAliasRemove             Operation = "alias_remove"
+	OpCatalogSearch           Operation = "catalog_search"
 	OpStoreVerify             Operation = "store_verify"
 	OpStoreGC                 Operation = "store_gc"
 	OpHiveList                Operation = "hive_list"
@@ -43,6 +44,8 @@ const (
 	OpActiveWorkerRetire      Operation = "active_worker_retire"
 	OpInfer                   Operation = "infer"
 	OpStatus                  Operation = "status"
+	OpSettingList             Operation = "setting_list"
+	OpSettingSet              Operation = "setting_set"
 )
 
 // Limits of a request. They keep nonsense out, not large machines.

@@ -25,14 +25,14 @@ func (loneHive) Answer(_ context.Context, r core.Request) (any, error) {
 		return nil, err
 	}
 	switch r.Operation {
-	case operation.WorkerProcessList.Name:
+	case core.OpWorkerProcessList:
 		return []core.Process{{PID: 42, WorkerID: "w1"}}, nil
-	case operation.WorkerProcessGet.Name:
+	case core.OpWorkerProcessGet:
 		if r.PID != 42 {
 			return nil, core.Errorf(core.NotFound, "process %d is not a worker", r.PID).Hint("Look at the list.")
 		}
 		return core.Process{PID: r.PID, WorkerID: "w1", Log: []string{"loaded"}}, nil
-	case operation.WorkerBinaryGet.Name:
+	case core.OpWorkerBinaryGet:
 		return core.WorkerBinary{ID: r.Binary}, nil
 	}
 	s, err := operation.Find(r.Operation)

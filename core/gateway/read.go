@@ -90,8 +90,8 @@ func answerOf(w http.ResponseWriter, s operation.Spec, v any, err error) error {
 // operationRoutes are the GET routes of the operations.
 func operationRoutes() []route {
 	own := map[core.Operation]handler{
-		operation.Status.Name:          (*Gateway).status,
-		operation.ActiveWorkerGet.Name: (*Gateway).worker, // with what this queen sent to it
+		core.OpStatus:          (*Gateway).status,
+		core.OpActiveWorkerGet: (*Gateway).worker, // with what this queen sent to it
 	}
 	var out []route
 	for _, s := range operation.All() {

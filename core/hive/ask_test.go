@@ -7,7 +7,6 @@ import (
 	"github.com/shoenig/test/must"
 
 	"github.com/rbee-project/rbee/core"
-	"github.com/rbee-project/rbee/core/operation"
 	"github.com/rbee-project/rbee/core/rpc"
 	hivev1 "github.com/rbee-project/rbee/proto/hive/v1"
 )
@@ -42,6 +41,6 @@ func TestAsk(t *testing.T) {
 		must.ErrorContains(t, err, c.says, must.Sprint(name))
 	}
 	// The local socket is as strict.
-	_, err := r.hive.Answer(t.Context(), core.Request{Operation: operation.WorkerProcessGet.Name, Hive: "h1"})
+	_, err := r.hive.Answer(t.Context(), core.Request{Operation: core.OpWorkerProcessGet, Hive: "h1"})
 	must.Eq(t, core.Invalid, core.KindOf(err))
 }

@@ -5,6 +5,7 @@ import (
 
 	"github.com/shoenig/test/must"
 
+	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/operation"
 )
 
@@ -28,7 +29,7 @@ func TestEveryOperationOfAHiveHasItsFunction(t *testing.T) {
 		}
 	}
 	// What a queen also says of all hives together.
-	delete(reads, operation.ModelList.Name)
-	delete(reads, operation.ModelGet.Name)
+	delete(reads, core.OpModelList)
+	delete(reads, core.OpModelGet)
 	must.MapEmpty(t, reads)
 }

@@ -58,7 +58,7 @@ var ( // constant
 	})
 
 	CatalogSearch = of[[]core.CatalogItem](Spec{
-		Name: "catalog_search", Title: "CatalogSearch", Summary: "Search the catalog sources of a hive.",
+		Name: core.OpCatalogSearch, Title: "CatalogSearch", Summary: "Search the catalog sources of a hive.",
 		Runs: RunsOnQueen, AsksHive: true, Slow: true, Get: "/v1/hives/{hive}/catalog", CLI: []string{"catalog search"}, Test: "TestOperations",
 		Fields: []Field{
 			hiveField(),

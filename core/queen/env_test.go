@@ -525,7 +525,7 @@ func (h *fakeHive) Ask(ctx context.Context, req *hivev1.AskRequest) (*hivev1.Ask
 	if err := cmp.Or(err, operation.Check(r)); err != nil {
 		return nil, err
 	}
-	if h.searching > 0 && r.Operation == operation.CatalogSearch.Name {
+	if h.searching > 0 && r.Operation == core.OpCatalogSearch {
 		time.Sleep(h.searching)
 	}
 	h.mu.Lock()

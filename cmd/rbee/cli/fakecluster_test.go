@@ -100,7 +100,7 @@ var fakeCPU = core.Device{ID: "cpu", Kind: "cpu", Name: "Some CPU", TotalBytes: 
 
 // details has the cluster answer with what its lists leave out.
 func (q *fakeQueen) details() {
-	model, binary := q.Answers[operation.ModelGet.Name], q.Answers[operation.WorkerBinaryGet.Name]
+	model, binary := q.Answers[core.OpModelGet], q.Answers[core.OpWorkerBinaryGet]
 	operation.Answer(q.Answers, operation.WorkerProcessList, func(context.Context, core.Request) ([]core.Process, error) { return q.processes(), nil })
 	operation.Answer(q.Answers, operation.WorkerProcessGet, func(_ context.Context, r core.Request) (core.Process, error) {
 		for _, p := range q.processes() {

@@ -202,7 +202,7 @@ func (q *fakeQueen) Submit(_ context.Context, r core.Request, _ bool) (core.Job,
 			}
 			run.Log("building %s", r.Source)
 			return core.WorkerBinary{ID: r.Type + "@1.0", Type: r.Type, Version: "1.0", Source: "build:" + r.Source, Devices: []core.Device{}, InUseBy: []string{}}, nil
-		case operation.SettingSet.Name:
+		case core.OpSettingSet:
 			return q.SetSetting(r)
 		case core.OpWorkerBinaryDelete:
 			b, err := operation.WorkerBinaryGet.Ask(ctx, q, core.Request{Hive: core.LocalHive, Binary: r.Binary})

@@ -66,7 +66,7 @@ func (a *app) settingSetCommand() *cobra.Command {
 		ValidArgsFunction: first(a.names(settingNames)),
 	}
 	cmd.RunE = a.asking(func(ctx context.Context, c *client.Client, args []string) error {
-		return a.changeSetting(ctx, c, core.Request{Operation: operation.SettingSet.Name, Setting: args[0], Value: args[1]})
+		return a.changeSetting(ctx, c, core.Request{Operation: core.OpSettingSet, Setting: args[0], Value: args[1]})
 	})
 	return cmd
 }
@@ -79,7 +79,7 @@ func (a *app) settingResetCommand() *cobra.Command {
 		ValidArgsFunction: first(a.names(settingNames)),
 	}
 	cmd.RunE = a.asking(func(ctx context.Context, c *client.Client, args []string) error {
-		return a.changeSetting(ctx, c, core.Request{Operation: operation.SettingSet.Name, Setting: args[0], Unset: true})
+		return a.changeSetting(ctx, c, core.Request{Operation: core.OpSettingSet, Setting: args[0], Unset: true})
 	})
 	return cmd
 }

@@ -185,7 +185,7 @@ func (o *contract) questions() {
 			must.NotEq(o.t, "null", string(text), must.Sprint(s.Name, way))
 		}
 	}
-	items := asJob[[]core.CatalogItem](o, core.Request{Operation: operation.CatalogSearch.Name, Hive: "hive-1", Text: "rbee-tiny", Source: "builtin"})
+	items := asJob[[]core.CatalogItem](o, core.Request{Operation: core.OpCatalogSearch, Hive: "hive-1", Text: "rbee-tiny", Source: "builtin"})
 	must.Eq(o.t, items, got[[]core.CatalogItem](o, "/v1/hives/hive-1/catalog?q=rbee-tiny&source=builtin"))
 	must.SliceContainsFunc(o.t, items, "builtin:rbee-tiny", func(i core.CatalogItem, ref string) bool { return i.Ref == ref })
 }
@@ -203,7 +203,7 @@ func (o *contract) status() {
 func (o *contract) settings() {
 	is := func(value string, set bool) {
 		o.t.Helper()
-		list := operation.SettingList.Name
+		list := core.OpSettingList
 		for _, l := range [][]core.Setting{asJob[[]core.Setting](o, core.Request{Operation: list}), got[[]core.Setting](o, "/v1/settings"), cli[[]core.Setting](o, "operator", "setting", "list")} {
 			i := slices.IndexFunc(l, func(s core.Setting) bool { return s.Name == "token_grace" })
 			must.NonNegative(o.t, i)
@@ -212,7 +212,7 @@ func (o *contract) settings() {
 		}
 	}
 	is("", false)
-	set := core.Request{Operation: operation.SettingSet.Name, Setting: "token_grace", Value: "30m"}
+	set := core.Request{Operation: core.OpSettingSet, Setting: "token_grace", Value: "30m"}
 	must.True(o.t, asJob[core.Setting](o, set).Set)
 	is("30m", true)
 	must.False(o.t, cli[core.Setting](o, "operator", "setting", "reset", "token_grace").Set)
