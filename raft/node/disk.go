@@ -72,6 +72,7 @@ type disk struct {
 
 	mu       sync.Mutex // guards below
 	voteTerm uint64     // of the vote that is being written; 0: none
+	voted    uint64     // the term of the newest vote since the start; 0: none
 	writes   int
 	inFlight map[int]time.Time // since when
 	took     []sample          // the last ones, the oldest first
@@ -143,6 +144,7 @@ func (d *disk) Set(k, v []byte) error {
 	d.mu.Lock()
 	term := d.voteTerm
 	d.voteTerm = 0
+	d.voted = max(d.voted, term)
 	d.mu.Unlock()
 	return d.write("vote", func() error {
 		if term == 0 {
@@ -195,6 +197,13 @@ func (d *disk) SetUint64(k []byte, v uint64) error {
 		return nil
 	}
 	return d.write("vote", func() error { return d.logs.SetUint64(k, v) })
+}
+
+// votedAfter reports whether this node has voted in a newer term than this one.
+func (d *disk) votedAfter(term uint64) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.voted > term
 }
 
 func (d *disk) write(op string, fn func() error) error {

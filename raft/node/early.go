@@ -68,22 +68,24 @@ func (n *Node) standFor(ctx context.Context, leader Server) {
 		return
 	}
 	took, _ := n.disk.median()
-	for {
-		begun := time.Now()
-		pause(ctx, time.Duration(rank)*max(standEvery, standWrites*took)+rand.N(standJitter))
+	turn := time.Duration(rank) * max(standEvery, standWrites*took)
+	term := n.raft.CurrentTerm()
+	for since := time.Now(); ; {
+		pause(ctx, time.Until(since.Add(turn))+rand.N(standJitter))
 		now, ok := n.LeaderServer()
 		if ctx.Err() != nil || ok && now.RaftID != leader.RaftID || !n.isVoter() || n.raft.State() != raft.Follower {
 			return // somebody was faster
 		}
-		if !n.raft.LastContact().After(begun) {
-			break
+		if n.disk.votedAfter(term) {
+			return // the candidate's log is at least as long as this one
 		}
-		if !ok {
-			// this node voted for the candidate, which it does not do if its own log is longer
-			return
+		contact := n.raft.LastContact()
+		if !contact.After(since) {
+			break
 		}
 		// Entries that the leader sent before its end were stored only now: that counts as contact
 		// too, but does not prove that the leader lives.
+		since = contact
 	}
 	n.log.Info("the leader is gone, standing for election", "queen", leader.RaftID)
 	n.standNow()
