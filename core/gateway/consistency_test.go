@@ -35,19 +35,19 @@ func served(g *Gateway, method, target, body string) *httptest.ResponseRecorder 
 
 func TestConsistencyOfEveryRoute(t *testing.T) {
 	t.Parallel()
-	reader, jobs := &fakeReader{}, &fakeJobs{}
+	jobs := &fakeJobs{}
 	jobs.add(core.Event{Kind: core.EventEnd})
 	cluster := newCluster()
 	cluster.Change(func(s *fakecluster.State) { s.Status.Cluster = &core.Cluster{ID: "c1"} })
-	g := New(Options{Inference: inference.New(inference.Options{Router: &fakeRouter{}}), Cluster: cluster, Jobs: jobs, Reader: reader, Admin: cluster})
+	g := New(Options{Inference: inference.New(inference.Options{Router: &fakeRouter{}}), Cluster: cluster, Jobs: jobs, Reader: cluster, Admin: cluster})
 	seen := 0
 	for _, rt := range routes() {
 		path := wildcard.ReplaceAllString(strings.ReplaceAll(rt.pattern, "{pid}", "12"), "h1")
 		registry := rt.method == http.MethodGet && slices.Contains(registryReads, rt.pattern)
 		for query, want := range map[string]core.Consistency{"": core.ConsistencyDefault, "?consistency=default": core.ConsistencyDefault, "?a=b&consistency=stale": core.ConsistencyStale, "?consistency=linearizable": core.ConsistencyLinearizable} {
-			before := len(reader.reads())
+			before := len(cluster.State().Reads)
 			w := served(g, rt.method, path+query, "{}")
-			asked := reader.reads()[before:]
+			asked := cluster.State().Reads[before:]
 			what := must.Sprintf("%s %s%s: %s", rt.method, rt.pattern, query, w.Body)
 			h := w.Header()
 			if !registry { // whoever serves models must never wait for another queen
@@ -59,21 +59,21 @@ func TestConsistencyOfEveryRoute(t *testing.T) {
 			seen++
 			must.Eq(t, 200, w.Code, what)
 			must.Eq(t, []core.Consistency{want}, asked, what)
-			index, stale := "9", "false"
+			contact, stale := "0", "false"
 			if want == core.ConsistencyStale {
-				index, stale = "7", "true"
+				contact, stale = "20", "true"
 			}
-			must.Eq(t, []string{index, "q1", "20", stale}, []string{h.Get("X-Rbee-Index"), h.Get("X-Rbee-Leader"), h.Get("X-Rbee-Last-Contact"), h.Get("X-Rbee-Stale")}, what)
+			must.Eq(t, []string{"42", "q1", contact, stale}, []string{h.Get("X-Rbee-Index"), h.Get("X-Rbee-Leader"), h.Get("X-Rbee-Last-Contact"), h.Get("X-Rbee-Stale")}, what)
 		}
 		if !registry {
 			continue
 		}
 		for _, query := range []string{"?consistency=", "?consistency=newest", "?consistency=Stale", "?consistency=stale&consistency=default"} {
-			before := len(reader.reads())
+			before := len(cluster.State().Reads)
 			w := served(g, rt.method, path+query, "")
 			must.Eq(t, 400, w.Code)
 			must.StrContains(t, w.Body.String(), "There are default, stale and linearizable.")
-			must.Len(t, before, reader.reads())
+			must.Len(t, before, cluster.State().Reads)
 		}
 	}
 	must.Eq(t, 4*len(registryReads), seen)
@@ -83,9 +83,9 @@ func TestConsistencyOfEveryRoute(t *testing.T) {
 // says so.
 func TestReadsWithoutLeader(t *testing.T) {
 	t.Parallel()
-	reader := &fakeReader{gone: core.Errorf(core.Unavailable, "there is no leader")}
-	r := newRig(t, func(o *rigOptions) { o.Reader, o.Admin = reader, newCluster() })
+	r := newRig(t, func(o *rigOptions) { o.Reader, o.Admin = o.Cluster.(*fakecluster.Cluster), newCluster() })
 	r.cluster.Change(func(s *fakecluster.State) {
+		s.NoLeader = core.Errorf(core.Unavailable, "there is no leader")
 		s.Models, s.Status.Cluster = []core.Model{{ID: "tiny"}}, &core.Cluster{ID: "c1"}
 	})
 	r.serve("w1", answerJSON(200, wholeAnswer))
@@ -95,7 +95,7 @@ func TestReadsWithoutLeader(t *testing.T) {
 			resp, body := r.get(path + query)
 			if path == "/v1/status" && query == "" {
 				must.Eq(t, 200, resp.StatusCode)
-				must.StrContains(t, body, `"read":{"index":7,"leader":"","last_contact":"3s","stale":true}`)
+				must.StrContains(t, body, `"read":{"index":42,"leader":"","last_contact":"3s","stale":true}`)
 				continue
 			}
 			must.Eq(t, 503, resp.StatusCode, must.Sprint(path))
@@ -124,7 +124,7 @@ func TestReadsWithoutLeader(t *testing.T) {
 func TestReadsWithSilentLeader(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		g := New(Options{Cluster: newCluster(), Reader: &fakeReader{hang: true}})
+		g := New(Options{Cluster: newCluster(), Reader: fakecluster.New(fakecluster.State{Silent: true})})
 		start := time.Now()
 		w := served(g, "GET", "/v1/status", "")
 		must.Eq(t, 200, w.Code)

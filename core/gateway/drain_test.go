@@ -345,22 +345,22 @@ func TestClientWithTLS(t *testing.T) {
 // The project's own client does everything that an administrator does.
 func TestClientAdmin(t *testing.T) {
 	t.Parallel()
-	a, reader := newCluster(), &fakeReader{}
+	a := newCluster()
 	a.Change(func(s *fakecluster.State) { s.Status.Cluster = &core.Cluster{ID: "c1"} })
-	r := newRig(t, func(o *rigOptions) { o.Cluster, o.Admin, o.Reader = a, a, reader })
+	r := newRig(t, func(o *rigOptions) { o.Cluster, o.Admin, o.Reader = a, a, a })
 	c, ctx := newClient(t, r.addr), t.Context()
 	var info core.ReadInfo
 	cluster, err := c.Cluster(ctx, client.Report(&info))
 	must.NoError(t, err)
 	must.Eq(t, "c1", cluster.ID)
-	must.Eq(t, core.ReadInfo{Index: 9, Leader: "q1", LastContact: core.Duration(20 * time.Millisecond)}, info)
+	must.Eq(t, core.ReadInfo{Index: 42, Leader: "q1"}, info)
 	queens, err := c.Queens(ctx, client.Consistency(core.ConsistencyStale), client.Report(&info))
 	must.NoError(t, err)
 	must.Eq(t, "q1", queens[0].ID)
-	must.Eq(t, core.ReadInfo{Index: 7, Leader: "q1", LastContact: core.Duration(20 * time.Millisecond), Stale: true}, info)
+	must.Eq(t, core.ReadInfo{Index: 42, Leader: "q1", LastContact: core.Duration(20 * time.Millisecond), Stale: true}, info)
 	_, err = c.RaftServers(ctx, client.Consistency(core.ConsistencyLinearizable))
 	must.NoError(t, err)
-	must.Eq(t, []core.Consistency{core.ConsistencyDefault, core.ConsistencyStale, core.ConsistencyLinearizable}, reader.reads())
+	must.Eq(t, []core.Consistency{core.ConsistencyDefault, core.ConsistencyStale, core.ConsistencyLinearizable}, a.State().Reads)
 	_, err = c.Nodes(ctx, client.Consistency("newest"))
 	must.Eq(t, core.Invalid, core.KindOf(err))
 	must.NoError(t, c.RemoveQueen(ctx, "q1.abcd"))

@@ -20,6 +20,7 @@ import (
 	"github.com/shoenig/test/must"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/coretest/fakecluster"
 	openaiwire "github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
@@ -78,7 +79,7 @@ func refusing(status int, typ, param, code string) http.HandlerFunc {
 
 func errorTable() []errorRow {
 	auth := func(o *rigOptions) {
-		o.Auth = &fakeAuth{tokens: map[string]core.Token{"reader": {ID: "t1", Kind: core.TokenAPI, Scopes: []core.Scope{core.ScopeRead}}}}
+		o.Auth = fakecluster.New(fakecluster.State{Secrets: map[string]core.Token{"reader": {ID: "t1", Kind: core.TokenAPI, Scopes: []core.Scope{core.ScopeRead}}}})
 	}
 	bearer := func(token string) http.Header { return http.Header{"Authorization": {"Bearer " + token}} }
 	const invalid, server = openaiwire.TypeInvalidRequest, openaiwire.TypeServer

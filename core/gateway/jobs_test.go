@@ -15,6 +15,7 @@ import (
 	"github.com/shoenig/test/must"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/coretest/fakecluster"
 )
 
 func TestSubmit(t *testing.T) {
@@ -168,7 +169,9 @@ func TestStopEndsJobStreams(t *testing.T) {
 func TestJobScope(t *testing.T) {
 	t.Parallel()
 	g, auth := guarded(io.Discard)
-	auth.tokens["rbee_both_secret"] = core.Token{Kind: core.TokenAPI, Scopes: []core.Scope{core.ScopeOperate, core.ScopeAdmin}}
+	auth.Change(func(s *fakecluster.State) {
+		s.Secrets["rbee_both_secret"] = core.Token{Kind: core.TokenAPI, Scopes: []core.Scope{core.ScopeOperate, core.ScopeAdmin}}
+	})
 	for n, c := range []struct {
 		token, operation string
 		status           int

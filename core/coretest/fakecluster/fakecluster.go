@@ -43,8 +43,13 @@ type State struct {
 
 	Settings map[string]string // of the cluster, that somebody set; replaced, never changed
 
+	Secrets map[string]core.Token // tokens besides Tokens, by their texts, which may be any
+	Lookups int                   // calls of Authorize
+
 	NotReady error                    // of Ready
 	NoLeader error                    // of every read but a stale one
+	Silent   bool                     // the leader does not answer: such reads end with their context
+	NoTokens error                    // of every Authorize
 	Refuse   func(asked string) error // refuses what Asked would get; nil: nothing
 	Snapshot func(w io.Writer) error  // nil: "snapshot"
 	Restored []byte                   // of the last snapshot that was restored
@@ -263,43 +268,53 @@ func (c *Cluster) Models(context.Context) ([]core.Model, error) {
 }
 
 // Sync implements gateway.Reader. The index is 42.
-func (c *Cluster) Sync(_ context.Context, want core.Consistency) (core.ReadInfo, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.s.Reads = append(c.s.Reads, want)
+func (c *Cluster) Sync(ctx context.Context, want core.Consistency) (core.ReadInfo, error) {
+	c.Change(func(s *State) { s.Reads = append(s.Reads, want) })
+	s := c.State()
 	leader := ""
-	for _, q := range c.s.Queens {
+	for _, q := range s.Queens {
 		if q.Leader {
 			leader = q.ID
 		}
 	}
 	switch {
-	case want == core.ConsistencyStale && c.s.NoLeader != nil:
+	case want == core.ConsistencyStale && s.NoLeader != nil:
 		return core.ReadInfo{Index: 42, LastContact: core.Duration(3 * time.Second), Stale: true}, nil
 	case want == core.ConsistencyStale:
 		return core.ReadInfo{Index: 42, Leader: leader, LastContact: core.Duration(20 * time.Millisecond), Stale: true}, nil
-	case c.s.NoLeader != nil:
-		return core.ReadInfo{}, c.s.NoLeader
+	case s.Silent:
+		<-ctx.Done()
+		return core.ReadInfo{}, ctx.Err()
+	case s.NoLeader != nil:
+		return core.ReadInfo{}, s.NoLeader
 	}
 	return core.ReadInfo{Index: 42, Leader: leader}, nil
 }
 
-// Authorize implements gateway.Authorizer with the tokens of the cluster.
+// Authorize implements gateway.Authorizer with the tokens of the cluster. Its errors repeat the
+// text, which those who call it must not.
 func (c *Cluster) Authorize(_ context.Context, text string, scope core.Scope) (core.Token, error) {
-	p, err := token.Parse(text)
-	if err != nil {
-		return core.Token{}, err
-	}
-	for _, t := range c.State().Tokens {
-		switch {
-		case t.ID != p.ID || !p.Matches(t.SecretHash):
-		case !t.Allows(scope):
-			return core.Token{}, core.Errorf(core.Forbidden, "no %s", scope)
-		default:
-			return t, nil
+	c.mu.Lock()
+	c.s.Lookups++
+	t, known := c.s.Secrets[text]
+	refuse := c.s.NoTokens
+	c.mu.Unlock()
+	if p, err := token.Parse(text); !known && err == nil {
+		tokens := c.State().Tokens
+		i := slices.IndexFunc(tokens, func(t core.Token) bool { return t.ID == p.ID && p.Matches(t.SecretHash) })
+		if known = i >= 0; known {
+			t = tokens[i]
 		}
 	}
-	return core.Token{}, core.Errorf(core.Unauthenticated, "unknown token")
+	switch {
+	case refuse != nil:
+		return core.Token{}, refuse
+	case !known || t.Kind != core.TokenAPI:
+		return core.Token{}, core.Errorf(core.Unauthenticated, "unknown token %s", text).Hint("What is %s?", text)
+	case !t.Allows(scope):
+		return core.Token{}, core.Errorf(core.Forbidden, "%s may not %s", text, scope)
+	}
+	return t, nil
 }
 
 // Queens implements gateway.Admin, as do the methods below.
