@@ -1,0 +1,206 @@
+// Command mutants tells how much of a package its tests hold: it makes many small edits of the
+// package, one at a time, and prints those that no test notices.
+//
+// All edits go into one test binary. Each is a copy of its function, and the function goes to the
+// copy whose number is in a file. Every test is run once alone, to see which edits it reaches and
+// how long it takes; then, for each edit, the tests that reach it run, the fastest first, until
+// one fails. What is in no function (constants, tables) gets a test binary of its own.
+//
+// An edit may do anything, such as kill every process that it can see or remove what it finds: each
+// run has a process namespace of its own, in which the module's folder is read-only.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+func main() {
+	pkg := flag.String("pkg", "", "`FOLDER` of the package below the module, such as core/sched")
+	n := flag.Int("n", 20, "edits for each seed; 0: all that there are")
+	seeds := flag.String("seed", "1", "`NUMBERS` that choose the edits, with commas between")
+	kind := flag.String("kind", "any", "any, or promises: fsyncs, modes, releases, deadlines, digests, scopes")
+	verbose := flag.Bool("v", false, "print the noticed edits too, with the test that noticed")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := run(ctx, *pkg, *kind, *seeds, *n, *verbose)
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, folder, kind, seeds string, n int, verbose bool) error {
+	module, err := os.Getwd()
+	if err != nil {
+		return err
+	}
+	if _, err := os.Stat("go.mod"); err != nil {
+		return fmt.Errorf("run this in the module's folder: %w", err)
+	}
+	var find finder
+	switch kind {
+	case "any":
+		find = anyEdits
+	case "promises":
+		find = promises
+	default:
+		return fmt.Errorf("unknown -kind %q", kind)
+	}
+	temp, err := os.MkdirTemp("", "mutants")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(temp)
+	if err := os.Chmod(temp, 0o755); err != nil { //nolint:gosec // tests run as other users, too
+		return err
+	}
+	box, err := newSandbox(ctx, module, folder)
+	if err != nil {
+		return err
+	}
+	p, err := load(ctx, module, folder)
+	if err != nil {
+		return err
+	}
+	rounds, edits, err := p.rounds(find, seeds, n)
+	if err != nil {
+		return err
+	}
+	t := &trial{pkg: p, box: box, temp: temp, edits: edits}
+	if err := t.prepare(ctx); err != nil {
+		return err
+	}
+	for _, f := range t.failing {
+		fmt.Printf("fails without an edit, and is left out: %s\n", f)
+	}
+	err = t.run(ctx, func(e *edit, r result) {
+		switch {
+		case !r.noticed:
+			fmt.Printf("survived  %s  (%s)\n", e, r.by)
+		case verbose:
+			fmt.Printf("noticed   %s  (%s)\n", e, r.by)
+		}
+	})
+	for _, r := range rounds { // also after an interrupt, of what was tried
+		fmt.Printf("%s: %s (%s, seed %d, of %d candidates)\n", folder, count(r.edits, t.results), kind, r.seed, r.candidates)
+	}
+	return err
+}
+
+// count says how many of some edits were noticed.
+func count(edits []*edit, results map[*edit]result) string {
+	tried, noticed, late := 0, 0, 0
+	for _, e := range edits {
+		r, ok := results[e]
+		if ok {
+			tried++
+		}
+		if r.noticed {
+			noticed++
+		}
+		if r.late {
+			late++
+		}
+	}
+	text := fmt.Sprintf("%d of %d edits were noticed", noticed, tried)
+	if late > 0 {
+		text += fmt.Sprintf(", %d by tests that took too long", late)
+	}
+	if tried < len(edits) {
+		text += fmt.Sprintf(", %d were not tried", len(edits)-tried)
+	}
+	return text
+}
+
+// round is what one seed chose.
+type round struct {
+	seed       int64
+	edits      []*edit
+	candidates int
+}
+
+// rounds chooses for each seed. What several seeds choose is one edit.
+func (p *goPackage) rounds(find finder, seeds string, n int) ([]round, []*edit, error) {
+	var rounds []round
+	var all []*edit
+	for s := range strings.SplitSeq(seeds, ",") {
+		seed, err := strconv.ParseInt(s, 10, 64)
+		if err != nil {
+			return nil, nil, fmt.Errorf("seed %q: %w", s, err)
+		}
+		found := p.candidates(find)
+		r := round{seed: seed, candidates: len(found)}
+		for _, e := range p.choose(found, seed, n) {
+			i := slices.IndexFunc(all, func(a *edit) bool { return a.same(e) })
+			if i < 0 {
+				all = append(all, e)
+				i = len(all) - 1
+			}
+			r.edits = append(r.edits, all[i])
+		}
+		rounds = append(rounds, r)
+	}
+	if len(all) == 0 {
+		return nil, nil, errors.New("there is nothing to edit")
+	}
+	return rounds, all, nil
+}
+
+// needNamespace are packages whose edits end other processes of the machine.
+var needNamespace = []string{"core/hostinfo", "core/pluginhost", "core/hive"}
+
+// sandbox is where tests run.
+type sandbox struct {
+	module, folder string
+	isolated       bool
+}
+
+// newSandbox fails where the package's edits are not safe without namespaces and there are none.
+func newSandbox(ctx context.Context, module, folder string) (sandbox, error) {
+	b := sandbox{module: module, folder: folder, isolated: true}
+	_, err := b.exec(ctx, time.Minute, "true")
+	if err == nil {
+		return b, nil
+	}
+	if slices.Contains(needNamespace, folder) {
+		return b, fmt.Errorf("edits of %s may kill every process of this machine, and a namespace of their own is refused: %w", folder, err)
+	}
+	fmt.Println("without namespaces: edits run as any test does")
+	b.isolated = false
+	return b, nil
+}
+
+// enter makes the module read-only and runs the rest of its arguments in the package's folder. The
+// shell remains the first process of the namespace, where it takes what orphans leave.
+const enter = `mount --bind "$1" "$1" && mount -o remount,bind,ro "$1" && cd "$1/$2" && shift 2 && { "$@"; exit $?; }`
+
+var errLate = errors.New("took too long")
+
+// exec runs a program in the package's folder and returns what it printed.
+func (b sandbox) exec(ctx context.Context, limit time.Duration, args ...string) (string, error) {
+	if b.isolated {
+		args = append([]string{"unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child",
+			"sh", "-c", enter, "sh", b.module, b.folder}, args...)
+	}
+	limited, stop := context.WithTimeout(ctx, limit)
+	defer stop()
+	cmd := command(limited, args...)
+	cmd.Dir = filepath.Join(b.module, b.folder)
+	out, err := cmd.CombinedOutput()
+	if limited.Err() != nil && ctx.Err() == nil {
+		err = errLate
+	}
+	return string(out), err
+}

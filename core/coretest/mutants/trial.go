@@ -1,0 +1,257 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+const (
+	ownLimit = 2 * time.Minute // of a test alone, without an edit
+	slack    = 10 * time.Second
+	// A group of tests may take this many times what its tests take alone: less counts as failed.
+	patience = 4
+	// The first group is of the fastest tests that take this long together, each further one of
+	// tests that take growth times as long.
+	firstGroup = 500 * time.Millisecond
+	growth     = 4
+)
+
+// trial tries edits of one package.
+type trial struct {
+	pkg     *goPackage
+	box     sandbox
+	temp    string
+	edits   []*edit
+	failing []string
+	results map[*edit]result
+
+	binary, now, hits string
+	tests             []test
+	alone             []int
+}
+
+// test is a test of the package.
+type test struct {
+	name    string
+	took    time.Duration
+	reaches map[int]bool // edits, by number
+}
+
+// result says whether a test noticed an edit, and by what.
+type result struct {
+	noticed bool
+	late    bool
+	by      string
+}
+
+// number of an edit in the binary: 0 is none.
+func (t *trial) number(i int) int { return i + 1 }
+
+// prepare compiles the tests with all edits, and runs each once without any.
+func (t *trial) prepare(ctx context.Context) error {
+	t.results = map[*edit]result{}
+	t.binary, t.now, t.hits = filepath.Join(t.temp, "edited.test"), filepath.Join(t.temp, "now"), filepath.Join(t.temp, "hits")
+	replace := map[string]string{}
+	for i, f := range t.pkg.files {
+		edits := map[int]*edit{}
+		for j, e := range t.edits {
+			if e.file == f {
+				edits[t.number(j)] = e
+			}
+		}
+		if len(edits) == 0 {
+			continue
+		}
+		text, alone := t.pkg.weave(f, edits)
+		t.alone = append(t.alone, alone...)
+		if err := t.replace(replace, fmt.Sprintf("f%d.go", i), f.name, text); err != nil {
+			return err
+		}
+	}
+	code := fmt.Sprintf(switchFile, t.pkg.types.Name(), len(t.edits)+1, t.now)
+	if err := t.replace(replace, "switch.go", "mutants_switch.go", []byte(code)); err != nil {
+		return err
+	}
+	if err := t.compile(ctx, t.binary, replace); err != nil {
+		return err
+	}
+	return t.record(ctx)
+}
+
+// replace writes the text of a file of the package for the compiler.
+func (t *trial) replace(overlay map[string]string, as, name string, text []byte) error {
+	path := filepath.Join(t.temp, as)
+	overlay[filepath.Join(t.pkg.dir, name)] = path
+	return os.WriteFile(path, text, 0o600)
+}
+
+func (t *trial) compile(ctx context.Context, binary string, replace map[string]string) error {
+	b, err := json.Marshal(map[string]any{"Replace": replace})
+	if err != nil {
+		return err
+	}
+	overlay := binary + ".json"
+	if err := os.WriteFile(overlay, b, 0o600); err != nil {
+		return err
+	}
+	cmd := command(ctx, "go", "test", "-c", "-vet=off", "-overlay", overlay, "-o", binary, "./"+t.pkg.folder)
+	cmd.Dir = t.pkg.module
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("compile the tests of %s: %w\n%s", t.pkg.folder, err, out)
+	}
+	return nil
+}
+
+// record learns which edits each test reaches and how long it takes.
+func (t *trial) record(ctx context.Context) error {
+	if err := os.WriteFile(t.now, []byte("0"), 0o644); err != nil { //nolint:gosec // tests run as other users, too
+		return err
+	}
+	out, err := t.box.exec(ctx, ownLimit, t.binary, "-test.list", "^(Test|Fuzz|Example)")
+	if err != nil {
+		return fmt.Errorf("list the tests: %w\n%s", err, out)
+	}
+	if err := os.WriteFile(t.now, []byte("0 "+t.hits), 0o644); err != nil { //nolint:gosec // as above
+		return err
+	}
+	for name := range strings.FieldsSeq(out) {
+		if err := os.WriteFile(t.hits, nil, 0o666); err != nil { //nolint:gosec // as above
+			return err
+		}
+		if err := os.Chmod(t.hits, 0o666); err != nil { //nolint:gosec // as above
+			return err
+		}
+		start := time.Now()
+		out, err := t.box.exec(ctx, ownLimit, t.binary, "-test.run", "^"+name+"$")
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err != nil {
+			t.failing = append(t.failing, fmt.Sprintf("%s (%v): %s", name, err, failed(out)))
+			continue
+		}
+		x := test{name: name, took: time.Since(start), reaches: map[int]bool{}}
+		hits, err := os.ReadFile(t.hits)
+		if err != nil {
+			return err
+		}
+		for n := range strings.FieldsSeq(string(hits)) {
+			if n, err := strconv.Atoi(n); err == nil {
+				x.reaches[n] = true
+			}
+		}
+		t.tests = append(t.tests, x)
+	}
+	slices.SortStableFunc(t.tests, func(a, b test) int { return cmp.Compare(a.took, b.took) })
+	return nil
+}
+
+// run tries each edit, those with slow tests last, and tells of each.
+func (t *trial) run(ctx context.Context, tell func(*edit, result)) error {
+	type job struct {
+		number int
+		tests  []test
+		took   time.Duration
+	}
+	var jobs []job
+	for i := range t.edits {
+		n := t.number(i)
+		j := job{number: n}
+		for _, x := range t.tests {
+			if slices.Contains(t.alone, n) || x.reaches[n] {
+				j.tests, j.took = append(j.tests, x), j.took+x.took
+			}
+		}
+		jobs = append(jobs, j)
+	}
+	slices.SortStableFunc(jobs, func(a, b job) int { return cmp.Compare(a.took, b.took) })
+	for _, j := range jobs {
+		e := t.edits[j.number-1]
+		r, err := t.try(ctx, j.number, e, j.tests)
+		if err != nil {
+			return err
+		}
+		t.results[e] = r
+		tell(e, r)
+	}
+	return nil
+}
+
+// try runs the tests with one edit until one notices.
+func (t *trial) try(ctx context.Context, number int, e *edit, tests []test) (result, error) {
+	binary := t.binary
+	if slices.Contains(t.alone, number) {
+		binary = filepath.Join(t.temp, "alone.test")
+		replace := map[string]string{}
+		if err := t.replace(replace, "alone.go", e.file.name, e.apply()); err != nil {
+			return result{}, err
+		}
+		if err := t.compile(ctx, binary, replace); err != nil {
+			return result{}, err
+		}
+	}
+	if err := os.WriteFile(t.now, []byte(strconv.Itoa(number)), 0o644); err != nil { //nolint:gosec // tests run as other users, too
+		return result{}, err
+	}
+	for _, g := range groups(tests) {
+		out, err := t.box.exec(ctx, g.limit, binary, "-test.failfast", "-test.run", g.pattern)
+		if ctx.Err() != nil {
+			return result{}, ctx.Err()
+		}
+		if err != nil {
+			return result{noticed: true, late: errors.Is(err, errLate), by: failed(out)}, nil
+		}
+	}
+	if len(tests) == 0 {
+		return result{by: "no test reaches it"}, nil
+	}
+	return result{by: fmt.Sprintf("%d tests reach it", len(tests))}, nil
+}
+
+var failLine = regexp.MustCompile(`(?m)^--- FAIL: (\S+)|^(panic: .*|fatal error: .*)`)
+
+// failed is the first test that failed or what ended the program, by its output.
+func failed(out string) string {
+	if m := failLine.FindStringSubmatch(out); m != nil {
+		return short(m[1]+m[2], 80)
+	}
+	return "no test failed by itself"
+}
+
+// group is what runs in one process.
+type group struct {
+	pattern string
+	limit   time.Duration
+}
+
+// groups cuts tests, the fastest first, into groups that take longer and longer.
+func groups(tests []test) []group {
+	var all []group
+	var names []string
+	var sum time.Duration
+	until := firstGroup
+	end := func() {
+		if len(names) > 0 {
+			all = append(all, group{pattern: "^(" + strings.Join(names, "|") + ")$", limit: slack + patience*sum})
+		}
+		names, sum, until = nil, 0, until*growth
+	}
+	for _, x := range tests {
+		if sum+x.took > until {
+			end()
+		}
+		names, sum = append(names, x.name), sum+x.took
+	}
+	end()
+	return all
+}
