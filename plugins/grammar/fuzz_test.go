@@ -170,6 +170,13 @@ func (w *schemaWriter) vocabulary() (*grammar.Vocabulary, [][]byte) {
 		}
 		tokens = append(tokens, []byte(t))
 	}
+	for range 120 { // enough behind one byte to be remembered
+		t := w.pick(" ", "a").(string)
+		for range 1 + w.rng.IntN(3) {
+			t += w.pick("a", "b", "c", " ", "é", `"`, "1", "x").(string)
+		}
+		tokens = append(tokens, []byte(t))
+	}
 	tokens = append(tokens, nil, []byte("</s>"))
 	return grammar.NewVocabulary(tokens, len(tokens)-1), tokens
 }

@@ -49,6 +49,9 @@ type leaf struct {
 	leads *[0xF5 - 0xC2]*leaf // where the first bytes of characters lead, as far as known
 	way   uint8               // see oneWay
 	one   byte
+
+	loop   *branches // what loopOf remembers for the characters that lead back here; nil: nothing
+	loopOf *Vocabulary
 }
 
 // numAt is a position within a number of one machine.

@@ -331,6 +331,12 @@ func (w *walker) walkCounted(t *trie, start *config) {
 			i = next
 			continue
 		}
+		if count >= 0 && to.mode == mChar && t.levels != nil && !start.leaf.keep && g.unbounded(to.q, n.minus(count), int32(t.levels[i])+1) {
+			next := int(t.skip[i])
+			w.walkLeaves(t, i, next, &config{thread: thread{base, start.stk}})
+			i = next
+			continue
+		}
 		if count >= 0 && to.mode == mChar {
 			count++
 			if left := n.minus(count); n.hi >= 0 && !g.set.countable(to.q, left) {
@@ -346,6 +352,19 @@ func (w *walker) walkCounted(t *trie, start *config) {
 		}
 		i++
 	}
+}
+
+// unbounded reports whether no text of at most k more bytes can reach the bounds n of a string that
+// goes on with q.
+func (g *Grammar) unbounded(q rx, n lengths, k int32) bool {
+	if n.lo > 0 {
+		return false
+	}
+	if n.hi < 0 {
+		return true
+	}
+	spread := g.set.spread(q)
+	return spread >= 0 && n.hi-k > spread
 }
 
 // textAt returns what is remembered of the text behind start and d bytes more.

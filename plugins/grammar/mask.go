@@ -183,6 +183,10 @@ func (w *walker) walkLeaves(t *trie, i, end int, start *config) {
 			i = next
 			continue
 		}
+		if t == w.v.trie && w.branch(i, to, start.stk) {
+			i = int(t.skip[i])
+			continue
+		}
 		w.leaves[d] = to
 		if k := t.tok[i]; k >= 0 {
 			w.set(t.tokens[k])

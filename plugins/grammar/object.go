@@ -472,6 +472,12 @@ func (g *Grammar) endKey(stk *stack, name string, out *threads) {
 	}
 }
 
+// goesOn reports whether it is plain that every property that may come leaves an object that can
+// be finished: it closes, or what is still required can come. A mask asks this of every name.
+func (o *objNode) goesOn() bool {
+	return o.min <= 0 && o.max < 0 && len(o.deps) == 0 && len(o.some) == 0
+}
+
 // nameClass is names of undeclared properties, and what their values satisfy.
 type nameClass struct {
 	lang rx
@@ -575,7 +581,7 @@ func (g *Grammar) value(k frameKey, child *node, name string, up *stack, out *th
 			continue
 		}
 		f := g.frame(next)
-		if g.object(f).closes || g.continues(f) {
+		if k.obj.goesOn() || g.object(f).closes || g.continues(f) {
 			out.add(g.leaf(leafKey{kind: lColon, node: n}), g.stackOf([]top{{f, up}}))
 		}
 	}

@@ -44,7 +44,12 @@ func (w *walker) inString(start *config) bool {
 	w.start = start
 	w.byName = l.kind == lKey && slices.ContainsFunc(start.stk.tops, func(x top) bool { return !x.f.key.obj.simple })
 	raw, needed := l.kind == lText, l.keep
-	if r, ok := set.runOf(l.q); ok {
+	r, ok := set.runOf(l.q)
+	if full := ok && slices.Equal(r.class, anyChar); !full && set.open(l.q) {
+		w.anywhere(start, raw)
+		return true
+	}
+	if ok {
 		runs := w.v.runsOf(r.class, raw, needed || !r.loop)
 		if runs == nil {
 			return false
@@ -73,6 +78,19 @@ func (w *walker) inString(start *config) bool {
 		return true
 	}
 	return false
+}
+
+var anyChar = []runeRange{{0, maxRune}}
+
+// anywhere sets the tokens that may come after start, where any characters may: only what leaves
+// the string depends on them.
+func (w *walker) anywhere(start *config, raw bool) {
+	every := w.v.runsOf(anyChar, raw, true)
+	for i, x := range every.all {
+		w.mask[i] |= x
+	}
+	w.leave(every, start)
+	w.walk(every.leavers(w.v), start)
 }
 
 // inRules computes the mask of threads within rules. Where characters of a class lead back to the
@@ -365,7 +383,7 @@ const (
 // runsOf returns the runs of a class. Sorting the tokens takes longer than one walk over them: the
 // first time that a class is asked for, runsOf returns nil, unless they are needed.
 func (v *Vocabulary) runsOf(class []runeRange, raw, needed bool) *runs {
-	if !raw && len(class) == 1 && class[0] == (runeRange{0, maxRune}) {
+	if !raw && slices.Equal(class, anyChar) {
 		return v.every
 	}
 	key := fmt.Sprint(class, raw)
@@ -393,20 +411,38 @@ func (v *Vocabulary) runsOf(class []runeRange, raw, needed bool) *runs {
 	return r
 }
 
-// newRuns walks over the tokens as far as they stay within the class. An incomplete character at
-// the end of a token counts, if the class holds all characters with its first byte.
+// newRuns sorts the tokens of v by how far they stay within the class.
 func (v *Vocabulary) newRuns(class []runeRange, raw bool) *runs {
 	r := &runs{class: class, raw: raw, all: make([]uint64, v.words)}
+	r.fillASCII()
+	v.follow(r, 0, len(v.trie.bytes), r.stay, r.leave)
+	r.exits = make([]*trie, len(r.cuts))
+	r.later = v.trie.merge(slices.Concat(r.cuts...))
+	return r
+}
+
+func (r *runs) fillASCII() {
 	for b := range r.ascii {
-		r.ascii[b] = (raw || b >= 0x20 && b != '"' && b != '\\') && r.contains(rune(b), rune(b))
+		r.ascii[b] = (r.raw || b >= 0x20 && b != '"' && b != '\\') && r.contains(rune(b), rune(b))
 	}
+}
+
+// follow walks over the nodes from begin to end of the trie of v, where a character begins, as far
+// as they stay within the class of r: stay gets tokens of that many characters, leave the nodes at
+// which others leave the class after that many. An incomplete character at the end of a token
+// counts, if the class holds all characters with its first byte.
+func (v *Vocabulary) follow(r *runs, begin, end int, stay func(ids []int32, n int), leave func(node int32, n int)) {
 	t := v.trie
 	var path [256]byte
 	var nodes [256]int32
 	var chars, begins [256]int // complete characters, and where the next one begins
 	last := int32(-1)          // node where tokens left
-	for i := 0; i < len(t.bytes); {
-		d, n, from := int(t.depth[i]), 0, 0
+	base := 0
+	if begin < end {
+		base = int(t.depth[begin])
+	}
+	for i := begin; i < end; {
+		d, n, from := int(t.depth[i])-base, 0, 0
 		if d > 0 {
 			n, from = chars[d-1], begins[d-1]
 		}
@@ -414,13 +450,13 @@ func (v *Vocabulary) newRuns(class []runeRange, raw bool) *runs {
 		fits := r.fits(path[from : d+1])
 		inside := fits == fitsYes || fits == fitsYet && t.tok[i] >= 0 && r.contains(span(path[from]))
 		if k := t.tok[i]; k >= 0 && inside {
-			r.stay(t.tokens[k], n+1)
+			stay(t.tokens[k], n+1)
 		}
 		// All tokens that share the first byte of the character count as leaving: what they go
 		// on with is followed byte by byte.
-		if leaves := fits == fitsNot && (raw || path[from] >= 0x20) || fits == fitsYet && t.tok[i] >= 0 && !inside; leaves && nodes[from] != last {
+		if leaves := fits == fitsNot && (r.raw || path[from] >= 0x20) || fits == fitsYet && t.tok[i] >= 0 && !inside; leaves && nodes[from] != last {
 			last = nodes[from]
-			r.leave(last, n)
+			leave(last, n)
 		}
 		if fits == fitsNot || fits == fitsNever {
 			i = int(t.skip[i])
@@ -432,9 +468,6 @@ func (v *Vocabulary) newRuns(class []runeRange, raw bool) *runs {
 		chars[d], begins[d] = n, from
 		i++
 	}
-	r.exits = make([]*trie, len(r.cuts))
-	r.later = t.merge(slices.Concat(r.cuts...))
-	return r
 }
 
 type fit uint8

@@ -77,13 +77,14 @@ type rxSet struct {
 	buf     []byte
 	trees   map[string]rx // of literalTree
 	spreads map[rx]int32
-	work    int // steps that may still be taken; below zero the set is exhausted
-	bytes   int // of memory in use, roughly
-	limit   int // more of them exhaust the set
+	opens   map[rx]bool // see open
+	work    int         // steps that may still be taken; below zero the set is exhausted
+	bytes   int         // of memory in use, roughly
+	limit   int         // more of them exhaust the set
 }
 
 func newRxSet(work, limit int) *rxSet {
-	s := &rxSet{index: map[string]rx{}, trees: map[string]rx{}, spreads: map[rx]int32{}, work: work, limit: limit}
+	s := &rxSet{index: map[string]rx{}, trees: map[string]rx{}, spreads: map[rx]int32{}, opens: map[rx]bool{}, work: work, limit: limit}
 	s.nodes = append(s.nodes,
 		rxNode{kind: kNone, live: -1},
 		rxNode{kind: kEmpty, nullable: true, live: 1},
@@ -261,7 +262,7 @@ func (s *rxSet) alt(list ...rx) rx {
 		kids = append(kids, s.class(class))
 	}
 	slices.Sort(kids)
-	kids = slices.Compact(kids)
+	kids = s.dropLonger(slices.Compact(kids))
 	switch len(kids) {
 	case 0:
 		return rxNone
@@ -281,6 +282,31 @@ func (s *rxSet) alt(list ...rx) rx {
 		}
 	}
 	return s.intern(out)
+}
+
+// dropLonger drops of alternatives a{i}.* and a{k}.* the one that asks for more. Without that, a
+// search for a{k} anywhere has as many alternatives as characters of it may have been read.
+func (s *rxSet) dropLonger(kids []rx) []rx {
+	times := func(k rx) (of rx, least int32, ok bool) {
+		n := &s.nodes[k]
+		if n.kind != kConcat || n.b != rxAll {
+			return 0, 0, false
+		}
+		if r := &s.nodes[n.a]; r.kind == kRepeat {
+			return r.a, r.min, true
+		}
+		return n.a, 1, true
+	}
+	if len(kids) > maxAlike {
+		return kids
+	}
+	return slices.DeleteFunc(kids, func(k rx) bool {
+		of, least, ok := times(k)
+		return ok && slices.ContainsFunc(kids, func(other rx) bool {
+			x, fewer, ok := times(other)
+			return ok && x == of && fewer < least
+		})
+	})
 }
 
 func (s *rxSet) and(list ...rx) rx {
@@ -455,8 +481,7 @@ func (s *rxSet) derive(r rx, c rune) rx {
 	n := s.nodes[r] // a copy: the slice grows below
 	switch n.kind {
 	case kClass:
-		i, found := slices.BinarySearchFunc(n.class, c, func(x runeRange, c rune) int { return int(x.lo - c) })
-		if found || i > 0 && n.class[i-1].hi >= c {
+		if inClass(n.class, c) {
 			return rxEmpty
 		}
 		return rxNone
@@ -498,18 +523,31 @@ func (s *rxSet) derive(r rx, c rune) rx {
 	return rxNone
 }
 
-// breaks collects the first characters of ranges over which derive(r, ·) is constant.
-func (s *rxSet) breaks(r rx, out map[rune]struct{}) {
+// breaks are the first characters of the ranges over which a derivative is constant, and the
+// classes that decide it.
+type breaks struct {
+	at      map[rune]struct{}
+	classes []rx
+}
+
+// breaks collects those of r.
+func (s *rxSet) breaks(r rx, out *breaks) {
 	n := &s.nodes[r]
 	switch n.kind {
 	case kClass:
+		if len(out.classes) <= maxAlike {
+			if slices.Contains(out.classes, r) {
+				return
+			}
+			out.classes = append(out.classes, r)
+		}
 		for _, x := range n.class {
-			out[x.lo] = struct{}{}
+			out.at[x.lo] = struct{}{}
 			switch {
 			case x.hi == 0xD7FF:
-				out[0xE000] = struct{}{}
+				out.at[0xE000] = struct{}{}
 			case x.hi < maxRune:
-				out[x.hi+1] = struct{}{}
+				out.at[x.hi+1] = struct{}{}
 			}
 		}
 	case kConcat:
@@ -526,21 +564,38 @@ func (s *rxSet) breaks(r rx, out map[rune]struct{}) {
 	}
 }
 
-// edges returns the derivatives of r by every character.
+// maxAlike bounds what is compared with each other: the classes that decide a derivative, and the
+// alternatives of which one may hold another.
+const maxAlike = 64
+
+// edges returns the derivatives of r by every character. Characters that belong to the same classes
+// have the same one: \s alone has ten ranges.
 func (s *rxSet) edges(r rx) *rxEdges {
 	if e := s.nodes[r].edges; e != nil {
 		return e
 	}
-	at := map[rune]struct{}{0: {}}
-	s.breaks(r, at)
-	from := make([]rune, 0, len(at))
-	for c := range at {
+	b := breaks{at: map[rune]struct{}{0: {}}}
+	s.breaks(r, &b)
+	from := make([]rune, 0, len(b.at))
+	for c := range b.at {
 		from = append(from, c)
 	}
 	slices.Sort(from)
+	s.work -= len(from) / 4
 	e := &rxEdges{}
+	known := map[uint64]rx{}
 	for _, c := range from {
-		d := s.derive(r, c)
+		d := rxNone
+		if len(b.classes) > maxAlike {
+			d = s.derive(r, c)
+		} else {
+			in := s.membership(b.classes, c)
+			var ok bool
+			if d, ok = known[in]; !ok {
+				d = s.derive(r, c)
+				known[in] = d
+			}
+		}
 		if k := len(e.next); k > 0 && e.next[k-1] == d {
 			continue
 		}
@@ -550,6 +605,22 @@ func (s *rxSet) edges(r rx) *rxEdges {
 	s.nodes[r].edges = e
 	s.charge(64 + 16*len(e.from))
 	return e
+}
+
+// membership returns to which of the classes c belongs, a bit for each.
+func (s *rxSet) membership(classes []rx, c rune) uint64 {
+	var in uint64
+	for i, k := range classes {
+		if inClass(s.nodes[k].class, c) {
+			in |= 1 << i
+		}
+	}
+	return in
+}
+
+func inClass(class []runeRange, c rune) bool {
+	i, found := slices.BinarySearchFunc(class, c, func(x runeRange, c rune) int { return int(x.lo - c) })
+	return found || i > 0 && class[i-1].hi >= c
 }
 
 // alive reports whether r matches any text. It reports false when the work is exhausted.
@@ -600,6 +671,64 @@ func (s *rxSet) free(r rx) bool {
 	}
 	e := s.edges(r)
 	return len(e.next) == 1 && s.alive(e.next[0])
+}
+
+// open reports whether no character leads to a dead end, neither from r nor from anything that it
+// leads to: a text that must hold something somewhere. It reports false where it cannot tell.
+func (s *rxSet) open(r rx) bool {
+	if ok, known := s.opens[r]; known {
+		return ok
+	}
+	whole := s.work
+	s.work = min(whole, reachWork)
+	ok := s.searchOpen(r)
+	known := !s.exhausted()
+	s.work += whole - min(whole, reachWork)
+	if !known {
+		ok = false
+		if whole > reachWork {
+			s.opens[r] = false
+		}
+	}
+	return ok
+}
+
+// searchOpen searches depth first for a dead end. All expressions on the way to one lead to it.
+func (s *rxSet) searchOpen(r rx) bool {
+	type step struct {
+		at   rx
+		next int
+	}
+	seen := map[rx]bool{r: true}
+	path := []step{{at: r}}
+	for len(path) > 0 && !s.exhausted() {
+		top := &path[len(path)-1]
+		e := s.edges(top.at)
+		if top.next == len(e.next) {
+			path = path[:len(path)-1]
+			continue
+		}
+		next := e.next[top.next]
+		top.next++
+		ok, known := s.opens[next]
+		if known && ok || seen[next] {
+			continue
+		}
+		if known || next == rxNone || !s.alive(next) {
+			for _, x := range path {
+				s.opens[x.at] = false
+			}
+			return false
+		}
+		seen[next] = true
+		path = append(path, step{at: next})
+	}
+	for x := range seen {
+		if len(path) == 0 {
+			s.opens[x] = true
+		}
+	}
+	return len(path) == 0
 }
 
 // count returns how many texts r matches, if they are fewer than enough.

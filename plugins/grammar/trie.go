@@ -12,6 +12,19 @@ type trie struct {
 	skip   []int32 // index behind the node's subtree
 	tokens [][]int32
 	tok    []int32 // index into tokens of those that end here, or -1
+	levels []uint8 // levels below the node; nil: not measured
+}
+
+// measure fills levels in.
+func (t *trie) measure() {
+	t.levels = make([]uint8, len(t.bytes))
+	var path [256]int
+	for i, d := range t.depth {
+		path[d] = i
+		for up := range d {
+			t.levels[path[up]] = max(t.levels[path[up]], d-up)
+		}
+	}
 }
 
 // add appends a node and returns its index. Its subtree ends where skip is set to.

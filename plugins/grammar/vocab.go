@@ -17,9 +17,10 @@ type Vocabulary struct {
 
 	every *runs // of any characters of a JSON string
 
-	mu    sync.Mutex // guards below
-	runs  map[string]*runs
-	asked map[string]bool // the classes that were asked for
+	mu       sync.Mutex // guards below
+	runs     map[string]*runs
+	asked    map[string]bool // the classes that were asked for
+	branches map[string]*branches
 }
 
 // maxToken is the length of the longest token that a mask can hold.
@@ -29,7 +30,7 @@ const maxToken = 255
 // those that stand for no text, and the numbers of those that end a text. It keeps tokens. No
 // text takes a token of more than 255 bytes.
 func NewVocabulary(tokens [][]byte, eos ...int) *Vocabulary {
-	v := &Vocabulary{tokens: tokens, eos: eos, words: (len(tokens) + 63) / 64, runs: map[string]*runs{}, asked: map[string]bool{}}
+	v := &Vocabulary{tokens: tokens, eos: eos, words: (len(tokens) + 63) / 64, runs: map[string]*runs{}, asked: map[string]bool{}, branches: map[string]*branches{}}
 	v.ends = make([]bool, len(tokens))
 	for _, id := range eos {
 		if id >= 0 && id < len(tokens) {
@@ -52,7 +53,8 @@ func NewVocabulary(tokens [][]byte, eos ...int) *Vocabulary {
 		}
 	}
 	v.trie, v.hazards = newTrie(all), newTrie(hazards)
-	v.every = v.newRuns([]runeRange{{0, maxRune}}, false)
+	v.trie.measure()
+	v.every = v.newRuns(anyChar, false)
 	return v
 }
 

@@ -280,6 +280,7 @@ func (b *bench) documents(g *grammar.Grammar, it *item, t *tally) {
 		if b.limit > 0 && cpu()-start > b.limit {
 			t.stopped++
 			right = false
+			fmt.Printf("%s: stopped by the limit before document %d of %d\n", it.Name, i+1, len(it.Tests))
 			break
 		}
 		doc := spaced(test.Data)
@@ -348,6 +349,7 @@ func (b *bench) feed(g *grammar.Grammar, doc []byte, name string, t *tally) bool
 
 func (b *bench) report() {
 	slices.SortFunc(b.families, func(x, y *tally) int { return strings.Compare(x.family, y.family) })
+	fmt.Println("times of compiling and of masks are processor time of the one thread that computes them")
 	fmt.Println("family                schemas passing  refused  compile p50      p99      max | masks   mean      p50      p75      p99      max")
 	for _, t := range append(b.families, b.all) {
 		c, m := quantiles(t.compile), quantiles(t.masks)
