@@ -103,6 +103,18 @@ type Load struct {
 	AcceptedTokens  int64     `json:"accepted_tokens,omitempty"` // of them, those that the model chose
 	Silence         Duration  `json:"silence"`                   // since the worker last told its state, at the time of the report
 	Stalled         Duration  `json:"stalled"`                   // since a worker with requests last made progress, likewise; 0: just now, or it does not tell
+	Unloads         bool      `json:"unloads,omitempty"`         // it unloads by itself keep_alive after its last request; otherwise it stays until it is told to go, or until another worker needs its room
+	KeepAlive       Duration  `json:"keep_alive,omitempty"`      // for how long it stays without requests; 0: not at all where it unloads
+	Idle            Duration  `json:"idle,omitempty"`            // since its last request, at the time of the report; 0: it has requests, or does not tell
+	Pinned          bool      `json:"pinned,omitempty"`          // it neither unloads by itself nor makes room for another worker
+	MemoryBytes     int64     `json:"memory_bytes,omitempty"`    // of its device, as its hive counts it; 0: unknown
+	LoadTook        Duration  `json:"load_took,omitempty"`       // its start; 0: unknown
+}
+
+// UnloadsAt returns when the worker unloads if it gets no further request; false: it does not by
+// itself.
+func (l Load) UnloadsAt() (time.Time, bool) {
+	return l.At.Add(time.Duration(max(l.KeepAlive-l.Idle, 0))), l.Unloads
 }
 
 // Process is one worker process of a hive, seen by the operating system.

@@ -83,6 +83,8 @@ type Request struct {
 	// configuration says it: the context of the model's other workers. A queen fills it in.
 	ReplicaContext int      `json:"replica_context,omitempty"`
 	Threads        int      `json:"threads,omitempty"`
+	KeepAlive      string   `json:"keep_alive,omitempty"` // as ParseKeepAlive reads it, or KeepAliveDefault; empty: the worker stays
+	Pin            bool     `json:"pin,omitempty"`
 	PID            int      `json:"pid,omitempty"`
 	DryRun         bool     `json:"dry_run,omitempty"` // only say what would be done
 	Grace          Duration `json:"grace,omitzero"`    // how long running requests may go on

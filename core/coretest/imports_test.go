@@ -84,7 +84,7 @@ var allowed = []struct {
 	{"core/queen/hives", []string{"core", "core/operation", "core/registry", "core/sched", "core/rpc", "core/queen/liveness", "proto/..."}},
 	{"core/queen/placement", []string{"core", "core/modelname", "core/operation", "core/registry", "core/sched", "core/queen/liveness", "core/queen/hives", "core/queen/router", "raft/fsm", "raft/state"}},
 	{"core/queen/dispatch", []string{"core", "core/operation", "core/registry", "core/job", "core/wire", "core/queen/hives", "core/queen/membership", "raft/fsm", "proto/..."}},
-	{"core/queen", []string{"core/registry", "core/queen/...", "core", "core/modelname", "core/operation", "core/job", "core/rpc", "core/swarm", "raft/fsm", "proto/..."}},
+	{"core/queen", []string{"core/registry", "core/setting", "core/queen/...", "core", "core/modelname", "core/operation", "core/job", "core/rpc", "core/swarm", "raft/fsm", "proto/..."}},
 	{"core/gateway/dialect", []string{"plugins/sdk/openai"}},
 	{"core/gateway/dialect/...", []string{"core", "core/gateway/dialect", "plugins/sdk/openai"}},
 	{"core/gateway", []string{"core", "core/operation", "core/gateway/dialect/...", "core/inference", "plugins/sdk/openai"}},

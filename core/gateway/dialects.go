@@ -96,6 +96,10 @@ func (g *Gateway) translate(w *response, r *http.Request, d dialect.Dialect) err
 	if err != nil {
 		return err
 	}
+	keepAlive, keeps, err := core.ReadKeepAlive(request.KeepAlive)
+	if err != nil {
+		return &inference.FieldError{Param: "keep_alive", Err: err}
+	}
 	// From here on there is the translated body, and what the encoder keeps: the client's is gone.
 	held, kept := w.body.held, request.Kept
 	if err := w.body.grow(r.Context(), int64(len(request.Body))+max(0, kept-held)); err != nil {
@@ -112,7 +116,11 @@ func (g *Gateway) translate(w *response, r *http.Request, d dialect.Dialect) err
 	}
 	c := &dialectClient{openaiClient: openaiClient{w: w}, d: d, encoder: encoder, about: about}
 	release := func() { w.body.shrink(w.body.held - kept) }
-	g.relay(w, r, inference.Request{Path: request.Path, Body: request.Body, At: start, Release: release}, c)
+	ask := inference.Request{Path: request.Path, Body: request.Body, At: start, Release: release}
+	if keeps {
+		ask.KeepAlive = &keepAlive
+	}
+	g.relay(w, r, ask, c)
 	return c.err
 }
 

@@ -31,6 +31,10 @@ type beater struct {
 	inventory func() (*queenv1.Inventory, uint64)
 	// retire begins the end of a worker. Repeating it does nothing.
 	retire func(worker string)
+	// told takes in what a queen says of its use of workers, lost that it can say no more; nil: it
+	// is nobody's business.
+	told   func(queen string, resp *queenv1.LinkResponse)
+	lost   func(queen string)
 	queens Queens
 	log    hclog.Logger
 
@@ -141,6 +145,9 @@ func (b *beater) took(l *line, count uint64) {
 
 // broke notes that a line stands no longer.
 func (b *beater) broke(l *line) {
+	if b.lost != nil {
+		b.lost(l.queen.ID)
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	l.stands = false

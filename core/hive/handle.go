@@ -30,6 +30,9 @@ type handle struct {
 	ContextTokens int                   `json:"context_tokens"`
 	Threads       int                   `json:"threads"`
 	CreatedAt     time.Time             `json:"created_at"`
+	KeepAlive     string                `json:"keep_alive,omitempty"` // as in core.Request
+	Pinned        bool                  `json:"pinned,omitempty"`
+	MemoryBytes   int64                 `json:"memory_bytes,omitempty"` // that it takes of its device; 0: unknown
 }
 
 func (h handle) id() string { return h.Attachment.WorkerID }
@@ -53,7 +56,7 @@ func parseHandle(id string, content []byte) (handle, error) {
 		{h.Attachment.Nonce == "", "no nonce"},
 		{h.Attachment.Address == "", "no control socket"},
 		{h.Attachment.Type == "" || h.Model == "", "no type or model"},
-		{h.Slots < 1 || h.ContextTokens < 0 || h.Threads < 0, "impossible numbers"},
+		{h.Slots < 1 || h.ContextTokens < 0 || h.Threads < 0 || h.MemoryBytes < 0, "impossible numbers"},
 	} {
 		if c.bad {
 			return handle{}, core.Errorf(core.Integrity, "read handle: it has %s", c.what)

@@ -104,7 +104,8 @@ type Hive struct {
 	ending  chan struct{}                  // closed when Run is told to end
 	over    chan struct{}                  // closed when Run takes no more tasks
 
-	defaults atomic.Pointer[Defaults]
+	defaults    atomic.Pointer[Defaults]
+	clusterKeep atomic.Int64 // the cluster's setting keep_alive, in nanoseconds
 
 	takeAlong atomic.Bool // workers end with Run, whatever the options say
 
@@ -158,6 +159,7 @@ func newHive(opts Options, s shelf, p pluginHost) (*Hive, error) {
 		engineNews: make(chan struct{}, 1), loads: map[string]int{}, deleting: map[string]chan struct{}{}, stock: stock{turn: make(chan struct{}, 1), news: make(chan struct{}, 1)},
 	}
 	h.setDefaults(Defaults{Slots: opts.Slots, ContextTokens: opts.ContextTokens, Threads: opts.Threads, StopGrace: opts.StopGrace, Engines: opts.Engines})
+	h.clusterKeep.Store(int64(core.DefaultKeepAlive))
 	if h.incarnation, err = disk.nextIncarnation(h.now()); err != nil {
 		return nil, err
 	}
@@ -170,7 +172,7 @@ func newHive(opts Options, s shelf, p pluginHost) (*Hive, error) {
 	h.catalogs.origins = opts.Origins
 	h.swarm = h.newSwarm()
 	h.beat = newBeater(h.log, opts.Queens, h.report, h.retire)
-	h.beat.inventory = h.inventory
+	h.beat.inventory, h.beat.told, h.beat.lost = h.inventory, h.told, h.lost
 	if err := h.findBuilt(); err != nil {
 		return nil, err
 	}
@@ -355,12 +357,12 @@ func (h *Hive) report(ctx context.Context) *queenv1.LinkRequest {
 		free = m.AvailableBytes
 	}
 	devices, types := h.devices(free)
-	req := &queenv1.LinkRequest{Hive: wire.HiveToProto(core.Hive{
+	req := &queenv1.LinkRequest{Unloads: true, Hive: wire.HiveToProto(core.Hive{
 		ID: h.opts.ID, Name: h.opts.Name, Version: h.opts.Version, OS: runtime.GOOS, Arch: runtime.GOARCH, Incarnation: h.incarnation,
 		Devices: devices, WorkerTypes: types, RPCAddress: h.rpcAddress(), Unconfined: h.plugins.Confinement(), Problems: h.problems(),
 	})}
 	for _, w := range h.all() {
-		req.Workers = append(req.Workers, wire.WorkerToProto(w.view(h.opts.ID)))
+		req.Workers = append(req.Workers, wire.WorkerToProto(w.view(h.opts.ID, h.keepAlive())))
 	}
 	return req
 }

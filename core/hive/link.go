@@ -308,6 +308,9 @@ func (t *teller) answered(resp *queenv1.LinkResponse) {
 	if v := resp.GetCluster(); v != nil {
 		t.b.viewed(v)
 	}
+	if t.b.told != nil {
+		t.b.told(t.queen.ID, resp)
+	}
 	if t.waiting != 0 {
 		return
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/job"
@@ -18,6 +19,11 @@ import (
 // first. When it fails or is cancelled, no process and no file of the worker is left; what was
 // fetched stays.
 func (h *Hive) spawn(ctx context.Context, r core.Request, run *job.Run) (core.SpawnResult, error) {
+	if r.KeepAlive != "" && r.KeepAlive != core.KeepAliveDefault {
+		if _, err := core.ParseKeepAlive(r.KeepAlive); err != nil {
+			return core.SpawnResult{}, err
+		}
+	}
 	var version string
 	r.Type, version, _ = strings.Cut(r.Type, "@")
 	if r.Type == "" {
@@ -53,7 +59,7 @@ func (h *Hive) spawn(ctx context.Context, r core.Request, run *job.Run) (core.Sp
 		return core.SpawnResult{}, err
 	}
 	h.tell(ctx)
-	return core.SpawnResult{Worker: w.view(h.opts.ID), PID: w.pid()}, nil
+	return core.SpawnResult{Worker: w.view(h.opts.ID, h.keepAlive()), PID: w.pid()}, nil
 }
 
 // typeFor chooses the worker type of a spawn with a model of an architecture, which is empty while
@@ -88,6 +94,7 @@ func (h *Hive) load(ctx context.Context, r core.Request, t *workerType, binary c
 		return nil, core.Errorf(core.Integrity, "launch worker %s: %s is another plugin than the configuration's sha256 allows", t.name(), binary.ID).Hint(
 			"Run \"rbee worker download %s\", or mend sha256 in the block worker %q.", t.name(), t.name())
 	}
+	began := time.Now()
 	id := newID()
 	p, err := h.launch(ctx, pluginhost.WorkerLaunch{
 		Spec: t.spec, Executable: exe, EngineDir: engine, WorkerID: id, Nonce: randomHex(16),
@@ -103,6 +110,7 @@ func (h *Hive) load(ctx context.Context, r core.Request, t *workerType, binary c
 	}
 	defer loaded()
 	hd.Binary, hd.Version = binary.ID, p.Info().Version
+	hd.KeepAlive, hd.Pinned = r.KeepAlive, r.Pin
 	w := newWorker(hd, p, core.WorkerLoading)
 	// The handle is on disk before the model is loaded: an agent that is killed now is followed by
 	// one that knows of the process.
@@ -139,7 +147,7 @@ func (h *Hive) load(ctx context.Context, r core.Request, t *workerType, binary c
 	if err == nil {
 		err = h.poll(ctx, w)
 	}
-	if err == nil && !w.setState(core.WorkerReady) {
+	if err == nil && !w.ready(time.Since(began)) {
 		err = core.Errorf(core.Conflict, "the worker was ended while it was loading")
 	}
 	if err != nil {
@@ -265,7 +273,7 @@ func (h *Hive) fit(ctx context.Context, r core.Request, p workerProcess, model c
 		}
 		hd := handle{
 			Format: handleFormat, Attachment: p.Attachment(), Model: model.ID, ModelDigest: model.Digest, Device: device.ID, Slots: slots,
-			ContextTokens: size.ContextTokens, Threads: cmp.Or(r.Threads, h.defaults.Load().Threads), CreatedAt: h.now(),
+			ContextTokens: size.ContextTokens, MemoryBytes: size.EstimateBytes, Threads: cmp.Or(r.Threads, h.defaults.Load().Threads), CreatedAt: h.now(),
 		}
 		return hd, func() {
 			h.mu.Lock()

@@ -38,6 +38,7 @@ type worker struct {
 	// gone is closed by the supervisor when the process has ended and nothing of it is left.
 	gone   chan struct{}
 	sooner chan struct{} // holds one: endBy has changed
+	look   chan struct{} // holds one: what it is used for has changed
 	// logFailed says that a rotation of the log went wrong and none has succeeded since. The
 	// supervisor's alone.
 	logFailed bool
@@ -53,18 +54,25 @@ type worker struct {
 	endBy    time.Time // when running requests are cut; zero: nobody wants the end
 	now      bool      // running requests are not waited for
 	forced   bool      // it did not end by itself, or not in time
+	tenancy  tenancy
+	readyAt  time.Time     // when it was ready, or taken over; by the monotonic clock
+	loadTook time.Duration // from the launch of its process; 0: unknown
 }
 
 func newWorker(h handle, p workerProcess, state core.WorkerState) *worker {
-	return &worker{handle: h, proc: p, state: state, gone: make(chan struct{}), sooner: make(chan struct{}, 1)}
+	now := time.Now()
+	return &worker{
+		handle: h, proc: p, state: state, gone: make(chan struct{}), sooner: make(chan struct{}, 1), look: make(chan struct{}, 1),
+		tenancy: tenancy{used: now}, readyAt: now,
+	}
 }
 
 func (w *worker) id() string                  { return w.handle.id() }
 func (w *worker) identity() hostinfo.Identity { return w.handle.Attachment.Process }
 func (w *worker) pid() int                    { return w.handle.Attachment.Process.PID }
 
-// view is the worker for the registry.
-func (w *worker) view(hive string) core.Worker {
+// view is the worker for the registry. keepAlive is the cluster's setting.
+func (w *worker) view(hive string, keepAlive time.Duration) core.Worker {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	v := core.Worker{
@@ -88,6 +96,13 @@ func (w *worker) view(hive string) core.Worker {
 		DraftTokens: w.status.DraftTokensTotal, AcceptedTokens: w.status.AcceptedTokensTotal,
 		Silence: core.Duration(time.Since(w.heard).Truncate(time.Millisecond)),
 	}
+	v.Load.Pinned, v.Load.LoadTook, v.Load.MemoryBytes = w.handle.Pinned, core.Duration(w.loadTook), w.handle.MemoryBytes
+	if !w.busyLocked() {
+		v.Load.Idle = core.Duration(time.Since(w.tenancy.used).Truncate(time.Millisecond))
+	}
+	if keep := w.tenancy.keep(w.handle.KeepAlive, keepAlive); keep >= 0 && !w.handle.Pinned {
+		v.Load.Unloads, v.Load.KeepAlive = true, core.Duration(keep)
+	}
 	if w.status.TokensTotal > 0 || w.status.KVUsedTokens > 0 { // it tells its progress
 		v.Load.Stalled = core.Duration(time.Since(w.moved).Truncate(time.Millisecond))
 	}
@@ -109,6 +124,18 @@ func (w *worker) setState(s core.WorkerState) bool {
 		return false
 	}
 	w.state = s
+	return true
+}
+
+// ready notes that the model is loaded, in so much time, and says whether the worker serves now.
+func (w *worker) ready(took time.Duration) bool {
+	if !w.setState(core.WorkerReady) {
+		return false
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	now := time.Now()
+	w.readyAt, w.loadTook, w.tenancy.used = now, took, now
 	return true
 }
 
@@ -144,6 +171,9 @@ func (w *worker) noteStatus(s sdkworker.Status, at time.Time) bool {
 	now := time.Now()
 	if w.heard.IsZero() || s.Active == 0 || s.TokensTotal != w.status.TokensTotal || s.KVUsedTokens != w.status.KVUsedTokens {
 		w.moved = now
+	}
+	if s.Active+s.Queued > 0 || w.status.Active+w.status.Queued > 0 || s.TokensTotal != w.status.TokensTotal {
+		w.tenancy.used = now
 	}
 	news := w.statusAt.IsZero() || now.Sub(w.heard) >= silentAfter || s.Active != w.status.Active || s.Queued != w.status.Queued ||
 		s.Slots != w.status.Slots || s.ContextTokens != w.status.ContextTokens || !slices.Equal(s.Capabilities, w.status.Capabilities)
@@ -194,6 +224,7 @@ func (h *Hive) supervise(ctx context.Context, w *worker) {
 			close(w.gone)
 			return
 		case <-timer.C:
+		case <-w.look:
 		}
 		if time.Since(logLooked) >= logEvery {
 			logLooked = time.Now()
@@ -209,6 +240,9 @@ func (h *Hive) supervise(ctx context.Context, w *worker) {
 		}
 		failing = err != nil
 		h.watchSilent(ctx, w, &vigil)
+		if err == nil {
+			h.unloadIdle(w)
+		}
 		if err == nil && time.Since(refreshed) >= refreshEvery {
 			refreshed = time.Now()
 			h.refresh(ctx, w)

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"github.com/rbee-project/rbee/core"
@@ -21,6 +22,9 @@ type facts struct {
 	model  string
 	stream bool
 	wants  wants
+	// keepAlive is how long the worker is to be kept after the request, negative: for good; nil: it
+	// does not say.
+	keepAlive *time.Duration
 }
 
 // FieldError names the field of a request that an error is about.
@@ -94,6 +98,14 @@ func readFacts(body []byte) (facts, error) {
 				return false, badBody("stream", "stream must be true or false")
 			}
 			f.stream = value[0] == 't'
+		case "keep_alive": // Ollama's, which llama-swap and others take as well
+			keep, set, err := core.ReadKeepAlive(value)
+			if err != nil {
+				return false, &FieldError{Param: "keep_alive", Err: err}
+			}
+			if set {
+				f.keepAlive = &keep
+			}
 		default:
 			f.wants |= wantsOf(string(key), value)
 		}

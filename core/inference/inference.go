@@ -41,6 +41,9 @@ type Query struct {
 	// ContextOver asks for a worker with more positions per slot than that; 0: any. A shorter one
 	// has refused the request.
 	ContextOver int
+	// KeepAlive is how long the worker is to be kept after the request, negative: for good; nil:
+	// the request does not say.
+	KeepAlive *time.Duration
 	// Other asks for a worker that is ready now: Route neither waits nor starts one.
 	Other bool
 	// Patience bounds the wait for a worker to be started.

@@ -14,7 +14,7 @@ import (
 
 // route has the router choose a worker, or start one. A stream is told how far that is.
 func (c *call) route() error {
-	q := Query{RequestID: c.r.ID, Key: c.r.Key, Model: c.facts.model, Terms: c.r.Terms, Patience: c.s.o.StartTimeout}
+	q := Query{RequestID: c.r.ID, Key: c.r.Key, Model: c.facts.model, Terms: c.r.Terms, KeepAlive: c.facts.keepAlive, Patience: c.s.o.StartTimeout}
 	ctx := c.ctx
 	if c.facts.stream {
 		var cancel context.CancelFunc

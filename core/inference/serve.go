@@ -42,6 +42,7 @@ type Request struct {
 	// is JSON and names its model. ContentType has no line ends.
 	ContentType, Model string
 	At                 time.Time
+	KeepAlive          *time.Duration // see Query; nil: as Body says
 	// Terms are those that its body does not tell; Serve adds the others.
 	Terms
 	// Release is called when a long Body is not read any more, before the request ends; nil: nobody
@@ -88,6 +89,9 @@ func (s *Service) Serve(ctx context.Context, r Request, client Client) error {
 	if err != nil {
 		client.Fail(err)
 		return err
+	}
+	if r.KeepAlive != nil {
+		f.keepAlive = r.KeepAlive
 	}
 	r.Needs = f.needs(r.Path)
 	c := &call{s: s, ctx: ctx, r: r, facts: f, client: client}
@@ -187,7 +191,7 @@ func (c *call) run() error {
 		if isBusy && full.short {
 			contextOver = max(contextOver, c.lease.Worker.ContextTokens)
 		}
-		next, routeErr := c.acquire(c.ctx, Query{RequestID: c.r.ID, Key: c.r.Key, Model: c.lease.Worker.Model, Terms: c.r.Terms, Tried: tried, ContextOver: contextOver, Other: true})
+		next, routeErr := c.acquire(c.ctx, Query{RequestID: c.r.ID, Key: c.r.Key, Model: c.lease.Worker.Model, Terms: c.r.Terms, KeepAlive: c.facts.keepAlive, Tried: tried, ContextOver: contextOver, Other: true})
 		if _, waited := errors.AsType[*OverloadError](routeErr); waited && isBusy && full.full {
 			return routeErr
 		}

@@ -55,6 +55,8 @@ var ( // constant
 			{Name: "context_tokens", Max: core.MaxContextTokens, Doc: "positions per slot; 0: as the model's other workers, else the model's own, as far as memory allows"},
 			{Name: "replica_context", Max: core.MaxContextTokens, Doc: "positions per slot of the model's other workers; the queen fills it in"},
 			{Name: "threads", Max: core.MaxThreads, Doc: "number of processor threads; 0: the hive's default"},
+			{Name: "keep_alive", Max: 40, Doc: "time after its last request in which the worker unloads by itself: a duration, seconds, or default for the cluster's; empty or negative: it stays"},
+			{Name: "pin", Doc: "word that the worker never makes room for another one, and never unloads by itself"},
 		},
 	})
 

@@ -24,6 +24,7 @@ import (
 	"github.com/rbee-project/rbee/core/queen/router"
 	"github.com/rbee-project/rbee/core/queen/tokens"
 	"github.com/rbee-project/rbee/core/registry"
+	"github.com/rbee-project/rbee/core/setting"
 	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
 )
 
@@ -109,6 +110,11 @@ func New(o Options) *Queen {
 	q.blobs = newBlobService(q)
 	q.liveness = liveness.New(liveness.Options{
 		Registry: o.Registry, ID: o.ID, Logger: o.Logger, MinFSM: q.Members.MinFSM, Pinger: o.Pinger, Suspected: o.Suspected, TermChanged: q.blobs.board.Clear, Now: o.Now,
+		Uses: func(hive string) []liveness.Use { return q.Router.Uses(hive) },
+		KeepAlive: func() time.Duration {
+			keep, _ := registry.Setting(o.Registry, setting.KeepAlive)
+			return keep
+		},
 	})
 	var self grpc.ClientConnInterface
 	var queenConn func(node, address string, role core.Role) (grpc.ClientConnInterface, error)

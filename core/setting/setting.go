@@ -20,7 +20,12 @@ var TokenGrace = duration(Spec{ // constant
 	Name: "token_grace", Doc: "how long a queen without a leader accepts tokens that it has verified before; unset: queen.token_grace of each queen",
 }, 0, core.MaxTokenGrace)
 
-var all = []Spec{TokenGrace.Spec} // constant; sorted by name
+// KeepAlive is how long workers stay that were started because a request needed one.
+var KeepAlive = keeping(Spec{ // constant
+	Name: "keep_alive", Default: "5m", Doc: "how long a worker that was started for a request stays after its last one, unless a request says otherwise",
+})
+
+var all = []Spec{KeepAlive.Spec, TokenGrace.Spec} // constant; sorted by name
 
 // Spec describes a setting.
 type Spec struct {
@@ -92,4 +97,10 @@ func duration(s Spec, atLeast, atMost time.Duration) Of[time.Duration] {
 		}
 		return d, err
 	})
+}
+
+// keeping returns a setting whose values are times to keep a worker.
+func keeping(s Spec) Of[time.Duration] {
+	s.Values = `a duration such as "30m", 0 to unload at once, or -1 for good`
+	return of(s, core.ParseKeepAlive)
 }

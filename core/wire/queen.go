@@ -96,7 +96,20 @@ func LoadToProto(l core.Load) *queenv1.Load {
 		AcceptedTokensTotal: l.AcceptedTokens,
 		Silence:             durationOf(l.Silence),
 		Stalled:             durationOf(l.Stalled),
+		KeepAlive:           keepAliveOf(l),
+		Idle:                durationOf(l.Idle),
+		Pinned:              l.Pinned,
+		MemoryBytes:         l.MemoryBytes,
+		LoadTook:            durationOf(l.LoadTook),
 	}
+}
+
+// keepAliveOf tells 0 from nothing: a worker that unloads when it is done from one that stays.
+func keepAliveOf(l core.Load) *durationpb.Duration {
+	if !l.Unloads {
+		return nil
+	}
+	return durationpb.New(time.Duration(l.KeepAlive))
 }
 
 // LoadFromProto reverses LoadToProto for a report that arrived at the given time.
@@ -112,6 +125,12 @@ func LoadFromProto(l *queenv1.Load, at time.Time) core.Load {
 		AcceptedTokens:  l.GetAcceptedTokensTotal(),
 		Silence:         core.Duration(max(l.GetSilence().AsDuration(), 0)),
 		Stalled:         core.Duration(max(l.GetStalled().AsDuration(), 0)),
+		Unloads:         l.GetKeepAlive() != nil,
+		KeepAlive:       core.Duration(max(l.GetKeepAlive().AsDuration(), 0)),
+		Idle:            core.Duration(max(l.GetIdle().AsDuration(), 0)),
+		Pinned:          l.GetPinned(),
+		MemoryBytes:     l.GetMemoryBytes(),
+		LoadTook:        core.Duration(max(l.GetLoadTook().AsDuration(), 0)),
 	}
 }
 

@@ -77,7 +77,7 @@ func sortWorkers(workers []core.Worker) {
 // workerTable is the table of "rbee ps". A worker of a silent hive shows what is known of the hive.
 // long adds what they can do.
 func (a *app) workerTable(workers []core.Worker, hives []core.Hive, long bool) *term.Table {
-	columns := []string{"ID", "MODEL", "HIVE", "TYPE", "DEVICE", "STATE", "BUSY", "QUEUE", "TOKENS/S", "SEEN"}
+	columns := []string{"ID", "MODEL", "HIVE", "TYPE", "DEVICE", "STATE", "BUSY", "QUEUE", "TOKENS/S", "UNTIL", "SEEN"}
 	if long {
 		columns = append(columns, "CONTEXT", "CAN DO")
 	}
@@ -102,7 +102,7 @@ func (a *app) workerTable(workers []core.Worker, hives []core.Hive, long bool) *
 		}
 		row := []string{
 			w.ID, w.Model, name, w.Type, w.Device, state, fmt.Sprintf("%d/%d", w.Load.Active, w.Slots), fmt.Sprint(w.Load.Queued),
-			rateText(w.Load.TokensPerSecond), a.ago(seen),
+			rateText(w.Load.TokensPerSecond), a.untilText(w), a.ago(seen),
 		}
 		if long {
 			row = append(row, term.Number(w.ContextTokens), strings.Join(w.Capabilities.List(), " "))
@@ -110,6 +110,22 @@ func (a *app) workerTable(workers []core.Worker, hives []core.Hive, long bool) *
 		t.Add(row...)
 	}
 	return t
+}
+
+// untilText is when a worker unloads by itself.
+func (a *app) untilText(w core.Worker) string {
+	at, unloads := w.Load.UnloadsAt()
+	switch {
+	case w.Load.Pinned:
+		return "pinned"
+	case w.State != core.WorkerReady || w.Load.At.IsZero():
+		return ""
+	case !unloads:
+		return "stays"
+	case w.Load.Active+w.Load.Queued > 0 || w.Load.Idle == 0:
+		return "idle for " + term.Duration(time.Duration(w.Load.KeepAlive))
+	}
+	return "in " + term.Duration(max(at.Sub(a.now()), 0))
 }
 
 func rateText(perSecond float64) string {
@@ -223,6 +239,8 @@ func (a *app) workerSpawnCommand() *cobra.Command {
 	f.IntVar(&r.Slots, "slots", 0, "requests served at once (default: the hive's)")
 	f.IntVar(&r.ContextTokens, "context", 0, "positions per slot (default: as the model's other workers, else the model's own, as far as memory allows)")
 	f.IntVar(&r.Threads, "threads", 0, "CPU threads (default: the hive's)")
+	f.StringVar(&r.KeepAlive, "keep-alive", "", "`TIME` after its last request in which it unloads by itself: 5m, seconds, or \"default\" for the cluster's (default: it stays)")
+	f.BoolVar(&r.Pin, "pin", false, "never unload it to make room for another worker")
 	f.StringVar(&r.RequestID, "request-id", "", "`ID` of the request: the same one twice starts one worker")
 	f.BoolVar(&detach, "detach", false, "do not wait: show the job's id")
 	a.hiveFlag(cmd, &r.Hive, "", "`HIVE` to start it on (default: chosen)")

@@ -48,6 +48,9 @@ type Request struct {
 	Path   string // one of the Path constants
 	Body   []byte
 	Stream bool // the client wants a stream; Body asks for the same
+	// KeepAlive is how long the model is to be kept after the request, as JSON in Ollama's form;
+	// nil: the request does not say.
+	KeepAlive json.RawMessage
 	// Kept is about how many bytes the encoder holds until the answer ends, beside Body.
 	Kept int64
 }
@@ -294,6 +297,8 @@ type Chat struct {
 	Stream   bool      `json:"stream,omitempty"`
 	Options  *Stream   `json:"stream_options,omitempty"`
 
+	KeepAlive json.RawMessage `json:"-"` // see Request
+
 	MaxTokens        *int64          `json:"max_tokens,omitempty"`
 	Temperature      json.RawMessage `json:"temperature,omitempty"`
 	TopP             json.RawMessage `json:"top_p,omitempty"`
@@ -387,7 +392,7 @@ func (c *Chat) Encode(path string, stream bool) (Request, error) {
 	if err != nil {
 		return Request{}, Invalid("", "the request holds a value that is not JSON")
 	}
-	return Request{Path: path, Body: body, Stream: stream}, nil
+	return Request{Path: path, Body: body, Stream: stream, KeepAlive: c.KeepAlive}, nil
 }
 
 // Data returns the URL of an image whose bytes are given in base64.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"math"
 	"time"
 
 	"google.golang.org/grpc"
@@ -315,7 +316,41 @@ func (l *Link) Answer() (resp *queenv1.LinkResponse, over error) {
 		}
 		return true
 	})
+	resp.Uses, resp.Tenancy = m.usesOf(l.peer.id), m.tenancy()
 	return resp, nil
+}
+
+func (m *Monitor) tenancy() *queenv1.Tenancy {
+	if m.opts.KeepAlive == nil {
+		return nil
+	}
+	return &queenv1.Tenancy{KeepAlive: durationpb.New(m.opts.KeepAlive())}
+}
+
+// usesOf returns what this queen uses the workers of a hive for, for the hive.
+func (m *Monitor) usesOf(hive string) []*queenv1.Use {
+	if m.opts.Uses == nil {
+		return nil
+	}
+	uses := m.opts.Uses(hive)
+	out := make([]*queenv1.Use, 0, len(uses))
+	for _, u := range uses {
+		p := &queenv1.Use{Worker: u.Worker, Nonce: u.Nonce, InFlight: int32(min(u.InFlight, math.MaxInt32)), Since: durationpb.New(time.Since(u.Last))}
+		if u.KeepAlive != nil {
+			p.KeepAlive = durationpb.New(*u.KeepAlive)
+		}
+		out = append(out, p)
+	}
+	return out
+}
+
+// Nudge tells a hive at once what its workers are used for.
+func (m *Monitor) Nudge(hive string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if p, ok := m.peers[hive]; ok && p.link != nil {
+		p.link.wakeUp()
+	}
 }
 
 // SetView tells all hives what they must know of the cluster, if that is news.

@@ -73,7 +73,20 @@ type Options struct {
 	// TermChanged drops what was learned while another queen led. It is called before this queen
 	// takes over, also with a registry that a snapshot replaced, and after it has stepped down.
 	TermChanged func()
-	Now         func() time.Time // stamps reports; nil: time.Now
+	// Uses returns what this queen uses the workers of a hive for. It is called without a lock.
+	// nil: hives are not told.
+	Uses func(hive string) []Use
+	// KeepAlive returns the cluster's setting of that name; nil: hives are not told.
+	KeepAlive func() time.Duration
+	Now       func() time.Time // stamps reports; nil: time.Now
+}
+
+// Use is what a queen uses one start of a worker for.
+type Use struct {
+	Worker, Nonce string
+	InFlight      int            // requests that have not ended
+	Last          time.Time      // when one began or ended
+	KeepAlive     *time.Duration // how long the latest wants the worker kept, negative: for good; nil: it does not say
 }
 
 // Monitor keeps the links and reports of all hives at one queen. It is safe for concurrent use.

@@ -20,6 +20,7 @@ type Report struct {
 	At      time.Time // by Options.Now
 	Hive    core.Hive
 	Workers []core.Worker // by id
+	Unloads bool          // it unloads workers that nobody uses
 
 	told      bool       // it says what the store has
 	inventory *Inventory // nil: the hive is asked
@@ -27,7 +28,7 @@ type Report struct {
 
 // ReportOf reads a report. Errors: Invalid.
 func ReportOf(req *queenv1.LinkRequest, at time.Time) (*Report, error) {
-	r := &Report{At: at, Hive: wire.HiveFromProto(req.GetHive()), told: req.Inventory != nil}
+	r := &Report{At: at, Hive: wire.HiveFromProto(req.GetHive()), Unloads: req.GetUnloads(), told: req.Inventory != nil}
 	h := &r.Hive
 	if h.ID == "" {
 		return nil, invalidReport("the hive id is empty")

@@ -42,6 +42,8 @@ type Liveness interface {
 	Changed() <-chan struct{}
 	// Fail avoids a worker that failed a request until its hive confirms it.
 	Fail(w core.Worker)
+	// Nudge has a hive told at once what its workers are used for.
+	Nudge(hive string)
 }
 
 // Start has a worker started, or follows a start under way, and returns once the worker is in the
@@ -73,7 +75,7 @@ type Router struct {
 	opts Options
 
 	mu        sync.Mutex // guards below
-	inFlight  map[instance]int
+	uses      uses
 	busyUntil map[instance]time.Time // workers that said that they take no request now
 }
 
@@ -82,7 +84,7 @@ func New(o Options) *Router {
 	if o.Rand == nil {
 		o.Rand = rand.IntN
 	}
-	return &Router{opts: o, inFlight: map[instance]int{}, busyUntil: map[instance]time.Time{}}
+	return &Router{opts: o, uses: uses{}, busyUntil: map[instance]time.Time{}}
 }
 
 // Route implements inference.Router. While a worker serves the model it reads this queen's replica
@@ -107,13 +109,13 @@ func (r *Router) Route(ctx context.Context, q inference.Query) (inference.Lease,
 	}
 	found, refused, waitFor := r.candidates(nil, q.Model, &q)
 	if len(found) > 0 {
-		return r.lease(found, refused), nil // the case of nearly every request
+		return r.lease(found, refused, &q), nil // the case of nearly every request
 	}
 	if len(refused) == 0 {
 		if a, ok := r.opts.Registry.View().Alias(nil, q.Model); ok {
 			q.Model = a.Model
 			if found, refused, waitFor = r.candidates(nil, q.Model, &q); len(found) > 0 {
-				return r.lease(found, refused), nil
+				return r.lease(found, refused, &q), nil
 			}
 		}
 	}
@@ -141,13 +143,13 @@ func (r *Router) Route(ctx context.Context, q inference.Query) (inference.Lease,
 	if err != nil {
 		return none, err
 	}
-	return r.lease(found, refused), nil
+	return r.lease(found, refused, &q), nil
 }
 
 // lease counts a request at the first of the workers until it is released.
-func (r *Router) lease(found []core.Candidate, refused []sched.Refusal) inference.Lease {
+func (r *Router) lease(found []core.Candidate, refused []sched.Refusal, q *inference.Query) inference.Lease {
 	w := found[0].Worker
-	end := r.begin(instanceOf(&w))
+	end := r.begin(&w, q.KeepAlive)
 	signs := func() inference.Signs { return r.signs(w.Hive, w.ID, w.Nonce) }
 	return inference.NewLease(found, refusals(refused), signs, func(o inference.Outcome) {
 		end()
@@ -309,8 +311,8 @@ func excluded(q *inference.Query, w *core.Worker) bool {
 func (r *Router) prospectLocked(w *core.Worker) sched.Prospect {
 	p := sched.Prospect{Worker: w}
 	p.Suspect, p.Load = r.opts.Liveness.Hive(w.Hive).Avoid(w)
-	if len(r.inFlight) > 0 {
-		p.InFlight = r.inFlight[instanceOf(w)]
+	if len(r.uses) > 0 {
+		p.InFlight = r.uses.inFlight(w)
 	}
 	if until, ok := r.busyUntil[instanceOf(w)]; ok {
 		p.Busy = until.After(time.Now())
@@ -355,16 +357,19 @@ type instance struct{ hive, nonce string }
 
 func instanceOf(w *core.Worker) instance { return instance{w.Hive, w.Nonce} }
 
-// begin counts a request that is sent to a worker until end is called, once.
-func (r *Router) begin(w instance) (end func()) {
+// begin counts a request that is sent to a worker until end is called, once. A request that says
+// how long the worker is to be kept has its hive told of its end at once.
+func (r *Router) begin(w *core.Worker, keepAlive *time.Duration) (end func()) {
 	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.inFlight[w]++
+	use := r.uses.begin(w, keepAlive, time.Now())
+	r.mu.Unlock()
 	return func() {
 		r.mu.Lock()
-		defer r.mu.Unlock()
-		if r.inFlight[w]--; r.inFlight[w] == 0 {
-			delete(r.inFlight, w)
+		use.InFlight--
+		use.Last = time.Now()
+		r.mu.Unlock()
+		if keepAlive != nil {
+			r.opts.Liveness.Nudge(w.Hive)
 		}
 	}
 }
@@ -374,8 +379,10 @@ func (r *Router) InFlight() int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	n := 0
-	for _, of := range r.inFlight {
-		n += of
+	for _, of := range r.uses {
+		for _, use := range of {
+			n += use.InFlight
+		}
 	}
 	return n
 }

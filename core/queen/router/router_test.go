@@ -303,3 +303,33 @@ func BenchmarkRoute(b *testing.B) {
 		}
 	})
 }
+
+// What a hive is told of the use of its workers: requests in flight, and what the latest one wants.
+func TestUses(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, 1)
+		keep := time.Minute
+		a, err := r.route(inference.Query{KeepAlive: &keep})
+		must.NoError(t, err)
+		time.Sleep(time.Second)
+		b, err := r.route(inference.Query{})
+		must.NoError(t, err)
+		w := r.hive.Workers[0]
+		must.Eq(t, []liveness.Use{{Worker: w.ID, Nonce: w.Nonce, InFlight: 2, Last: time.Now()}}, r.Uses("h1"))
+		must.SliceEmpty(t, r.Uses("h2"))
+		time.Sleep(time.Second)
+		a.Release(inference.Outcome{})
+		b.Release(inference.Outcome{})
+		must.Eq(t, 0, r.Uses("h1")[0].InFlight)
+		must.Eq(t, time.Now(), r.Uses("h1")[0].Last)
+		c, err := r.route(inference.Query{KeepAlive: &keep})
+		must.NoError(t, err)
+		must.Eq(t, &keep, r.Uses("h1")[0].KeepAlive)
+		time.Sleep(time.Hour)
+		must.Len(t, 1, r.Uses("h1"), must.Sprint("it is in flight"))
+		c.Release(inference.Outcome{})
+		time.Sleep(2 * time.Minute)
+		must.SliceEmpty(t, r.Uses("h1"), must.Sprint("long ago"))
+	})
+}

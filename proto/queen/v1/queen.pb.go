@@ -210,7 +210,9 @@ type LinkRequest struct {
 	// The agent ends on purpose: its workers are not to be used until it reports again.
 	Ending bool `protobuf:"varint,4,opt,name=ending,proto3" json:"ending,omitempty"`
 	// In the first report of a line, and whenever it changed. A hive that tells none in its first report is asked.
-	Inventory     *Inventory `protobuf:"bytes,5,opt,name=inventory,proto3" json:"inventory,omitempty"`
+	Inventory *Inventory `protobuf:"bytes,5,opt,name=inventory,proto3" json:"inventory,omitempty"`
+	// It unloads workers that nobody uses, and knows keep_alive and pin of worker_spawn.
+	Unloads       bool `protobuf:"varint,6,opt,name=unloads,proto3" json:"unloads,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -278,6 +280,13 @@ func (x *LinkRequest) GetInventory() *Inventory {
 		return x.Inventory
 	}
 	return nil
+}
+
+func (x *LinkRequest) GetUnloads() bool {
+	if x != nil {
+		return x.Unloads
+	}
+	return false
 }
 
 // Inventory is what a hive has in its store, and what it offers beyond that. At most 512 KiB.
@@ -594,7 +603,11 @@ type LinkResponse struct {
 	// Workers of this hive that shall be retired.
 	Retire []string `protobuf:"bytes,4,rep,name=retire,proto3" json:"retire,omitempty"`
 	// In the first answer of a line, and whenever it changed.
-	Cluster       *ClusterView `protobuf:"bytes,5,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	Cluster *ClusterView `protobuf:"bytes,5,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	// What this queen uses workers of this hive for.
+	Uses []*Use `protobuf:"bytes,6,rep,name=uses,proto3" json:"uses,omitempty"`
+	// How the cluster has workers come and go; absent: an older queen, nothing is known of it.
+	Tenancy       *Tenancy `protobuf:"bytes,7,opt,name=tenancy,proto3" json:"tenancy,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -664,6 +677,147 @@ func (x *LinkResponse) GetCluster() *ClusterView {
 	return nil
 }
 
+func (x *LinkResponse) GetUses() []*Use {
+	if x != nil {
+		return x.Uses
+	}
+	return nil
+}
+
+func (x *LinkResponse) GetTenancy() *Tenancy {
+	if x != nil {
+		return x.Tenancy
+	}
+	return nil
+}
+
+// Use is what one queen uses a worker for.
+type Use struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Worker string                 `protobuf:"bytes,1,opt,name=worker,proto3" json:"worker,omitempty"`
+	Nonce  string                 `protobuf:"bytes,2,opt,name=nonce,proto3" json:"nonce,omitempty"`
+	// Requests that it has sent there and that have not ended.
+	InFlight int32 `protobuf:"varint,3,opt,name=in_flight,json=inFlight,proto3" json:"in_flight,omitempty"`
+	// Since the last of its requests began or, where none is in flight, ended.
+	Since *durationpb.Duration `protobuf:"bytes,4,opt,name=since,proto3" json:"since,omitempty"`
+	// For how long that request wants the worker kept after it; negative: for good; absent: it does
+	// not say.
+	KeepAlive     *durationpb.Duration `protobuf:"bytes,5,opt,name=keep_alive,json=keepAlive,proto3" json:"keep_alive,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Use) Reset() {
+	*x = Use{}
+	mi := &file_queen_v1_queen_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Use) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Use) ProtoMessage() {}
+
+func (x *Use) ProtoReflect() protoreflect.Message {
+	mi := &file_queen_v1_queen_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Use.ProtoReflect.Descriptor instead.
+func (*Use) Descriptor() ([]byte, []int) {
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *Use) GetWorker() string {
+	if x != nil {
+		return x.Worker
+	}
+	return ""
+}
+
+func (x *Use) GetNonce() string {
+	if x != nil {
+		return x.Nonce
+	}
+	return ""
+}
+
+func (x *Use) GetInFlight() int32 {
+	if x != nil {
+		return x.InFlight
+	}
+	return 0
+}
+
+func (x *Use) GetSince() *durationpb.Duration {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *Use) GetKeepAlive() *durationpb.Duration {
+	if x != nil {
+		return x.KeepAlive
+	}
+	return nil
+}
+
+// Tenancy is the cluster's settings of how workers come and go.
+type Tenancy struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How long a worker without a time of its own stays without requests; negative: for good.
+	KeepAlive     *durationpb.Duration `protobuf:"bytes,1,opt,name=keep_alive,json=keepAlive,proto3" json:"keep_alive,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Tenancy) Reset() {
+	*x = Tenancy{}
+	mi := &file_queen_v1_queen_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Tenancy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Tenancy) ProtoMessage() {}
+
+func (x *Tenancy) ProtoReflect() protoreflect.Message {
+	mi := &file_queen_v1_queen_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Tenancy.ProtoReflect.Descriptor instead.
+func (*Tenancy) Descriptor() ([]byte, []int) {
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Tenancy) GetKeepAlive() *durationpb.Duration {
+	if x != nil {
+		return x.KeepAlive
+	}
+	return nil
+}
+
 // ClusterView is what every node must know of the cluster.
 type ClusterView struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -681,7 +835,7 @@ type ClusterView struct {
 
 func (x *ClusterView) Reset() {
 	*x = ClusterView{}
-	mi := &file_queen_v1_queen_proto_msgTypes[5]
+	mi := &file_queen_v1_queen_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -693,7 +847,7 @@ func (x *ClusterView) String() string {
 func (*ClusterView) ProtoMessage() {}
 
 func (x *ClusterView) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[5]
+	mi := &file_queen_v1_queen_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -706,7 +860,7 @@ func (x *ClusterView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterView.ProtoReflect.Descriptor instead.
 func (*ClusterView) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{5}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ClusterView) GetQueens() []*QueenAddress {
@@ -751,7 +905,7 @@ type QueenAddress struct {
 
 func (x *QueenAddress) Reset() {
 	*x = QueenAddress{}
-	mi := &file_queen_v1_queen_proto_msgTypes[6]
+	mi := &file_queen_v1_queen_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -763,7 +917,7 @@ func (x *QueenAddress) String() string {
 func (*QueenAddress) ProtoMessage() {}
 
 func (x *QueenAddress) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[6]
+	mi := &file_queen_v1_queen_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -776,7 +930,7 @@ func (x *QueenAddress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueenAddress.ProtoReflect.Descriptor instead.
 func (*QueenAddress) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{6}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *QueenAddress) GetId() string {
@@ -821,7 +975,7 @@ type ClaimRequest struct {
 
 func (x *ClaimRequest) Reset() {
 	*x = ClaimRequest{}
-	mi := &file_queen_v1_queen_proto_msgTypes[7]
+	mi := &file_queen_v1_queen_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -833,7 +987,7 @@ func (x *ClaimRequest) String() string {
 func (*ClaimRequest) ProtoMessage() {}
 
 func (x *ClaimRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[7]
+	mi := &file_queen_v1_queen_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -846,7 +1000,7 @@ func (x *ClaimRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimRequest.ProtoReflect.Descriptor instead.
 func (*ClaimRequest) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{7}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ClaimRequest) GetDigest() string {
@@ -916,7 +1070,7 @@ type ClaimResponse struct {
 
 func (x *ClaimResponse) Reset() {
 	*x = ClaimResponse{}
-	mi := &file_queen_v1_queen_proto_msgTypes[8]
+	mi := &file_queen_v1_queen_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -928,7 +1082,7 @@ func (x *ClaimResponse) String() string {
 func (*ClaimResponse) ProtoMessage() {}
 
 func (x *ClaimResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[8]
+	mi := &file_queen_v1_queen_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -941,7 +1095,7 @@ func (x *ClaimResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimResponse.ProtoReflect.Descriptor instead.
 func (*ClaimResponse) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{8}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ClaimResponse) GetOrigin() bool {
@@ -993,7 +1147,7 @@ type Seeder struct {
 
 func (x *Seeder) Reset() {
 	*x = Seeder{}
-	mi := &file_queen_v1_queen_proto_msgTypes[9]
+	mi := &file_queen_v1_queen_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1005,7 +1159,7 @@ func (x *Seeder) String() string {
 func (*Seeder) ProtoMessage() {}
 
 func (x *Seeder) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[9]
+	mi := &file_queen_v1_queen_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1018,7 +1172,7 @@ func (x *Seeder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Seeder.ProtoReflect.Descriptor instead.
 func (*Seeder) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{9}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Seeder) GetHive() string {
@@ -1052,7 +1206,7 @@ type ApplyRequest struct {
 
 func (x *ApplyRequest) Reset() {
 	*x = ApplyRequest{}
-	mi := &file_queen_v1_queen_proto_msgTypes[10]
+	mi := &file_queen_v1_queen_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1064,7 +1218,7 @@ func (x *ApplyRequest) String() string {
 func (*ApplyRequest) ProtoMessage() {}
 
 func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[10]
+	mi := &file_queen_v1_queen_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1077,7 +1231,7 @@ func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyRequest.ProtoReflect.Descriptor instead.
 func (*ApplyRequest) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{10}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ApplyRequest) GetCommand() []byte {
@@ -1096,7 +1250,7 @@ type ApplyResponse struct {
 
 func (x *ApplyResponse) Reset() {
 	*x = ApplyResponse{}
-	mi := &file_queen_v1_queen_proto_msgTypes[11]
+	mi := &file_queen_v1_queen_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1108,7 +1262,7 @@ func (x *ApplyResponse) String() string {
 func (*ApplyResponse) ProtoMessage() {}
 
 func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[11]
+	mi := &file_queen_v1_queen_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1121,7 +1275,7 @@ func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyResponse.ProtoReflect.Descriptor instead.
 func (*ApplyResponse) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{11}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ApplyResponse) GetIndex() uint64 {
@@ -1141,7 +1295,7 @@ type ReadIndexRequest struct {
 
 func (x *ReadIndexRequest) Reset() {
 	*x = ReadIndexRequest{}
-	mi := &file_queen_v1_queen_proto_msgTypes[12]
+	mi := &file_queen_v1_queen_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1153,7 +1307,7 @@ func (x *ReadIndexRequest) String() string {
 func (*ReadIndexRequest) ProtoMessage() {}
 
 func (x *ReadIndexRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[12]
+	mi := &file_queen_v1_queen_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1166,7 +1320,7 @@ func (x *ReadIndexRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadIndexRequest.ProtoReflect.Descriptor instead.
 func (*ReadIndexRequest) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{12}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ReadIndexRequest) GetVerify() bool {
@@ -1187,7 +1341,7 @@ type ReadIndexResponse struct {
 
 func (x *ReadIndexResponse) Reset() {
 	*x = ReadIndexResponse{}
-	mi := &file_queen_v1_queen_proto_msgTypes[13]
+	mi := &file_queen_v1_queen_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1199,7 +1353,7 @@ func (x *ReadIndexResponse) String() string {
 func (*ReadIndexResponse) ProtoMessage() {}
 
 func (x *ReadIndexResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[13]
+	mi := &file_queen_v1_queen_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1212,7 +1366,7 @@ func (x *ReadIndexResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadIndexResponse.ProtoReflect.Descriptor instead.
 func (*ReadIndexResponse) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{13}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ReadIndexResponse) GetIndex() uint64 {
@@ -1239,7 +1393,7 @@ type TransferLeadershipRequest struct {
 
 func (x *TransferLeadershipRequest) Reset() {
 	*x = TransferLeadershipRequest{}
-	mi := &file_queen_v1_queen_proto_msgTypes[14]
+	mi := &file_queen_v1_queen_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1251,7 +1405,7 @@ func (x *TransferLeadershipRequest) String() string {
 func (*TransferLeadershipRequest) ProtoMessage() {}
 
 func (x *TransferLeadershipRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[14]
+	mi := &file_queen_v1_queen_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1264,7 +1418,7 @@ func (x *TransferLeadershipRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferLeadershipRequest.ProtoReflect.Descriptor instead.
 func (*TransferLeadershipRequest) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{14}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *TransferLeadershipRequest) GetTo() string {
@@ -1282,7 +1436,7 @@ type TransferLeadershipResponse struct {
 
 func (x *TransferLeadershipResponse) Reset() {
 	*x = TransferLeadershipResponse{}
-	mi := &file_queen_v1_queen_proto_msgTypes[15]
+	mi := &file_queen_v1_queen_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1294,7 +1448,7 @@ func (x *TransferLeadershipResponse) String() string {
 func (*TransferLeadershipResponse) ProtoMessage() {}
 
 func (x *TransferLeadershipResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[15]
+	mi := &file_queen_v1_queen_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1307,7 +1461,7 @@ func (x *TransferLeadershipResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferLeadershipResponse.ProtoReflect.Descriptor instead.
 func (*TransferLeadershipResponse) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{15}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{17}
 }
 
 type RemoveQueenRequest struct {
@@ -1320,7 +1474,7 @@ type RemoveQueenRequest struct {
 
 func (x *RemoveQueenRequest) Reset() {
 	*x = RemoveQueenRequest{}
-	mi := &file_queen_v1_queen_proto_msgTypes[16]
+	mi := &file_queen_v1_queen_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1332,7 +1486,7 @@ func (x *RemoveQueenRequest) String() string {
 func (*RemoveQueenRequest) ProtoMessage() {}
 
 func (x *RemoveQueenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[16]
+	mi := &file_queen_v1_queen_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1345,7 +1499,7 @@ func (x *RemoveQueenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveQueenRequest.ProtoReflect.Descriptor instead.
 func (*RemoveQueenRequest) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{16}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *RemoveQueenRequest) GetId() string {
@@ -1363,7 +1517,7 @@ type RemoveQueenResponse struct {
 
 func (x *RemoveQueenResponse) Reset() {
 	*x = RemoveQueenResponse{}
-	mi := &file_queen_v1_queen_proto_msgTypes[17]
+	mi := &file_queen_v1_queen_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1375,7 +1529,7 @@ func (x *RemoveQueenResponse) String() string {
 func (*RemoveQueenResponse) ProtoMessage() {}
 
 func (x *RemoveQueenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[17]
+	mi := &file_queen_v1_queen_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1388,7 +1542,7 @@ func (x *RemoveQueenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveQueenResponse.ProtoReflect.Descriptor instead.
 func (*RemoveQueenResponse) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{17}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{19}
 }
 
 type LeaveNodeRequest struct {
@@ -1401,7 +1555,7 @@ type LeaveNodeRequest struct {
 
 func (x *LeaveNodeRequest) Reset() {
 	*x = LeaveNodeRequest{}
-	mi := &file_queen_v1_queen_proto_msgTypes[18]
+	mi := &file_queen_v1_queen_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1413,7 +1567,7 @@ func (x *LeaveNodeRequest) String() string {
 func (*LeaveNodeRequest) ProtoMessage() {}
 
 func (x *LeaveNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[18]
+	mi := &file_queen_v1_queen_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1426,7 +1580,7 @@ func (x *LeaveNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaveNodeRequest.ProtoReflect.Descriptor instead.
 func (*LeaveNodeRequest) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{18}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *LeaveNodeRequest) GetNode() string {
@@ -1444,7 +1598,7 @@ type LeaveNodeResponse struct {
 
 func (x *LeaveNodeResponse) Reset() {
 	*x = LeaveNodeResponse{}
-	mi := &file_queen_v1_queen_proto_msgTypes[19]
+	mi := &file_queen_v1_queen_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1456,7 +1610,7 @@ func (x *LeaveNodeResponse) String() string {
 func (*LeaveNodeResponse) ProtoMessage() {}
 
 func (x *LeaveNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[19]
+	mi := &file_queen_v1_queen_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1469,7 +1623,7 @@ func (x *LeaveNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaveNodeResponse.ProtoReflect.Descriptor instead.
 func (*LeaveNodeResponse) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{19}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{21}
 }
 
 type SightRequest struct {
@@ -1482,7 +1636,7 @@ type SightRequest struct {
 
 func (x *SightRequest) Reset() {
 	*x = SightRequest{}
-	mi := &file_queen_v1_queen_proto_msgTypes[20]
+	mi := &file_queen_v1_queen_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1494,7 +1648,7 @@ func (x *SightRequest) String() string {
 func (*SightRequest) ProtoMessage() {}
 
 func (x *SightRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[20]
+	mi := &file_queen_v1_queen_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1507,7 +1661,7 @@ func (x *SightRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SightRequest.ProtoReflect.Descriptor instead.
 func (*SightRequest) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{20}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *SightRequest) GetHive() string {
@@ -1528,7 +1682,7 @@ type SightResponse struct {
 
 func (x *SightResponse) Reset() {
 	*x = SightResponse{}
-	mi := &file_queen_v1_queen_proto_msgTypes[21]
+	mi := &file_queen_v1_queen_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1540,7 +1694,7 @@ func (x *SightResponse) String() string {
 func (*SightResponse) ProtoMessage() {}
 
 func (x *SightResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[21]
+	mi := &file_queen_v1_queen_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1553,7 +1707,7 @@ func (x *SightResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SightResponse.ProtoReflect.Descriptor instead.
 func (*SightResponse) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{21}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *SightResponse) GetQueen() string {
@@ -1587,7 +1741,7 @@ type HiveSight struct {
 
 func (x *HiveSight) Reset() {
 	*x = HiveSight{}
-	mi := &file_queen_v1_queen_proto_msgTypes[22]
+	mi := &file_queen_v1_queen_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1599,7 +1753,7 @@ func (x *HiveSight) String() string {
 func (*HiveSight) ProtoMessage() {}
 
 func (x *HiveSight) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[22]
+	mi := &file_queen_v1_queen_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1612,7 +1766,7 @@ func (x *HiveSight) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HiveSight.ProtoReflect.Descriptor instead.
 func (*HiveSight) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{22}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *HiveSight) GetHive() string {
@@ -1659,7 +1813,7 @@ type AnnounceRequest struct {
 
 func (x *AnnounceRequest) Reset() {
 	*x = AnnounceRequest{}
-	mi := &file_queen_v1_queen_proto_msgTypes[23]
+	mi := &file_queen_v1_queen_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1671,7 +1825,7 @@ func (x *AnnounceRequest) String() string {
 func (*AnnounceRequest) ProtoMessage() {}
 
 func (x *AnnounceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[23]
+	mi := &file_queen_v1_queen_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1684,7 +1838,7 @@ func (x *AnnounceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnnounceRequest.ProtoReflect.Descriptor instead.
 func (*AnnounceRequest) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{23}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *AnnounceRequest) GetSelf() *Announcement {
@@ -1703,7 +1857,7 @@ type AnnounceResponse struct {
 
 func (x *AnnounceResponse) Reset() {
 	*x = AnnounceResponse{}
-	mi := &file_queen_v1_queen_proto_msgTypes[24]
+	mi := &file_queen_v1_queen_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1715,7 +1869,7 @@ func (x *AnnounceResponse) String() string {
 func (*AnnounceResponse) ProtoMessage() {}
 
 func (x *AnnounceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[24]
+	mi := &file_queen_v1_queen_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1728,7 +1882,7 @@ func (x *AnnounceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnnounceResponse.ProtoReflect.Descriptor instead.
 func (*AnnounceResponse) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{24}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *AnnounceResponse) GetSelf() *Announcement {
@@ -1767,7 +1921,7 @@ type Announcement struct {
 
 func (x *Announcement) Reset() {
 	*x = Announcement{}
-	mi := &file_queen_v1_queen_proto_msgTypes[25]
+	mi := &file_queen_v1_queen_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1779,7 +1933,7 @@ func (x *Announcement) String() string {
 func (*Announcement) ProtoMessage() {}
 
 func (x *Announcement) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[25]
+	mi := &file_queen_v1_queen_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1792,7 +1946,7 @@ func (x *Announcement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Announcement.ProtoReflect.Descriptor instead.
 func (*Announcement) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{25}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Announcement) GetRaftId() string {
@@ -1877,7 +2031,7 @@ type KeptRequest struct {
 
 func (x *KeptRequest) Reset() {
 	*x = KeptRequest{}
-	mi := &file_queen_v1_queen_proto_msgTypes[26]
+	mi := &file_queen_v1_queen_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1889,7 +2043,7 @@ func (x *KeptRequest) String() string {
 func (*KeptRequest) ProtoMessage() {}
 
 func (x *KeptRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[26]
+	mi := &file_queen_v1_queen_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1902,7 +2056,7 @@ func (x *KeptRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeptRequest.ProtoReflect.Descriptor instead.
 func (*KeptRequest) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{26}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *KeptRequest) GetAct() KeptAct {
@@ -1937,7 +2091,7 @@ type KeptResponse struct {
 
 func (x *KeptResponse) Reset() {
 	*x = KeptResponse{}
-	mi := &file_queen_v1_queen_proto_msgTypes[27]
+	mi := &file_queen_v1_queen_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1949,7 +2103,7 @@ func (x *KeptResponse) String() string {
 func (*KeptResponse) ProtoMessage() {}
 
 func (x *KeptResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[27]
+	mi := &file_queen_v1_queen_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1962,7 +2116,7 @@ func (x *KeptResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeptResponse.ProtoReflect.Descriptor instead.
 func (*KeptResponse) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{27}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *KeptResponse) GetFound() bool {
@@ -1987,7 +2141,7 @@ type SaveSnapshotRequest struct {
 
 func (x *SaveSnapshotRequest) Reset() {
 	*x = SaveSnapshotRequest{}
-	mi := &file_queen_v1_queen_proto_msgTypes[28]
+	mi := &file_queen_v1_queen_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1999,7 +2153,7 @@ func (x *SaveSnapshotRequest) String() string {
 func (*SaveSnapshotRequest) ProtoMessage() {}
 
 func (x *SaveSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[28]
+	mi := &file_queen_v1_queen_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2012,7 +2166,7 @@ func (x *SaveSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SaveSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*SaveSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{28}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{30}
 }
 
 type SaveSnapshotResponse struct {
@@ -2024,7 +2178,7 @@ type SaveSnapshotResponse struct {
 
 func (x *SaveSnapshotResponse) Reset() {
 	*x = SaveSnapshotResponse{}
-	mi := &file_queen_v1_queen_proto_msgTypes[29]
+	mi := &file_queen_v1_queen_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2036,7 +2190,7 @@ func (x *SaveSnapshotResponse) String() string {
 func (*SaveSnapshotResponse) ProtoMessage() {}
 
 func (x *SaveSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[29]
+	mi := &file_queen_v1_queen_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2049,7 +2203,7 @@ func (x *SaveSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SaveSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*SaveSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{29}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *SaveSnapshotResponse) GetData() []byte {
@@ -2068,7 +2222,7 @@ type RestoreSnapshotRequest struct {
 
 func (x *RestoreSnapshotRequest) Reset() {
 	*x = RestoreSnapshotRequest{}
-	mi := &file_queen_v1_queen_proto_msgTypes[30]
+	mi := &file_queen_v1_queen_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2080,7 +2234,7 @@ func (x *RestoreSnapshotRequest) String() string {
 func (*RestoreSnapshotRequest) ProtoMessage() {}
 
 func (x *RestoreSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[30]
+	mi := &file_queen_v1_queen_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2093,7 +2247,7 @@ func (x *RestoreSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*RestoreSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{30}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *RestoreSnapshotRequest) GetData() []byte {
@@ -2112,7 +2266,7 @@ type RestoreSnapshotResponse struct {
 
 func (x *RestoreSnapshotResponse) Reset() {
 	*x = RestoreSnapshotResponse{}
-	mi := &file_queen_v1_queen_proto_msgTypes[31]
+	mi := &file_queen_v1_queen_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2124,7 +2278,7 @@ func (x *RestoreSnapshotResponse) String() string {
 func (*RestoreSnapshotResponse) ProtoMessage() {}
 
 func (x *RestoreSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[31]
+	mi := &file_queen_v1_queen_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2137,7 +2291,7 @@ func (x *RestoreSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*RestoreSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{31}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *RestoreSnapshotResponse) GetIndex() uint64 {
@@ -2159,7 +2313,7 @@ type StandingRequest struct {
 
 func (x *StandingRequest) Reset() {
 	*x = StandingRequest{}
-	mi := &file_queen_v1_queen_proto_msgTypes[32]
+	mi := &file_queen_v1_queen_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2171,7 +2325,7 @@ func (x *StandingRequest) String() string {
 func (*StandingRequest) ProtoMessage() {}
 
 func (x *StandingRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[32]
+	mi := &file_queen_v1_queen_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2184,7 +2338,7 @@ func (x *StandingRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StandingRequest.ProtoReflect.Descriptor instead.
 func (*StandingRequest) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{32}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *StandingRequest) GetCertificate() []byte {
@@ -2210,7 +2364,7 @@ type StandingResponse struct {
 
 func (x *StandingResponse) Reset() {
 	*x = StandingResponse{}
-	mi := &file_queen_v1_queen_proto_msgTypes[33]
+	mi := &file_queen_v1_queen_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2222,7 +2376,7 @@ func (x *StandingResponse) String() string {
 func (*StandingResponse) ProtoMessage() {}
 
 func (x *StandingResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[33]
+	mi := &file_queen_v1_queen_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2235,7 +2389,7 @@ func (x *StandingResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StandingResponse.ProtoReflect.Descriptor instead.
 func (*StandingResponse) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{33}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *StandingResponse) GetStanding() Standing {
@@ -2268,7 +2422,7 @@ type JoinRequest struct {
 
 func (x *JoinRequest) Reset() {
 	*x = JoinRequest{}
-	mi := &file_queen_v1_queen_proto_msgTypes[34]
+	mi := &file_queen_v1_queen_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2280,7 +2434,7 @@ func (x *JoinRequest) String() string {
 func (*JoinRequest) ProtoMessage() {}
 
 func (x *JoinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[34]
+	mi := &file_queen_v1_queen_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2293,7 +2447,7 @@ func (x *JoinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinRequest.ProtoReflect.Descriptor instead.
 func (*JoinRequest) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{34}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *JoinRequest) GetToken() string {
@@ -2369,7 +2523,7 @@ type JoinResponse struct {
 
 func (x *JoinResponse) Reset() {
 	*x = JoinResponse{}
-	mi := &file_queen_v1_queen_proto_msgTypes[35]
+	mi := &file_queen_v1_queen_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2381,7 +2535,7 @@ func (x *JoinResponse) String() string {
 func (*JoinResponse) ProtoMessage() {}
 
 func (x *JoinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[35]
+	mi := &file_queen_v1_queen_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2394,7 +2548,7 @@ func (x *JoinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinResponse.ProtoReflect.Descriptor instead.
 func (*JoinResponse) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{35}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *JoinResponse) GetCluster() string {
@@ -2458,7 +2612,7 @@ type RenewRequest struct {
 
 func (x *RenewRequest) Reset() {
 	*x = RenewRequest{}
-	mi := &file_queen_v1_queen_proto_msgTypes[36]
+	mi := &file_queen_v1_queen_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2470,7 +2624,7 @@ func (x *RenewRequest) String() string {
 func (*RenewRequest) ProtoMessage() {}
 
 func (x *RenewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[36]
+	mi := &file_queen_v1_queen_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2483,7 +2637,7 @@ func (x *RenewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewRequest.ProtoReflect.Descriptor instead.
 func (*RenewRequest) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{36}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *RenewRequest) GetCertificateRequest() []byte {
@@ -2517,7 +2671,7 @@ type RenewResponse struct {
 
 func (x *RenewResponse) Reset() {
 	*x = RenewResponse{}
-	mi := &file_queen_v1_queen_proto_msgTypes[37]
+	mi := &file_queen_v1_queen_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2529,7 +2683,7 @@ func (x *RenewResponse) String() string {
 func (*RenewResponse) ProtoMessage() {}
 
 func (x *RenewResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[37]
+	mi := &file_queen_v1_queen_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2542,7 +2696,7 @@ func (x *RenewResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewResponse.ProtoReflect.Descriptor instead.
 func (*RenewResponse) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{37}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *RenewResponse) GetCaCertificates() []byte {
@@ -2581,7 +2735,7 @@ type Hive struct {
 
 func (x *Hive) Reset() {
 	*x = Hive{}
-	mi := &file_queen_v1_queen_proto_msgTypes[38]
+	mi := &file_queen_v1_queen_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2593,7 +2747,7 @@ func (x *Hive) String() string {
 func (*Hive) ProtoMessage() {}
 
 func (x *Hive) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[38]
+	mi := &file_queen_v1_queen_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2606,7 +2760,7 @@ func (x *Hive) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hive.ProtoReflect.Descriptor instead.
 func (*Hive) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{38}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Hive) GetId() string {
@@ -2707,7 +2861,7 @@ type Worker struct {
 
 func (x *Worker) Reset() {
 	*x = Worker{}
-	mi := &file_queen_v1_queen_proto_msgTypes[39]
+	mi := &file_queen_v1_queen_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2719,7 +2873,7 @@ func (x *Worker) String() string {
 func (*Worker) ProtoMessage() {}
 
 func (x *Worker) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[39]
+	mi := &file_queen_v1_queen_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2732,7 +2886,7 @@ func (x *Worker) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Worker.ProtoReflect.Descriptor instead.
 func (*Worker) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{39}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Worker) GetId() string {
@@ -2833,13 +2987,24 @@ type Load struct {
 	// Draft tokens (guessed for answers), and those of them that were accepted.
 	DraftTokensTotal    int64 `protobuf:"varint,8,opt,name=draft_tokens_total,json=draftTokensTotal,proto3" json:"draft_tokens_total,omitempty"`
 	AcceptedTokensTotal int64 `protobuf:"varint,9,opt,name=accepted_tokens_total,json=acceptedTokensTotal,proto3" json:"accepted_tokens_total,omitempty"`
-	unknownFields       protoimpl.UnknownFields
-	sizeCache           protoimpl.SizeCache
+	// How long it stays after its last request, and since when that is; absent: until it is told to
+	// go.
+	KeepAlive *durationpb.Duration `protobuf:"bytes,10,opt,name=keep_alive,json=keepAlive,proto3" json:"keep_alive,omitempty"`
+	// Since its last request; absent: a moment, or it has requests.
+	Idle *durationpb.Duration `protobuf:"bytes,11,opt,name=idle,proto3" json:"idle,omitempty"`
+	// It neither unloads by itself nor makes room for another worker.
+	Pinned bool `protobuf:"varint,12,opt,name=pinned,proto3" json:"pinned,omitempty"`
+	// What it takes of its device, as its hive counts it.
+	MemoryBytes int64 `protobuf:"varint,13,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	// What its start took, from the launch of its process.
+	LoadTook      *durationpb.Duration `protobuf:"bytes,14,opt,name=load_took,json=loadTook,proto3" json:"load_took,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Load) Reset() {
 	*x = Load{}
-	mi := &file_queen_v1_queen_proto_msgTypes[40]
+	mi := &file_queen_v1_queen_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2851,7 +3016,7 @@ func (x *Load) String() string {
 func (*Load) ProtoMessage() {}
 
 func (x *Load) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[40]
+	mi := &file_queen_v1_queen_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2864,7 +3029,7 @@ func (x *Load) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Load.ProtoReflect.Descriptor instead.
 func (*Load) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{40}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Load) GetActive() int32 {
@@ -2930,17 +3095,53 @@ func (x *Load) GetAcceptedTokensTotal() int64 {
 	return 0
 }
 
+func (x *Load) GetKeepAlive() *durationpb.Duration {
+	if x != nil {
+		return x.KeepAlive
+	}
+	return nil
+}
+
+func (x *Load) GetIdle() *durationpb.Duration {
+	if x != nil {
+		return x.Idle
+	}
+	return nil
+}
+
+func (x *Load) GetPinned() bool {
+	if x != nil {
+		return x.Pinned
+	}
+	return false
+}
+
+func (x *Load) GetMemoryBytes() int64 {
+	if x != nil {
+		return x.MemoryBytes
+	}
+	return 0
+}
+
+func (x *Load) GetLoadTook() *durationpb.Duration {
+	if x != nil {
+		return x.LoadTook
+	}
+	return nil
+}
+
 var File_queen_v1_queen_proto protoreflect.FileDescriptor
 
 const file_queen_v1_queen_proto_rawDesc = "" +
 	"\n" +
-	"\x14queen/v1/queen.proto\x12\rrbee.queen.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x12hive/v1/hive.proto\x1a\x18options/v1/options.proto\"\xc9\x01\n" +
+	"\x14queen/v1/queen.proto\x12\rrbee.queen.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x12hive/v1/hive.proto\x1a\x18options/v1/options.proto\"\xe3\x01\n" +
 	"\vLinkRequest\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12'\n" +
 	"\x04hive\x18\x02 \x01(\v2\x13.rbee.queen.v1.HiveR\x04hive\x12/\n" +
 	"\aworkers\x18\x03 \x03(\v2\x15.rbee.queen.v1.WorkerR\aworkers\x12\x16\n" +
 	"\x06ending\x18\x04 \x01(\bR\x06ending\x126\n" +
-	"\tinventory\x18\x05 \x01(\v2\x18.rbee.queen.v1.InventoryR\tinventory\"\xb0\x01\n" +
+	"\tinventory\x18\x05 \x01(\v2\x18.rbee.queen.v1.InventoryR\tinventory\x12\x18\n" +
+	"\aunloads\x18\x06 \x01(\bR\aunloads\"\xb0\x01\n" +
 	"\tInventory\x122\n" +
 	"\x06models\x18\x01 \x03(\v2\x1a.rbee.queen.v1.StoredModelR\x06models\x12,\n" +
 	"\x06offers\x18\x02 \x03(\v2\x14.rbee.queen.v1.OfferR\x06offers\x12!\n" +
@@ -2974,7 +3175,7 @@ const file_queen_v1_queen_proto_rawDesc = "" +
 	"\asummary\x18\x04 \x01(\tR\asummary\x12\x1d\n" +
 	"\n" +
 	"size_bytes\x18\x05 \x01(\x03R\tsizeBytes\x12\x18\n" +
-	"\alicense\x18\x06 \x01(\tR\alicense\"\xbd\x01\n" +
+	"\alicense\x18\x06 \x01(\tR\alicense\"\x97\x02\n" +
 	"\fLinkResponse\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12\x1e\n" +
 	"\n" +
@@ -2982,7 +3183,19 @@ const file_queen_v1_queen_proto_rawDesc = "" +
 	"registered\x12-\n" +
 	"\x04next\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x04next\x12\x16\n" +
 	"\x06retire\x18\x04 \x03(\tR\x06retire\x124\n" +
-	"\acluster\x18\x05 \x01(\v2\x1a.rbee.queen.v1.ClusterViewR\acluster\"\x93\x01\n" +
+	"\acluster\x18\x05 \x01(\v2\x1a.rbee.queen.v1.ClusterViewR\acluster\x12&\n" +
+	"\x04uses\x18\x06 \x03(\v2\x12.rbee.queen.v1.UseR\x04uses\x120\n" +
+	"\atenancy\x18\a \x01(\v2\x16.rbee.queen.v1.TenancyR\atenancy\"\xbb\x01\n" +
+	"\x03Use\x12\x16\n" +
+	"\x06worker\x18\x01 \x01(\tR\x06worker\x12\x14\n" +
+	"\x05nonce\x18\x02 \x01(\tR\x05nonce\x12\x1b\n" +
+	"\tin_flight\x18\x03 \x01(\x05R\binFlight\x12/\n" +
+	"\x05since\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x05since\x128\n" +
+	"\n" +
+	"keep_alive\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\tkeepAlive\"C\n" +
+	"\aTenancy\x128\n" +
+	"\n" +
+	"keep_alive\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\tkeepAlive\"\x93\x01\n" +
 	"\vClusterView\x123\n" +
 	"\x06queens\x18\x01 \x03(\v2\x1b.rbee.queen.v1.QueenAddressR\x06queens\x12\x18\n" +
 	"\arevoked\x18\x02 \x03(\tR\arevoked\x12\x1f\n" +
@@ -3135,7 +3348,7 @@ const file_queen_v1_queen_proto_rawDesc = "" +
 	"\x05nonce\x18\n" +
 	" \x01(\tR\x05nonce\x12'\n" +
 	"\x04load\x18\v \x01(\v2\x13.rbee.queen.v1.LoadR\x04load\x12\"\n" +
-	"\fcapabilities\x18\f \x03(\tR\fcapabilities\"\xf7\x02\n" +
+	"\fcapabilities\x18\f \x03(\tR\fcapabilities\"\xd3\x04\n" +
 	"\x04Load\x12\x16\n" +
 	"\x06active\x18\x01 \x01(\x05R\x06active\x12\x16\n" +
 	"\x06queued\x18\x02 \x01(\x05R\x06queued\x12*\n" +
@@ -3145,7 +3358,14 @@ const file_queen_v1_queen_proto_rawDesc = "" +
 	"\asilence\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\asilence\x123\n" +
 	"\astalled\x18\a \x01(\v2\x19.google.protobuf.DurationR\astalled\x12,\n" +
 	"\x12draft_tokens_total\x18\b \x01(\x03R\x10draftTokensTotal\x122\n" +
-	"\x15accepted_tokens_total\x18\t \x01(\x03R\x13acceptedTokensTotal*\x9f\x01\n" +
+	"\x15accepted_tokens_total\x18\t \x01(\x03R\x13acceptedTokensTotal\x128\n" +
+	"\n" +
+	"keep_alive\x18\n" +
+	" \x01(\v2\x19.google.protobuf.DurationR\tkeepAlive\x12-\n" +
+	"\x04idle\x18\v \x01(\v2\x19.google.protobuf.DurationR\x04idle\x12\x16\n" +
+	"\x06pinned\x18\f \x01(\bR\x06pinned\x12!\n" +
+	"\fmemory_bytes\x18\r \x01(\x03R\vmemoryBytes\x126\n" +
+	"\tload_took\x18\x0e \x01(\v2\x19.google.protobuf.DurationR\bloadTook*\x9f\x01\n" +
 	"\tBlobStage\x12\x1a\n" +
 	"\x16BLOB_STAGE_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11BLOB_STAGE_ASKING\x10\x01\x12\x18\n" +
@@ -3212,7 +3432,7 @@ func file_queen_v1_queen_proto_rawDescGZIP() []byte {
 }
 
 var file_queen_v1_queen_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_queen_v1_queen_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
+var file_queen_v1_queen_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
 var file_queen_v1_queen_proto_goTypes = []any{
 	(BlobStage)(0),                     // 0: rbee.queen.v1.BlobStage
 	(KeptAct)(0),                       // 1: rbee.queen.v1.KeptAct
@@ -3222,105 +3442,115 @@ var file_queen_v1_queen_proto_goTypes = []any{
 	(*StoredModel)(nil),                // 5: rbee.queen.v1.StoredModel
 	(*Offer)(nil),                      // 6: rbee.queen.v1.Offer
 	(*LinkResponse)(nil),               // 7: rbee.queen.v1.LinkResponse
-	(*ClusterView)(nil),                // 8: rbee.queen.v1.ClusterView
-	(*QueenAddress)(nil),               // 9: rbee.queen.v1.QueenAddress
-	(*ClaimRequest)(nil),               // 10: rbee.queen.v1.ClaimRequest
-	(*ClaimResponse)(nil),              // 11: rbee.queen.v1.ClaimResponse
-	(*Seeder)(nil),                     // 12: rbee.queen.v1.Seeder
-	(*ApplyRequest)(nil),               // 13: rbee.queen.v1.ApplyRequest
-	(*ApplyResponse)(nil),              // 14: rbee.queen.v1.ApplyResponse
-	(*ReadIndexRequest)(nil),           // 15: rbee.queen.v1.ReadIndexRequest
-	(*ReadIndexResponse)(nil),          // 16: rbee.queen.v1.ReadIndexResponse
-	(*TransferLeadershipRequest)(nil),  // 17: rbee.queen.v1.TransferLeadershipRequest
-	(*TransferLeadershipResponse)(nil), // 18: rbee.queen.v1.TransferLeadershipResponse
-	(*RemoveQueenRequest)(nil),         // 19: rbee.queen.v1.RemoveQueenRequest
-	(*RemoveQueenResponse)(nil),        // 20: rbee.queen.v1.RemoveQueenResponse
-	(*LeaveNodeRequest)(nil),           // 21: rbee.queen.v1.LeaveNodeRequest
-	(*LeaveNodeResponse)(nil),          // 22: rbee.queen.v1.LeaveNodeResponse
-	(*SightRequest)(nil),               // 23: rbee.queen.v1.SightRequest
-	(*SightResponse)(nil),              // 24: rbee.queen.v1.SightResponse
-	(*HiveSight)(nil),                  // 25: rbee.queen.v1.HiveSight
-	(*AnnounceRequest)(nil),            // 26: rbee.queen.v1.AnnounceRequest
-	(*AnnounceResponse)(nil),           // 27: rbee.queen.v1.AnnounceResponse
-	(*Announcement)(nil),               // 28: rbee.queen.v1.Announcement
-	(*KeptRequest)(nil),                // 29: rbee.queen.v1.KeptRequest
-	(*KeptResponse)(nil),               // 30: rbee.queen.v1.KeptResponse
-	(*SaveSnapshotRequest)(nil),        // 31: rbee.queen.v1.SaveSnapshotRequest
-	(*SaveSnapshotResponse)(nil),       // 32: rbee.queen.v1.SaveSnapshotResponse
-	(*RestoreSnapshotRequest)(nil),     // 33: rbee.queen.v1.RestoreSnapshotRequest
-	(*RestoreSnapshotResponse)(nil),    // 34: rbee.queen.v1.RestoreSnapshotResponse
-	(*StandingRequest)(nil),            // 35: rbee.queen.v1.StandingRequest
-	(*StandingResponse)(nil),           // 36: rbee.queen.v1.StandingResponse
-	(*JoinRequest)(nil),                // 37: rbee.queen.v1.JoinRequest
-	(*JoinResponse)(nil),               // 38: rbee.queen.v1.JoinResponse
-	(*RenewRequest)(nil),               // 39: rbee.queen.v1.RenewRequest
-	(*RenewResponse)(nil),              // 40: rbee.queen.v1.RenewResponse
-	(*Hive)(nil),                       // 41: rbee.queen.v1.Hive
-	(*Worker)(nil),                     // 42: rbee.queen.v1.Worker
-	(*Load)(nil),                       // 43: rbee.queen.v1.Load
-	(*timestamppb.Timestamp)(nil),      // 44: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),        // 45: google.protobuf.Duration
-	(*v1.Device)(nil),                  // 46: rbee.hive.v1.Device
+	(*Use)(nil),                        // 8: rbee.queen.v1.Use
+	(*Tenancy)(nil),                    // 9: rbee.queen.v1.Tenancy
+	(*ClusterView)(nil),                // 10: rbee.queen.v1.ClusterView
+	(*QueenAddress)(nil),               // 11: rbee.queen.v1.QueenAddress
+	(*ClaimRequest)(nil),               // 12: rbee.queen.v1.ClaimRequest
+	(*ClaimResponse)(nil),              // 13: rbee.queen.v1.ClaimResponse
+	(*Seeder)(nil),                     // 14: rbee.queen.v1.Seeder
+	(*ApplyRequest)(nil),               // 15: rbee.queen.v1.ApplyRequest
+	(*ApplyResponse)(nil),              // 16: rbee.queen.v1.ApplyResponse
+	(*ReadIndexRequest)(nil),           // 17: rbee.queen.v1.ReadIndexRequest
+	(*ReadIndexResponse)(nil),          // 18: rbee.queen.v1.ReadIndexResponse
+	(*TransferLeadershipRequest)(nil),  // 19: rbee.queen.v1.TransferLeadershipRequest
+	(*TransferLeadershipResponse)(nil), // 20: rbee.queen.v1.TransferLeadershipResponse
+	(*RemoveQueenRequest)(nil),         // 21: rbee.queen.v1.RemoveQueenRequest
+	(*RemoveQueenResponse)(nil),        // 22: rbee.queen.v1.RemoveQueenResponse
+	(*LeaveNodeRequest)(nil),           // 23: rbee.queen.v1.LeaveNodeRequest
+	(*LeaveNodeResponse)(nil),          // 24: rbee.queen.v1.LeaveNodeResponse
+	(*SightRequest)(nil),               // 25: rbee.queen.v1.SightRequest
+	(*SightResponse)(nil),              // 26: rbee.queen.v1.SightResponse
+	(*HiveSight)(nil),                  // 27: rbee.queen.v1.HiveSight
+	(*AnnounceRequest)(nil),            // 28: rbee.queen.v1.AnnounceRequest
+	(*AnnounceResponse)(nil),           // 29: rbee.queen.v1.AnnounceResponse
+	(*Announcement)(nil),               // 30: rbee.queen.v1.Announcement
+	(*KeptRequest)(nil),                // 31: rbee.queen.v1.KeptRequest
+	(*KeptResponse)(nil),               // 32: rbee.queen.v1.KeptResponse
+	(*SaveSnapshotRequest)(nil),        // 33: rbee.queen.v1.SaveSnapshotRequest
+	(*SaveSnapshotResponse)(nil),       // 34: rbee.queen.v1.SaveSnapshotResponse
+	(*RestoreSnapshotRequest)(nil),     // 35: rbee.queen.v1.RestoreSnapshotRequest
+	(*RestoreSnapshotResponse)(nil),    // 36: rbee.queen.v1.RestoreSnapshotResponse
+	(*StandingRequest)(nil),            // 37: rbee.queen.v1.StandingRequest
+	(*StandingResponse)(nil),           // 38: rbee.queen.v1.StandingResponse
+	(*JoinRequest)(nil),                // 39: rbee.queen.v1.JoinRequest
+	(*JoinResponse)(nil),               // 40: rbee.queen.v1.JoinResponse
+	(*RenewRequest)(nil),               // 41: rbee.queen.v1.RenewRequest
+	(*RenewResponse)(nil),              // 42: rbee.queen.v1.RenewResponse
+	(*Hive)(nil),                       // 43: rbee.queen.v1.Hive
+	(*Worker)(nil),                     // 44: rbee.queen.v1.Worker
+	(*Load)(nil),                       // 45: rbee.queen.v1.Load
+	(*timestamppb.Timestamp)(nil),      // 46: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),        // 47: google.protobuf.Duration
+	(*v1.Device)(nil),                  // 48: rbee.hive.v1.Device
 }
 var file_queen_v1_queen_proto_depIdxs = []int32{
-	41, // 0: rbee.queen.v1.LinkRequest.hive:type_name -> rbee.queen.v1.Hive
-	42, // 1: rbee.queen.v1.LinkRequest.workers:type_name -> rbee.queen.v1.Worker
+	43, // 0: rbee.queen.v1.LinkRequest.hive:type_name -> rbee.queen.v1.Hive
+	44, // 1: rbee.queen.v1.LinkRequest.workers:type_name -> rbee.queen.v1.Worker
 	4,  // 2: rbee.queen.v1.LinkRequest.inventory:type_name -> rbee.queen.v1.Inventory
 	5,  // 3: rbee.queen.v1.Inventory.models:type_name -> rbee.queen.v1.StoredModel
 	6,  // 4: rbee.queen.v1.Inventory.offers:type_name -> rbee.queen.v1.Offer
-	44, // 5: rbee.queen.v1.StoredModel.created_at:type_name -> google.protobuf.Timestamp
-	45, // 6: rbee.queen.v1.LinkResponse.next:type_name -> google.protobuf.Duration
-	8,  // 7: rbee.queen.v1.LinkResponse.cluster:type_name -> rbee.queen.v1.ClusterView
-	9,  // 8: rbee.queen.v1.ClusterView.queens:type_name -> rbee.queen.v1.QueenAddress
-	0,  // 9: rbee.queen.v1.ClaimRequest.stage:type_name -> rbee.queen.v1.BlobStage
-	12, // 10: rbee.queen.v1.ClaimResponse.seeders:type_name -> rbee.queen.v1.Seeder
-	45, // 11: rbee.queen.v1.ClaimResponse.again:type_name -> google.protobuf.Duration
-	25, // 12: rbee.queen.v1.SightResponse.hives:type_name -> rbee.queen.v1.HiveSight
-	45, // 13: rbee.queen.v1.HiveSight.silence:type_name -> google.protobuf.Duration
-	28, // 14: rbee.queen.v1.AnnounceRequest.self:type_name -> rbee.queen.v1.Announcement
-	28, // 15: rbee.queen.v1.AnnounceResponse.self:type_name -> rbee.queen.v1.Announcement
-	1,  // 16: rbee.queen.v1.KeptRequest.act:type_name -> rbee.queen.v1.KeptAct
-	2,  // 17: rbee.queen.v1.StandingResponse.standing:type_name -> rbee.queen.v1.Standing
-	8,  // 18: rbee.queen.v1.JoinResponse.view:type_name -> rbee.queen.v1.ClusterView
-	46, // 19: rbee.queen.v1.Hive.devices:type_name -> rbee.hive.v1.Device
-	43, // 20: rbee.queen.v1.Worker.load:type_name -> rbee.queen.v1.Load
-	45, // 21: rbee.queen.v1.Load.silence:type_name -> google.protobuf.Duration
-	45, // 22: rbee.queen.v1.Load.stalled:type_name -> google.protobuf.Duration
-	3,  // 23: rbee.queen.v1.RegistryService.Link:input_type -> rbee.queen.v1.LinkRequest
-	10, // 24: rbee.queen.v1.BlobService.Claim:input_type -> rbee.queen.v1.ClaimRequest
-	13, // 25: rbee.queen.v1.ClusterService.Apply:input_type -> rbee.queen.v1.ApplyRequest
-	15, // 26: rbee.queen.v1.ClusterService.ReadIndex:input_type -> rbee.queen.v1.ReadIndexRequest
-	17, // 27: rbee.queen.v1.ClusterService.TransferLeadership:input_type -> rbee.queen.v1.TransferLeadershipRequest
-	19, // 28: rbee.queen.v1.ClusterService.RemoveQueen:input_type -> rbee.queen.v1.RemoveQueenRequest
-	21, // 29: rbee.queen.v1.ClusterService.LeaveNode:input_type -> rbee.queen.v1.LeaveNodeRequest
-	23, // 30: rbee.queen.v1.ClusterService.Sight:input_type -> rbee.queen.v1.SightRequest
-	26, // 31: rbee.queen.v1.ClusterService.Announce:input_type -> rbee.queen.v1.AnnounceRequest
-	29, // 32: rbee.queen.v1.ClusterService.Kept:input_type -> rbee.queen.v1.KeptRequest
-	31, // 33: rbee.queen.v1.ClusterService.SaveSnapshot:input_type -> rbee.queen.v1.SaveSnapshotRequest
-	33, // 34: rbee.queen.v1.ClusterService.RestoreSnapshot:input_type -> rbee.queen.v1.RestoreSnapshotRequest
-	37, // 35: rbee.queen.v1.JoinService.Join:input_type -> rbee.queen.v1.JoinRequest
-	35, // 36: rbee.queen.v1.JoinService.Standing:input_type -> rbee.queen.v1.StandingRequest
-	39, // 37: rbee.queen.v1.JoinService.Renew:input_type -> rbee.queen.v1.RenewRequest
-	7,  // 38: rbee.queen.v1.RegistryService.Link:output_type -> rbee.queen.v1.LinkResponse
-	11, // 39: rbee.queen.v1.BlobService.Claim:output_type -> rbee.queen.v1.ClaimResponse
-	14, // 40: rbee.queen.v1.ClusterService.Apply:output_type -> rbee.queen.v1.ApplyResponse
-	16, // 41: rbee.queen.v1.ClusterService.ReadIndex:output_type -> rbee.queen.v1.ReadIndexResponse
-	18, // 42: rbee.queen.v1.ClusterService.TransferLeadership:output_type -> rbee.queen.v1.TransferLeadershipResponse
-	20, // 43: rbee.queen.v1.ClusterService.RemoveQueen:output_type -> rbee.queen.v1.RemoveQueenResponse
-	22, // 44: rbee.queen.v1.ClusterService.LeaveNode:output_type -> rbee.queen.v1.LeaveNodeResponse
-	24, // 45: rbee.queen.v1.ClusterService.Sight:output_type -> rbee.queen.v1.SightResponse
-	27, // 46: rbee.queen.v1.ClusterService.Announce:output_type -> rbee.queen.v1.AnnounceResponse
-	30, // 47: rbee.queen.v1.ClusterService.Kept:output_type -> rbee.queen.v1.KeptResponse
-	32, // 48: rbee.queen.v1.ClusterService.SaveSnapshot:output_type -> rbee.queen.v1.SaveSnapshotResponse
-	34, // 49: rbee.queen.v1.ClusterService.RestoreSnapshot:output_type -> rbee.queen.v1.RestoreSnapshotResponse
-	38, // 50: rbee.queen.v1.JoinService.Join:output_type -> rbee.queen.v1.JoinResponse
-	36, // 51: rbee.queen.v1.JoinService.Standing:output_type -> rbee.queen.v1.StandingResponse
-	40, // 52: rbee.queen.v1.JoinService.Renew:output_type -> rbee.queen.v1.RenewResponse
-	38, // [38:53] is the sub-list for method output_type
-	23, // [23:38] is the sub-list for method input_type
-	23, // [23:23] is the sub-list for extension type_name
-	23, // [23:23] is the sub-list for extension extendee
-	0,  // [0:23] is the sub-list for field type_name
+	46, // 5: rbee.queen.v1.StoredModel.created_at:type_name -> google.protobuf.Timestamp
+	47, // 6: rbee.queen.v1.LinkResponse.next:type_name -> google.protobuf.Duration
+	10, // 7: rbee.queen.v1.LinkResponse.cluster:type_name -> rbee.queen.v1.ClusterView
+	8,  // 8: rbee.queen.v1.LinkResponse.uses:type_name -> rbee.queen.v1.Use
+	9,  // 9: rbee.queen.v1.LinkResponse.tenancy:type_name -> rbee.queen.v1.Tenancy
+	47, // 10: rbee.queen.v1.Use.since:type_name -> google.protobuf.Duration
+	47, // 11: rbee.queen.v1.Use.keep_alive:type_name -> google.protobuf.Duration
+	47, // 12: rbee.queen.v1.Tenancy.keep_alive:type_name -> google.protobuf.Duration
+	11, // 13: rbee.queen.v1.ClusterView.queens:type_name -> rbee.queen.v1.QueenAddress
+	0,  // 14: rbee.queen.v1.ClaimRequest.stage:type_name -> rbee.queen.v1.BlobStage
+	14, // 15: rbee.queen.v1.ClaimResponse.seeders:type_name -> rbee.queen.v1.Seeder
+	47, // 16: rbee.queen.v1.ClaimResponse.again:type_name -> google.protobuf.Duration
+	27, // 17: rbee.queen.v1.SightResponse.hives:type_name -> rbee.queen.v1.HiveSight
+	47, // 18: rbee.queen.v1.HiveSight.silence:type_name -> google.protobuf.Duration
+	30, // 19: rbee.queen.v1.AnnounceRequest.self:type_name -> rbee.queen.v1.Announcement
+	30, // 20: rbee.queen.v1.AnnounceResponse.self:type_name -> rbee.queen.v1.Announcement
+	1,  // 21: rbee.queen.v1.KeptRequest.act:type_name -> rbee.queen.v1.KeptAct
+	2,  // 22: rbee.queen.v1.StandingResponse.standing:type_name -> rbee.queen.v1.Standing
+	10, // 23: rbee.queen.v1.JoinResponse.view:type_name -> rbee.queen.v1.ClusterView
+	48, // 24: rbee.queen.v1.Hive.devices:type_name -> rbee.hive.v1.Device
+	45, // 25: rbee.queen.v1.Worker.load:type_name -> rbee.queen.v1.Load
+	47, // 26: rbee.queen.v1.Load.silence:type_name -> google.protobuf.Duration
+	47, // 27: rbee.queen.v1.Load.stalled:type_name -> google.protobuf.Duration
+	47, // 28: rbee.queen.v1.Load.keep_alive:type_name -> google.protobuf.Duration
+	47, // 29: rbee.queen.v1.Load.idle:type_name -> google.protobuf.Duration
+	47, // 30: rbee.queen.v1.Load.load_took:type_name -> google.protobuf.Duration
+	3,  // 31: rbee.queen.v1.RegistryService.Link:input_type -> rbee.queen.v1.LinkRequest
+	12, // 32: rbee.queen.v1.BlobService.Claim:input_type -> rbee.queen.v1.ClaimRequest
+	15, // 33: rbee.queen.v1.ClusterService.Apply:input_type -> rbee.queen.v1.ApplyRequest
+	17, // 34: rbee.queen.v1.ClusterService.ReadIndex:input_type -> rbee.queen.v1.ReadIndexRequest
+	19, // 35: rbee.queen.v1.ClusterService.TransferLeadership:input_type -> rbee.queen.v1.TransferLeadershipRequest
+	21, // 36: rbee.queen.v1.ClusterService.RemoveQueen:input_type -> rbee.queen.v1.RemoveQueenRequest
+	23, // 37: rbee.queen.v1.ClusterService.LeaveNode:input_type -> rbee.queen.v1.LeaveNodeRequest
+	25, // 38: rbee.queen.v1.ClusterService.Sight:input_type -> rbee.queen.v1.SightRequest
+	28, // 39: rbee.queen.v1.ClusterService.Announce:input_type -> rbee.queen.v1.AnnounceRequest
+	31, // 40: rbee.queen.v1.ClusterService.Kept:input_type -> rbee.queen.v1.KeptRequest
+	33, // 41: rbee.queen.v1.ClusterService.SaveSnapshot:input_type -> rbee.queen.v1.SaveSnapshotRequest
+	35, // 42: rbee.queen.v1.ClusterService.RestoreSnapshot:input_type -> rbee.queen.v1.RestoreSnapshotRequest
+	39, // 43: rbee.queen.v1.JoinService.Join:input_type -> rbee.queen.v1.JoinRequest
+	37, // 44: rbee.queen.v1.JoinService.Standing:input_type -> rbee.queen.v1.StandingRequest
+	41, // 45: rbee.queen.v1.JoinService.Renew:input_type -> rbee.queen.v1.RenewRequest
+	7,  // 46: rbee.queen.v1.RegistryService.Link:output_type -> rbee.queen.v1.LinkResponse
+	13, // 47: rbee.queen.v1.BlobService.Claim:output_type -> rbee.queen.v1.ClaimResponse
+	16, // 48: rbee.queen.v1.ClusterService.Apply:output_type -> rbee.queen.v1.ApplyResponse
+	18, // 49: rbee.queen.v1.ClusterService.ReadIndex:output_type -> rbee.queen.v1.ReadIndexResponse
+	20, // 50: rbee.queen.v1.ClusterService.TransferLeadership:output_type -> rbee.queen.v1.TransferLeadershipResponse
+	22, // 51: rbee.queen.v1.ClusterService.RemoveQueen:output_type -> rbee.queen.v1.RemoveQueenResponse
+	24, // 52: rbee.queen.v1.ClusterService.LeaveNode:output_type -> rbee.queen.v1.LeaveNodeResponse
+	26, // 53: rbee.queen.v1.ClusterService.Sight:output_type -> rbee.queen.v1.SightResponse
+	29, // 54: rbee.queen.v1.ClusterService.Announce:output_type -> rbee.queen.v1.AnnounceResponse
+	32, // 55: rbee.queen.v1.ClusterService.Kept:output_type -> rbee.queen.v1.KeptResponse
+	34, // 56: rbee.queen.v1.ClusterService.SaveSnapshot:output_type -> rbee.queen.v1.SaveSnapshotResponse
+	36, // 57: rbee.queen.v1.ClusterService.RestoreSnapshot:output_type -> rbee.queen.v1.RestoreSnapshotResponse
+	40, // 58: rbee.queen.v1.JoinService.Join:output_type -> rbee.queen.v1.JoinResponse
+	38, // 59: rbee.queen.v1.JoinService.Standing:output_type -> rbee.queen.v1.StandingResponse
+	42, // 60: rbee.queen.v1.JoinService.Renew:output_type -> rbee.queen.v1.RenewResponse
+	46, // [46:61] is the sub-list for method output_type
+	31, // [31:46] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_queen_v1_queen_proto_init() }
@@ -3334,7 +3564,7 @@ func file_queen_v1_queen_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_queen_v1_queen_proto_rawDesc), len(file_queen_v1_queen_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   41,
+			NumMessages:   43,
 			NumExtensions: 0,
 			NumServices:   4,
 		},

@@ -14,6 +14,7 @@ type encoder struct {
 	model    string // as the client wrote it
 	chat     bool   // /api/chat, else /api/generate
 	loadOnly bool   // the model was to be loaded: the answer has no text
+	unloads  bool   // and then not kept
 	now      func() time.Time
 
 	began  time.Time
@@ -161,6 +162,8 @@ func (e *encoder) final(dst []byte, text, reasoning string, calls []dialect.Call
 
 func (e *encoder) reason() string {
 	switch {
+	case e.unloads:
+		return "unload"
 	case e.loadOnly:
 		return "load"
 	case e.finish == openai.FinishLength:

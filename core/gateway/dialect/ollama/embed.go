@@ -20,25 +20,28 @@ func decodeEmbed(body []byte, about dialect.About) (dialect.Request, dialect.Enc
 		Input      json.RawMessage `json:"input"` // a text or a list of texts
 		Truncate   *bool           `json:"truncate"`
 		Dimensions *int64          `json:"dimensions"`
+		KeepAlive  json.RawMessage `json:"keep_alive"`
 	}
 	if err := dialect.Unmarshal(body, &in); err != nil {
 		return dialect.Request{}, nil, err
 	}
-	return embedRequest(in.Model, in.Input, in.Truncate == nil || *in.Truncate, in.Dimensions, &vectors{about: about, began: about.Now()})
+	return embedRequest(in.Model, in.KeepAlive, in.Input, in.Truncate == nil || *in.Truncate, in.Dimensions, &vectors{about: about, began: about.Now()})
 }
 
 func decodeEmbeddings(body []byte, about dialect.About) (dialect.Request, dialect.Encoder, error) {
 	var in struct {
 		Model  string          `json:"model"`
 		Prompt json.RawMessage `json:"prompt"`
+
+		KeepAlive json.RawMessage `json:"keep_alive"`
 	}
 	if err := dialect.Unmarshal(body, &in); err != nil {
 		return dialect.Request{}, nil, err
 	}
-	return embedRequest(in.Model, in.Prompt, true, nil, &vectors{about: about, began: about.Now(), one: true})
+	return embedRequest(in.Model, in.KeepAlive, in.Prompt, true, nil, &vectors{about: about, began: about.Now(), one: true})
 }
 
-func embedRequest(model string, input json.RawMessage, truncate bool, dimensions *int64, enc *vectors) (dialect.Request, dialect.Encoder, error) {
+func embedRequest(model string, keepAlive, input json.RawMessage, truncate bool, dimensions *int64, enc *vectors) (dialect.Request, dialect.Encoder, error) {
 	enc.model = model
 	out := struct {
 		Model      string          `json:"model"`
@@ -54,7 +57,7 @@ func embedRequest(model string, input json.RawMessage, truncate bool, dimensions
 	if err != nil {
 		return dialect.Request{}, nil, dialect.Invalid("input", "input is not valid JSON")
 	}
-	return dialect.Request{Path: dialect.PathEmbedding, Body: b}, enc, nil
+	return dialect.Request{Path: dialect.PathEmbedding, Body: b, KeepAlive: keepAlive}, enc, nil
 }
 
 // vectors writes the answer to a request for embeddings, which is never a stream.

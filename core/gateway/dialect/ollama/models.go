@@ -86,8 +86,15 @@ func RunningOf(workers []core.Worker, models []core.Model, now time.Time) Tags {
 		if w.State != core.WorkerReady {
 			continue
 		}
+		expires := now.AddDate(100, 0, 0) // it stays
+		if at, ok := w.Load.UnloadsAt(); ok {
+			expires = at
+		}
 		if i, ok := seen[w.Model]; ok { // replicas are one model
 			out.Models[i].ContextLength = min(out.Models[i].ContextLength, w.ContextTokens)
+			if expires.After(out.Models[i].ExpiresAt) {
+				out.Models[i].ExpiresAt = expires
+			}
 			continue
 		}
 		seen[w.Model] = len(out.Models)
@@ -100,7 +107,7 @@ func RunningOf(workers []core.Worker, models []core.Model, now time.Time) Tags {
 		if w.Device != "cpu" {
 			onDevice = m.SizeBytes
 		}
-		t.ExpiresAt, t.SizeVRAM, t.ContextLength, t.ModifiedAt = now.AddDate(100, 0, 0), &onDevice, w.ContextTokens, time.Time{}
+		t.ExpiresAt, t.SizeVRAM, t.ContextLength, t.ModifiedAt = expires, &onDevice, w.ContextTokens, time.Time{}
 		out.Models = append(out.Models, t)
 	}
 	return out

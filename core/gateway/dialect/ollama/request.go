@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/gateway/dialect"
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
@@ -61,7 +62,7 @@ func (c *common) stream() bool { return c.Stream == nil || *c.Stream }
 
 // into fills in what both routes share.
 func (c *common) into(out *dialect.Chat) error {
-	out.Model = Name(c.Model)
+	out.Model, out.KeepAlive = Name(c.Model), c.KeepAlive
 	o := c.Options
 	if o.NumPredict != "" {
 		n, err := strconv.ParseFloat(string(o.NumPredict), 64)
@@ -269,8 +270,11 @@ func decodeGenerate(body []byte, about dialect.About) (dialect.Request, dialect.
 // means that.
 func load(out *dialect.Chat, stream bool, enc *encoder) (dialect.Request, dialect.Encoder, error) {
 	one, text := int64(1), "."
-	*out = dialect.Chat{Model: out.Model, MaxTokens: &one, Prompt: &text}
+	*out = dialect.Chat{Model: out.Model, KeepAlive: out.KeepAlive, MaxTokens: &one, Prompt: &text}
 	enc.loadOnly = true
+	if keep, set, err := core.ReadKeepAlive(out.KeepAlive); err == nil && set && keep == 0 {
+		enc.unloads = true
+	}
 	r, err := out.Encode(dialect.PathCompletion, stream)
 	return r, enc, err
 }

@@ -1,0 +1,134 @@
+package hive
+
+import (
+	"time"
+
+	"github.com/rbee-project/rbee/core"
+	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
+)
+
+// tenancy is what decides how long a worker stays. The hive owns that clock: it sees what the
+// worker does whichever queen sent it there, and goes on without any queen. worker.mu guards it.
+type tenancy struct {
+	used   time.Time      // of the last sign of a request, by the monotonic clock
+	queens map[string]int // requests in flight by queen, as that one says
+	// wanted is how long the latest request that a queen told of wants the worker kept, negative:
+	// for good; nil: it did not say.
+	wanted   *time.Duration
+	wantedAt time.Time // when that request began or ended
+}
+
+// tell takes in what a queen uses the worker for and reports whether that changes anything.
+func (t *tenancy) tell(queen string, u *queenv1.Use, now time.Time) bool {
+	at := now.Add(-max(u.GetSince().AsDuration(), 0))
+	before := t.queens[queen]
+	if n := int(u.GetInFlight()); n > 0 {
+		if t.queens == nil {
+			t.queens = map[string]int{}
+		}
+		t.queens[queen], t.used = n, now
+	} else {
+		delete(t.queens, queen)
+		if at.After(t.used) {
+			t.used = at
+		}
+	}
+	news := before != t.queens[queen]
+	if at.After(t.wantedAt) {
+		t.wantedAt = at
+		var wanted *time.Duration
+		if k := u.GetKeepAlive(); k != nil {
+			wanted = new(k.AsDuration())
+		}
+		news = news || (wanted == nil) != (t.wanted == nil) || wanted != nil && *wanted != *t.wanted
+		t.wanted = wanted
+	}
+	return news
+}
+
+// forget drops what a queen said that can say no more. Its requests show in the worker's own state.
+func (t *tenancy) forget(queen string) { delete(t.queens, queen) }
+
+// inFlight reports whether a queen has a request that has not ended.
+func (t *tenancy) inFlight() bool { return len(t.queens) > 0 }
+
+// keep returns how long the worker stays after its last request, negative: for good. own is its
+// handle's word, cluster the cluster's setting.
+func (t *tenancy) keep(own string, cluster time.Duration) time.Duration {
+	if t.wanted != nil {
+		return *t.wanted
+	}
+	switch own {
+	case "":
+		return core.KeepForever
+	case core.KeepAliveDefault:
+		return cluster
+	}
+	keep, err := core.ParseKeepAlive(own)
+	if err != nil { // of a handle that another version wrote
+		return core.KeepForever
+	}
+	return keep
+}
+
+// busyLocked reports whether the worker has a request, as far as anybody knows.
+func (w *worker) busyLocked() bool {
+	return w.status.Active+w.status.Queued > 0 || w.tenancy.inFlight()
+}
+
+// overstays reports whether the worker is to be unloaded: it serves, has had no request for its
+// time, and may go by itself.
+func (w *worker) overstays(cluster time.Duration, now time.Time) (idle time.Duration, due bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	keep := w.tenancy.keep(w.handle.KeepAlive, cluster)
+	if w.state != core.WorkerReady || w.handle.Pinned || keep < 0 || w.busyLocked() {
+		return 0, false
+	}
+	idle = now.Sub(w.tenancy.used)
+	return idle, idle >= keep
+}
+
+// unloadIdle retires a worker that nobody has used for its time. Its state was asked for just now.
+func (h *Hive) unloadIdle(w *worker) {
+	idle, due := w.overstays(h.keepAlive(), time.Now())
+	if !due {
+		return
+	}
+	h.log.Info("unloads a worker that nobody uses", "worker", w.id(), "model", w.handle.Model, "idle", idle.Round(time.Second))
+	if err := h.endWorker(w, ending{grace: defaultRetireGrace}); err != nil {
+		h.log.Debug("unload a worker", "worker", w.id(), "error", err) // the hive ends
+	}
+}
+
+// keepAlive is the cluster's setting, as a queen said last.
+func (h *Hive) keepAlive() time.Duration { return time.Duration(h.clusterKeep.Load()) }
+
+// told takes in what a queen says of its use of workers and of the cluster's settings.
+func (h *Hive) told(queen string, resp *queenv1.LinkResponse) {
+	if t := resp.GetTenancy(); t.GetKeepAlive() != nil {
+		h.clusterKeep.Store(int64(t.GetKeepAlive().AsDuration()))
+	}
+	now := time.Now()
+	for _, u := range resp.GetUses() {
+		w, ok := h.worker(u.GetWorker())
+		if !ok || w.handle.Attachment.Nonce != u.GetNonce() {
+			continue
+		}
+		w.mu.Lock()
+		news := w.tenancy.tell(queen, u, now)
+		w.mu.Unlock()
+		if news {
+			wake(w.look)
+		}
+	}
+}
+
+// lost forgets what a queen said whose line broke.
+func (h *Hive) lost(queen string) {
+	for _, w := range h.all() {
+		w.mu.Lock()
+		w.tenancy.forget(queen)
+		w.mu.Unlock()
+	}
+}

@@ -1,0 +1,63 @@
+package router
+
+import (
+	"time"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/queen/liveness"
+)
+
+// forgetUse is for how long a worker's last request is remembered. Its hive has been told of it
+// many times by then.
+const forgetUse = time.Minute
+
+// uses are what this queen sends to workers, by hive and by nonce of the worker.
+type uses map[string]map[string]*liveness.Use
+
+// begin counts a request that is sent to a worker.
+func (u uses) begin(w *core.Worker, keepAlive *time.Duration, now time.Time) *liveness.Use {
+	of := u[w.Hive]
+	if of == nil {
+		of = map[string]*liveness.Use{}
+		u[w.Hive] = of
+	}
+	use := of[w.Nonce]
+	if use == nil {
+		use = &liveness.Use{Worker: w.ID, Nonce: w.Nonce}
+		of[w.Nonce] = use
+	}
+	use.InFlight++
+	use.Last, use.KeepAlive = now, keepAlive
+	return use
+}
+
+// inFlight returns the number of requests that were sent to a worker and have not ended.
+func (u uses) inFlight(w *core.Worker) int {
+	if use := u[w.Hive][w.Nonce]; use != nil {
+		return use.InFlight
+	}
+	return 0
+}
+
+// of returns what the workers of a hive are used for, and forgets what was long ago.
+func (u uses) of(hive string, now time.Time) []liveness.Use {
+	var list []liveness.Use
+	for nonce, use := range u[hive] {
+		if use.InFlight == 0 && now.Sub(use.Last) > forgetUse {
+			delete(u[hive], nonce)
+			continue
+		}
+		list = append(list, *use)
+	}
+	if len(u[hive]) == 0 {
+		delete(u, hive)
+	}
+	return list
+}
+
+// Uses returns what this queen uses the workers of a hive for. It is what the hive is told.
+func (r *Router) Uses(hive string) []liveness.Use {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.uses.of(hive, time.Now())
+}
