@@ -41,6 +41,9 @@ const (
 	ScopeAdmin   Scope = "admin"   // change who may do what
 )
 
+// ScopeAny asks whether a token is valid at all, whatever it allows. No token has it.
+const ScopeAny Scope = ""
+
 // Scopes are all scopes, the weakest first.
 func Scopes() []Scope { return []Scope{ScopeInfer, ScopeRead, ScopeOperate, ScopeAdmin} }
 
@@ -66,8 +69,29 @@ type Token struct {
 	UsedBy      string    `json:"used_by,omitempty"` // Node.ID that a join token took in
 	UsedAt      time.Time `json:"used_at,omitzero"`  // by the leader's clock
 	UsedKeyHash []byte    `json:"-"`
-	CreateIndex uint64    `json:"create_index"`
-	ModifyIndex uint64    `json:"modify_index"`
+
+	// Of an API token:
+	Models   []string `json:"models,omitempty"` // Model.IDs that it may ask; none: all
+	Limits   []Limit  `json:"limits,omitempty"`
+	Priority Priority `json:"priority,omitempty"`
+	// RotatedAt is when it got its present secret, where that is not its first. The one before is
+	// taken as well for Overlap, by the leader's clock; 0: it is not taken any more.
+	RotatedAt          time.Time `json:"rotated_at,omitzero"`
+	Overlap            Duration  `json:"overlap,omitempty"`
+	PreviousSecretHash []byte    `json:"-"`
+	// LastUsedAt is told by queens from time to time: it may be TokenUsePrecision old.
+	LastUsedAt time.Time `json:"last_used_at,omitzero"`
+
+	CreateIndex uint64 `json:"create_index"`
+	ModifyIndex uint64 `json:"modify_index"` // LastUsedAt does not change it
+}
+
+// TokenUsePrecision is how much later than Token.LastUsedAt a token may have been used.
+const TokenUsePrecision = 10 * time.Minute
+
+// MayAsk says whether an API token may ask the model with the id.
+func (t Token) MayAsk(model string) bool {
+	return len(t.Models) == 0 || slices.Contains(t.Models, model)
 }
 
 // Allows says whether an API token has the scope.
@@ -80,6 +104,23 @@ type TokenRequest struct {
 	Scopes []Scope   `json:"scopes,omitempty"` // api: one or more
 	Roles  []Role    `json:"roles,omitempty"`  // join; empty: hive. A queen may run workers as well: queen stands for both
 	TTL    Duration  `json:"ttl,omitempty"`    // api: 0 is for ever; join: 0 is 1 hour, at most 24 hours
+
+	// api, with the scopes infer and read alone: whoever may do more could lift its own limits.
+	Models []string `json:"models,omitempty"` // by any of their names
+	Limits []Limit  `json:"limits,omitempty"`
+	// Priority is for any API token.
+	Priority Priority `json:"priority,omitempty"`
+}
+
+// The time for which a token's former secret is taken after a rotation.
+const (
+	DefaultTokenOverlap = 24 * time.Hour
+	MaxTokenOverlap     = 30 * 24 * time.Hour
+)
+
+// RotateRequest asks for a new secret of an API token.
+type RotateRequest struct {
+	Overlap *Duration `json:"overlap,omitempty"` // nil: DefaultTokenOverlap; 0: the former secret is refused at once
 }
 
 // NewToken is a token with its secret, which is nowhere else.

@@ -64,6 +64,12 @@ func (c *Client) CreateToken(ctx context.Context, r core.TokenRequest) (core.New
 	return change[core.NewToken](ctx, c, http.MethodPost, "/v1/tokens", r, true)
 }
 
+// RotateToken gives an API token another secret. It is in the answer and nowhere else, so a request
+// whose answer is lost is not sent again.
+func (c *Client) RotateToken(ctx context.Context, id string, r core.RotateRequest) (core.NewToken, error) {
+	return change[core.NewToken](ctx, c, http.MethodPost, "/v1/tokens/"+segment(id)+"/rotate", r, true)
+}
+
 // RevokeToken deletes a token by its id.
 func (c *Client) RevokeToken(ctx context.Context, id string) (core.Token, error) {
 	return change[core.Token](ctx, c, http.MethodDelete, "/v1/tokens/"+segment(id), nil, false)

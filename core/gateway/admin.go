@@ -54,6 +54,8 @@ type Members interface {
 type TokenKeeper interface {
 	Tokens(ctx context.Context) ([]core.Token, error)
 	CreateToken(ctx context.Context, r core.TokenRequest) (core.NewToken, error)
+	// RotateToken gives an API token another secret.
+	RotateToken(ctx context.Context, id string, r core.RotateRequest) (core.NewToken, error)
 	RevokeToken(ctx context.Context, id string) (core.Token, error)
 }
 

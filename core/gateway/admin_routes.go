@@ -61,6 +61,7 @@ func adminRoutes() []route {
 		})},
 		{"GET", "/v1/tokens", core.ScopeAdmin, fresh(askList(func(ctx context.Context, a Admin) ([]core.Token, error) { return a.Tokens(ctx) }))},
 		{"POST", "/v1/tokens", core.ScopeAdmin, admin((*Gateway).createToken)},
+		{"POST", "/v1/tokens/{id}/rotate", core.ScopeAdmin, admin((*Gateway).rotateToken)},
 		{"DELETE", "/v1/tokens/{id}", core.ScopeAdmin, ask(func(ctx context.Context, a Admin, r *http.Request) (core.Token, error) {
 			return a.RevokeToken(ctx, r.PathValue("id"))
 		})},
@@ -98,6 +99,16 @@ func (g *Gateway) createToken(a Admin, w *response, r *http.Request) error {
 	}
 	w.Header().Set("Cache-Control", "no-store")
 	return writeJSON(w, http.StatusCreated, v)
+}
+
+func (g *Gateway) rotateToken(a Admin, w *response, r *http.Request) error {
+	var request core.RotateRequest
+	if err := g.readObject(w, r, &request, "a rotation"); err != nil {
+		return err
+	}
+	v, err := a.RotateToken(r.Context(), r.PathValue("id"), request)
+	w.Header().Set("Cache-Control", "no-store")
+	return answerOne(w, v, err)
 }
 
 func (g *Gateway) refreshHive(w *response, r *http.Request) error {

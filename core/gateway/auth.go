@@ -50,7 +50,7 @@ func (g *Gateway) authorize(w *response, r *http.Request, need core.Scope) error
 	known, err := g.authority(r.Context(), token, need)
 	switch kind := core.KindOf(err); kind {
 	case "":
-		w.key, w.by = known.ID, known.Name
+		w.key, w.by, w.token = known.ID, known.Name, known
 		return nil
 	case core.Unauthenticated:
 		// Only now: a right token is let in whoever shares its address. Nobody guesses one of 160

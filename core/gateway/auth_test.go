@@ -89,7 +89,7 @@ func TestRouteScopes(t *testing.T) {
 		},
 		core.ScopeOperate: {"POST /v1/jobs", "DELETE /v1/jobs/{id}", "POST /v1/hives/{hive}/drain", "POST /v1/hives/{hive}/refresh", "POST /api/pull", "POST /api/copy", "DELETE /api/delete"},
 		core.ScopeAdmin: {
-			"DELETE /v1/nodes/{id}", "POST /v1/nodes/{id}/leave", "GET /v1/tokens", "POST /v1/tokens", "DELETE /v1/tokens/{id}",
+			"DELETE /v1/nodes/{id}", "POST /v1/nodes/{id}/leave", "GET /v1/tokens", "POST /v1/tokens", "POST /v1/tokens/{id}/rotate", "DELETE /v1/tokens/{id}",
 			"DELETE /v1/operator/raft/{id}", "POST /v1/operator/raft/transfer", "GET /v1/operator/snapshot", "POST /v1/operator/snapshot",
 			"GET /v1/operator/keyring", "POST /v1/operator/keyring",
 		},

@@ -44,7 +44,7 @@ func anthropicOr(theirs, ours handler) handler {
 }
 
 func (g *Gateway) anthropicModels(w *response, r *http.Request) error {
-	models, err := g.o.Cluster.Models(r.Context())
+	models, err := g.modelsFor(r.Context(), w)
 	if err != nil {
 		return err
 	}
@@ -53,7 +53,7 @@ func (g *Gateway) anthropicModels(w *response, r *http.Request) error {
 }
 
 func (g *Gateway) anthropicModel(w *response, r *http.Request) error {
-	m, err := g.findModel(r.Context(), r.PathValue("id"))
+	m, err := g.findModel(r.Context(), w, r.PathValue("id"))
 	if err != nil {
 		return err
 	}

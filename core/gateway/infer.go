@@ -79,6 +79,12 @@ func (g *Gateway) begin(r *http.Request) (begun *http.Request, cancel context.Ca
 // what the HTTP request tells beside its body.
 func (g *Gateway) relay(w *response, r *http.Request, q inference.Request, c inference.Client) {
 	q.ID, q.Key = w.id, w.key
+	if len(w.token.Models) > 0 {
+		q.Allow = func(ctx context.Context, name string) (string, error) {
+			m, err := g.findModel(ctx, w, name)
+			return m.ID, err
+		}
+	}
 	_ = g.o.Inference.Serve(r.Context(), q, c) // c was told
 }
 

@@ -32,11 +32,12 @@ func (g *Gateway) ollamaVersion(w *response, _ *http.Request) error {
 }
 
 func (g *Gateway) ollamaTags(w *response, r *http.Request) error {
-	models, err := g.o.Cluster.Models(r.Context())
+	models, err := g.modelsFor(r.Context(), w)
 	if err != nil {
 		return err
 	}
 	aliases, err := operation.AliasList.Ask(r.Context(), g.o.Cluster, core.Request{})
+	aliases = slices.DeleteFunc(slices.Clone(aliases), func(a core.Alias) bool { return !w.token.MayAsk(a.Model) })
 	return answerOne(w, ollama.TagsOf(models, aliases), err)
 }
 
@@ -45,7 +46,8 @@ func (g *Gateway) ollamaRunning(w *response, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	models, err := g.o.Cluster.Models(r.Context())
+	workers = slices.DeleteFunc(slices.Clone(workers), func(v core.Worker) bool { return !w.token.MayAsk(v.Model) })
+	models, err := g.modelsFor(r.Context(), w)
 	return answerOne(w, ollama.RunningOf(workers, models, time.Now()), err)
 }
 
@@ -80,7 +82,7 @@ func (g *Gateway) ollamaShow(w *response, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	m, err := g.findModel(r.Context(), n.Model)
+	m, err := g.findModel(r.Context(), w, n.Model)
 	if err != nil {
 		return err
 	}
@@ -137,7 +139,7 @@ func (g *Gateway) ollamaDelete(w *response, r *http.Request) error {
 		w.WriteHeader(http.StatusOK)
 		return nil
 	}
-	m, err := g.findModel(r.Context(), n.Model)
+	m, err := g.findModel(r.Context(), w, n.Model)
 	if err != nil {
 		return err
 	}
@@ -241,16 +243,4 @@ func (g *Gateway) runJob(ctx context.Context, w *response, r core.Request, progr
 		return err
 	}
 	return ended
-}
-
-// findModel finds a model by any of its names.
-func (g *Gateway) findModel(ctx context.Context, name string) (core.Model, error) {
-	m, err := operation.ModelGet.Ask(ctx, g.o.Cluster, core.Request{Model: name})
-	switch core.KindOf(err) {
-	case core.NotFound:
-		return core.Model{}, &apiError{err: err, code: openai.CodeModelNotFound, param: "model"}
-	case core.Invalid:
-		return core.Model{}, &apiError{err: err, param: "model"}
-	}
-	return m, err
 }

@@ -29,7 +29,7 @@ func modelObjectOf(m core.Model) modelObject {
 }
 
 func (g *Gateway) models(w *response, r *http.Request) error {
-	models, err := g.o.Cluster.Models(r.Context())
+	models, err := g.modelsFor(r.Context(), w)
 	if err != nil {
 		return err
 	}
@@ -42,7 +42,7 @@ func (g *Gateway) models(w *response, r *http.Request) error {
 }
 
 func (g *Gateway) model(w *response, r *http.Request) error {
-	m, err := g.findModel(r.Context(), r.PathValue("id"))
+	m, err := g.findModel(r.Context(), w, r.PathValue("id"))
 	if err != nil {
 		return err
 	}

@@ -25,9 +25,10 @@ type response struct {
 	status int    // 0: nothing was sent yet
 	model  string // core.Model.ID, once it is known: never what the client wrote
 	worker string
-	key    string   // the id of the token that it was asked with; empty: none
-	by     string   // the name of that token
-	job    core.Job // that it began; zero: none
+	key    string     // the id of the token that it was asked with; empty: none
+	by     string     // the name of that token
+	token  core.Token // zero: none
+	job    core.Job   // that it began; zero: none
 	body   heldBody
 	// fail tells an error in the words of another API; nil: OpenAI's.
 	fail func(*openai.Error, dialect.About) (int, []byte)

@@ -45,6 +45,10 @@ type Request struct {
 	KeepAlive          *time.Duration // see Query; nil: as Body says
 	// Terms are those that its body does not tell; Serve adds the others.
 	Terms
+	// Allow returns the id of the model that a name means, where whoever asks may ask only some
+	// models; nil: all. Errors: NotFound for a model that is not among them, and for one that is
+	// not there; they do not tell which.
+	Allow func(ctx context.Context, name string) (id string, err error)
 	// Release is called when a long Body is not read any more, before the request ends; nil: nobody
 	// wants to know.
 	Release func()
@@ -136,6 +140,9 @@ func cutReason(err error) string {
 // the request's own fault, it asks no other. It gives a request to two further workers at most, to
 // one at most after it was lost with a worker, and to none where the retry budget is spent.
 func (c *call) run() error {
+	if err := c.allow(); err != nil {
+		return err
+	}
 	if err := c.s.refuseDeadly(&c.r); err != nil {
 		return err
 	}
@@ -210,6 +217,21 @@ func (c *call) run() error {
 			c.s.meter.Retried()
 		}
 	}
+}
+
+// allow asks for the model that the request may ask, before anything is started for it.
+func (c *call) allow() error {
+	if c.r.Allow == nil {
+		return nil
+	}
+	id, err := c.r.Allow(c.ctx, c.facts.model)
+	if core.KindOf(err) == core.NotFound {
+		return &FieldError{Err: err, Code: openai.CodeModelNotFound, Param: "model"}
+	}
+	if err == nil {
+		c.facts.model = id
+	}
+	return err
 }
 
 // refused ends with a worker's word that it takes no request now.

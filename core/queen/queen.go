@@ -126,7 +126,9 @@ func New(o Options) *Queen {
 	if o.TokenGrace != nil {
 		grace = *o.TokenGrace
 	}
-	q.Tokens = tokens.New(tokens.Options{Registry: o.Registry, Logger: o.Logger, Grace: grace, Now: o.Now})
+	q.Tokens = tokens.New(tokens.Options{Registry: o.Registry, Logger: o.Logger, Grace: grace, Now: o.Now, Target: func(ctx context.Context, name string) (string, error) {
+		return q.placer.Target(ctx, name)
+	}})
 	q.hives = hives.New(hives.Options{Registry: o.Registry, Liveness: q.liveness, ID: o.ID, Local: o.LocalHive, Conn: o.HiveConn})
 	q.placer = placement.NewPlacer(placement.Options{Registry: o.Registry, Hives: q.hives, Liveness: q.liveness, Logger: o.Logger})
 	q.Jobs = dispatch.New(dispatch.Options{
@@ -158,6 +160,7 @@ func (q *Queen) Run(ctx context.Context) error {
 	wg.Go(func() { q.liveness.Run(ctx) })
 	wg.Go(func() { q.watchView(ctx) })
 	wg.Go(func() { q.Members.Run(ctx) })
+	wg.Go(func() { q.Tokens.Run(ctx) })
 	if tell := q.opts.HiveDown; tell != nil {
 		wg.Go(func() { q.watchDown(ctx, tell) })
 	}

@@ -52,6 +52,13 @@ func New() (id string, secretHash []byte, text string) {
 	return p.ID, Hash(p.Secret), p.Text()
 }
 
+// Renew makes another secret for the API token with the id, which must be one of New's.
+func Renew(id string) (secretHash []byte, text string) {
+	p := fresh(core.TokenAPI)
+	p.ID = id
+	return Hash(p.Secret), p.Text()
+}
+
 // NewJoin makes a join token for the cluster whose CA certificate has the fingerprint (see
 // pki.Fingerprint). It panics for an invalid fingerprint.
 func NewJoin(fingerprint string) (id string, secretHash []byte, text string) {

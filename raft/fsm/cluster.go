@@ -188,6 +188,7 @@ func (e *entry) removeNode(id string) error {
 func (e *entry) putToken(p *raftv1.Token) error {
 	t := tokenFromProto(p)
 	t.UsedBy, t.UsedKeyHash, t.UsedAt = "", nil, time.Time{}
+	t.RotatedAt, t.Overlap, t.PreviousSecretHash, t.LastUsedAt = time.Time{}, 0, nil, time.Time{}
 	if t.ID == "" {
 		return core.Errorf(core.Invalid, "put token: the token has no id")
 	}
@@ -215,7 +216,8 @@ func (e *entry) deleteToken(op *raftv1.DeleteToken) {
 // sameToken compares tokens as they were made.
 func sameToken(a, b core.Token) bool {
 	return a.ID == b.ID && a.Name == b.Name && a.Kind == b.Kind && bytes.Equal(a.SecretHash, b.SecretHash) && slices.Equal(a.Scopes, b.Scopes) &&
-		slices.Equal(a.Roles, b.Roles) && a.CreatedAt.Equal(b.CreatedAt) && a.TTL == b.TTL
+		slices.Equal(a.Roles, b.Roles) && a.CreatedAt.Equal(b.CreatedAt) && a.TTL == b.TTL &&
+		slices.Equal(a.Models, b.Models) && slices.Equal(a.Limits, b.Limits) && a.Priority == b.Priority
 }
 
 func (e *entry) setKeyring(op *raftv1.SetKeyring) error {

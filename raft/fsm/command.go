@@ -189,6 +189,7 @@ func newNode(n core.Node) *raftv1.Node {
 func newToken(t core.Token) *raftv1.Token {
 	p := tokenToProto(t)
 	p.UsedBy, p.UsedKeyHash, p.UsedUnix, p.CreateIndex, p.ModifyIndex = "", nil, 0, 0, 0
+	p.RotatedUnix, p.PreviousSecretHash, p.OverlapSeconds, p.LastUsedUnix = 0, nil, 0, 0
 	return p
 }
 

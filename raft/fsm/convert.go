@@ -3,6 +3,7 @@ package fsm
 import (
 	"bytes"
 	"math"
+	"slices"
 	"time"
 
 	"github.com/rbee-project/rbee/core"
@@ -96,8 +97,26 @@ func tokenToProto(t core.Token) *raftv1.Token {
 	return &raftv1.Token{
 		Id: t.ID, Name: t.Name, Kind: string(t.Kind), SecretHash: t.SecretHash, Scopes: texts[string](t.Scopes), Roles: texts[string](t.Roles),
 		CreatedUnix: unixOf(t.CreatedAt), TtlSeconds: ttl, UsedBy: t.UsedBy, UsedKeyHash: t.UsedKeyHash, UsedUnix: unixOf(t.UsedAt),
-		CreateIndex: t.CreateIndex, ModifyIndex: t.ModifyIndex,
+		Models: slices.Clone(t.Models), Limits: limitsToProto(t.Limits), Priority: string(t.Priority),
+		RotatedUnix: unixOf(t.RotatedAt), PreviousSecretHash: t.PreviousSecretHash, OverlapSeconds: int64(t.Overlap) / second,
+		LastUsedUnix: unixOf(t.LastUsedAt), CreateIndex: t.CreateIndex, ModifyIndex: t.ModifyIndex,
 	}
+}
+
+func limitsToProto(limits []core.Limit) []*raftv1.Limit {
+	var out []*raftv1.Limit
+	for _, l := range limits {
+		out = append(out, &raftv1.Limit{Of: string(l.Of), Count: l.Count, PerSeconds: int64(l.Per) / second})
+	}
+	return out
+}
+
+func limitsFromProto(limits []*raftv1.Limit) []core.Limit {
+	var out []core.Limit
+	for _, l := range limits {
+		out = append(out, core.Limit{Of: core.LimitOf(l.GetOf()), Count: l.GetCount(), Per: time.Duration(max(0, min(l.GetPerSeconds(), maxTTLSeconds)) * second)})
+	}
+	return out
 }
 
 func tokenFromProto(p *raftv1.Token) core.Token {
@@ -105,7 +124,11 @@ func tokenFromProto(p *raftv1.Token) core.Token {
 		ID: p.GetId(), Name: p.GetName(), Kind: core.TokenKind(p.GetKind()), SecretHash: bytes.Clone(p.GetSecretHash()),
 		Scopes: texts[core.Scope](p.GetScopes()), Roles: texts[core.Role](p.GetRoles()),
 		CreatedAt: timeOf(p.GetCreatedUnix()), TTL: core.Duration(max(0, min(p.GetTtlSeconds(), maxTTLSeconds)) * second),
-		UsedBy: p.GetUsedBy(), UsedKeyHash: bytes.Clone(p.GetUsedKeyHash()), UsedAt: timeOf(p.GetUsedUnix()), CreateIndex: p.GetCreateIndex(), ModifyIndex: p.GetModifyIndex(),
+		UsedBy: p.GetUsedBy(), UsedKeyHash: bytes.Clone(p.GetUsedKeyHash()), UsedAt: timeOf(p.GetUsedUnix()),
+		Models: slices.Clone(p.GetModels()), Limits: limitsFromProto(p.GetLimits()), Priority: core.Priority(p.GetPriority()),
+		RotatedAt: timeOf(p.GetRotatedUnix()), PreviousSecretHash: bytes.Clone(p.GetPreviousSecretHash()),
+		Overlap:    core.Duration(max(0, min(p.GetOverlapSeconds(), maxTTLSeconds)) * second),
+		LastUsedAt: timeOf(p.GetLastUsedUnix()), CreateIndex: p.GetCreateIndex(), ModifyIndex: p.GetModifyIndex(),
 	}
 }
 

@@ -152,6 +152,12 @@ func (f *FSM) operation(c *raftv1.Command) func(*entry) error {
 		return func(e *entry) error { return e.setKeyring(op.SetKeyring) }
 	case *raftv1.Command_ClaimStart:
 		return func(e *entry) error { return e.claimStart(op.ClaimStart) }
+	case *raftv1.Command_RotateToken:
+		return func(e *entry) error { return e.rotateToken(op.RotateToken) }
+	case *raftv1.Command_EndOverlap:
+		return func(e *entry) error { e.endOverlap(op.EndOverlap); return nil }
+	case *raftv1.Command_TouchTokens:
+		return func(e *entry) error { e.touchTokens(op.TouchTokens); return nil }
 	case *raftv1.Command_PutAlias:
 		return func(e *entry) error { return e.putAlias(op.PutAlias) }
 	case *raftv1.Command_DeleteAlias:

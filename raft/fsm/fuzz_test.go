@@ -7,6 +7,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"testing"
+	"time"
 
 	"github.com/hashicorp/raft"
 	"github.com/shoenig/test/must"
@@ -70,6 +71,11 @@ func inhabited(t testing.TB) *fsm.FSM {
 		fsm.PutToken(apiToken("t2")),
 		fsm.RevokeToken("t2"),
 		fsm.ClaimStart(state.Start{Model: "m", Hive: "h1", Served: "m", Request: "r"}, ""),
+		fsm.PutToken(with(apiToken("t3"), func(t *core.Token) {
+			t.Models, t.Limits, t.Priority = []string{"m"}, []core.Limit{{Of: core.LimitRequests, Count: 2, Per: time.Minute}}, core.PriorityLow
+		})),
+		fsm.RotateToken("t3", hash(9), time.Hour),
+		fsm.TouchTokens(map[string]time.Time{"t1": born}),
 		fsm.PutAlias(core.Alias{Name: "gpt", Model: "m"}),
 		fsm.PutSetting("token_grace", "2h"),
 	} {

@@ -6,9 +6,9 @@ import (
 )
 
 // KeepRevoked copies into a registry that was read from a snapshot what no snapshot may undo, from
-// a known registry of the same cluster: revoked nodes and tokens, used join tokens, removed starts
-// of hives, and the keys of the cluster, unless the snapshot's are newer. A revocation in either
-// registry stays.
+// a known registry of the same cluster: revoked nodes and tokens, replaced secrets of tokens, used
+// join tokens, removed starts of hives, and the keys of the cluster, unless the snapshot's are
+// newer. A revocation in either registry stays.
 func KeepRevoked(restored *state.Store, known *state.Snapshot) error {
 	index := restored.AppliedIndex()
 	return restored.Update(index, func(t *state.Txn) error {
@@ -28,6 +28,7 @@ func KeepRevoked(restored *state.Store, known *state.Snapshot) error {
 			e.DeleteToken(gone.Token)
 		}
 		for _, used := range known.Tokens(nil) {
+			e.keepSecret(used)
 			if token, ok := e.Token(used.ID); ok && used.UsedBy != "" {
 				token.UsedBy, token.UsedKeyHash, token.UsedAt, token.ModifyIndex = used.UsedBy, used.UsedKeyHash, used.UsedAt, index
 				e.PutToken(token)

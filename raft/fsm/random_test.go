@@ -34,7 +34,7 @@ func random(r *rand.Rand) *raftv1.Command {
 		return s
 	}
 	c := func() *raftv1.Command {
-		switch r.IntN(25) {
+		switch r.IntN(31) {
 		case 0:
 			return fsm.RemoveHive(h())
 		case 1:
@@ -79,6 +79,12 @@ func random(r *rand.Rand) *raftv1.Command {
 				return fsm.DeleteAlias(name)
 			}
 			return fsm.PutAlias(core.Alias{Name: name, Model: fmt.Sprint("m", r.IntN(2))})
+		case 25:
+			return fsm.RotateToken(fmt.Sprint([]string{"t", "j"}[r.IntN(5)/4], r.IntN(3)), hash(byte(10+r.IntN(2))), time.Duration(r.IntN(2))*time.Hour)
+		case 26, 28, 29, 30:
+			return fsm.EndOverlap(fmt.Sprint("t", r.IntN(3)), hash([]byte{1, 10, 11}[r.IntN(3)]))
+		case 27:
+			return fsm.TouchTokens(map[string]time.Time{fmt.Sprint("t", r.IntN(3)): born.Add(time.Duration(r.IntN(100)) * time.Minute), "none": born})
 		case 14, 15, 16:
 			var list []fsm.HiveState
 			for _, n := range r.Perm(4)[:1+r.IntN(3)] {
@@ -185,10 +191,11 @@ func TestEveryFieldSurvives(t *testing.T) {
 	c := core.Cluster{}
 	fill(t, reflect.ValueOf(&c).Elem(), "CreateIndex", "ModifyIndex")
 	api := core.Token{}
-	fill(t, reflect.ValueOf(&api).Elem(), "CreateIndex", "ModifyIndex", "Roles", "UsedBy", "UsedAt", "UsedKeyHash")
+	fill(t, reflect.ValueOf(&api).Elem(), "CreateIndex", "ModifyIndex", "Roles", "UsedBy", "UsedAt", "UsedKeyHash", "LastUsedAt", "RotatedAt", "Overlap", "PreviousSecretHash", "Limits")
+	api.Limits, api.Priority = []core.Limit{{Of: core.LimitTokens, Count: 7, Per: time.Hour}, {Of: core.LimitConcurrent, Count: 2}}, core.PriorityHigh
 	api.Kind, api.SecretHash, api.Scopes, api.TTL = core.TokenAPI, hash(1), core.Scopes(), core.Duration(time.Hour)
 	join := core.Token{}
-	fill(t, reflect.ValueOf(&join).Elem(), "CreateIndex", "ModifyIndex", "Scopes")
+	fill(t, reflect.ValueOf(&join).Elem(), "CreateIndex", "ModifyIndex", "Scopes", "LastUsedAt", "RotatedAt", "Overlap", "PreviousSecretHash", "Models", "Limits", "Priority")
 	join.ID, join.Kind, join.SecretHash, join.Roles, join.TTL = "join", core.TokenJoin, hash(2), []core.Role{core.RoleHive}, core.Duration(time.Hour)
 	n := core.Node{}
 	fill(t, reflect.ValueOf(&n).Elem(), "CreateIndex", "ModifyIndex")
@@ -207,6 +214,8 @@ func TestEveryFieldSurvives(t *testing.T) {
 		fsm.RetireWorker("", "other"),
 		fsm.SyncHive(h, []core.Worker{w}),
 		fsm.SetHiveDraining(h.ID, true),
+		fsm.RotateToken(api.ID, hash(9), time.Hour),
+		fsm.TouchTokens(map[string]time.Time{api.ID: born.Add(time.Minute)}),
 	} {
 		must.NoError(t, fsm.Validate(cmd))
 		must.NoError(t, apply(t, f, uint64(i+1), cmd).Err, must.Sprint(i))
@@ -216,7 +225,9 @@ func TestEveryFieldSurvives(t *testing.T) {
 	h.CreateIndex, h.ModifyIndex = 9, 10
 	w.CreateIndex, w.ModifyIndex = 9, 9
 	c.CreateIndex, c.ModifyIndex = 1, 1
-	api.CreateIndex, api.ModifyIndex = 1, 1
+	api.CreateIndex, api.ModifyIndex = 1, 11
+	api.PreviousSecretHash, api.SecretHash, api.RotatedAt, api.Overlap = api.SecretHash, hash(9), born, core.Duration(time.Hour)
+	api.LastUsedAt = born.Add(time.Minute)
 	join.CreateIndex, join.ModifyIndex = 2, 3
 	n.CreateIndex, n.ModifyIndex, n.Revoked = 3, 3, false
 	first.CreateIndex, first.ModifyIndex = 1, 6

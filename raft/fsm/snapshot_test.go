@@ -135,7 +135,7 @@ func TestInspect(t *testing.T) {
 	t.Parallel()
 	info, err := fsm.Inspect(bytes.NewReader(snapshot(t, inhabited(t))))
 	must.NoError(t, err)
-	must.Eq(t, core.SnapshotInfo{Format: 2, FSM: 3, Index: 15, Cluster: "c1", Hives: 2, Workers: 3, Nodes: 3, Tokens: 3}, info)
+	must.Eq(t, core.SnapshotInfo{Format: 2, FSM: 3, Index: 18, Cluster: "c1", Hives: 2, Workers: 3, Nodes: 3, Tokens: 4}, info)
 }
 
 // Records are in the order of their kinds, and each kind in that of its ids.

@@ -61,6 +61,18 @@ var features = []Feature{
 		"Command.put_alias", "PutAlias.alias", "Command.delete_alias", "DeleteAlias.name", "SnapshotRecord.alias",
 		"Alias.name", "Alias.model", "Alias.create_index", "Alias.modify_index",
 	}},
+	// Not optional: an older queen would take such a token for everything, without a limit.
+	{Name: "tokens with models, limits and priorities", Since: 3, Fields: []string{
+		"Token.models", "Token.limits", "Token.priority", "Limit.of", "Limit.count", "Limit.per_seconds",
+	}},
+	{Name: "tokens with new secrets", Since: 3, Fields: []string{
+		"Command.rotate_token", "RotateToken.token", "RotateToken.secret_hash", "RotateToken.overlap_seconds",
+		"Command.end_overlap", "EndOverlap.token", "EndOverlap.previous_secret_hash",
+		"Token.rotated_unix", "Token.previous_secret_hash", "Token.overlap_seconds",
+	}},
+	{Name: "the last use of tokens", Since: 3, Fields: []string{
+		"Command.touch_tokens", "TouchTokens.uses", "TokenUse.token", "TokenUse.used_unix", "Token.last_used_unix",
+	}},
 	// One row for all settings: a further one is a name that older queens keep and do not read.
 	{Name: "settings of the cluster", Since: 3, Fields: []string{
 		"Command.put_setting", "PutSetting.name", "PutSetting.value", "PutSetting.unset",

@@ -68,6 +68,15 @@ func Validate(c *raftv1.Command) error {
 		v.blob("sealed gossip keys", op.SetKeyring.GetSealedKeys(), 1, MaxBlobBytes)
 	case *raftv1.Command_ClaimStart:
 		v.claimStart(op.ClaimStart)
+	case *raftv1.Command_RotateToken:
+		v.id("token id", op.RotateToken.GetToken())
+		v.hash("token secret hash", op.RotateToken.GetSecretHash())
+		v.number("overlap of the secrets in seconds", op.RotateToken.GetOverlapSeconds(), maxTTLSeconds)
+	case *raftv1.Command_EndOverlap:
+		v.id("token id", op.EndOverlap.GetToken())
+		v.hash("former secret hash", op.EndOverlap.GetPreviousSecretHash())
+	case *raftv1.Command_TouchTokens:
+		v.uses(op.TouchTokens.GetUses())
 	case *raftv1.Command_PutAlias:
 		a := op.PutAlias.GetAlias()
 		v.some("alias", a.GetName(), MaxNameBytes)
@@ -215,13 +224,47 @@ func (v *validator) token(t *raftv1.Token) {
 	if t.GetUsedBy() != "" || len(t.GetUsedKeyHash()) > 0 || t.GetUsedUnix() != 0 {
 		v.fail(core.Invalid, "token %s is used already", t.GetId())
 	}
+	if t.GetRotatedUnix() != 0 || len(t.GetPreviousSecretHash()) > 0 || t.GetOverlapSeconds() != 0 || t.GetLastUsedUnix() != 0 {
+		v.fail(core.Invalid, "token %s has a past already", t.GetId())
+	}
 	switch core.TokenKind(t.GetKind()) {
 	case core.TokenAPI:
 		set(v, "token scope", t.GetScopes(), 1, core.Scopes()...)
 		set[core.Role](v, "role of an API token", t.GetRoles(), 0)
+		v.bounds(t)
 	case core.TokenJoin:
+		if len(t.GetModels()) > 0 || len(t.GetLimits()) > 0 || t.GetPriority() != "" {
+			v.fail(core.Invalid, "join token %s has models, limits or a priority", t.GetId())
+		}
 		set(v, "token role", t.GetRoles(), 1, core.RoleQueen, core.RoleHive)
 		set[core.Scope](v, "scope of a join token", t.GetScopes(), 0)
+	}
+}
+
+// bounds checks what bounds the use of an API token.
+func (v *validator) bounds(t *raftv1.Token) {
+	if len(t.GetModels()) > core.MaxTokenModels {
+		v.fail(core.TooLarge, "token %s has %d models", t.GetId(), len(t.GetModels()))
+	}
+	for _, m := range t.GetModels() {
+		v.some("model of a token", m, MaxTextBytes)
+	}
+	for _, l := range t.GetLimits() {
+		v.number("window of a limit in seconds", l.GetPerSeconds(), maxTTLSeconds)
+	}
+	if err := core.CheckLimits(limitsFromProto(t.GetLimits())); err != nil {
+		v.fail(core.Invalid, "token %s: %s", t.GetId(), err)
+	}
+	oneOf(v, "token priority", t.GetPriority(), core.PriorityLow, core.PriorityNormal, core.PriorityHigh)
+}
+
+func (v *validator) uses(uses []*raftv1.TokenUse) {
+	if len(uses) == 0 || len(uses) > MaxTokenUses {
+		v.fail(core.TooLarge, "%d uses of tokens", len(uses))
+	}
+	for _, use := range uses {
+		v.id("token id", use.GetToken())
+		v.number("use of a token", use.GetUsedUnix(), maxSeconds)
 	}
 }
 

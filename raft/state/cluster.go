@@ -176,6 +176,9 @@ func cloneToken(t core.Token) core.Token {
 	t.Scopes = slices.Clone(t.Scopes)
 	t.Roles = slices.Clone(t.Roles)
 	t.UsedKeyHash = bytes.Clone(t.UsedKeyHash)
+	t.Models = slices.Clone(t.Models)
+	t.Limits = slices.Clone(t.Limits)
+	t.PreviousSecretHash = bytes.Clone(t.PreviousSecretHash)
 	return t
 }
 

@@ -177,10 +177,10 @@ func TestRecoverHint(t *testing.T) {
 
 func TestTokenRequestIsWhatTheFlagsSay(t *testing.T) {
 	t.Parallel()
-	r, err := tokenRequest("join", "", nil, nil, 0, false)
+	r, err := tokenRequest("join", "", nil, nil, 0, false, core.TokenRequest{})
 	must.NoError(t, err)
 	must.Eq(t, core.TokenRequest{Kind: core.TokenJoin, Roles: []core.Role{core.RoleHive}}, r) // its life: the queen's default
-	_, err = tokenRequest("api", "", []string{"admin", "amdin"}, nil, 0, false)
+	_, err = tokenRequest("api", "", []string{"admin", "amdin"}, nil, 0, false, core.TokenRequest{})
 	must.StrContains(t, err.Error(), "amdin")
 }
 

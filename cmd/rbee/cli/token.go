@@ -28,7 +28,7 @@ func (a *app) tokenCommand() *cobra.Command {
 		Aliases: []string{"tokens"},
 		Short:   "Tokens: who may use the API, and which machines may join",
 	}
-	cmd.AddCommand(a.tokenCreateCommand(), a.tokenListCommand(), a.tokenRevokeCommand())
+	cmd.AddCommand(a.tokenCreateCommand(), a.tokenListCommand(), a.tokenRotateCommand(), a.tokenRevokeCommand())
 	return cmd
 }
 
@@ -46,11 +46,14 @@ func (a *app) tokenCreateCommand() *cobra.Command {
 	var (
 		kind, name    string
 		scopes, roles []string
-		ttl           time.Duration
+		models        []string
+		limits        []string
+		priority      string
+		ttl           days
 		local         bool
 	)
 	cmd := &cobra.Command{
-		Use:   "create --type join|api",
+		Use:   "create [--type join|api]",
 		Short: "Make a token, and show it once",
 		Long: `Make a token, and show it once: the registry keeps only a hash of it. The token is all that goes to stdout.
 
@@ -62,14 +65,32 @@ An API token is sent with requests, as RBEE_TOKEN, or as the key of an OpenAI cl
   read     look
   operate  change what runs and what is stored
   admin    change who may do what
+--scope, --model, --limit and --priority are for API tokens, so that --type can be left out with them; the scope is infer where only they are given.
+A token with --model or --limit has the scopes infer and read at most: with others it could lift its own limits.
+
+--model names a model that it may ask, by any of its names; with none it may ask all. An alias means the model that it has now.
+--limit bounds what is done with it at all queens together, within rolling windows of a second, minute, hour or day:
+  --limit "100 requests/minute" --limit "1000000 tokens/day" --limit "4 concurrent"
+Tokens are those of prompts and answers. What goes beyond a limit is refused with 429 and the time to wait.
+--priority says how much of a busy model it gets beside others: high has four times the share of normal, normal four times that of low.
 
 No token is needed on a queen's machine for those who may read its data folder, such as root: with --local, or where neither RBEE_TOKEN nor
 RBEE_ADDR is set, the queen of this machine is asked through its local socket. So the loss of the operator token is mended. The queen logs it.`,
-		Example: "  rbee token create --type join --ttl 15m\n  rbee token create --type join --role queen\n  rbee token create --type api --scope infer --name alice --ttl 720h",
+		Example: "  rbee token create --type join --ttl 15m\n  rbee token create --type join --role queen\n  rbee token create --type api --scope infer --name alice --expires 30d\n  rbee token create --name team --model rbee-tiny --limit \"100 requests/minute\" --limit \"4 concurrent\"",
 		Args:    exactly(),
 	}
 	cmd.RunE = a.do(func(ctx context.Context, _ *cobra.Command, _ []string) error {
-		r, err := tokenRequest(kind, name, scopes, roles, ttl, cmd.Flags().Changed("ttl"))
+		bounds := core.TokenRequest{Models: models}
+		if err := boundsOf(&bounds, limits, priority); err != nil {
+			return err
+		}
+		if kind == "" && (len(scopes)+len(models)+len(limits) > 0 || priority != "") {
+			kind = string(core.TokenAPI)
+		}
+		if len(models)+len(limits) > 0 && len(scopes) == 0 && kind == string(core.TokenAPI) {
+			scopes = []string{string(core.ScopeInfer)}
+		}
+		r, err := tokenRequest(kind, name, scopes, roles, time.Duration(ttl), cmd.Flags().Changed("ttl") || cmd.Flags().Changed("expires"), bounds)
 		if err != nil {
 			return err
 		}
@@ -102,16 +123,42 @@ RBEE_ADDR is set, the queen of this machine is asked through its local socket. S
 	f.StringSliceVar(&roles, "role", nil, "`ROLE` of the machine that joins: hive, or queen, which may be a hive as well (default: hive)")
 	f.StringVar(&name, "name", "", "`NAME` to know it by in \"rbee token list\"")
 	f.BoolVar(&local, "local", false, "ask the queen of this machine through its local socket, without a token")
-	f.DurationVar(&ttl, "ttl", 0, "how long it is good for (default: 1h for join, for ever for api)")
+	f.StringArrayVar(&models, "model", nil, "`MODEL` that an API token may ask (default: all); may be repeated")
+	f.StringArrayVar(&limits, "limit", nil, "`LIMIT` of an API token, such as \"100 requests/minute\"; may be repeated")
+	f.StringVar(&priority, "priority", "", "`low|normal|high` of an API token (default: normal)")
+	f.Var(&ttl, "ttl", "how long it is good for, such as 90m or 30d (default: 1h for join, for ever for api)")
+	f.Var(&ttl, "expires", "the same as --ttl")
+	_ = cmd.RegisterFlagCompletionFunc("model", a.names(modelsToUse))
+	_ = cmd.RegisterFlagCompletionFunc("priority", cobra.FixedCompletions(core.Priorities(), cobra.ShellCompDirectiveNoFileComp))
 	_ = cmd.RegisterFlagCompletionFunc("type", cobra.FixedCompletions([]string{string(core.TokenJoin), string(core.TokenAPI)}, cobra.ShellCompDirectiveNoFileComp))
 	_ = cmd.RegisterFlagCompletionFunc("scope", cobra.FixedCompletions(scopeNames(), cobra.ShellCompDirectiveNoFileComp))
 	_ = cmd.RegisterFlagCompletionFunc("role", cobra.FixedCompletions(roleNames(), cobra.ShellCompDirectiveNoFileComp))
 	return cmd
 }
 
-// tokenRequest checks what the flags of "rbee token create" say.
-func tokenRequest(kind, name string, scopes, roles []string, ttl time.Duration, ttlGiven bool) (core.TokenRequest, error) {
-	r := core.TokenRequest{Kind: core.TokenKind(kind), Name: name, TTL: core.Duration(ttl)}
+// boundsOf reads the limits and the priority of an API token.
+func boundsOf(r *core.TokenRequest, limits []string, priority string) error {
+	for _, text := range limits {
+		l, err := core.ParseLimit(text)
+		if err != nil {
+			return usageHint(core.HintOf(err), "--limit: %s", err)
+		}
+		r.Limits = append(r.Limits, l)
+	}
+	if err := core.CheckLimits(r.Limits); err != nil {
+		return usageHint(core.HintOf(err), "--limit: %s", err)
+	}
+	var err error
+	if r.Priority, err = core.ParsePriority(priority); err != nil {
+		return usageHint(core.HintOf(err), "--priority: %s", err)
+	}
+	return nil
+}
+
+// tokenRequest checks what the flags of "rbee token create" say. bounds are those of an API token.
+func tokenRequest(kind, name string, scopes, roles []string, ttl time.Duration, ttlGiven bool, bounds core.TokenRequest) (core.TokenRequest, error) {
+	r := bounds
+	r.Kind, r.Name, r.TTL = core.TokenKind(kind), name, core.Duration(ttl)
 	if ttl < 0 || ttlGiven && ttl == 0 {
 		return r, usageHint("Leave --ttl out for the default.", "--ttl must be positive, not %s", ttl)
 	}
@@ -119,6 +166,9 @@ func tokenRequest(kind, name string, scopes, roles []string, ttl time.Duration, 
 	case core.TokenJoin:
 		if len(scopes) > 0 {
 			return r, usageHint("--role says what a machine may join as; an API token has scopes.", "a join token has no --scope")
+		}
+		if len(r.Models)+len(r.Limits) > 0 || r.Priority != core.PriorityNormal {
+			return r, usageHint("They are for API tokens.", "a join token has no --model, --limit or --priority")
 		}
 		if ttl > maxJoinTTL {
 			return r, usageHint("Make a new token when you need it: it is for one machine anyway.", "--ttl of a join token is at most %s, not %s", maxJoinTTL, ttl)
@@ -249,7 +299,7 @@ func (a *app) tokenListCommand() *cobra.Command {
 }
 
 func (a *app) tokenTable(tokens []core.Token) *term.Table {
-	t := term.NewTable("No tokens.", "ID", "TYPE", "NAME", "ALLOWS", "CREATED", "EXPIRES", "USED BY")
+	t := term.NewTable("No tokens.", "ID", "TYPE", "NAME", "ALLOWS", "MODELS", "LIMITS", "CREATED", "EXPIRES", "LAST USED")
 	for _, k := range tokens {
 		var allows []string
 		for _, s := range k.Scopes {
@@ -268,9 +318,34 @@ func (a *app) tokenTable(tokens []core.Token) *term.Table {
 				expires = "in " + term.Duration(left)
 			}
 		}
-		t.Add(k.ID, string(k.Kind), k.Name, strings.Join(allows, ", "), a.ago(k.CreatedAt), expires, k.UsedBy)
+		models, used := "", "never"
+		if k.Kind == core.TokenAPI {
+			models = "all"
+			if len(k.Models) > 0 {
+				models = strings.Join(k.Models, ", ")
+			}
+		}
+		switch {
+		case k.UsedBy != "":
+			used = "by " + k.UsedBy
+		case !k.LastUsedAt.IsZero():
+			used = a.ago(k.LastUsedAt)
+		}
+		t.Add(k.ID, string(k.Kind), k.Name, strings.Join(allows, ", "), models, limitTexts(k), a.ago(k.CreatedAt), expires, used)
 	}
 	return t
+}
+
+// limitTexts says in a table what bounds a token.
+func limitTexts(k core.Token) string {
+	var texts []string
+	for _, l := range k.Limits {
+		texts = append(texts, l.String())
+	}
+	if k.Priority != core.PriorityNormal {
+		texts = append(texts, string(k.Priority)+" priority")
+	}
+	return strings.Join(texts, ", ")
 }
 
 func tokenIDs(ctx context.Context, c *client.Client) ([]string, error) {
@@ -280,6 +355,41 @@ func tokenIDs(ctx context.Context, c *client.Client) ([]string, error) {
 		ids = append(ids, t.ID)
 	}
 	return ids, err
+}
+
+func (a *app) tokenRotateCommand() *cobra.Command {
+	overlap := days(core.DefaultTokenOverlap)
+	cmd := &cobra.Command{
+		Use:   "rotate ID",
+		Short: "Give an API token a new secret, and show it once",
+		Long: `Give an API token a new secret, and show it once. Its id, scopes, models, limits and end stay as they are, and so does what was counted for it.
+The new token is all that goes to stdout. The former one is good for --overlap more (default 24h, at most 30d), so that programs can be changed
+one after the other; with --overlap 0 every queen refuses it as soon as it has heard of it. A rotation within an overlap ends the older of the two.`,
+		Example:           "  rbee token rotate aaaaaaaaaa --overlap 2h",
+		Args:              exactly("ID"),
+		ValidArgsFunction: first(a.names(tokenIDs)),
+	}
+	cmd.RunE = a.asking(func(ctx context.Context, c *client.Client, args []string) error {
+		id := args[0]
+		if p, err := token.Parse(id); err == nil { // somebody gave the whole token
+			id = p.ID
+		}
+		t, err := c.RotateToken(ctx, id, core.RotateRequest{Overlap: new(core.Duration(overlap))})
+		if err != nil {
+			return err
+		}
+		return a.show(t, func(w io.Writer) error {
+			former := "the former one is refused from now on"
+			if t.Overlap > 0 {
+				former = "the former one is good for " + term.Duration(time.Duration(t.Overlap)) + " more"
+			}
+			fmt.Fprintf(a.stderr, "Token %s has a new secret, which is shown now and never again; %s:\n", t.ID, former)
+			_, err := fmt.Fprintln(w, t.Secret)
+			return err
+		})
+	})
+	cmd.Flags().Var(&overlap, "overlap", "how long the former secret is good for as well, such as 2h or 7d; 0: not at all")
+	return cmd
 }
 
 func (a *app) tokenRevokeCommand() *cobra.Command {

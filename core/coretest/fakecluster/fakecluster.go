@@ -311,7 +311,7 @@ func (c *Cluster) Authorize(_ context.Context, text string, scope core.Scope) (c
 		return core.Token{}, refuse
 	case !known || t.Kind != core.TokenAPI:
 		return core.Token{}, core.Errorf(core.Unauthenticated, "unknown token %s", text).Hint("What is %s?", text)
-	case !t.Allows(scope):
+	case scope != core.ScopeAny && !t.Allows(scope):
 		return core.Token{}, core.Errorf(core.Forbidden, "%s may not %s", text, scope)
 	}
 	return t, nil
@@ -394,8 +394,25 @@ func (c *Cluster) CreateToken(_ context.Context, r core.TokenRequest) (core.NewT
 		id, hash, text = token.NewJoin(strings.Repeat("a", 52))
 		r.TTL = cmp.Or(r.TTL, core.Duration(time.Hour))
 	}
-	t := core.Token{ID: id, Name: r.Name, Kind: r.Kind, SecretHash: hash, Scopes: r.Scopes, Roles: r.Roles, CreatedAt: time.Now(), TTL: r.TTL}
+	t := core.Token{ID: id, Name: r.Name, Kind: r.Kind, SecretHash: hash, Scopes: r.Scopes, Roles: r.Roles, CreatedAt: time.Now(), TTL: r.TTL, Models: r.Models, Limits: r.Limits, Priority: r.Priority}
 	c.Change(func(s *State) { s.Tokens = append(s.Tokens, t) })
+	return core.NewToken{Token: t, Secret: text}, nil
+}
+
+// RotateToken notes "rotate token ID REQUEST". The secret is a real one.
+func (c *Cluster) RotateToken(_ context.Context, id string, r core.RotateRequest) (core.NewToken, error) {
+	if err := c.ask("rotate token %s %s", id, JSON(r)); err != nil {
+		return core.NewToken{}, err
+	}
+	t, err := find(c.State().Tokens, func(t core.Token) bool { return t.ID == id }, "no token %q", id)
+	if err != nil {
+		return core.NewToken{}, err
+	}
+	_, text := token.Renew(id)
+	t.Overlap, t.RotatedAt = core.Duration(core.DefaultTokenOverlap), time.Now()
+	if r.Overlap != nil {
+		t.Overlap = *r.Overlap
+	}
 	return core.NewToken{Token: t, Secret: text}, nil
 }
 

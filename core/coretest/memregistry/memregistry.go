@@ -33,6 +33,7 @@ func (r *Registry) Replaced() <-chan struct{} { return r.machine.State().Abandon
 
 // Apply applies a command.
 func (r *Registry) Apply(_ context.Context, _ string, c *raftv1.Command) (fsm.Result, error) {
+	c.AtUnixNano = time.Now().UnixNano()
 	entry, err := fsm.Encode(c)
 	if err != nil {
 		return fsm.Result{}, err

@@ -35,26 +35,33 @@ func (k *Keeper) Authorize(ctx context.Context, text string, scope core.Scope) (
 	if _, err := k.registry.Cluster(); err != nil {
 		return core.Token{}, err // just begun or joined: nobody can tell yet
 	}
-	t, ok := k.registry.View().Token(nil, p.ID)
-	if !ok {
+	t, ok := k.known(p)
+	if !ok { // it, or its new secret, may be from another queen, a moment ago
 		if err := k.catchUpTogether(ctx); err != nil {
 			return core.Token{}, core.Errorf(core.Unavailable, "this queen does not know the token, and no leader says whether there is one").Hint(
 				"Ask again in a moment, or ask another queen.")
 		}
-		t, ok = k.registry.View().Token(nil, p.ID)
+		t, ok = k.known(p)
 	}
-	if !ok || t.Kind != core.TokenAPI || !p.Matches(t.SecretHash) {
+	if !ok {
 		return core.Token{}, core.Errorf(core.Unauthenticated, "the token is not valid: it is unknown, was revoked, or has expired").Hint(
 			"Ask somebody with an admin token for a new one: `rbee token create`.")
 	}
 	if err := k.proved(t.ID); err != nil {
 		return core.Token{}, err
 	}
-	if !t.Allows(scope) {
+	k.uses.note(t.ID, k.opts.Now())
+	if scope != core.ScopeAny && !t.Allows(scope) {
 		return core.Token{}, core.Errorf(core.Forbidden, "token %s (%s) lacks the scope %q", t.ID, t.Name, scope).Hint(
 			"It has %v. Use another token, or have one made: `rbee token create --scope %s`.", slices.Clone(t.Scopes), scope)
 	}
 	return t, nil
+}
+
+// known returns the API token that the replica has with this very secret, or the one before it.
+func (k *Keeper) known(p token.Parsed) (core.Token, bool) {
+	t, ok := k.registry.View().Token(nil, p.ID)
+	return t, ok && t.Kind == core.TokenAPI && (p.Matches(t.SecretHash) || p.Matches(t.PreviousSecretHash))
 }
 
 // proofs is when a queen last took a token while it was in contact with a leader.

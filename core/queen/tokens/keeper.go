@@ -1,5 +1,5 @@
-// Package tokens keeps the API and join tokens of the registry: makes, revokes and expires them,
-// and says whose one is.
+// Package tokens keeps the API and join tokens of the registry: makes, renews, revokes and expires
+// them, and says whose one is.
 package tokens
 
 import (
@@ -35,6 +35,9 @@ type Options struct {
 	// contact with a leader, unless the cluster has setting.TokenGrace; 0 takes none then.
 	Grace time.Duration
 	Now   func() time.Time // stamps tokens; nil: time.Now
+	// Target returns the id of the model that a name means, as placement.Placer does; nil: names
+	// are ids.
+	Target func(ctx context.Context, name string) (string, error)
 }
 
 // Keeper keeps the tokens of a registry. It is safe for concurrent use.
@@ -44,6 +47,7 @@ type Keeper struct {
 	registry Registry
 	since    time.Time // when it was made, by the monotonic clock
 	proofs   proofs
+	uses     uses
 	catching catchUps
 }
 

@@ -2,7 +2,6 @@ package tokens
 
 import (
 	"context"
-	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -54,6 +53,10 @@ func (k *Keeper) CreateToken(ctx context.Context, r core.TokenRequest) (core.New
 	}
 	t := core.Token{
 		Name: r.Name, Kind: r.Kind, Scopes: r.Scopes, Roles: r.Roles, CreatedAt: k.opts.Now().UTC().Truncate(time.Second), TTL: r.TTL,
+		Limits: r.Limits, Priority: r.Priority,
+	}
+	if t.Models, err = k.targets(ctx, r.Models); err != nil {
+		return core.NewToken{}, err
 	}
 	var text string
 	if r.Kind == core.TokenJoin {
@@ -72,6 +75,60 @@ func (k *Keeper) CreateToken(ctx context.Context, r core.TokenRequest) (core.New
 		return core.NewToken{}, err
 	}
 	k.log.Info("token created", "token", t.ID, "kind", t.Kind, "name", t.Name)
+	return core.NewToken{Token: t, Secret: text}, nil
+}
+
+// targets returns the ids of the models that a token's request names. An alias that is set anew
+// later does not change what the token may ask. Errors: NotFound for an unknown model.
+func (k *Keeper) targets(ctx context.Context, names []string) ([]string, error) {
+	var ids []string
+	for _, name := range names {
+		id := name
+		if k.opts.Target != nil {
+			var err error
+			if id, err = k.opts.Target(ctx, name); err != nil {
+				return nil, err
+			}
+		}
+		ids = append(ids, id)
+	}
+	slices.Sort(ids)
+	return slices.Compact(ids), nil
+}
+
+// RotateToken gives an API token, named by its id, a unique prefix of it or its name, another
+// secret, which is in the answer and nowhere else. Errors: NotFound, Invalid, Conflict,
+// Unavailable.
+func (k *Keeper) RotateToken(ctx context.Context, id string, r core.RotateRequest) (core.NewToken, error) {
+	if k.registry.Alone() {
+		return core.NewToken{}, registry.ErrAlone()
+	}
+	overlap := core.DefaultTokenOverlap
+	if r.Overlap != nil {
+		overlap = time.Duration(*r.Overlap)
+	}
+	if overlap < 0 || overlap > core.MaxTokenOverlap || overlap%time.Second != 0 {
+		return core.NewToken{}, core.Errorf(core.Invalid, "a former secret cannot be taken for %s", overlap).Hint(
+			"Write whole seconds, up to 720h; with 0 it is refused at once.")
+	}
+	if err := k.registry.CatchUp(ctx); err != nil {
+		return core.NewToken{}, err
+	}
+	t, err := tokenNamed(k.registry.View(), id)
+	if err != nil {
+		return core.NewToken{}, err
+	}
+	if t.Kind != core.TokenAPI {
+		return core.NewToken{}, core.Errorf(core.Conflict, "%s is a join token, which is used once", t.ID).Hint("Make a new one: `rbee token create --type join`.")
+	}
+	hash, text := token.Renew(t.ID)
+	if err := k.registry.Write(ctx, "rotate token "+t.ID, fsm.RotateToken(t.ID, hash, overlap)); err != nil {
+		return core.NewToken{}, err
+	}
+	if now, ok := k.registry.View().Token(nil, t.ID); ok {
+		t = now
+	}
+	k.log.Info("token has a new secret", "token", t.ID, "name", t.Name, "overlap", overlap)
 	return core.NewToken{Token: t, Secret: text}, nil
 }
 
@@ -101,7 +158,11 @@ func checkTokenRequest(r *core.TokenRequest) error {
 		}
 		slices.SortFunc(r.Scopes, func(a, b core.Scope) int { return slices.Index(core.Scopes(), a) - slices.Index(core.Scopes(), b) })
 		r.Scopes = slices.Compact(r.Scopes)
+		return checkBounds(r)
 	case core.TokenJoin:
+		if len(r.Models) > 0 || len(r.Limits) > 0 || r.Priority != core.PriorityNormal {
+			return invalid("They are for API tokens.", "a join token has no models, limits or priority")
+		}
 		if len(r.Scopes) > 0 {
 			return invalid("Scopes are for API tokens.", "a join token has no scopes")
 		}
@@ -128,6 +189,32 @@ func checkTokenRequest(r *core.TokenRequest) error {
 		}
 	default:
 		return invalid(`It is "api" or "join".`, "there is no kind of token %q", r.Kind)
+	}
+	return nil
+}
+
+// checkBounds checks what bounds the use of an API token.
+func checkBounds(r *core.TokenRequest) error {
+	var err error
+	if r.Priority, err = core.ParsePriority(string(r.Priority)); err != nil {
+		return err
+	}
+	if err := core.CheckLimits(r.Limits); err != nil {
+		return err
+	}
+	if len(r.Limits) > 0 || r.Priority != core.PriorityNormal {
+		return core.Errorf(core.Unsupported, "this build does not hold limits and priorities of tokens yet").Hint("Leave them out.")
+	}
+	if len(r.Models) > core.MaxTokenModels {
+		return core.Errorf(core.Invalid, "a token names at most %d models, not %d", core.MaxTokenModels, len(r.Models)).Hint("Leave them out: then it may ask all.")
+	}
+	if len(r.Models) == 0 && len(r.Limits) == 0 {
+		return nil
+	}
+	// Whoever may operate asks models by jobs, and an administrator makes tokens.
+	if slices.Contains(r.Scopes, core.ScopeOperate) || slices.Contains(r.Scopes, core.ScopeAdmin) || !slices.Contains(r.Scopes, core.ScopeInfer) {
+		return core.Errorf(core.Invalid, "models and limits are for tokens with the scope infer, alone or with read").Hint(
+			"A token with operate or admin could lift its own limits: make two tokens.")
 	}
 	return nil
 }
@@ -171,54 +258,4 @@ func tokenNamed(s *state.Snapshot, id string) (core.Token, error) {
 		return core.Token{}, core.Errorf(core.NotFound, "there is no token %q", token.Clip(id)).Hint("%sSee all with `rbee token list`.", core.NearestHint(id, ids))
 	}
 	return core.Token{}, core.Errorf(core.Conflict, "%d tokens are named so, or have an id that begins so", len(found)).Hint("Write the whole id: `rbee token list`.")
-}
-
-// Expire deletes tokens when their time is over. Only the leader looks at a clock, and at the
-// wall's only once, when it takes over: from then on a token lives by the monotonic clock, so that
-// a wall clock that jumps expires nothing.
-func (k *Keeper) Expire(ctx context.Context) error {
-	deadlines := map[string]time.Time{}
-	before := k.registry.View().AppliedIndex()
-	timer := time.NewTimer(maxTokenTimeout)
-	defer timer.Stop()
-	for ctx.Err() == nil {
-		ws := registry.WatchSet{}
-		next := maxTokenTimeout
-		there := map[string]bool{}
-		for _, t := range k.registry.View().Tokens(ws) {
-			ttl := time.Duration(t.TTL)
-			if t.UsedBy != "" {
-				ttl += usedTokenStays
-			}
-			if ttl == 0 {
-				continue
-			}
-			key := t.ID + "/" + t.UsedBy // its use gives a join token another end
-			there[key] = true
-			at, ok := deadlines[key]
-			if !ok {
-				left := ttl
-				if t.CreateIndex <= before { // it was there before this queen led: nothing but the wall clock tells for how long
-					left = min(max(ttl-k.opts.Now().Sub(t.CreatedAt), 0), ttl)
-				}
-				at = time.Now().Add(left)
-				deadlines[key] = at
-			}
-			if wait := time.Until(at); wait > 0 {
-				next = min(next, wait)
-				continue
-			}
-			if err := k.registry.Write(ctx, "expire token "+t.ID, fsm.DeleteToken(t.ID)); err != nil {
-				if ctx.Err() == nil {
-					k.log.Error("cannot delete a token whose time is over, trying again", "token", t.ID, "error", err)
-				}
-				next = min(next, tokenRetry)
-				continue
-			}
-			k.log.Info("token expired", "token", t.ID, "name", t.Name)
-		}
-		maps.DeleteFunc(deadlines, func(key string, _ time.Time) bool { return !there[key] })
-		_ = registry.WaitUntil(ctx, ws, time.Now().Add(next))
-	}
-	return nil
 }

@@ -53,6 +53,9 @@ type Command struct {
 	//	*Command_PutSetting
 	//	*Command_PutAlias
 	//	*Command_DeleteAlias
+	//	*Command_RotateToken
+	//	*Command_EndOverlap
+	//	*Command_TouchTokens
 	Op            isCommand_Op `protobuf_oneof:"op"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -276,6 +279,33 @@ func (x *Command) GetDeleteAlias() *DeleteAlias {
 	return nil
 }
 
+func (x *Command) GetRotateToken() *RotateToken {
+	if x != nil {
+		if x, ok := x.Op.(*Command_RotateToken); ok {
+			return x.RotateToken
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetEndOverlap() *EndOverlap {
+	if x != nil {
+		if x, ok := x.Op.(*Command_EndOverlap); ok {
+			return x.EndOverlap
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetTouchTokens() *TouchTokens {
+	if x != nil {
+		if x, ok := x.Op.(*Command_TouchTokens); ok {
+			return x.TouchTokens
+		}
+	}
+	return nil
+}
+
 type isCommand_Op interface {
 	isCommand_Op()
 }
@@ -348,6 +378,18 @@ type Command_DeleteAlias struct {
 	DeleteAlias *DeleteAlias `protobuf:"bytes,26,opt,name=delete_alias,json=deleteAlias,proto3,oneof"`
 }
 
+type Command_RotateToken struct {
+	RotateToken *RotateToken `protobuf:"bytes,27,opt,name=rotate_token,json=rotateToken,proto3,oneof"`
+}
+
+type Command_EndOverlap struct {
+	EndOverlap *EndOverlap `protobuf:"bytes,28,opt,name=end_overlap,json=endOverlap,proto3,oneof"`
+}
+
+type Command_TouchTokens struct {
+	TouchTokens *TouchTokens `protobuf:"bytes,29,opt,name=touch_tokens,json=touchTokens,proto3,oneof"`
+}
+
 func (*Command_SyncHive) isCommand_Op() {}
 
 func (*Command_SetHiveStatus) isCommand_Op() {}
@@ -381,6 +423,12 @@ func (*Command_PutSetting) isCommand_Op() {}
 func (*Command_PutAlias) isCommand_Op() {}
 
 func (*Command_DeleteAlias) isCommand_Op() {}
+
+func (*Command_RotateToken) isCommand_Op() {}
+
+func (*Command_EndOverlap) isCommand_Op() {}
+
+func (*Command_TouchTokens) isCommand_Op() {}
 
 // SyncHive registers or renews a hive and makes its workers exactly those given. An incarnation older than the registered one is a conflict.
 type SyncHive struct {
@@ -1031,6 +1079,222 @@ func (x *DeleteToken) GetRevoked() bool {
 	return false
 }
 
+// RotateToken gives an API token another secret. Repeating it changes nothing.
+type RotateToken struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Token string                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
+	// SHA-256 of the new secret part.
+	SecretHash []byte `protobuf:"bytes,2,opt,name=secret_hash,json=secretHash,proto3" json:"secret_hash,omitempty"`
+	// For how long the secret before it is taken as well; 0: not at all.
+	OverlapSeconds int64 `protobuf:"varint,3,opt,name=overlap_seconds,json=overlapSeconds,proto3" json:"overlap_seconds,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *RotateToken) Reset() {
+	*x = RotateToken{}
+	mi := &file_raft_v1_raft_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateToken) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateToken) ProtoMessage() {}
+
+func (x *RotateToken) ProtoReflect() protoreflect.Message {
+	mi := &file_raft_v1_raft_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateToken.ProtoReflect.Descriptor instead.
+func (*RotateToken) Descriptor() ([]byte, []int) {
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *RotateToken) GetToken() string {
+	if x != nil {
+		return x.Token
+	}
+	return ""
+}
+
+func (x *RotateToken) GetSecretHash() []byte {
+	if x != nil {
+		return x.SecretHash
+	}
+	return nil
+}
+
+func (x *RotateToken) GetOverlapSeconds() int64 {
+	if x != nil {
+		return x.OverlapSeconds
+	}
+	return 0
+}
+
+// EndOverlap has the secret refused that a token had before it was rotated. Where that is another
+// one by now, or is refused already, it changes nothing.
+type EndOverlap struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Token string                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
+	// SHA-256 of the former secret part.
+	PreviousSecretHash []byte `protobuf:"bytes,2,opt,name=previous_secret_hash,json=previousSecretHash,proto3" json:"previous_secret_hash,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
+}
+
+func (x *EndOverlap) Reset() {
+	*x = EndOverlap{}
+	mi := &file_raft_v1_raft_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EndOverlap) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EndOverlap) ProtoMessage() {}
+
+func (x *EndOverlap) ProtoReflect() protoreflect.Message {
+	mi := &file_raft_v1_raft_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EndOverlap.ProtoReflect.Descriptor instead.
+func (*EndOverlap) Descriptor() ([]byte, []int) {
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *EndOverlap) GetToken() string {
+	if x != nil {
+		return x.Token
+	}
+	return ""
+}
+
+func (x *EndOverlap) GetPreviousSecretHash() []byte {
+	if x != nil {
+		return x.PreviousSecretHash
+	}
+	return nil
+}
+
+// TouchTokens notes when tokens were last used. Tokens that are not there are passed over, and no
+// time goes back: repeating it changes nothing.
+type TouchTokens struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Uses          []*TokenUse            `protobuf:"bytes,1,rep,name=uses,proto3" json:"uses,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TouchTokens) Reset() {
+	*x = TouchTokens{}
+	mi := &file_raft_v1_raft_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TouchTokens) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TouchTokens) ProtoMessage() {}
+
+func (x *TouchTokens) ProtoReflect() protoreflect.Message {
+	mi := &file_raft_v1_raft_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TouchTokens.ProtoReflect.Descriptor instead.
+func (*TouchTokens) Descriptor() ([]byte, []int) {
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *TouchTokens) GetUses() []*TokenUse {
+	if x != nil {
+		return x.Uses
+	}
+	return nil
+}
+
+type TokenUse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Token         string                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
+	UsedUnix      int64                  `protobuf:"varint,2,opt,name=used_unix,json=usedUnix,proto3" json:"used_unix,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TokenUse) Reset() {
+	*x = TokenUse{}
+	mi := &file_raft_v1_raft_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TokenUse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TokenUse) ProtoMessage() {}
+
+func (x *TokenUse) ProtoReflect() protoreflect.Message {
+	mi := &file_raft_v1_raft_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TokenUse.ProtoReflect.Descriptor instead.
+func (*TokenUse) Descriptor() ([]byte, []int) {
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *TokenUse) GetToken() string {
+	if x != nil {
+		return x.Token
+	}
+	return ""
+}
+
+func (x *TokenUse) GetUsedUnix() int64 {
+	if x != nil {
+		return x.UsedUnix
+	}
+	return 0
+}
+
 // SetKeyring replaces the sealed gossip keys if they are at the version; otherwise it is a conflict, unless it is this very change repeated.
 type SetKeyring struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
@@ -1042,7 +1306,7 @@ type SetKeyring struct {
 
 func (x *SetKeyring) Reset() {
 	*x = SetKeyring{}
-	mi := &file_raft_v1_raft_proto_msgTypes[13]
+	mi := &file_raft_v1_raft_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1054,7 +1318,7 @@ func (x *SetKeyring) String() string {
 func (*SetKeyring) ProtoMessage() {}
 
 func (x *SetKeyring) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_v1_raft_proto_msgTypes[13]
+	mi := &file_raft_v1_raft_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1067,7 +1331,7 @@ func (x *SetKeyring) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetKeyring.ProtoReflect.Descriptor instead.
 func (*SetKeyring) Descriptor() ([]byte, []int) {
-	return file_raft_v1_raft_proto_rawDescGZIP(), []int{13}
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *SetKeyring) GetSealedKeys() []byte {
@@ -1097,7 +1361,7 @@ type ClaimStart struct {
 
 func (x *ClaimStart) Reset() {
 	*x = ClaimStart{}
-	mi := &file_raft_v1_raft_proto_msgTypes[14]
+	mi := &file_raft_v1_raft_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1109,7 +1373,7 @@ func (x *ClaimStart) String() string {
 func (*ClaimStart) ProtoMessage() {}
 
 func (x *ClaimStart) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_v1_raft_proto_msgTypes[14]
+	mi := &file_raft_v1_raft_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1122,7 +1386,7 @@ func (x *ClaimStart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimStart.ProtoReflect.Descriptor instead.
 func (*ClaimStart) Descriptor() ([]byte, []int) {
-	return file_raft_v1_raft_proto_rawDescGZIP(), []int{14}
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ClaimStart) GetStart() *Start {
@@ -1153,7 +1417,7 @@ type PutSetting struct {
 
 func (x *PutSetting) Reset() {
 	*x = PutSetting{}
-	mi := &file_raft_v1_raft_proto_msgTypes[15]
+	mi := &file_raft_v1_raft_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1165,7 +1429,7 @@ func (x *PutSetting) String() string {
 func (*PutSetting) ProtoMessage() {}
 
 func (x *PutSetting) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_v1_raft_proto_msgTypes[15]
+	mi := &file_raft_v1_raft_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1178,7 +1442,7 @@ func (x *PutSetting) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutSetting.ProtoReflect.Descriptor instead.
 func (*PutSetting) Descriptor() ([]byte, []int) {
-	return file_raft_v1_raft_proto_rawDescGZIP(), []int{15}
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *PutSetting) GetName() string {
@@ -1213,7 +1477,7 @@ type PutAlias struct {
 
 func (x *PutAlias) Reset() {
 	*x = PutAlias{}
-	mi := &file_raft_v1_raft_proto_msgTypes[16]
+	mi := &file_raft_v1_raft_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1225,7 +1489,7 @@ func (x *PutAlias) String() string {
 func (*PutAlias) ProtoMessage() {}
 
 func (x *PutAlias) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_v1_raft_proto_msgTypes[16]
+	mi := &file_raft_v1_raft_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1238,7 +1502,7 @@ func (x *PutAlias) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutAlias.ProtoReflect.Descriptor instead.
 func (*PutAlias) Descriptor() ([]byte, []int) {
-	return file_raft_v1_raft_proto_rawDescGZIP(), []int{16}
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *PutAlias) GetAlias() *Alias {
@@ -1258,7 +1522,7 @@ type DeleteAlias struct {
 
 func (x *DeleteAlias) Reset() {
 	*x = DeleteAlias{}
-	mi := &file_raft_v1_raft_proto_msgTypes[17]
+	mi := &file_raft_v1_raft_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1270,7 +1534,7 @@ func (x *DeleteAlias) String() string {
 func (*DeleteAlias) ProtoMessage() {}
 
 func (x *DeleteAlias) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_v1_raft_proto_msgTypes[17]
+	mi := &file_raft_v1_raft_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1283,7 +1547,7 @@ func (x *DeleteAlias) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteAlias.ProtoReflect.Descriptor instead.
 func (*DeleteAlias) Descriptor() ([]byte, []int) {
-	return file_raft_v1_raft_proto_rawDescGZIP(), []int{17}
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *DeleteAlias) GetName() string {
@@ -1310,7 +1574,7 @@ type Cluster struct {
 
 func (x *Cluster) Reset() {
 	*x = Cluster{}
-	mi := &file_raft_v1_raft_proto_msgTypes[18]
+	mi := &file_raft_v1_raft_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1322,7 +1586,7 @@ func (x *Cluster) String() string {
 func (*Cluster) ProtoMessage() {}
 
 func (x *Cluster) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_v1_raft_proto_msgTypes[18]
+	mi := &file_raft_v1_raft_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1335,7 +1599,7 @@ func (x *Cluster) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cluster.ProtoReflect.Descriptor instead.
 func (*Cluster) Descriptor() ([]byte, []int) {
-	return file_raft_v1_raft_proto_rawDescGZIP(), []int{18}
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Cluster) GetId() string {
@@ -1412,7 +1676,7 @@ type Node struct {
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_raft_v1_raft_proto_msgTypes[19]
+	mi := &file_raft_v1_raft_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1424,7 +1688,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_v1_raft_proto_msgTypes[19]
+	mi := &file_raft_v1_raft_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1437,7 +1701,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_raft_v1_raft_proto_rawDescGZIP(), []int{19}
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Node) GetId() string {
@@ -1524,14 +1788,26 @@ type Token struct {
 	CreateIndex uint64 `protobuf:"varint,11,opt,name=create_index,json=createIndex,proto3" json:"create_index,omitempty"`
 	ModifyIndex uint64 `protobuf:"varint,12,opt,name=modify_index,json=modifyIndex,proto3" json:"modify_index,omitempty"`
 	// When a join token was used, by the leader's clock; 0: not yet, or by version 2 of the state machine.
-	UsedUnix      int64 `protobuf:"varint,13,opt,name=used_unix,json=usedUnix,proto3" json:"used_unix,omitempty"`
+	UsedUnix int64 `protobuf:"varint,13,opt,name=used_unix,json=usedUnix,proto3" json:"used_unix,omitempty"`
+	// Of an API token: ids of the models that it may ask; none: all.
+	Models []string `protobuf:"bytes,14,rep,name=models,proto3" json:"models,omitempty"`
+	Limits []*Limit `protobuf:"bytes,15,rep,name=limits,proto3" json:"limits,omitempty"`
+	// "low", "high"; empty: between them.
+	Priority string `protobuf:"bytes,16,opt,name=priority,proto3" json:"priority,omitempty"`
+	// When it got its present secret, where that is not its first; by the leader's clock.
+	RotatedUnix int64 `protobuf:"varint,17,opt,name=rotated_unix,json=rotatedUnix,proto3" json:"rotated_unix,omitempty"`
+	// The secret before it, which is taken for so long after the rotation.
+	PreviousSecretHash []byte `protobuf:"bytes,18,opt,name=previous_secret_hash,json=previousSecretHash,proto3" json:"previous_secret_hash,omitempty"`
+	OverlapSeconds     int64  `protobuf:"varint,19,opt,name=overlap_seconds,json=overlapSeconds,proto3" json:"overlap_seconds,omitempty"`
+	// When it was last used, to some minutes.
+	LastUsedUnix  int64 `protobuf:"varint,20,opt,name=last_used_unix,json=lastUsedUnix,proto3" json:"last_used_unix,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Token) Reset() {
 	*x = Token{}
-	mi := &file_raft_v1_raft_proto_msgTypes[20]
+	mi := &file_raft_v1_raft_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1543,7 +1819,7 @@ func (x *Token) String() string {
 func (*Token) ProtoMessage() {}
 
 func (x *Token) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_v1_raft_proto_msgTypes[20]
+	mi := &file_raft_v1_raft_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1556,7 +1832,7 @@ func (x *Token) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Token.ProtoReflect.Descriptor instead.
 func (*Token) Descriptor() ([]byte, []int) {
-	return file_raft_v1_raft_proto_rawDescGZIP(), []int{20}
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Token) GetId() string {
@@ -1650,6 +1926,118 @@ func (x *Token) GetUsedUnix() int64 {
 	return 0
 }
 
+func (x *Token) GetModels() []string {
+	if x != nil {
+		return x.Models
+	}
+	return nil
+}
+
+func (x *Token) GetLimits() []*Limit {
+	if x != nil {
+		return x.Limits
+	}
+	return nil
+}
+
+func (x *Token) GetPriority() string {
+	if x != nil {
+		return x.Priority
+	}
+	return ""
+}
+
+func (x *Token) GetRotatedUnix() int64 {
+	if x != nil {
+		return x.RotatedUnix
+	}
+	return 0
+}
+
+func (x *Token) GetPreviousSecretHash() []byte {
+	if x != nil {
+		return x.PreviousSecretHash
+	}
+	return nil
+}
+
+func (x *Token) GetOverlapSeconds() int64 {
+	if x != nil {
+		return x.OverlapSeconds
+	}
+	return 0
+}
+
+func (x *Token) GetLastUsedUnix() int64 {
+	if x != nil {
+		return x.LastUsedUnix
+	}
+	return 0
+}
+
+// Limit bounds what may be done with a token.
+type Limit struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "requests", "tokens", "concurrent".
+	Of    string `protobuf:"bytes,1,opt,name=of,proto3" json:"of,omitempty"`
+	Count int64  `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"`
+	// 0: concurrent.
+	PerSeconds    int64 `protobuf:"varint,3,opt,name=per_seconds,json=perSeconds,proto3" json:"per_seconds,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Limit) Reset() {
+	*x = Limit{}
+	mi := &file_raft_v1_raft_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Limit) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Limit) ProtoMessage() {}
+
+func (x *Limit) ProtoReflect() protoreflect.Message {
+	mi := &file_raft_v1_raft_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Limit.ProtoReflect.Descriptor instead.
+func (*Limit) Descriptor() ([]byte, []int) {
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *Limit) GetOf() string {
+	if x != nil {
+		return x.Of
+	}
+	return ""
+}
+
+func (x *Limit) GetCount() int64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *Limit) GetPerSeconds() int64 {
+	if x != nil {
+		return x.PerSeconds
+	}
+	return 0
+}
+
 // Tombstone keeps the incarnation of a hive that was removed.
 type Tombstone struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1662,7 +2050,7 @@ type Tombstone struct {
 
 func (x *Tombstone) Reset() {
 	*x = Tombstone{}
-	mi := &file_raft_v1_raft_proto_msgTypes[21]
+	mi := &file_raft_v1_raft_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1674,7 +2062,7 @@ func (x *Tombstone) String() string {
 func (*Tombstone) ProtoMessage() {}
 
 func (x *Tombstone) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_v1_raft_proto_msgTypes[21]
+	mi := &file_raft_v1_raft_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1687,7 +2075,7 @@ func (x *Tombstone) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tombstone.ProtoReflect.Descriptor instead.
 func (*Tombstone) Descriptor() ([]byte, []int) {
-	return file_raft_v1_raft_proto_rawDescGZIP(), []int{21}
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Tombstone) GetHive() string {
@@ -1722,7 +2110,7 @@ type RevokedToken struct {
 
 func (x *RevokedToken) Reset() {
 	*x = RevokedToken{}
-	mi := &file_raft_v1_raft_proto_msgTypes[22]
+	mi := &file_raft_v1_raft_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1734,7 +2122,7 @@ func (x *RevokedToken) String() string {
 func (*RevokedToken) ProtoMessage() {}
 
 func (x *RevokedToken) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_v1_raft_proto_msgTypes[22]
+	mi := &file_raft_v1_raft_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1747,7 +2135,7 @@ func (x *RevokedToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokedToken.ProtoReflect.Descriptor instead.
 func (*RevokedToken) Descriptor() ([]byte, []int) {
-	return file_raft_v1_raft_proto_rawDescGZIP(), []int{22}
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *RevokedToken) GetToken() string {
@@ -1775,7 +2163,7 @@ type RetireIntent struct {
 
 func (x *RetireIntent) Reset() {
 	*x = RetireIntent{}
-	mi := &file_raft_v1_raft_proto_msgTypes[23]
+	mi := &file_raft_v1_raft_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1787,7 +2175,7 @@ func (x *RetireIntent) String() string {
 func (*RetireIntent) ProtoMessage() {}
 
 func (x *RetireIntent) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_v1_raft_proto_msgTypes[23]
+	mi := &file_raft_v1_raft_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1800,7 +2188,7 @@ func (x *RetireIntent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetireIntent.ProtoReflect.Descriptor instead.
 func (*RetireIntent) Descriptor() ([]byte, []int) {
-	return file_raft_v1_raft_proto_rawDescGZIP(), []int{23}
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *RetireIntent) GetNonce() string {
@@ -1835,7 +2223,7 @@ type Start struct {
 
 func (x *Start) Reset() {
 	*x = Start{}
-	mi := &file_raft_v1_raft_proto_msgTypes[24]
+	mi := &file_raft_v1_raft_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1847,7 +2235,7 @@ func (x *Start) String() string {
 func (*Start) ProtoMessage() {}
 
 func (x *Start) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_v1_raft_proto_msgTypes[24]
+	mi := &file_raft_v1_raft_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1860,7 +2248,7 @@ func (x *Start) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Start.ProtoReflect.Descriptor instead.
 func (*Start) Descriptor() ([]byte, []int) {
-	return file_raft_v1_raft_proto_rawDescGZIP(), []int{24}
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Start) GetModel() string {
@@ -1918,7 +2306,7 @@ type Setting struct {
 
 func (x *Setting) Reset() {
 	*x = Setting{}
-	mi := &file_raft_v1_raft_proto_msgTypes[25]
+	mi := &file_raft_v1_raft_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1930,7 +2318,7 @@ func (x *Setting) String() string {
 func (*Setting) ProtoMessage() {}
 
 func (x *Setting) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_v1_raft_proto_msgTypes[25]
+	mi := &file_raft_v1_raft_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1943,7 +2331,7 @@ func (x *Setting) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Setting.ProtoReflect.Descriptor instead.
 func (*Setting) Descriptor() ([]byte, []int) {
-	return file_raft_v1_raft_proto_rawDescGZIP(), []int{25}
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Setting) GetName() string {
@@ -1980,7 +2368,7 @@ type Alias struct {
 
 func (x *Alias) Reset() {
 	*x = Alias{}
-	mi := &file_raft_v1_raft_proto_msgTypes[26]
+	mi := &file_raft_v1_raft_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1992,7 +2380,7 @@ func (x *Alias) String() string {
 func (*Alias) ProtoMessage() {}
 
 func (x *Alias) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_v1_raft_proto_msgTypes[26]
+	mi := &file_raft_v1_raft_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2005,7 +2393,7 @@ func (x *Alias) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Alias.ProtoReflect.Descriptor instead.
 func (*Alias) Descriptor() ([]byte, []int) {
-	return file_raft_v1_raft_proto_rawDescGZIP(), []int{26}
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Alias) GetName() string {
@@ -2049,7 +2437,7 @@ type Device struct {
 
 func (x *Device) Reset() {
 	*x = Device{}
-	mi := &file_raft_v1_raft_proto_msgTypes[27]
+	mi := &file_raft_v1_raft_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2061,7 +2449,7 @@ func (x *Device) String() string {
 func (*Device) ProtoMessage() {}
 
 func (x *Device) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_v1_raft_proto_msgTypes[27]
+	mi := &file_raft_v1_raft_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2074,7 +2462,7 @@ func (x *Device) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Device.ProtoReflect.Descriptor instead.
 func (*Device) Descriptor() ([]byte, []int) {
-	return file_raft_v1_raft_proto_rawDescGZIP(), []int{27}
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Device) GetId() string {
@@ -2133,7 +2521,7 @@ type Hive struct {
 
 func (x *Hive) Reset() {
 	*x = Hive{}
-	mi := &file_raft_v1_raft_proto_msgTypes[28]
+	mi := &file_raft_v1_raft_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2145,7 +2533,7 @@ func (x *Hive) String() string {
 func (*Hive) ProtoMessage() {}
 
 func (x *Hive) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_v1_raft_proto_msgTypes[28]
+	mi := &file_raft_v1_raft_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2158,7 +2546,7 @@ func (x *Hive) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hive.ProtoReflect.Descriptor instead.
 func (*Hive) Descriptor() ([]byte, []int) {
-	return file_raft_v1_raft_proto_rawDescGZIP(), []int{28}
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Hive) GetId() string {
@@ -2275,7 +2663,7 @@ type Worker struct {
 
 func (x *Worker) Reset() {
 	*x = Worker{}
-	mi := &file_raft_v1_raft_proto_msgTypes[29]
+	mi := &file_raft_v1_raft_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2287,7 +2675,7 @@ func (x *Worker) String() string {
 func (*Worker) ProtoMessage() {}
 
 func (x *Worker) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_v1_raft_proto_msgTypes[29]
+	mi := &file_raft_v1_raft_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2300,7 +2688,7 @@ func (x *Worker) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Worker.ProtoReflect.Descriptor instead.
 func (*Worker) Descriptor() ([]byte, []int) {
-	return file_raft_v1_raft_proto_rawDescGZIP(), []int{29}
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Worker) GetId() string {
@@ -2412,7 +2800,7 @@ type SnapshotHeader struct {
 
 func (x *SnapshotHeader) Reset() {
 	*x = SnapshotHeader{}
-	mi := &file_raft_v1_raft_proto_msgTypes[30]
+	mi := &file_raft_v1_raft_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2424,7 +2812,7 @@ func (x *SnapshotHeader) String() string {
 func (*SnapshotHeader) ProtoMessage() {}
 
 func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_v1_raft_proto_msgTypes[30]
+	mi := &file_raft_v1_raft_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2437,7 +2825,7 @@ func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotHeader.ProtoReflect.Descriptor instead.
 func (*SnapshotHeader) Descriptor() ([]byte, []int) {
-	return file_raft_v1_raft_proto_rawDescGZIP(), []int{30}
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *SnapshotHeader) GetFormat() uint32 {
@@ -2483,7 +2871,7 @@ type SnapshotRecord struct {
 
 func (x *SnapshotRecord) Reset() {
 	*x = SnapshotRecord{}
-	mi := &file_raft_v1_raft_proto_msgTypes[31]
+	mi := &file_raft_v1_raft_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2495,7 +2883,7 @@ func (x *SnapshotRecord) String() string {
 func (*SnapshotRecord) ProtoMessage() {}
 
 func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_v1_raft_proto_msgTypes[31]
+	mi := &file_raft_v1_raft_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2508,7 +2896,7 @@ func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotRecord.ProtoReflect.Descriptor instead.
 func (*SnapshotRecord) Descriptor() ([]byte, []int) {
-	return file_raft_v1_raft_proto_rawDescGZIP(), []int{31}
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *SnapshotRecord) GetRecord() isSnapshotRecord_Record {
@@ -2691,7 +3079,8 @@ var File_raft_v1_raft_proto protoreflect.FileDescriptor
 
 const file_raft_v1_raft_proto_rawDesc = "" +
 	"\n" +
-	"\x12raft/v1/raft.proto\x12\frbee.raft.v1\"\x9f\t\n" +
+	"\x12raft/v1/raft.proto\x12\frbee.raft.v1\"\xdc\n" +
+	"\n" +
 	"\aCommand\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12 \n" +
@@ -2723,7 +3112,11 @@ const file_raft_v1_raft_proto_rawDesc = "" +
 	"\vput_setting\x18\x18 \x01(\v2\x18.rbee.raft.v1.PutSettingH\x00R\n" +
 	"putSetting\x125\n" +
 	"\tput_alias\x18\x19 \x01(\v2\x16.rbee.raft.v1.PutAliasH\x00R\bputAlias\x12>\n" +
-	"\fdelete_alias\x18\x1a \x01(\v2\x19.rbee.raft.v1.DeleteAliasH\x00R\vdeleteAliasB\x04\n" +
+	"\fdelete_alias\x18\x1a \x01(\v2\x19.rbee.raft.v1.DeleteAliasH\x00R\vdeleteAlias\x12>\n" +
+	"\frotate_token\x18\x1b \x01(\v2\x19.rbee.raft.v1.RotateTokenH\x00R\vrotateToken\x12;\n" +
+	"\vend_overlap\x18\x1c \x01(\v2\x18.rbee.raft.v1.EndOverlapH\x00R\n" +
+	"endOverlap\x12>\n" +
+	"\ftouch_tokens\x18\x1d \x01(\v2\x19.rbee.raft.v1.TouchTokensH\x00R\vtouchTokensB\x04\n" +
 	"\x02op\"{\n" +
 	"\bSyncHive\x12&\n" +
 	"\x04hive\x18\x01 \x01(\v2\x12.rbee.raft.v1.HiveR\x04hive\x12.\n" +
@@ -2766,7 +3159,21 @@ const file_raft_v1_raft_proto_rawDesc = "" +
 	"\x05token\x18\x01 \x01(\v2\x13.rbee.raft.v1.TokenR\x05token\"=\n" +
 	"\vDeleteToken\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\tR\x05token\x12\x18\n" +
-	"\arevoked\x18\x02 \x01(\bR\arevoked\"X\n" +
+	"\arevoked\x18\x02 \x01(\bR\arevoked\"m\n" +
+	"\vRotateToken\x12\x14\n" +
+	"\x05token\x18\x01 \x01(\tR\x05token\x12\x1f\n" +
+	"\vsecret_hash\x18\x02 \x01(\fR\n" +
+	"secretHash\x12'\n" +
+	"\x0foverlap_seconds\x18\x03 \x01(\x03R\x0eoverlapSeconds\"T\n" +
+	"\n" +
+	"EndOverlap\x12\x14\n" +
+	"\x05token\x18\x01 \x01(\tR\x05token\x120\n" +
+	"\x14previous_secret_hash\x18\x02 \x01(\fR\x12previousSecretHash\"9\n" +
+	"\vTouchTokens\x12*\n" +
+	"\x04uses\x18\x01 \x03(\v2\x16.rbee.raft.v1.TokenUseR\x04uses\"=\n" +
+	"\bTokenUse\x12\x14\n" +
+	"\x05token\x18\x01 \x01(\tR\x05token\x12\x1b\n" +
+	"\tused_unix\x18\x02 \x01(\x03R\busedUnix\"X\n" +
 	"\n" +
 	"SetKeyring\x12\x1f\n" +
 	"\vsealed_keys\x18\x01 \x01(\fR\n" +
@@ -2804,7 +3211,7 @@ const file_raft_v1_raft_proto_rawDesc = "" +
 	"\x18certificate_expires_unix\x18\x06 \x01(\x03R\x16certificateExpiresUnix\x12\x18\n" +
 	"\arevoked\x18\a \x01(\bR\arevoked\x12!\n" +
 	"\fcreate_index\x18\b \x01(\x04R\vcreateIndex\x12!\n" +
-	"\fmodify_index\x18\t \x01(\x04R\vmodifyIndex\"\xf2\x02\n" +
+	"\fmodify_index\x18\t \x01(\x04R\vmodifyIndex\"\xf7\x04\n" +
 	"\x05Token\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
@@ -2821,7 +3228,19 @@ const file_raft_v1_raft_proto_rawDesc = "" +
 	" \x01(\fR\vusedKeyHash\x12!\n" +
 	"\fcreate_index\x18\v \x01(\x04R\vcreateIndex\x12!\n" +
 	"\fmodify_index\x18\f \x01(\x04R\vmodifyIndex\x12\x1b\n" +
-	"\tused_unix\x18\r \x01(\x03R\busedUnix\"W\n" +
+	"\tused_unix\x18\r \x01(\x03R\busedUnix\x12\x16\n" +
+	"\x06models\x18\x0e \x03(\tR\x06models\x12+\n" +
+	"\x06limits\x18\x0f \x03(\v2\x13.rbee.raft.v1.LimitR\x06limits\x12\x1a\n" +
+	"\bpriority\x18\x10 \x01(\tR\bpriority\x12!\n" +
+	"\frotated_unix\x18\x11 \x01(\x03R\vrotatedUnix\x120\n" +
+	"\x14previous_secret_hash\x18\x12 \x01(\fR\x12previousSecretHash\x12'\n" +
+	"\x0foverlap_seconds\x18\x13 \x01(\x03R\x0eoverlapSeconds\x12$\n" +
+	"\x0elast_used_unix\x18\x14 \x01(\x03R\flastUsedUnix\"N\n" +
+	"\x05Limit\x12\x0e\n" +
+	"\x02of\x18\x01 \x01(\tR\x02of\x12\x14\n" +
+	"\x05count\x18\x02 \x01(\x03R\x05count\x12\x1f\n" +
+	"\vper_seconds\x18\x03 \x01(\x03R\n" +
+	"perSeconds\"W\n" +
 	"\tTombstone\x12\x12\n" +
 	"\x04hive\x18\x01 \x01(\tR\x04hive\x12 \n" +
 	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\x12\x14\n" +
@@ -2920,7 +3339,7 @@ func file_raft_v1_raft_proto_rawDescGZIP() []byte {
 	return file_raft_v1_raft_proto_rawDescData
 }
 
-var file_raft_v1_raft_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
+var file_raft_v1_raft_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
 var file_raft_v1_raft_proto_goTypes = []any{
 	(*Command)(nil),         // 0: rbee.raft.v1.Command
 	(*SyncHive)(nil),        // 1: rbee.raft.v1.SyncHive
@@ -2935,25 +3354,30 @@ var file_raft_v1_raft_proto_goTypes = []any{
 	(*RemoveNode)(nil),      // 10: rbee.raft.v1.RemoveNode
 	(*PutToken)(nil),        // 11: rbee.raft.v1.PutToken
 	(*DeleteToken)(nil),     // 12: rbee.raft.v1.DeleteToken
-	(*SetKeyring)(nil),      // 13: rbee.raft.v1.SetKeyring
-	(*ClaimStart)(nil),      // 14: rbee.raft.v1.ClaimStart
-	(*PutSetting)(nil),      // 15: rbee.raft.v1.PutSetting
-	(*PutAlias)(nil),        // 16: rbee.raft.v1.PutAlias
-	(*DeleteAlias)(nil),     // 17: rbee.raft.v1.DeleteAlias
-	(*Cluster)(nil),         // 18: rbee.raft.v1.Cluster
-	(*Node)(nil),            // 19: rbee.raft.v1.Node
-	(*Token)(nil),           // 20: rbee.raft.v1.Token
-	(*Tombstone)(nil),       // 21: rbee.raft.v1.Tombstone
-	(*RevokedToken)(nil),    // 22: rbee.raft.v1.RevokedToken
-	(*RetireIntent)(nil),    // 23: rbee.raft.v1.RetireIntent
-	(*Start)(nil),           // 24: rbee.raft.v1.Start
-	(*Setting)(nil),         // 25: rbee.raft.v1.Setting
-	(*Alias)(nil),           // 26: rbee.raft.v1.Alias
-	(*Device)(nil),          // 27: rbee.raft.v1.Device
-	(*Hive)(nil),            // 28: rbee.raft.v1.Hive
-	(*Worker)(nil),          // 29: rbee.raft.v1.Worker
-	(*SnapshotHeader)(nil),  // 30: rbee.raft.v1.SnapshotHeader
-	(*SnapshotRecord)(nil),  // 31: rbee.raft.v1.SnapshotRecord
+	(*RotateToken)(nil),     // 13: rbee.raft.v1.RotateToken
+	(*EndOverlap)(nil),      // 14: rbee.raft.v1.EndOverlap
+	(*TouchTokens)(nil),     // 15: rbee.raft.v1.TouchTokens
+	(*TokenUse)(nil),        // 16: rbee.raft.v1.TokenUse
+	(*SetKeyring)(nil),      // 17: rbee.raft.v1.SetKeyring
+	(*ClaimStart)(nil),      // 18: rbee.raft.v1.ClaimStart
+	(*PutSetting)(nil),      // 19: rbee.raft.v1.PutSetting
+	(*PutAlias)(nil),        // 20: rbee.raft.v1.PutAlias
+	(*DeleteAlias)(nil),     // 21: rbee.raft.v1.DeleteAlias
+	(*Cluster)(nil),         // 22: rbee.raft.v1.Cluster
+	(*Node)(nil),            // 23: rbee.raft.v1.Node
+	(*Token)(nil),           // 24: rbee.raft.v1.Token
+	(*Limit)(nil),           // 25: rbee.raft.v1.Limit
+	(*Tombstone)(nil),       // 26: rbee.raft.v1.Tombstone
+	(*RevokedToken)(nil),    // 27: rbee.raft.v1.RevokedToken
+	(*RetireIntent)(nil),    // 28: rbee.raft.v1.RetireIntent
+	(*Start)(nil),           // 29: rbee.raft.v1.Start
+	(*Setting)(nil),         // 30: rbee.raft.v1.Setting
+	(*Alias)(nil),           // 31: rbee.raft.v1.Alias
+	(*Device)(nil),          // 32: rbee.raft.v1.Device
+	(*Hive)(nil),            // 33: rbee.raft.v1.Hive
+	(*Worker)(nil),          // 34: rbee.raft.v1.Worker
+	(*SnapshotHeader)(nil),  // 35: rbee.raft.v1.SnapshotHeader
+	(*SnapshotRecord)(nil),  // 36: rbee.raft.v1.SnapshotRecord
 }
 var file_raft_v1_raft_proto_depIdxs = []int32{
 	1,  // 0: rbee.raft.v1.Command.sync_hive:type_name -> rbee.raft.v1.SyncHive
@@ -2968,38 +3392,43 @@ var file_raft_v1_raft_proto_depIdxs = []int32{
 	10, // 9: rbee.raft.v1.Command.remove_node:type_name -> rbee.raft.v1.RemoveNode
 	11, // 10: rbee.raft.v1.Command.put_token:type_name -> rbee.raft.v1.PutToken
 	12, // 11: rbee.raft.v1.Command.delete_token:type_name -> rbee.raft.v1.DeleteToken
-	13, // 12: rbee.raft.v1.Command.set_keyring:type_name -> rbee.raft.v1.SetKeyring
-	14, // 13: rbee.raft.v1.Command.claim_start:type_name -> rbee.raft.v1.ClaimStart
-	15, // 14: rbee.raft.v1.Command.put_setting:type_name -> rbee.raft.v1.PutSetting
-	16, // 15: rbee.raft.v1.Command.put_alias:type_name -> rbee.raft.v1.PutAlias
-	17, // 16: rbee.raft.v1.Command.delete_alias:type_name -> rbee.raft.v1.DeleteAlias
-	28, // 17: rbee.raft.v1.SyncHive.hive:type_name -> rbee.raft.v1.Hive
-	29, // 18: rbee.raft.v1.SyncHive.workers:type_name -> rbee.raft.v1.Worker
-	1,  // 19: rbee.raft.v1.SyncHives.hives:type_name -> rbee.raft.v1.SyncHive
-	18, // 20: rbee.raft.v1.InitCluster.cluster:type_name -> rbee.raft.v1.Cluster
-	20, // 21: rbee.raft.v1.InitCluster.token:type_name -> rbee.raft.v1.Token
-	19, // 22: rbee.raft.v1.InitCluster.node:type_name -> rbee.raft.v1.Node
-	19, // 23: rbee.raft.v1.PutNode.node:type_name -> rbee.raft.v1.Node
-	20, // 24: rbee.raft.v1.PutToken.token:type_name -> rbee.raft.v1.Token
-	24, // 25: rbee.raft.v1.ClaimStart.start:type_name -> rbee.raft.v1.Start
-	26, // 26: rbee.raft.v1.PutAlias.alias:type_name -> rbee.raft.v1.Alias
-	27, // 27: rbee.raft.v1.Hive.devices:type_name -> rbee.raft.v1.Device
-	28, // 28: rbee.raft.v1.SnapshotRecord.hive:type_name -> rbee.raft.v1.Hive
-	29, // 29: rbee.raft.v1.SnapshotRecord.worker:type_name -> rbee.raft.v1.Worker
-	18, // 30: rbee.raft.v1.SnapshotRecord.cluster:type_name -> rbee.raft.v1.Cluster
-	19, // 31: rbee.raft.v1.SnapshotRecord.node:type_name -> rbee.raft.v1.Node
-	20, // 32: rbee.raft.v1.SnapshotRecord.token:type_name -> rbee.raft.v1.Token
-	21, // 33: rbee.raft.v1.SnapshotRecord.tombstone:type_name -> rbee.raft.v1.Tombstone
-	23, // 34: rbee.raft.v1.SnapshotRecord.retire_intent:type_name -> rbee.raft.v1.RetireIntent
-	22, // 35: rbee.raft.v1.SnapshotRecord.revoked_token:type_name -> rbee.raft.v1.RevokedToken
-	24, // 36: rbee.raft.v1.SnapshotRecord.start:type_name -> rbee.raft.v1.Start
-	25, // 37: rbee.raft.v1.SnapshotRecord.setting:type_name -> rbee.raft.v1.Setting
-	26, // 38: rbee.raft.v1.SnapshotRecord.alias:type_name -> rbee.raft.v1.Alias
-	39, // [39:39] is the sub-list for method output_type
-	39, // [39:39] is the sub-list for method input_type
-	39, // [39:39] is the sub-list for extension type_name
-	39, // [39:39] is the sub-list for extension extendee
-	0,  // [0:39] is the sub-list for field type_name
+	17, // 12: rbee.raft.v1.Command.set_keyring:type_name -> rbee.raft.v1.SetKeyring
+	18, // 13: rbee.raft.v1.Command.claim_start:type_name -> rbee.raft.v1.ClaimStart
+	19, // 14: rbee.raft.v1.Command.put_setting:type_name -> rbee.raft.v1.PutSetting
+	20, // 15: rbee.raft.v1.Command.put_alias:type_name -> rbee.raft.v1.PutAlias
+	21, // 16: rbee.raft.v1.Command.delete_alias:type_name -> rbee.raft.v1.DeleteAlias
+	13, // 17: rbee.raft.v1.Command.rotate_token:type_name -> rbee.raft.v1.RotateToken
+	14, // 18: rbee.raft.v1.Command.end_overlap:type_name -> rbee.raft.v1.EndOverlap
+	15, // 19: rbee.raft.v1.Command.touch_tokens:type_name -> rbee.raft.v1.TouchTokens
+	33, // 20: rbee.raft.v1.SyncHive.hive:type_name -> rbee.raft.v1.Hive
+	34, // 21: rbee.raft.v1.SyncHive.workers:type_name -> rbee.raft.v1.Worker
+	1,  // 22: rbee.raft.v1.SyncHives.hives:type_name -> rbee.raft.v1.SyncHive
+	22, // 23: rbee.raft.v1.InitCluster.cluster:type_name -> rbee.raft.v1.Cluster
+	24, // 24: rbee.raft.v1.InitCluster.token:type_name -> rbee.raft.v1.Token
+	23, // 25: rbee.raft.v1.InitCluster.node:type_name -> rbee.raft.v1.Node
+	23, // 26: rbee.raft.v1.PutNode.node:type_name -> rbee.raft.v1.Node
+	24, // 27: rbee.raft.v1.PutToken.token:type_name -> rbee.raft.v1.Token
+	16, // 28: rbee.raft.v1.TouchTokens.uses:type_name -> rbee.raft.v1.TokenUse
+	29, // 29: rbee.raft.v1.ClaimStart.start:type_name -> rbee.raft.v1.Start
+	31, // 30: rbee.raft.v1.PutAlias.alias:type_name -> rbee.raft.v1.Alias
+	25, // 31: rbee.raft.v1.Token.limits:type_name -> rbee.raft.v1.Limit
+	32, // 32: rbee.raft.v1.Hive.devices:type_name -> rbee.raft.v1.Device
+	33, // 33: rbee.raft.v1.SnapshotRecord.hive:type_name -> rbee.raft.v1.Hive
+	34, // 34: rbee.raft.v1.SnapshotRecord.worker:type_name -> rbee.raft.v1.Worker
+	22, // 35: rbee.raft.v1.SnapshotRecord.cluster:type_name -> rbee.raft.v1.Cluster
+	23, // 36: rbee.raft.v1.SnapshotRecord.node:type_name -> rbee.raft.v1.Node
+	24, // 37: rbee.raft.v1.SnapshotRecord.token:type_name -> rbee.raft.v1.Token
+	26, // 38: rbee.raft.v1.SnapshotRecord.tombstone:type_name -> rbee.raft.v1.Tombstone
+	28, // 39: rbee.raft.v1.SnapshotRecord.retire_intent:type_name -> rbee.raft.v1.RetireIntent
+	27, // 40: rbee.raft.v1.SnapshotRecord.revoked_token:type_name -> rbee.raft.v1.RevokedToken
+	29, // 41: rbee.raft.v1.SnapshotRecord.start:type_name -> rbee.raft.v1.Start
+	30, // 42: rbee.raft.v1.SnapshotRecord.setting:type_name -> rbee.raft.v1.Setting
+	31, // 43: rbee.raft.v1.SnapshotRecord.alias:type_name -> rbee.raft.v1.Alias
+	44, // [44:44] is the sub-list for method output_type
+	44, // [44:44] is the sub-list for method input_type
+	44, // [44:44] is the sub-list for extension type_name
+	44, // [44:44] is the sub-list for extension extendee
+	0,  // [0:44] is the sub-list for field type_name
 }
 
 func init() { file_raft_v1_raft_proto_init() }
@@ -3025,8 +3454,11 @@ func file_raft_v1_raft_proto_init() {
 		(*Command_PutSetting)(nil),
 		(*Command_PutAlias)(nil),
 		(*Command_DeleteAlias)(nil),
+		(*Command_RotateToken)(nil),
+		(*Command_EndOverlap)(nil),
+		(*Command_TouchTokens)(nil),
 	}
-	file_raft_v1_raft_proto_msgTypes[31].OneofWrappers = []any{
+	file_raft_v1_raft_proto_msgTypes[36].OneofWrappers = []any{
 		(*SnapshotRecord_Hive)(nil),
 		(*SnapshotRecord_Worker)(nil),
 		(*SnapshotRecord_Cluster)(nil),
@@ -3045,7 +3477,7 @@ func file_raft_v1_raft_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_raft_v1_raft_proto_rawDesc), len(file_raft_v1_raft_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   32,
+			NumMessages:   37,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -1,0 +1,83 @@
+package tokens
+
+import (
+	"context"
+	"maps"
+	"sync"
+	"time"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/raft/fsm"
+)
+
+const (
+	// tellUses is how often a queen looks whether it must tell the registry that tokens are used.
+	tellUses = time.Minute
+	// tellTimeout bounds the write: a queen that cannot write now tells it the next time.
+	tellTimeout = 10 * time.Second
+)
+
+// uses are the times when this queen last took tokens, by Token.ID.
+type uses struct {
+	mu sync.Mutex // guards below
+	at map[string]time.Time
+}
+
+// note notes the use of a token that the registry has.
+func (u *uses) note(id string, now time.Time) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.at == nil {
+		u.at = map[string]time.Time{}
+	}
+	u.at[id] = now
+}
+
+// Run tells the registry when tokens are used, until ctx ends. Requests write nothing: the time of
+// a token that is used all the time is written once in core.TokenUsePrecision, with those of all
+// others, and not at all while there is no leader.
+func (k *Keeper) Run(ctx context.Context) {
+	t := time.NewTicker(tellUses)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+			k.tell(ctx)
+		}
+	}
+}
+
+// tell writes the uses that the registry should know.
+func (k *Keeper) tell(ctx context.Context) {
+	if k.registry.Alone() {
+		return
+	}
+	view := k.registry.View()
+	due := map[string]time.Time{}
+	k.uses.mu.Lock()
+	for id, at := range k.uses.at {
+		t, ok := view.Token(nil, id)
+		switch {
+		case !ok:
+			delete(k.uses.at, id)
+		case at.Sub(t.LastUsedAt) >= core.TokenUsePrecision && len(due) < fsm.MaxTokenUses:
+			due[id] = at
+		}
+	}
+	k.uses.mu.Unlock()
+	if len(due) == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, tellTimeout)
+	defer cancel()
+	if err := k.registry.Write(ctx, "uses of tokens", fsm.TouchTokens(due)); err != nil {
+		k.log.Debug("cannot note that tokens are used", "error", err)
+		return
+	}
+	// What was used again meanwhile stays for the next time.
+	k.uses.mu.Lock()
+	defer k.uses.mu.Unlock()
+	maps.DeleteFunc(k.uses.at, func(id string, at time.Time) bool { return at.Equal(due[id]) })
+}
