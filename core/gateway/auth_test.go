@@ -67,7 +67,7 @@ func askFrom(g *Gateway, n int, rt route, header, value string) *httptest.Respon
 func TestRouteScopes(t *testing.T) {
 	t.Parallel()
 	want := map[core.Scope][]string{
-		scopeOpen: {"GET /healthz", "GET /health", "GET /readyz", "GET /version", "GET /api/version", "GET /{$}"},
+		scopeOpen: {"GET /healthz", "GET /health", "GET /v1/health", "GET /readyz", "GET /version", "GET /api/version", "GET /{$}"},
 		core.ScopeInfer: {
 			"POST /v1/chat/completions", "POST /chat/completions", "POST /v1/completions", "POST /completions", "POST /v1/embeddings", "POST /embeddings",
 			"GET /v1/models", "GET /models", "GET /v1/models/{id...}", "GET /models/{id...}",
@@ -79,6 +79,7 @@ func TestRouteScopes(t *testing.T) {
 			"POST /v1/moderations", "POST /moderations", "GET /v1/realtime", "POST /v1/realtime", "POST /v1/realtime/{rest...}",
 			"POST /v1/rerank", "POST /v2/rerank", "POST /rerank", "POST /v1/reranking", "POST /reranking",
 			"POST /v1/chat/completions/input_tokens", "POST /chat/completions/input_tokens", "POST /tokenize", "POST /detokenize", "POST /apply-template",
+			"POST /completion", "POST /infill", "GET /props", "GET /slots",
 			"POST /v1/responses", "POST /responses", "POST /v1/responses/input_tokens", "POST /responses/input_tokens", "POST /v1/messages", "POST /v1/messages/count_tokens",
 			"POST /api/chat", "POST /api/generate", "POST /api/embed", "POST /api/embeddings", "GET /api/tags", "POST /api/show", "GET /api/ps",
 		},

@@ -35,16 +35,6 @@ func (g *Gateway) inputTokens(w *response, r *http.Request) error {
 	return g.infer(w, r, "/v1/chat/completions/input_tokens")
 }
 
-func (g *Gateway) tokenize(w *response, r *http.Request) error { return g.infer(w, r, "/tokenize") }
-
-func (g *Gateway) detokenize(w *response, r *http.Request) error {
-	return g.infer(w, r, "/detokenize")
-}
-
-func (g *Gateway) applyTemplate(w *response, r *http.Request) error {
-	return g.infer(w, r, "/apply-template")
-}
-
 // infer answers an inference request.
 func (g *Gateway) infer(w *response, r *http.Request, path string) error {
 	start := time.Now()

@@ -22,7 +22,7 @@ type route struct {
 // routes is the whole API. HEAD goes where GET goes. The GET routes of operations come from their
 // registration.
 func routes() []route {
-	return append(append(append(adminRoutes(), operationRoutes()...), mediaRoutes()...), []route{
+	return append(slices.Concat(adminRoutes(), operationRoutes(), mediaRoutes(), llamaServerRoutes()), []route{
 		{"POST", "/v1/chat/completions", core.ScopeInfer, local((*Gateway).chat)},
 		{"POST", "/chat/completions", core.ScopeInfer, local((*Gateway).chat)},
 		{"POST", "/v1/completions", core.ScopeInfer, local((*Gateway).completion)},
@@ -36,9 +36,6 @@ func routes() []route {
 		{"POST", "/reranking", core.ScopeInfer, local((*Gateway).rerank)},
 		{"POST", "/v1/chat/completions/input_tokens", core.ScopeInfer, local((*Gateway).inputTokens)},
 		{"POST", "/chat/completions/input_tokens", core.ScopeInfer, local((*Gateway).inputTokens)},
-		{"POST", "/tokenize", core.ScopeInfer, local((*Gateway).tokenize)},
-		{"POST", "/detokenize", core.ScopeInfer, local((*Gateway).detokenize)},
-		{"POST", "/apply-template", core.ScopeInfer, local((*Gateway).applyTemplate)},
 		{"GET", "/v1/models", core.ScopeInfer, local(anthropicOr((*Gateway).anthropicModels, (*Gateway).models))},
 		{"GET", "/models", core.ScopeInfer, local((*Gateway).models)},
 		{"GET", "/v1/models/{id...}", core.ScopeInfer, local(anthropicOr((*Gateway).anthropicModel, (*Gateway).model))},

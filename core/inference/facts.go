@@ -42,9 +42,10 @@ func (e *FieldError) Unwrap() error { return e.Err }
 // readFacts checks that body is one JSON object and reads its facts. It refuses what could be read
 // in two ways, so that the worker cannot understand another request than the queen did: a key that
 // occurs twice, or that differs from a key of the facts by case alone. It allocates next to nothing
-// whatever the body is. Its errors repeat nothing of the body.
-func readFacts(body []byte) (facts, error) {
-	var f facts
+// whatever the body is. otherwise is the model of a body that names none; empty: it must. Its errors
+// repeat nothing of the body.
+func readFacts(body []byte, otherwise string) (facts, error) {
+	f := facts{model: otherwise}
 	if !utf8.Valid(body) {
 		return f, badBody("", "the request's body is not valid UTF-8")
 	}
@@ -56,7 +57,7 @@ func readFacts(body []byte) (facts, error) {
 	if body[s.i] != '{' {
 		return f, badBody("", "the request's body must be a JSON object")
 	}
-	hasModel, keys := false, make([][]byte, 0, 16)
+	hasModel, keys := otherwise != "", make([][]byte, 0, 16)
 	bad := s.object(func(rawKey []byte) (ok bool, err error) {
 		key, err := unquote(rawKey)
 		if err != nil {
@@ -131,7 +132,7 @@ func readFacts(body []byte) (facts, error) {
 // CheckBody reports why body is not one JSON object with the name of a model, that can be read in
 // one way only. Errors: *FieldError.
 func CheckBody(body []byte) error {
-	_, err := readFacts(body)
+	_, err := readFacts(body, "")
 	return err
 }
 

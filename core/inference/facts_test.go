@@ -28,7 +28,7 @@ func TestReadFacts(t *testing.T) {
 		{`{"model":"a"` + fields(maxFields-1) + `}`, "a", false},
 		{`{"model":"a","x":` + strings.Repeat("[", 200) + strings.Repeat("]", 200) + `}`, "a", false},
 	} {
-		f, err := readFacts([]byte(c.body))
+		f, err := readFacts([]byte(c.body), "")
 		must.NoError(t, err, must.Sprint(c.body))
 		must.Eq(t, facts{model: c.model, stream: c.stream}, f)
 	}
@@ -105,7 +105,7 @@ func TestReadFactsRefuses(t *testing.T) {
 		"hex, below 0":        `{"model":"a","x":"\u000/"}`,
 		"hex, above 9":        `{"model":"a","x":"\u000:"}`,
 	} {
-		_, err := readFacts([]byte(body))
+		_, err := readFacts([]byte(body), "")
 		must.Error(t, err, must.Sprint(name))
 		must.Eq(t, core.Invalid, core.KindOf(err), must.Sprint(name))
 		must.Less(t, 300, len(err.Error()))
@@ -120,7 +120,7 @@ func TestReadFactsAllocatesLittle(t *testing.T) { // not parallel: it counts wha
 	r := testing.Benchmark(func(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {
-			if _, err := readFacts(body); err != nil {
+			if _, err := readFacts(body, ""); err != nil {
 				b.Fatal(err)
 			}
 		}
@@ -133,7 +133,7 @@ func FuzzReadFacts(f *testing.F) {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, body []byte) {
-		got, err := readFacts(body)
+		got, err := readFacts(body, "")
 		if err != nil {
 			if core.KindOf(err) != core.Invalid {
 				t.Fatalf("kind %q of %v", core.KindOf(err), err)

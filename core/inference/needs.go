@@ -19,6 +19,7 @@ const (
 	wantsLogprobs
 	wantsVision
 	wantsAudio
+	wantsInfill // what stands behind a completion
 )
 
 // features say which capability a feature needs, and which field asks for it.
@@ -33,6 +34,7 @@ var features = [...]struct {
 	{wantsLogprobs, core.CapabilityLogprobs, "logprobs", true},
 	{wantsVision, core.CapabilityVision, "messages", false},
 	{wantsAudio, core.CapabilityAudio, "messages", false},
+	{wantsInfill, core.CapabilityInfill, "suffix", true},
 }
 
 // wantsOf returns what a field of a request asks for. value is valid JSON.
@@ -54,6 +56,10 @@ func wantsOf(key string, value []byte) wants {
 	case "logprobs": // true in a chat, a number in a completion
 		if value[0] != 'n' && value[0] != 'f' {
 			return wantsLogprobs
+		}
+	case "suffix":
+		if value[0] == '"' && string(value) != `""` {
+			return wantsInfill
 		}
 	case "messages":
 		var w wants
@@ -122,7 +128,10 @@ func (f facts) needs(path string) []string {
 	switch path {
 	case "/v1/chat/completions":
 		list = append(list, core.CapabilityChat)
-	case "/v1/completions":
+		f.wants &^= wantsInfill // a chat has no such field
+	case "/infill":
+		return []string{core.CapabilityInfill}
+	case "/v1/completions", "/completion":
 		list, completion = append(list, core.CapabilityCompletions), true
 	case "/v1/embeddings":
 		return []string{core.CapabilityEmbeddings}
@@ -175,6 +184,8 @@ func unable(err error) error {
 		hint = "Serve a model that writes. One that only reads takes texts at /v1/embeddings or /v1/rerank."
 	case core.CapabilityEmbeddings:
 		hint = "Serve a model that is made for embeddings, or set pooling in the worker type's configuration."
+	case core.CapabilityInfill:
+		hint = "Serve a model that was trained to fill gaps, such as one for code, or leave suffix out."
 	case core.CapabilityRerank:
 		hint = "Serve a model that is made for reranking."
 	}

@@ -21,6 +21,12 @@ func TestNeeds(t *testing.T) {
 		{completion, ``, []string{"completions"}},
 		{"/v1/other", `,"tools":[{}]`, nil},
 		{"/v1/rerank", `,"query":"q"`, []string{"rerank"}},
+		{"/infill", `,"input_prefix":"x","logprobs":1`, []string{"infill"}},
+		{"/completion", `,"prompt":"x"`, []string{"completions"}},
+		{completion, `,"suffix":"x"`, []string{"completions", "infill"}},
+		{completion, `,"suffix":""`, []string{"completions"}},
+		{completion, `,"suffix":null`, []string{"completions"}},
+		{chat, `,"suffix":"x"`, []string{"chat"}},
 		{"/tokenize", `,"content":"x"`, []string{"tokenize"}},
 		{"/detokenize", ``, []string{"tokenize"}},
 		{"/apply-template", `,"tools":[{}]`, []string{"chat", "tokenize"}},
@@ -43,7 +49,7 @@ func TestNeeds(t *testing.T) {
 		{chat, `,"messages":[{"content":[{"type":"input_audio"},{"type":"text","text":"x"}]}]`, []string{"chat", "audio"}},
 		{chat, `,"messages":[{"content":"image_url"},{"content":"\"type\":\"image_url\""},{"image_url":"type"}]`, []string{"chat"}},
 	} {
-		f, err := readFacts([]byte(`{"model":"m"` + c.fields + `}`))
+		f, err := readFacts([]byte(`{"model":"m"`+c.fields+`}`), "")
 		must.NoError(t, err, must.Sprint(c.fields))
 		must.Eq(t, c.want, f.needs(c.path), must.Sprint(c.path, c.fields))
 	}
@@ -51,7 +57,7 @@ func TestNeeds(t *testing.T) {
 
 func TestUnableNamesField(t *testing.T) {
 	t.Parallel()
-	for need, param := range map[string]string{"tools": "tools", "json_schema": "response_format", "vision": "messages", "chat": "model", "rerank": "model", "tokenize": "model"} {
+	for need, param := range map[string]string{"tools": "tools", "json_schema": "response_format", "vision": "messages", "chat": "model", "rerank": "model", "tokenize": "model", "infill": "suffix"} {
 		err := unable(&Unable{Model: "m", Need: need})
 		field, ok := errors.AsType[*FieldError](err)
 		must.True(t, ok)

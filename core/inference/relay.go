@@ -131,7 +131,7 @@ func (c *call) whole(resp *http.Response) error {
 	switch {
 	case a.Status < 200 || a.Status >= 300 && a.Status < 400:
 		return core.Errorf(core.Internal, "unexpected status %d from the worker", a.Status)
-	case a.Status < 300 && !isJSON && !isMediaPath(c.r.Path): // cut without a trace where neither length nor chunks tell
+	case a.Status < 300 && !isJSON && !isMediaPath(c.r.Path) && (c.r.Method == "" || !ValidJSON(body)): // cut without a trace where neither length nor chunks tell
 		return &unanswered{err: lost(), sent: true, lost: true}
 	case a.Status == http.StatusBadRequest && isJSON && tooShort(a):
 		return &busy{err: lateAnswer(a), short: true, answer: &a}

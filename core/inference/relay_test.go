@@ -55,7 +55,7 @@ func BenchmarkReadFacts(b *testing.B) {
 			b.ReportAllocs()
 			b.SetBytes(int64(len(body)))
 			for b.Loop() {
-				if _, err := readFacts(body); err != nil {
+				if _, err := readFacts(body, ""); err != nil {
 					b.Fatal(err)
 				}
 			}

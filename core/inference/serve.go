@@ -36,13 +36,17 @@ const (
 type Request struct {
 	ID   string // without line ends
 	Path string // of the worker's API: "/v1/chat/completions"
-	Key  string // who asks: the id of a token; empty: unknown
-	Body []byte // JSON as the client sent it, or the form of ContentType
+	// Method is GET for what a worker tells of itself, which has Model and no Body; empty: POST.
+	Method string
+	Key    string // who asks: the id of a token; empty: unknown
+	Body   []byte // JSON as the client sent it, or the form of ContentType
 	// ContentType and Model are those of a form, whose parts are the worker's business; empty: Body
 	// is JSON and names its model. ContentType has no line ends.
 	ContentType, Model string
-	At                 time.Time
-	KeepAlive          *time.Duration // see Query; nil: as Body says
+	// Otherwise is the model where Body names none; empty: it must.
+	Otherwise string
+	At        time.Time
+	KeepAlive *time.Duration // see Query; nil: as Body says
 	// Terms are those that its body does not tell; Serve adds the others.
 	Terms
 	// Allow returns the id of the model that a name means, where whoever asks may ask only some
@@ -84,8 +88,8 @@ type call struct {
 // Unavailable or Conflict, the client is told that cause.
 func (s *Service) Serve(ctx context.Context, r Request, client Client) error {
 	f, err := facts{model: r.Model}, error(nil)
-	if r.ContentType == "" {
-		f, err = readFacts(r.Body)
+	if r.ContentType == "" && r.Method == "" {
+		f, err = readFacts(r.Body, r.Otherwise)
 	}
 	if m, ok := MediaOf(r.Path); ok && err == nil && f.stream {
 		err = &FieldError{Param: "stream", Code: openai.CodeNotSupported, Err: core.Errorf(core.Invalid, "%s cannot be streamed here", m.Need).Hint("Leave out stream.")}
@@ -305,7 +309,7 @@ func (c *call) ask(reason string) error {
 	if len(c.lease.Ranked) > 1 {
 		patience = otherPatience
 	}
-	resp, err := c.s.workers.Post(ctx, c.lease.Worker, conn.Request{Path: c.r.Path, Accept: accept, ContentType: c.r.ContentType, ID: c.r.ID, Body: c.r.Body, Patience: patience})
+	resp, err := c.s.workers.Post(ctx, c.lease.Worker, conn.Request{Method: c.r.Method, Path: c.r.Path, Accept: accept, ContentType: c.r.ContentType, ID: c.r.ID, Body: c.r.Body, Patience: patience})
 	if err != nil {
 		return c.noAnswer(err)
 	}

@@ -275,7 +275,7 @@ func (b *Backend) prepare(loaded, small *native.Model, spec worker.StartSpec, co
 	if err := warmUp(ctx, m); err != nil {
 		return nil, errors.Join(fmt.Errorf("load model: the engine cannot run it: %w: %w", err, sdk.ErrInvalid), ctx.Free(), d.free())
 	}
-	e := &engine{model: m, ctx: ctx, limit: limit, Scheduler: batch.New(ctx, batch.Config{
+	e := &engine{model: m, ctx: ctx, limit: limit, parallel: spec.Slots, Scheduler: batch.New(ctx, batch.Config{
 		Slots: spec.Slots, SlotTokens: limit, StepTokens: step, PromptChunk: min(conf.PromptChunk, step), PromptPause: time.Duration(conf.PromptPause) * time.Millisecond,
 		Queue: conf.Queue, SavedBytes: conf.storeBytes(), Checkpoints: loaded.Recurrent(),
 		GuessTokens: guesses, LookUp: conf.Speculation, Drafter: d.drafter(spec.Slots, b.log),

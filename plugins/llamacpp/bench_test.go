@@ -81,7 +81,7 @@ func BenchmarkToken(b *testing.B) {
 		<-req.out.ready
 		events = req.out.take(events)
 		for _, e := range events {
-			if err := srv.send(out, x, e); err != nil {
+			if err := srv.send(out, x, e, nil); err != nil {
 				b.Fatal(err)
 			}
 		}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
@@ -128,6 +129,32 @@ func (a *ask) usage(list []*answer) *openai.Usage {
 	return u
 }
 
+// closing tells the format how an answer ended.
+func (a *answer) closing(m *model) {
+	if f, ok := a.format.(*nativeFormat); ok {
+		f.word = a.end.finish == openai.FinishStop && (a.end.chosen < 0 || !m.ends[a.end.chosen])
+	}
+}
+
+// timings tells how long answers took so far, together.
+func (a *ask) timings(list []*answer) *openai.Timings {
+	t := &openai.Timings{}
+	var read, said time.Duration
+	for i, x := range list {
+		read, said = max(read, x.end.read), max(said, x.end.said)
+		t.PredictedN += x.end.tokens
+		t.DraftN += x.end.guessed
+		t.DraftAccepted += x.end.right
+		if i%a.best == 0 { // the others take the prompt from this one
+			t.CacheN += x.end.reused
+			t.PromptN += len(x.prompt) - x.end.reused
+		}
+	}
+	t.PromptMS, t.PredictedMS = 1000*read.Seconds(), 1000*said.Seconds()
+	t.Rate()
+	return t
+}
+
 // joined puts whole answers of one format together.
 func joined(list []any) any {
 	switch first := list[0].(type) {
@@ -145,6 +172,9 @@ func joined(list []any) any {
 			}
 		}
 		return first
+	}
+	if len(list) > 1 {
+		return list
 	}
 	return list[0]
 }

@@ -15,10 +15,11 @@ import (
 type engine struct {
 	*batch.Scheduler
 
-	model *model
-	ctx   *native.Context
-	limit int          // positions per slot
-	work  sampler.Work // of the choosers, which the scheduler calls one after the other
+	model    *model
+	ctx      *native.Context
+	limit    int          // positions per slot
+	parallel int          // slots
+	work     sampler.Work // of the choosers, which the scheduler calls one after the other
 
 	samplesAll bool // also what has no alternative: for comparison
 }
@@ -32,7 +33,7 @@ func (e *engine) submit(list ...*request) *openai.Error {
 		if err != nil {
 			return apiError(err)
 		}
-		r.work = &batch.Request{Prompt: r.prompt, MaxTokens: r.maxTokens, Stops: r.stops, Adapters: r.adapters, Emit: r.emit, Chooser: c, Pieces: r.pieces, AllLogits: c.wantsLogProbs()}
+		r.work = &batch.Request{Prompt: r.prompt, MaxTokens: r.maxTokens, Stops: r.stops, Adapters: r.adapters, Admitted: r.admitted, Emit: r.emit, Chooser: c, Pieces: r.pieces, AllLogits: c.wantsLogProbs()}
 		work[i] = r.work
 	}
 	return apiError(e.Submit(work...))

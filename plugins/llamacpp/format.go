@@ -15,9 +15,10 @@ type format interface {
 	choice(index int) format                               // of another answer, of which nothing was said yet
 	first() any                                            // the chunk before the first text; nil: none
 	tokens(list []shownToken)                              // says which tokens the next text, or the whole one, shows
+	timings(t *openai.Timings)                             // says what the next chunk, or the whole answer, tells of the time
 	text(text string, send func(chunk []byte) error) error // sends the chunks of a text, valid during the call
 	finish(reason string) []any                            // the chunks that end the answer
-	usage(u *openai.Usage) any                             // the chunk that follows it, where it was asked for
+	usage(u *openai.Usage) any                             // the chunk that follows it, where it was asked for; nil: none
 	whole(text, reason string, u *openai.Usage) any
 }
 
@@ -29,6 +30,7 @@ type chatFormat struct {
 	chunks  *openai.Chunks
 	vocab   *model
 	shown   *openai.LogProbs // of the next text
+	times   *openai.Timings  // of the next chunk
 
 	speech *speech
 	parser *dialogue.Parser
@@ -45,8 +47,12 @@ func (f *chatFormat) choice(index int) format {
 }
 
 func (f *chatFormat) chunk() openai.ChatChunk {
-	return openai.ChatChunk{ID: f.id, Object: openai.ObjectChatChunk, Created: f.created, Model: f.model, Choices: []openai.ChunkChoice{}}
+	c := openai.ChatChunk{ID: f.id, Object: openai.ObjectChatChunk, Created: f.created, Model: f.model, Choices: []openai.ChunkChoice{}, Timings: f.times}
+	f.times = nil
+	return c
 }
+
+func (f *chatFormat) timings(t *openai.Timings) { f.times = t }
 
 func (f *chatFormat) first() any {
 	c := f.chunk()
@@ -73,7 +79,7 @@ func (f *chatFormat) text(text string, send func([]byte) error) error {
 
 // delta returns the chunk of a piece of the answer.
 func (f *chatFormat) delta(d dialogue.Delta) []byte {
-	if d.Kind == dialogue.Content && f.shown == nil {
+	if d.Kind == dialogue.Content && f.shown == nil && f.times == nil {
 		return f.chunks.Text(d.Text)
 	}
 	choice := openai.ChunkChoice{Index: f.index, Delta: f.deltaOf(d)}
@@ -123,10 +129,13 @@ func marshal(v any) []byte {
 
 func (f *chatFormat) finish(reason string) []any {
 	var out []any
+	times := f.times // of the last chunk
+	f.times = nil
 	for _, d := range f.parser.Close() {
 		out = append(out, json.RawMessage(slices.Clone(f.delta(d))))
 	}
 	reason = f.reason(reason)
+	f.times = times
 	c := f.chunk()
 	c.Choices = append(c.Choices, openai.ChunkChoice{Index: f.index, LogProbs: f.shown, FinishReason: &reason})
 	return append(out, c)
@@ -164,7 +173,7 @@ func (f *chatFormat) whole(text, reason string, u *openai.Usage) any {
 		m.ToolCalls = calls
 	}
 	return openai.ChatResponse{
-		ID: f.id, Object: openai.ObjectChat, Created: f.created, Model: f.model, Usage: u,
+		ID: f.id, Object: openai.ObjectChat, Created: f.created, Model: f.model, Usage: u, Timings: f.times,
 		Choices: []openai.ChatChoice{{Index: f.index, Message: m, LogProbs: f.shown, FinishReason: f.reason(reason)}},
 	}
 }
@@ -178,6 +187,7 @@ type textFormat struct {
 	vocab   *model
 	shown   *openai.CompletionLogProbs // of the next text
 	offset  int                        // characters of the texts before it
+	times   *openai.Timings            // of the next chunk
 
 	echo []string // of the prompts, to go before their answers; nil: none do
 	each int      // answers to each prompt
@@ -214,8 +224,12 @@ func (m *model) echoes(p openai.Prompt) []string {
 }
 
 func (f *textFormat) response() openai.CompletionResponse {
-	return openai.CompletionResponse{ID: f.id, Object: openai.ObjectCompletion, Created: f.created, Model: f.model, Choices: []openai.CompletionChoice{}}
+	c := openai.CompletionResponse{ID: f.id, Object: openai.ObjectCompletion, Created: f.created, Model: f.model, Choices: []openai.CompletionChoice{}, Timings: f.times}
+	f.times = nil
+	return c
 }
+
+func (f *textFormat) timings(t *openai.Timings) { f.times = t }
 
 func (f *textFormat) first() any {
 	if f.said == "" {
@@ -232,7 +246,7 @@ func (f *textFormat) tokens(list []shownToken) {
 }
 
 func (f *textFormat) text(text string, send func([]byte) error) error {
-	if f.shown == nil {
+	if f.shown == nil && f.times == nil {
 		return send(f.chunks.Text(text))
 	}
 	c := f.response()

@@ -41,6 +41,8 @@ func (s *server) routes() []route {
 		{http.MethodPost, "/v1/chat/completions", s.writes(s.chat)},
 		{http.MethodPost, "/v1/chat/completions/input_tokens", s.plain(s.inputTokens)},
 		{http.MethodPost, "/v1/completions", s.writes(s.completion)},
+		{http.MethodPost, "/completion", s.writes(s.native)},
+		{http.MethodPost, "/infill", s.writes(s.infill)},
 		{http.MethodPost, "/v1/embeddings", s.plain(s.embeddings)},
 		{http.MethodPost, "/v1/rerank", s.plain(s.rerank)},
 		{http.MethodPost, "/tokenize", s.plain(s.tokenize)},
@@ -48,6 +50,8 @@ func (s *server) routes() []route {
 		{http.MethodPost, "/apply-template", s.plain(s.applyTemplate)},
 		{http.MethodGet, "/lora-adapters", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, s.listAdapters()) }},
 		{http.MethodGet, "/v1/models", s.models},
+		{http.MethodGet, "/props", s.props},
+		{http.MethodGet, "/slots", s.slots},
 		{http.MethodGet, "/health", s.health},
 	}
 }
@@ -180,20 +184,12 @@ func (s *server) completion(w http.ResponseWriter, r *http.Request) {
 		if err := unsupportedCompletion(req); err != nil {
 			return nil, err
 		}
-		out := newRequest()
-		a := &ask{request: out, sampling: &req.Sampling}
-		if a.count, a.best, err = s.count(&req.Sampling, req.BestOf, len(req.Prompt.Texts)+len(req.Prompt.Tokens)); err != nil {
-			return nil, err
-		}
-		if a.prompts, err = s.model.textPrompts(req.Prompt, s.engine.limit); err != nil {
-			return nil, err
-		}
-		out.maxTokens, out.noOutput = req.MaxOutput(), req.NoOutput()
-		if out.shape, err = req.Shape(); err != nil {
+		a, err := s.text(req, req.MaxOutput())
+		if err != nil {
 			return nil, err
 		}
 		if req.LogProbs != nil {
-			out.logprobs = int(*req.LogProbs)
+			a.request.logprobs = int(*req.LogProbs)
 		}
 		f := newTextFormat("cmpl-"+randomHex(12), s.now().Unix(), s.modelID, s.model)
 		if req.Echo != nil && *req.Echo {
@@ -204,12 +200,35 @@ func (s *server) completion(w http.ResponseWriter, r *http.Request) {
 	})
 }
 
+// text returns what a completion asks for, but its format.
+func (s *server) text(req *openai.CompletionRequest, maxTokens int) (*ask, error) {
+	out := newRequest()
+	a, err := &ask{request: out, sampling: &req.Sampling}, error(nil)
+	if a.count, a.best, err = s.count(&req.Sampling, req.BestOf, len(req.Prompt.Texts)+len(req.Prompt.Tokens)); err != nil {
+		return nil, err
+	}
+	if req.Suffix == "" {
+		a.prompts, err = s.model.textPrompts(req.Prompt, s.engine.limit)
+	} else {
+		a.prompts, err = s.model.gapPrompts(req.Prompt, req.Suffix, s.engine.limit)
+	}
+	if err != nil {
+		return nil, err
+	}
+	out.maxTokens, out.noOutput = maxTokens, req.NoOutput()
+	out.shape, err = req.Shape()
+	return a, err
+}
+
 // capabilities returns what requests for the model may ask for, sorted.
 func (m *model) capabilities() []worker.Capability {
 	if m.native.Reads() {
 		return []worker.Capability{worker.CapabilityTokenize}
 	}
 	list := []worker.Capability{worker.CapabilityCompletions, worker.CapabilityLogprobs, worker.CapabilityTokenize}
+	if m.gaps.Can() {
+		list = append(list, worker.CapabilityInfill)
+	}
 	if m.template != nil {
 		list = append(list, worker.CapabilityChat, worker.CapabilityJSONSchema, worker.CapabilityTools)
 		if m.template.dialogue.Thinks() {
@@ -222,11 +241,8 @@ func (m *model) capabilities() []worker.Capability {
 
 // unsupportedCompletion refuses what would otherwise be ignored without a word.
 func unsupportedCompletion(r *openai.CompletionRequest) error {
-	switch {
-	case r.Echo != nil && *r.Echo && r.LogProbs != nil:
+	if r.Echo != nil && *r.Echo && r.LogProbs != nil {
 		return openai.NotSupported("echo", "echo together with logprobs is not supported by this worker, as a prompt has no probabilities here; leave one of them out")
-	case r.Suffix != "":
-		return openai.NotSupported("suffix", "suffix is not supported by this worker; leave it out")
 	}
 	return nil
 }
@@ -357,7 +373,17 @@ func (s *server) stream(w http.ResponseWriter, r *http.Request, a *ask, list []*
 				writeError(w, e.err)
 				return
 			}
-			if err := s.send(out, list[e.number], e); err != nil || e.err != nil {
+			x := list[e.number]
+			last := e.finish != "" && left == 1
+			x.end = e
+			if a.sampling.TimingsPerToken {
+				x.format.timings(a.timings([]*answer{x}))
+			}
+			var times *openai.Timings // of the last chunk
+			if last && !a.sampling.IncludeUsage() {
+				times = a.timings(list)
+			}
+			if err := s.send(out, x, e, times); err != nil || e.err != nil {
 				return
 			}
 			if e.finish == "" {
@@ -372,8 +398,8 @@ func (s *server) stream(w http.ResponseWriter, r *http.Request, a *ask, list []*
 	}
 }
 
-// send sends what an event says of an answer.
-func (s *server) send(out *openai.EventWriter, x *answer, e event) error {
+// send sends what an event says of an answer. times is what the chunk tells of the time that ends it.
+func (s *server) send(out *openai.EventWriter, x *answer, e event, times *openai.Timings) error {
 	if e.err != nil {
 		return out.Error(e.err) // and no [DONE]
 	}
@@ -396,7 +422,10 @@ func (s *server) send(out *openai.EventWriter, x *answer, e event) error {
 	if e.finish == "" {
 		return nil
 	}
-	x.end = e
+	x.closing(s.model)
+	if times != nil {
+		x.format.timings(times)
+	}
 	for _, chunk := range x.format.finish(e.finish) {
 		if err := out.JSON(chunk); err != nil {
 			return err
@@ -408,6 +437,7 @@ func (s *server) send(out *openai.EventWriter, x *answer, e event) error {
 // sendEnd ends a stream whose answers have all come.
 func (s *server) sendEnd(out *openai.EventWriter, a *ask, list []*answer) error {
 	if a.sampling.IncludeUsage() {
+		a.format.timings(a.timings(list))
 		if err := out.JSON(a.format.usage(a.usage(list))); err != nil {
 			return err
 		}
@@ -442,6 +472,10 @@ func (s *server) whole(w http.ResponseWriter, r *http.Request, a *ask, list []*a
 	for _, x := range a.chosen(list) {
 		if x.logprobs >= 0 {
 			x.format.tokens(x.shown)
+		}
+		x.closing(s.model)
+		if len(parts) == 0 {
+			x.format.timings(a.timings(list))
 		}
 		parts = append(parts, x.format.whole(x.text.String(), x.end.finish, u))
 	}

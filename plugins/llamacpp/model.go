@@ -28,6 +28,7 @@ type model struct {
 	maxPiece int      // bytes of the longest piece
 
 	control  *controlTokens
+	gaps     native.Infill
 	bos      token
 	addBOS   bool
 	trained  int // positions the model was trained for
@@ -71,6 +72,7 @@ func describe(loaded *native.Model) *model {
 	}
 	m.bos, m.addBOS = loaded.BOS(), loaded.AddsBOS()
 	m.control = newControlTokens(control)
+	m.gaps = loaded.Infill()
 	m.defaults = m.samplingDefaults()
 	m.vocabulary = constraint.NewVocabulary(m.pieces, m.ends, m.tokenText)
 	if loaded.Reads() {

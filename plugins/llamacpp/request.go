@@ -2,6 +2,7 @@ package llamacpp
 
 import (
 	"sync"
+	"time"
 
 	"github.com/rbee-project/rbee/plugins/llamacpp/internal/batch"
 	"github.com/rbee-project/rbee/plugins/llamacpp/internal/constraint"
@@ -36,6 +37,7 @@ type request struct {
 	guard func() *dialogue.Guard
 
 	work *batch.Request // what the scheduler has of it, from submit on
+	pace pace           // the scheduler's, from submit on
 	out  *mailbox
 
 	tokens tokenQueue // the reader's of out
@@ -64,23 +66,39 @@ type event struct {
 	reused   int           // tokens of the prompt that were in the cache already
 	guessed  int           // tokens that were guessed for the answer so far
 	right    int           // of them, those that were chosen
+	read     time.Duration // from the slot to the first token
+	said     time.Duration // from the first token to this one
+	chosen   token         // negative: there is none
 	logprobs []batch.LogProb
 }
 
 func (e event) last() bool { return e.finish != "" || e.err != nil }
 
+// pace is when a request came to what it waits for.
+type pace struct{ admitted, first time.Time }
+
+// admitted is told by the scheduler that the request has a slot.
+func (r *request) admitted() { r.pace.admitted = time.Now() }
+
 // emit takes an event from the scheduler.
 func (r *request) emit(e batch.Event) {
+	now := time.Now()
+	if r.pace.first.IsZero() {
+		r.pace.first = now
+	}
 	if r.noOutput {
 		if !e.Last() {
 			return
 		}
-		e = batch.Event{Err: e.Err, Reused: e.Reused}
+		e = batch.Event{Err: e.Err, Reused: e.Reused, Chosen: -1}
 		if e.Err == nil {
 			e.Finish = batch.FinishLength
 		}
 	}
-	r.out.put(event{number: r.number, text: e.Text, sent: e.Sent, finish: string(e.Finish), err: apiError(e.Err), tokens: e.Tokens, reused: e.Reused, guessed: e.Guessed, right: e.Right, logprobs: e.LogProbs})
+	r.out.put(event{
+		number: r.number, text: e.Text, sent: e.Sent, finish: string(e.Finish), err: apiError(e.Err), tokens: e.Tokens, reused: e.Reused,
+		guessed: e.Guessed, right: e.Right, read: r.pace.first.Sub(r.pace.admitted), said: now.Sub(r.pace.first), chosen: e.Chosen, logprobs: e.LogProbs,
+	})
 }
 
 // mailbox carries events from the engine to one reader. It never blocks the engine: a slow client

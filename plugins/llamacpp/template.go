@@ -15,6 +15,7 @@ import (
 // chatTemplate turns a conversation into a prompt.
 type chatTemplate struct {
 	compiled *jinja.Template
+	source   string
 	bos, eos string
 	control  *controlTokens
 	wants    templateWants
@@ -43,7 +44,7 @@ func newChatTemplate(source, bos, eos string, control *controlTokens) (*chatTemp
 	if err != nil {
 		return nil, fmt.Errorf("chat template: %w", err)
 	}
-	t := &chatTemplate{compiled: compiled, bos: bos, eos: eos, control: control, dialogue: &dialogue.Format{TakesTools: true}}
+	t := &chatTemplate{compiled: compiled, source: source, bos: bos, eos: eos, control: control, dialogue: &dialogue.Format{TakesTools: true}}
 	t.probe()
 	t.dialogue = dialogue.Recognise(source, t.wants.tools, func(text string) bool { return t.control.texts[text] })
 	t.wants.tools = t.wants.tools && t.dialogue.TakesTools

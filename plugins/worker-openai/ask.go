@@ -228,10 +228,27 @@ func (r *running) try(ctx context.Context, name string, p props) ([]worker.Capab
 			can = append(can, trial.name)
 		}
 	}
+	if p.Settings.Context > 0 { // it is llama-server
+		for _, trial := range []struct {
+			name, path string
+			body       fields
+			shows      func([]byte) bool
+		}{
+			{worker.CapabilityTokenize, "/tokenize", fields{"content": "Hello"}, hasTokens},
+			{worker.CapabilityInfill, "/infill", fields{"input_prefix": "a", "input_suffix": "b", "n_predict": 1}, nil},
+		} {
+			if ok, err := r.trial(ctx, trial.path, trial.body, trial.shows); err != nil && ctx.Err() != nil {
+				return nil, err
+			} else if ok {
+				can = append(can, trial.name)
+			}
+		}
+	}
 	if len(can) == 0 {
 		return nil, fmt.Errorf("the server answers no request that was tried; the first: %w", refusal)
 	}
 	if !slices.Contains(can, worker.CapabilityChat) {
+		slices.Sort(can)
 		return can, nil
 	}
 	tool := []any{fields{"type": "function", "function": fields{"name": "look_up", "description": "Looks a word up.", "parameters": wordSchema()}}}
@@ -313,6 +330,13 @@ func hasEmbedding(b []byte) bool {
 		} `json:"data"`
 	}
 	return json.Unmarshal(b, &r) == nil && len(r.Data) == 1 && len(r.Data[0].Embedding) > 0
+}
+
+func hasTokens(b []byte) bool {
+	var r struct {
+		Tokens []int `json:"tokens"`
+	}
+	return json.Unmarshal(b, &r) == nil && len(r.Tokens) > 0
 }
 
 func hasResults(b []byte) bool {

@@ -20,6 +20,7 @@ func routes() []string {
 		"POST /v1/chat/completions", "POST /v1/completions", "POST /v1/embeddings", "POST /v1/rerank", "POST /v1/score", "POST /v1/responses", "POST /v1/messages",
 		"POST /v1/audio/transcriptions", "POST /v1/audio/translations", "POST /v1/audio/speech", "POST /v1/images/generations",
 		"POST /v1/images/edits", "POST /v1/images/variations", "POST /v1/moderations",
+		"POST /tokenize", "POST /detokenize", "POST /apply-template", "POST /completion", "POST /infill", "GET /props", "GET /slots", // llama-server's
 		"GET /v1/models",
 	}
 }

@@ -64,6 +64,7 @@ func runSynth(args []string) error {
 	labels := fs.Int("labels", 0, "outputs of a classifier, for -pooling rank")
 	tokenizer := fs.String("tokenizer", "", "kind of vocabulary: spm, bpe, wpm, ugm; empty: the architecture's own")
 	pre := fs.String("pre", "qwen2", "pre-tokenizer of a bpe vocabulary")
+	gaps := fs.Bool("infill", false, "give an spm vocabulary the tokens of texts with a gap")
 	rank := fs.Int("lora", 0, "write a LoRA adapter of this rank for such a model, in place of the model")
 	set := map[string]string{}
 	fs.Func("set", "KEY=NUMBER: replace a number or yes/no of the metadata; KEY= leaves the key out", func(s string) error {
@@ -155,6 +156,11 @@ func runSynth(args []string) error {
 	words, err := vocabularyOf(kind, *pre, a.vocab)
 	if err != nil {
 		return err
+	}
+	if *gaps {
+		if err := words.addGaps(); err != nil {
+			return err
+		}
 	}
 	meta = append(meta, words.meta...)
 	if !family.reads {

@@ -22,6 +22,32 @@ const (
 // markers are ChatML's, which every vocabulary has.
 var markers = []string{"<|im_start|>", "<|im_end|>"}
 
+// gapMarkers are the tokens of texts with a gap, as Qwen's models for code have them.
+var gapMarkers = []string{"<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", "<|repo_name|>", "<|file_sep|>"}
+
+// addGaps puts gapMarkers in the place of the last pieces before the markers.
+func (v vocabulary) addGaps() error {
+	var tokens []string
+	var types []int32
+	for _, e := range v.meta {
+		switch e.key {
+		case "tokenizer.ggml.model":
+			if e.val != "llama" { // the merges of others name their tokens
+				return fmt.Errorf("-infill is for spm vocabularies")
+			}
+		case "tokenizer.ggml.tokens":
+			tokens, _ = e.val.([]string)
+		case "tokenizer.ggml.token_type":
+			types, _ = e.val.([]int32)
+		}
+	}
+	first := len(tokens) - len(markers) - len(gapMarkers)
+	for i, s := range gapMarkers {
+		tokens[first+i], types[first+i] = s, controlToken
+	}
+	return nil
+}
+
 // vocabularyOf makes a vocabulary of n tokens of a kind: "spm" (SentencePiece, llama), "bpe" (GPT-2
 // with the pre-tokenizer pre), "wpm" (WordPiece, BERT) or "ugm" (Unigram, T5 and XLM-RoBERTa).
 func vocabularyOf(kind, pre string, n int) (vocabulary, error) {

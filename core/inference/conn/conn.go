@@ -117,9 +117,10 @@ func (u *Pools) Close() {
 	}
 }
 
-// Request is one POST to a worker. It carries only what a worker needs: no headers of the client,
+// Request is one request to a worker. It carries only what a worker needs: no headers of the client,
 // and so no credentials.
 type Request struct {
+	Method           string // empty: POST
 	Path, Accept, ID string // written as they are: they hold no line ends
 	ContentType      string // likewise; empty: JSON
 	Body             []byte
@@ -130,7 +131,7 @@ type Request struct {
 // the first token.
 func (q *Request) write(w *bufio.Writer) error {
 	for _, s := range []string{
-		"POST ", q.Path, " HTTP/1.1\r\nHost: worker\r\nUser-Agent: rbee\r\nContent-Type: ", cmp.Or(q.ContentType, "application/json"), "\r\nAccept: ", q.Accept,
+		cmp.Or(q.Method, "POST"), " ", q.Path, " HTTP/1.1\r\nHost: worker\r\nUser-Agent: rbee\r\nContent-Type: ", cmp.Or(q.ContentType, "application/json"), "\r\nAccept: ", q.Accept,
 		"\r\nX-Request-Id: ", q.ID, "\r\nContent-Length: ", strconv.Itoa(len(q.Body)), "\r\n\r\n",
 	} {
 		_, _ = w.WriteString(s) // a bufio.Writer keeps its first error

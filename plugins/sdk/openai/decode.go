@@ -112,7 +112,7 @@ func PeekHead(body []byte, textBytes int) (Head, error) {
 }
 
 // embedded takes the names of embedded structs out of the path of a field.
-var embedded = strings.NewReplacer("Sampling.", "", "Structure.", "")
+var embedded = strings.NewReplacer("Sampling.", "", "Structure.", "", "CompletionRequest.", "")
 
 func decode(body []byte, into any) error {
 	if err := checkDepth(body); err != nil {

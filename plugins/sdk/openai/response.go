@@ -26,6 +26,7 @@ type ChatResponse struct {
 	SystemFingerprint string       `json:"system_fingerprint,omitempty"`
 	Choices           []ChatChoice `json:"choices"`
 	Usage             *Usage       `json:"usage,omitempty"`
+	Timings           *Timings     `json:"timings,omitempty"` // not OpenAI's
 }
 
 // ChatChoice is one answer of a ChatResponse.
@@ -57,6 +58,8 @@ type ChatChunk struct {
 	Choices           []ChunkChoice `json:"choices"` // empty in the usage chunk
 	// Usage is in the last chunk if it was requested.
 	Usage *Usage `json:"usage,omitempty"`
+	// Timings are in the last chunk, or in each if that was requested; not OpenAI's.
+	Timings *Timings `json:"timings,omitempty"`
 }
 
 // ChunkChoice is one answer's part of a ChatChunk.
@@ -87,6 +90,7 @@ type CompletionResponse struct {
 	SystemFingerprint string             `json:"system_fingerprint,omitempty"`
 	Choices           []CompletionChoice `json:"choices"`
 	Usage             *Usage             `json:"usage,omitempty"`
+	Timings           *Timings           `json:"timings,omitempty"` // as in ChatChunk
 }
 
 // CompletionChoice is one answer, or its part, of a CompletionResponse.

@@ -54,6 +54,8 @@ type Sampling struct {
 	IgnoreEOS bool `json:"ignore_eos,omitempty"`
 	// llama.cpp's name of MaxTokens
 	NPredict *Int `json:"n_predict,omitempty"`
+	// each chunk of a stream has Timings
+	TimingsPerToken bool `json:"timings_per_token,omitempty"`
 }
 
 // LoRA is an adapter that a request wants, by name or by id.

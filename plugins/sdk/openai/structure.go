@@ -67,6 +67,9 @@ func (r *ChatRequest) Shape() (Shape, error) { return shape(r.ResponseFormat, &r
 // Shape returns the required form of the answer. Its error is an *Error.
 func (r *CompletionRequest) Shape() (Shape, error) { return shape(r.ResponseFormat, &r.Structure) }
 
+// Shape returns the required form of the answer. Its error is an *Error.
+func (r *InfillRequest) Shape() (Shape, error) { return shape(nil, &r.Structure) }
+
 func shape(f *ResponseFormat, s *Structure) (Shape, error) {
 	var all []Shape
 	add := func(kind ShapeKind, text, param, path string) {

@@ -150,7 +150,9 @@ const (
 	CapabilityRerank      Capability = "rerank"      // /v1/rerank
 	// /tokenize and /detokenize; with chat also /apply-template and
 	// /v1/chat/completions/input_tokens
-	CapabilityTokenize   Capability = "tokenize"
+	CapabilityTokenize Capability = "tokenize"
+	// /infill, and suffix in /v1/completions
+	CapabilityInfill     Capability = "infill"
 	CapabilityTools      Capability = "tools"       // tools and tool_choice of a chat
 	CapabilityJSONSchema Capability = "json_schema" // response_format json_object and json_schema
 	CapabilityLogprobs   Capability = "logprobs"    // logprobs and top_logprobs

@@ -108,6 +108,9 @@ type Request struct {
 	Chooser   Chooser
 	Pieces    []string // the text of each token, where it is not that of the Vocab
 	AllLogits bool     // the chooser wants the logits in front of tokens that it does not choose, too
+	// Admitted is called by the goroutine of Run when the request gets a slot; nil: nobody wants to
+	// know. It must not block.
+	Admitted func()
 	// Emit is called for each event, the last one included, by the goroutine of Run. It must not
 	// block. A cancelled request gets none.
 	Emit func(Event)

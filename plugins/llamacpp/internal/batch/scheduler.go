@@ -284,6 +284,9 @@ func (s *Scheduler) admit(r *Request) {
 	x.odds, x.guessed, x.hit, x.ahead = odds{}, 0, 0, nil
 	s.reused.Add(int64(x.reused))
 	s.prompts = append(s.prompts, x)
+	if r.Admitted != nil {
+		r.Admitted()
+	}
 }
 
 // release frees a slot. What it holds stays.

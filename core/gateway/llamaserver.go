@@ -1,0 +1,180 @@
+package gateway
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/inference"
+	"github.com/rbee-project/rbee/plugins/sdk/openai"
+)
+
+// llamaServerRoutes are those of llama-server that tools rely on. Its clients know of one model, so
+// that they may leave out which one they mean.
+func llamaServerRoutes() []route {
+	out := []route{
+		{"GET", "/props", core.ScopeInfer, local((*Gateway).props)},
+		{"GET", "/slots", core.ScopeInfer, local((*Gateway).slots)},
+		{"GET", "/v1/health", scopeOpen, (*Gateway).healthy},
+	}
+	for _, path := range []string{"/tokenize", "/detokenize", "/apply-template", "/completion", "/infill"} {
+		out = append(out, route{"POST", path, core.ScopeInfer, local(func(g *Gateway, w *response, r *http.Request) error { return g.native(w, r, path) })})
+	}
+	return out
+}
+
+// native passes a request on in llama-server's own form.
+func (g *Gateway) native(w *response, r *http.Request, path string) error {
+	start := time.Now()
+	body, err := g.readBody(w, r, g.o.MaxBodyBytes)
+	if err != nil {
+		return err
+	}
+	model, err := g.onlyModel(r.Context())
+	if err != nil {
+		return err
+	}
+	r, _, end, err := g.begin(r)
+	if err != nil {
+		return err
+	}
+	defer end()
+	c := &nativeClient{openaiClient{w: w}}
+	g.relay(w, r, inference.Request{Path: path, Body: body, Otherwise: model, At: start, Release: w.body.release}, c)
+	return c.err
+}
+
+// onlyModel returns the id of the only model that is served, or else of the only one that there is;
+// empty: there are several, or none.
+func (g *Gateway) onlyModel(ctx context.Context) (string, error) {
+	workers, err := g.o.Cluster.Workers(ctx)
+	if err != nil {
+		return "", err
+	}
+	var ids []string
+	for _, w := range workers {
+		ids = append(ids, w.Model)
+	}
+	if len(ids) == 0 {
+		models, err := g.o.Cluster.Models(ctx)
+		if err != nil {
+			return "", err
+		}
+		for _, m := range models {
+			ids = append(ids, m.ID)
+		}
+	}
+	slices.Sort(ids)
+	if ids = slices.Compact(ids); len(ids) == 1 { // the id of a worker whose model is unknown is empty
+		return ids[0], nil
+	}
+	return "", nil
+}
+
+// nativeClient passes on the answer to a request in llama-server's own form, whose streams end
+// without the mark of OpenAI's.
+type nativeClient struct{ openaiClient }
+
+// Send implements inference.Client.
+func (c *nativeClient) Send(block []byte) error {
+	if block = bytes.ReplaceAll(block, []byte("data: [DONE]\n\n"), nil); len(block) == 0 {
+		return nil
+	}
+	return c.openaiClient.Send(block)
+}
+
+// props tells what llama-server tells of its model, and without a model's name, where there are
+// several, what its router tells.
+func (g *Gateway) props(w *response, r *http.Request) error {
+	model, err := g.asked(r)
+	if err != nil {
+		return err
+	}
+	if model == "" {
+		return writeJSON(w, http.StatusOK, map[string]any{
+			"role": "router", "model_alias": "rbee", "model_path": "", "total_slots": 0, "chat_template": "",
+			"default_generation_settings": map[string]any{"params": nil, "n_ctx": 0}, "build_info": "rbee " + g.o.Version,
+		})
+	}
+	return g.look(w, r, "/props", model, func(model string, body []byte) ([]byte, error) {
+		var all, told = map[string]json.RawMessage{}, map[string]any{"model_alias": model, "model_path": model}
+		if err := json.Unmarshal(body, &all); err != nil {
+			return nil, core.Wrap(err, core.Internal, "read the worker's answer")
+		}
+		for _, key := range []string{ // nothing else, so that nothing tells where files are
+			"default_generation_settings", "total_slots", "modalities", "chat_template", "chat_template_caps", "bos_token", "eos_token", "build_info", "is_sleeping",
+			"endpoint_slots",
+		} {
+			if v, ok := all[key]; ok {
+				told[key] = v
+			}
+		}
+		return json.Marshal(told)
+	})
+}
+
+// slots tells which slots of a worker of a model are busy.
+func (g *Gateway) slots(w *response, r *http.Request) error {
+	model, err := g.asked(r)
+	if err != nil {
+		return err
+	}
+	if model == "" {
+		return badBody("model", "model is missing: there are several; ask for /slots?model=NAME")
+	}
+	needed := r.URL.Query().Get("fail_on_no_slot") != ""
+	return g.look(w, r, "/slots", model, func(_ string, body []byte) ([]byte, error) {
+		var list []openai.Slot
+		if err := json.Unmarshal(body, &list); err != nil {
+			return nil, core.Wrap(err, core.Internal, "read the worker's answer")
+		}
+		if needed && !slices.ContainsFunc(list, func(s openai.Slot) bool { return !s.IsProcessing }) {
+			return nil, &apiError{status: http.StatusServiceUnavailable, code: codeOverloaded, err: core.Errorf(core.Overloaded, "no slot is free")}
+		}
+		return json.Marshal(list)
+	})
+}
+
+// asked returns the model that a GET names, or else the only one.
+func (g *Gateway) asked(r *http.Request) (string, error) {
+	if name := r.URL.Query().Get("model"); name != "" {
+		return name, nil
+	}
+	return g.onlyModel(r.Context())
+}
+
+// look answers with what a worker of a model tells of itself.
+func (g *Gateway) look(w *response, r *http.Request, path, model string, shown func(model string, body []byte) ([]byte, error)) error {
+	r, _, end, err := g.begin(r)
+	if err != nil {
+		return err
+	}
+	defer end()
+	c := &lookClient{openaiClient: openaiClient{w: w}, shown: shown}
+	g.relay(w, r, inference.Request{Path: path, Method: http.MethodGet, Model: strings.TrimSpace(model), At: time.Now()}, c)
+	return c.err
+}
+
+// lookClient answers with what is shown of a worker's answer.
+type lookClient struct {
+	openaiClient
+	shown func(model string, body []byte) ([]byte, error)
+}
+
+// Answer implements inference.Client.
+func (c *lookClient) Answer(a inference.Answer) {
+	if a.Error == nil && a.Status == http.StatusOK {
+		body, err := c.shown(c.w.model, a.Body)
+		if err != nil {
+			c.err = &concealed{err}
+			return
+		}
+		a.Body = body
+	}
+	c.openaiClient.Answer(a)
+}

@@ -1,0 +1,92 @@
+package gateway
+
+import (
+	"encoding/json"
+	"io"
+	"net/http"
+	"testing"
+
+	"github.com/shoenig/test/must"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/coretest/fakecluster"
+)
+
+// TestPropsOfModel asks for what a worker tells of its model: where its files are is not told.
+func TestPropsOfModel(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, nil)
+	r.serve("w1", func(w http.ResponseWriter, q *http.Request) {
+		body, _ := io.ReadAll(q.Body)
+		switch {
+		case q.Method != http.MethodGet || len(body) > 0:
+			answerJSON(405, `{"error":{"message":"no"}}`)(w, q)
+		case q.URL.String() == "/props":
+			answerJSON(200, `{"model_path":"/srv/models/secret.gguf","total_slots":2,"chat_template":"t","slot_save_path":"/srv/slots","default_generation_settings":{"n_ctx":64}}`)(w, q)
+		case q.URL.String() == "/slots":
+			answerJSON(200, `[{"id":0,"is_processing":true}]`)(w, q)
+		}
+	})
+	resp, body := r.get("/props?model=tiny")
+	must.Eq(t, 200, resp.StatusCode, must.Sprint(body))
+	var got map[string]any
+	must.NoError(t, json.Unmarshal([]byte(body), &got))
+	must.Eq(t, map[string]any{"model_alias": "tiny", "model_path": "tiny", "total_slots": 2.0, "chat_template": "t", "default_generation_settings": map[string]any{"n_ctx": 64.0}}, got)
+
+	// Its clients know of one model: where there is one, it need not be named.
+	resp, body = r.get("/props")
+	must.Eq(t, 200, resp.StatusCode)
+	must.StrContains(t, body, `"role":"router"`)
+	resp, _ = r.get("/slots")
+	must.Eq(t, 400, resp.StatusCode)
+	r.cluster.Change(func(s *fakecluster.State) { s.Workers = []core.Worker{{ID: "w1", Model: "tiny"}} })
+	_, named := r.get("/props?model=tiny")
+	resp, body = r.get("/props")
+	must.Eq(t, 200, resp.StatusCode)
+	must.Eq(t, named, body)
+	resp, body = r.get("/slots")
+	must.Eq(t, 200, resp.StatusCode)
+	must.Eq(t, `[{"id":0,"n_ctx":0,"speculative":false,"is_processing":true}]`, body)
+	resp, body = r.get("/slots?fail_on_no_slot=1")
+	must.Eq(t, 503, resp.StatusCode)
+	must.StrContains(t, body, "no slot is free")
+
+	resp, body = r.get("/props?model=other")
+	must.Eq(t, 404, resp.StatusCode, must.Sprint(body))
+	resp, body = r.get("/v1/health")
+	must.Eq(t, 200, resp.StatusCode)
+	must.StrContains(t, body, `"status":"ok"`)
+}
+
+// TestNativeRequests passes requests on in llama-server's form: they need not name the only model,
+// and their streams have no mark at the end.
+func TestNativeRequests(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, nil)
+	r.cluster.Change(func(s *fakecluster.State) { s.Workers = []core.Worker{{ID: "w1", Model: "tiny"}} })
+	r.serve("w1", func(w http.ResponseWriter, q *http.Request) {
+		var in struct{ Stream bool }
+		_ = json.NewDecoder(q.Body).Decode(&in)
+		if !in.Stream {
+			answerJSON(200, `{"content":"x","stop":true}`)(w, q)
+			return
+		}
+		streamOf(`data: {"content":"a","stop":false}`+"\n\n", `data: {"content":"","stop":true}`+"\n\n", "data: [DONE]\n\n")(w, q)
+	})
+	for _, path := range []string{"/completion", "/infill"} {
+		for _, model := range []string{``, `"model":"tiny",`} {
+			resp, body, err := r.post(path, `{`+model+`"prompt":"x"}`)
+			must.NoError(t, err)
+			must.Eq(t, 200, resp.StatusCode, must.Sprint(body))
+			must.Eq(t, `{"content":"x","stop":true}`, body)
+			resp, body, err = r.post(path, `{`+model+`"prompt":"x","stream":true}`)
+			must.NoError(t, err)
+			must.Eq(t, 200, resp.StatusCode)
+			must.Eq(t, `data: {"content":"a","stop":false}`+"\n\n"+`data: {"content":"","stop":true}`+"\n\n", body)
+		}
+	}
+	// A name that is given is not replaced.
+	resp, _, err := r.post("/completion", `{"model":"other","prompt":"x"}`)
+	must.NoError(t, err)
+	must.Eq(t, 404, resp.StatusCode)
+}
