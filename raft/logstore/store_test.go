@@ -2,6 +2,7 @@ package logstore
 
 import (
 	"bytes"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -263,6 +264,8 @@ func TestCommitIndex(t *testing.T) {
 	want(7) // the new entries are others
 	must.NoError(t, s.DeleteRange(1, 5))
 	want(7)
+	must.NoError(t, s.DeleteRange(20, 30)) // nothing is there
+	want(7)
 	reopen()
 	want(7)
 }
@@ -286,6 +289,55 @@ func TestEncode(t *testing.T) {
 			must.Error(t, decode(bad, &got)) // every flipped bit shows
 		}
 		must.Error(t, decode(data[:len(data)-1], &got))
+	}
+}
+
+// What was written by an earlier version is read, and the other way round: these are its bytes.
+func TestFormats(t *testing.T) {
+	t.Parallel()
+	l := raft.Log{Index: 1, Term: 2, Type: raft.LogBarrier, Data: []byte("d"), Extensions: []byte("e"), AppendedAt: time.Unix(0, 3)}
+	must.Eq(t, "01"+"04"+"0000000000000001"+"0000000000000002"+"0000000000000003"+"00000001"+"64"+"65"+"6ded3c1c", hex.EncodeToString(encode(&l)))
+	must.Eq(t, "01"+"0000000000000001"+"0000000000000002"+"0000000000000003"+"00000004"+"5f2233d1", hex.EncodeToString(seal{1, 2, 3, 4}.encode()))
+}
+
+// The checksum alone makes nothing valid.
+func TestWrongWithRightSum(t *testing.T) {
+	t.Parallel()
+	entry := func(at int, v byte) []byte {
+		b := encode(&raft.Log{Index: 1, Data: []byte("data")})
+		b = b[:len(b)-sumBytes]
+		b[at] = v
+		return appendSum(b)
+	}
+	var l raft.Log
+	must.NoError(t, decode(entry(headBytes-1, 4), &l))
+	must.ErrorContains(t, decode(entry(headBytes-1, 5), &l), "longer than the entry")
+	must.ErrorContains(t, decode(entry(0, 2), &l), "unknown format 2")
+	b := seal{number: 1}.encode()
+	b[0] = 2
+	_, err := decodeSeal(appendSum(b[:len(b)-sumBytes]))
+	must.Error(t, err)
+}
+
+// A tip that was cut anywhere is none, or the one before.
+func TestCutTip(t *testing.T) {
+	t.Parallel()
+	p := filepath.Join(t.TempDir(), "tip")
+	f, err := openTip(p)
+	must.NoError(t, err)
+	must.NoError(t, f.set(4))
+	must.NoError(t, f.set(5))
+	must.NoError(t, f.close())
+	whole, err := os.ReadFile(p)
+	must.NoError(t, err)
+	must.Eq(t, 5, readTip(p))
+	for n := range whole {
+		must.NoError(t, os.WriteFile(p, whole[:n], 0o600))
+		want := uint64(4)
+		if n < 12 {
+			want = 0
+		}
+		must.Eq(t, want, readTip(p), must.Sprint(n, " bytes"))
 	}
 }
 

@@ -30,10 +30,12 @@ func main() {
 	n := flag.Int("n", 20, "edits for each seed; 0: all that there are")
 	seeds := flag.String("seed", "1", "`NUMBERS` that choose the edits, with commas between")
 	kind := flag.String("kind", "any", "any, or promises: fsyncs, modes, releases, deadlines, digests, scopes")
+	tests := flag.String("tests", "", "`FOLDERS` whose tests are to notice, with commas between; none: the package's own")
+	before := flag.String("before", "", "`FILE` with what an earlier run printed with -v: what was noticed then is not tried again")
 	verbose := flag.Bool("v", false, "print the noticed edits too, with the test that noticed")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := run(ctx, *pkg, *kind, *seeds, *n, *verbose)
+	err := run(ctx, options{*pkg, *kind, *seeds, *tests, *before, *n, *verbose})
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -41,7 +43,14 @@ func main() {
 	}
 }
 
-func run(ctx context.Context, folder, kind, seeds string, n int, verbose bool) error {
+// options are the flags.
+type options struct {
+	folder, kind, seeds, tests, before string
+	n                                  int
+	verbose                            bool
+}
+
+func run(ctx context.Context, o options) error {
 	module, err := os.Getwd()
 	if err != nil {
 		return err
@@ -50,13 +59,17 @@ func run(ctx context.Context, folder, kind, seeds string, n int, verbose bool) e
 		return fmt.Errorf("run this in the module's folder: %w", err)
 	}
 	var find finder
-	switch kind {
+	switch o.kind {
 	case "any":
 		find = anyEdits
 	case "promises":
 		find = promises
 	default:
-		return fmt.Errorf("unknown -kind %q", kind)
+		return fmt.Errorf("unknown -kind %q", o.kind)
+	}
+	known, err := noticedIn(o.before)
+	if err != nil {
+		return err
 	}
 	temp, err := os.MkdirTemp("", "mutants")
 	if err != nil {
@@ -66,19 +79,22 @@ func run(ctx context.Context, folder, kind, seeds string, n int, verbose bool) e
 	if err := os.Chmod(temp, 0o755); err != nil { //nolint:gosec // tests run as other users, too
 		return err
 	}
-	box, err := newSandbox(ctx, module, folder)
+	box, err := newSandbox(ctx, module, o.folder)
 	if err != nil {
 		return err
 	}
-	p, err := load(ctx, module, folder)
+	p, err := load(ctx, module, o.folder)
 	if err != nil {
 		return err
 	}
-	rounds, edits, err := p.rounds(find, seeds, n)
+	rounds, edits, err := p.rounds(find, o.seeds, o.n)
 	if err != nil {
 		return err
 	}
-	t := &trial{pkg: p, box: box, temp: temp, edits: edits}
+	t := &trial{pkg: p, box: box, temp: temp, edits: edits, known: known, folders: []string{o.folder}}
+	if o.tests != "" {
+		t.folders = strings.Split(o.tests, ",")
+	}
 	if err := t.prepare(ctx); err != nil {
 		return err
 	}
@@ -89,12 +105,12 @@ func run(ctx context.Context, folder, kind, seeds string, n int, verbose bool) e
 		switch {
 		case !r.noticed:
 			fmt.Printf("survived  %s  (%s)\n", e, r.by)
-		case verbose:
+		case o.verbose:
 			fmt.Printf("noticed   %s  (%s)\n", e, r.by)
 		}
 	})
 	for _, r := range rounds { // also after an interrupt, of what was tried
-		fmt.Printf("%s: %s (%s, seed %d, of %d candidates)\n", folder, count(r.edits, t.results), kind, r.seed, r.candidates)
+		fmt.Printf("%s: %s (%s, seed %d, of %d candidates)\n", o.folder, count(r.edits, t.results), o.kind, r.seed, r.candidates)
 	}
 	return err
 }
@@ -122,6 +138,26 @@ func count(edits []*edit, results map[*edit]result) string {
 		text += fmt.Sprintf(", %d were not tried", len(edits)-tried)
 	}
 	return text
+}
+
+// noticedIn are the edits that an earlier run printed as noticed.
+func noticedIn(file string) (map[string]bool, error) {
+	if file == "" {
+		return nil, nil
+	}
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	known := map[string]bool{}
+	for line := range strings.Lines(string(text)) {
+		if rest, ok := strings.CutPrefix(line, "noticed   "); ok {
+			if i := strings.LastIndex(rest, "  ("); i >= 0 {
+				known[rest[:i]] = true
+			}
+		}
+	}
+	return known, nil
 }
 
 // round is what one seed chose.
@@ -163,14 +199,14 @@ var needNamespace = []string{"core/hostinfo", "core/pluginhost", "core/hive"}
 
 // sandbox is where tests run.
 type sandbox struct {
-	module, folder string
-	isolated       bool
+	module   string
+	isolated bool
 }
 
 // newSandbox fails where the package's edits are not safe without namespaces and there are none.
 func newSandbox(ctx context.Context, module, folder string) (sandbox, error) {
-	b := sandbox{module: module, folder: folder, isolated: true}
-	_, err := b.exec(ctx, time.Minute, "true")
+	b := sandbox{module: module, isolated: true}
+	_, err := b.exec(ctx, time.Minute, ".", "true")
 	if err == nil {
 		return b, nil
 	}
@@ -182,22 +218,22 @@ func newSandbox(ctx context.Context, module, folder string) (sandbox, error) {
 	return b, nil
 }
 
-// enter makes the module read-only and runs the rest of its arguments in the package's folder. The
+// enter makes the module read-only and runs the rest of its arguments in a folder of it. The
 // shell remains the first process of the namespace, where it takes what orphans leave.
 const enter = `mount --bind "$1" "$1" && mount -o remount,bind,ro "$1" && cd "$1/$2" && shift 2 && { "$@"; exit $?; }`
 
 var errLate = errors.New("took too long")
 
-// exec runs a program in the package's folder and returns what it printed.
-func (b sandbox) exec(ctx context.Context, limit time.Duration, args ...string) (string, error) {
+// exec runs a program in a folder of the module and returns what it printed.
+func (b sandbox) exec(ctx context.Context, limit time.Duration, folder string, args ...string) (string, error) {
 	if b.isolated {
 		args = append([]string{"unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child",
-			"sh", "-c", enter, "sh", b.module, b.folder}, args...)
+			"sh", "-c", enter, "sh", b.module, folder}, args...)
 	}
 	limited, stop := context.WithTimeout(ctx, limit)
 	defer stop()
 	cmd := command(limited, args...)
-	cmd.Dir = filepath.Join(b.module, b.folder)
+	cmd.Dir = filepath.Join(b.module, folder)
 	out, err := cmd.CombinedOutput()
 	if limited.Err() != nil && ctx.Err() == nil {
 		err = errLate

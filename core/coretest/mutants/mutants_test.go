@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"go/token"
 	"maps"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -220,4 +222,16 @@ func TestFailed(t *testing.T) {
 	must.Eq(t, "TestA/b", failed("=== RUN\n--- FAIL: TestA/b (0.1s)\n--- FAIL: TestA"))
 	must.Eq(t, "panic: no", failed("ok\npanic: no\n"))
 	must.Eq(t, "no test failed by itself", failed(""))
+}
+
+// What an earlier run noticed is found again by its text.
+func TestNoticedIn(t *testing.T) {
+	e := parsed(t, "func f(a int) bool { return a < 1 }").candidates(anyEdits)[1]
+	e.folder = "core/x"
+	file := filepath.Join(t.TempDir(), "out")
+	must.NoError(t, os.WriteFile(file, []byte("survived  other  (no test reaches it)\nnoticed   "+e.String()+"  (TestA)\ncore/x: 1 of 2\n"), 0o600))
+	known, err := noticedIn(file)
+	must.NoError(t, err)
+	must.Eq(t, map[string]bool{"core/x/x.go:2  in f  cmp: < -> <=": true}, known)
+	must.Eq(t, "core/x/x.go:2  in f  cmp: < -> <=", e.String())
 }

@@ -31,17 +31,20 @@ type trial struct {
 	pkg     *goPackage
 	box     sandbox
 	temp    string
+	folders []string // whose tests
 	edits   []*edit
+	known   map[string]bool // texts of edits that are noticed, as an earlier run saw
 	failing []string
 	results map[*edit]result
 
-	binary, now, hits string
-	tests             []test
-	alone             []int
+	now, hits string // files
+	tests     []test
+	alone     []int
 }
 
 // test is a test of the package.
 type test struct {
+	folder  string
 	name    string
 	took    time.Duration
 	reaches map[int]bool // edits, by number
@@ -60,7 +63,7 @@ func (t *trial) number(i int) int { return i + 1 }
 // prepare compiles the tests with all edits, and runs each once without any.
 func (t *trial) prepare(ctx context.Context) error {
 	t.results = map[*edit]result{}
-	t.binary, t.now, t.hits = filepath.Join(t.temp, "edited.test"), filepath.Join(t.temp, "now"), filepath.Join(t.temp, "hits")
+	t.now, t.hits = filepath.Join(t.temp, "now"), filepath.Join(t.temp, "hits")
 	replace := map[string]string{}
 	for i, f := range t.pkg.files {
 		edits := map[int]*edit{}
@@ -82,10 +85,21 @@ func (t *trial) prepare(ctx context.Context) error {
 	if err := t.replace(replace, "switch.go", "mutants_switch.go", []byte(code)); err != nil {
 		return err
 	}
-	if err := t.compile(ctx, t.binary, replace); err != nil {
-		return err
+	for _, folder := range t.folders {
+		if err := t.compile(ctx, folder, t.binary("all", folder), replace); err != nil {
+			return err
+		}
+		if err := t.record(ctx, folder); err != nil {
+			return err
+		}
 	}
-	return t.record(ctx)
+	slices.SortStableFunc(t.tests, func(a, b test) int { return cmp.Compare(a.took, b.took) })
+	return nil
+}
+
+// binary is the file of a folder's tests, with all edits or with one.
+func (t *trial) binary(edits, folder string) string {
+	return filepath.Join(t.temp, edits+"-"+strings.ReplaceAll(folder, "/", "-")+".test")
 }
 
 // replace writes the text of a file of the package for the compiler.
@@ -95,7 +109,7 @@ func (t *trial) replace(overlay map[string]string, as, name string, text []byte)
 	return os.WriteFile(path, text, 0o600)
 }
 
-func (t *trial) compile(ctx context.Context, binary string, replace map[string]string) error {
+func (t *trial) compile(ctx context.Context, folder, binary string, replace map[string]string) error {
 	b, err := json.Marshal(map[string]any{"Replace": replace})
 	if err != nil {
 		return err
@@ -104,20 +118,21 @@ func (t *trial) compile(ctx context.Context, binary string, replace map[string]s
 	if err := os.WriteFile(overlay, b, 0o600); err != nil {
 		return err
 	}
-	cmd := command(ctx, "go", "test", "-c", "-vet=off", "-overlay", overlay, "-o", binary, "./"+t.pkg.folder)
+	cmd := command(ctx, "go", "test", "-c", "-vet=off", "-overlay", overlay, "-o", binary, "./"+folder)
 	cmd.Dir = t.pkg.module
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("compile the tests of %s: %w\n%s", t.pkg.folder, err, out)
+		return fmt.Errorf("compile the tests of %s: %w\n%s", folder, err, out)
 	}
 	return nil
 }
 
-// record learns which edits each test reaches and how long it takes.
-func (t *trial) record(ctx context.Context) error {
+// record learns which edits each test of a folder reaches and how long it takes.
+func (t *trial) record(ctx context.Context, folder string) error {
+	binary := t.binary("all", folder)
 	if err := os.WriteFile(t.now, []byte("0"), 0o644); err != nil { //nolint:gosec // tests run as other users, too
 		return err
 	}
-	out, err := t.box.exec(ctx, ownLimit, t.binary, "-test.list", "^(Test|Fuzz|Example)")
+	out, err := t.box.exec(ctx, ownLimit, folder, binary, "-test.list", "^(Test|Fuzz|Example)")
 	if err != nil {
 		return fmt.Errorf("list the tests: %w\n%s", err, out)
 	}
@@ -132,7 +147,7 @@ func (t *trial) record(ctx context.Context) error {
 			return err
 		}
 		start := time.Now()
-		out, err := t.box.exec(ctx, ownLimit, t.binary, "-test.run", "^"+name+"$")
+		out, err := t.box.exec(ctx, ownLimit, folder, binary, "-test.run", "^"+name+"$")
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
@@ -140,7 +155,7 @@ func (t *trial) record(ctx context.Context) error {
 			t.failing = append(t.failing, fmt.Sprintf("%s (%v): %s", name, err, failed(out)))
 			continue
 		}
-		x := test{name: name, took: time.Since(start), reaches: map[int]bool{}}
+		x := test{folder: folder, name: name, took: time.Since(start), reaches: map[int]bool{}}
 		hits, err := os.ReadFile(t.hits)
 		if err != nil {
 			return err
@@ -152,7 +167,6 @@ func (t *trial) record(ctx context.Context) error {
 		}
 		t.tests = append(t.tests, x)
 	}
-	slices.SortStableFunc(t.tests, func(a, b test) int { return cmp.Compare(a.took, b.took) })
 	return nil
 }
 
@@ -189,27 +203,34 @@ func (t *trial) run(ctx context.Context, tell func(*edit, result)) error {
 
 // try runs the tests with one edit until one notices.
 func (t *trial) try(ctx context.Context, number int, e *edit, tests []test) (result, error) {
-	binary := t.binary
+	if t.known[e.String()] {
+		return result{noticed: true, by: "before"}, nil
+	}
+	binaries := "all"
 	if slices.Contains(t.alone, number) {
-		binary = filepath.Join(t.temp, "alone.test")
+		binaries = "one"
 		replace := map[string]string{}
-		if err := t.replace(replace, "alone.go", e.file.name, e.apply()); err != nil {
+		if err := t.replace(replace, "one.go", e.file.name, e.apply()); err != nil {
 			return result{}, err
 		}
-		if err := t.compile(ctx, binary, replace); err != nil {
-			return result{}, err
+		for _, folder := range t.folders {
+			if err := t.compile(ctx, folder, t.binary(binaries, folder), replace); err != nil {
+				return result{}, err
+			}
 		}
 	}
 	if err := os.WriteFile(t.now, []byte(strconv.Itoa(number)), 0o644); err != nil { //nolint:gosec // tests run as other users, too
 		return result{}, err
 	}
-	for _, g := range groups(tests) {
-		out, err := t.box.exec(ctx, g.limit, binary, "-test.failfast", "-test.run", g.pattern)
-		if ctx.Err() != nil {
-			return result{}, ctx.Err()
-		}
-		if err != nil {
-			return result{noticed: true, late: errors.Is(err, errLate), by: failed(out)}, nil
+	for _, folder := range t.folders {
+		for _, g := range groups(slices.DeleteFunc(slices.Clone(tests), func(x test) bool { return x.folder != folder })) {
+			out, err := t.box.exec(ctx, g.limit, folder, t.binary(binaries, folder), "-test.failfast", "-test.run", g.pattern)
+			if ctx.Err() != nil {
+				return result{}, ctx.Err()
+			}
+			if err != nil {
+				return result{noticed: true, late: errors.Is(err, errLate), by: failed(out)}, nil
+			}
 		}
 	}
 	if len(tests) == 0 {

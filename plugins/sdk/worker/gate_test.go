@@ -64,10 +64,30 @@ func TestGateAdmitsAsManyAsThereAreSlots(t *testing.T) {
 		must.Eq(t, http.StatusServiceUnavailable, rec.Code)
 		must.True(t, json.Valid(rec.Body.Bytes()))
 		must.Eq(t, "1", rec.Header().Get("Retry-After"))
+		must.Eq(t, "application/json", rec.Header().Get("Content-Type"))
 		must.NoError(t, <-drained)
 		wg.Wait()
 		must.Eq(t, Status{State: StateDraining, Slots: 2, TokensTotal: 15}, status(g))
 		must.NoError(t, g.Drain(t.Context()))
+	})
+}
+
+// A drained gate is one that the last request has left, not the first.
+func TestGateDrainsToTheLast(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		g := NewGate(2)
+		took := make(chan time.Duration, 2)
+		took <- time.Second
+		took <- time.Minute
+		h := g.Handler(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { time.Sleep(<-took) }))
+		for range 2 {
+			go post(t.Context(), h)
+		}
+		synctest.Wait()
+		began := time.Now()
+		must.NoError(t, g.Drain(t.Context()))
+		must.Eq(t, time.Minute, time.Since(began))
 	})
 }
 

@@ -364,3 +364,18 @@ func TestRegister(t *testing.T) {
 	_, err = os.Stat(path)
 	must.ErrorIs(t, err, os.ErrNotExist)
 }
+
+// noStreams is a connection on which no stream begins.
+type noStreams struct{ grpc.ClientConnInterface }
+
+func (noStreams) NewStream(context.Context, *grpc.StreamDesc, string, ...grpc.CallOption) (grpc.ClientStream, error) {
+	return nil, sdk.ToStatus(fmt.Errorf("too many: %w", sdk.ErrUnavailable))
+}
+
+// What keeps a stream from beginning is told as the plugin's own errors are.
+func TestNoStream(t *testing.T) {
+	t.Parallel()
+	c := NewClient(noStreams{})
+	must.ErrorIs(t, c.Fingerprint(t.Context(), func(Fingerprint) error { return nil }), sdk.ErrUnavailable)
+	must.ErrorIs(t, c.Start(t.Context(), StartSpec{}, "/s", nil), sdk.ErrUnavailable)
+}

@@ -1,0 +1,83 @@
+package worker
+
+import (
+	"bytes"
+	"io"
+	"net"
+	"path/filepath"
+	"testing"
+
+	"github.com/shoenig/test/must"
+)
+
+// guarded returns both ends of a connection that begins with what was sent.
+func guarded(t *testing.T, opening, sent string) (ours, theirs net.Conn) {
+	t.Helper()
+	socket := filepath.Join(t.TempDir(), "s")
+	l, err := net.Listen("unix", socket)
+	must.NoError(t, err)
+	t.Cleanup(func() { _ = l.Close() })
+	ours, err = net.Dial("unix", socket)
+	must.NoError(t, err)
+	t.Cleanup(func() { _ = ours.Close() })
+	_, err = io.WriteString(ours, sent)
+	must.NoError(t, err)
+	theirs, err = guard{l, opening}.Accept()
+	must.NoError(t, err)
+	t.Cleanup(func() { _ = theirs.Close() })
+	return ours, theirs
+}
+
+// What a connection begins with is read by nobody, once; all that follows is.
+func TestGuard(t *testing.T) {
+	t.Parallel()
+	ours, theirs := guarded(t, "sesame", "sesameGET sesame")
+	b := make([]byte, 100)
+	n, err := theirs.Read(b)
+	must.NoError(t, err)
+	must.Eq(t, "GET sesame", string(b[:n]))
+	_, err = io.WriteString(ours, "sesame")
+	must.NoError(t, err)
+	n, err = theirs.Read(b)
+	must.NoError(t, err)
+	must.Eq(t, "sesame", string(b[:n]))
+}
+
+func TestGuardRefuses(t *testing.T) {
+	t.Parallel()
+	for name, sent := range map[string]string{"another secret": "simsimGET", "no secret": "GET / HTTP/1.1"} {
+		ours, theirs := guarded(t, "sesame", sent)
+		n, err := theirs.Read(make([]byte, 100))
+		must.ErrorIs(t, err, errOpening, must.Sprint(name))
+		must.Zero(t, n)
+		_, err = ours.Read(make([]byte, 1)) // it is closed, whatever its reader does
+		must.Error(t, err)
+	}
+	ours, theirs := guarded(t, "sesame", "ses") // ends too early
+	must.NoError(t, ours.Close())
+	n, err := theirs.Read(make([]byte, 100))
+	must.ErrorIs(t, err, io.ErrUnexpectedEOF)
+	must.Zero(t, n)
+}
+
+// A host that asks for no secret gets its bytes as they are.
+func TestGuardWithoutSecret(t *testing.T) {
+	t.Parallel()
+	_, theirs := guarded(t, "", "GET")
+	b := make([]byte, 3)
+	_, err := io.ReadFull(theirs, b)
+	must.NoError(t, err)
+	must.True(t, bytes.Equal(b, []byte("GET")))
+}
+
+// Only a unix socket has an owner who alone may enter.
+func TestGuardNeedsUnixSocket(t *testing.T) {
+	t.Parallel()
+	l := &pipes{c: make(chan net.Conn, 1), end: make(chan struct{})}
+	ours, theirs := net.Pipe()
+	l.c <- theirs
+	_, err := guard{l, "sesame"}.Accept()
+	must.ErrorContains(t, err, "not a unix socket")
+	_, err = ours.Read(make([]byte, 1))
+	must.ErrorIs(t, err, io.EOF)
+}
