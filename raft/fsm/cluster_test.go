@@ -515,3 +515,12 @@ func TestNodeKeepsItsRoles(t *testing.T) {
 		must.NoError(t, apply(t, f, 5, fsm.PutNode(n1, "")).Err) // fewer is no harm
 	}
 }
+
+// A token of a version that knew no roles admits a machine in any.
+func TestJoinTokenWithoutRoles(t *testing.T) {
+	t.Parallel()
+	n := node("n1", "one")
+	n.Roles = []core.Role{core.RoleQueen, core.RoleHive}
+	must.NoError(t, fsm.CheckJoin(with(joinToken("j"), func(t *core.Token) { t.Roles = nil }), n, core.Node{}, born))
+	must.Eq(t, core.Forbidden, core.KindOf(fsm.CheckJoin(joinToken("j"), n, core.Node{}, born)))
+}

@@ -77,6 +77,27 @@ func TestKeepRevoked(t *testing.T) {
 	must.NoError(t, fsm.New().Restore(io.NopCloser(bytes.NewReader(once))))
 }
 
+// A hive that was removed in the snapshot, came back and was removed again stays removed with its
+// latest start; one that has started since stays.
+func TestKeepLatestRemoval(t *testing.T) {
+	t.Parallel()
+	saved := applied(t, fsm.New(), fsm.SyncHive(hive("h1", 5, ""), nil), fsm.SyncHive(hive("h2", 5, ""), nil), fsm.RemoveHive("h1"), fsm.RemoveHive("h2"))
+	now := applied(t, saved, fsm.SyncHive(hive("h1", 6, ""), nil), fsm.RemoveHive("h1"))
+	later := applied(t, saved, fsm.SyncHive(hive("h2", 7, ""), nil))
+	stones := func(f *fsm.FSM) map[string]uint64 {
+		m := map[string]uint64{}
+		for _, stone := range f.State().Snapshot().Tombstones(nil) {
+			m[stone.Hive] = stone.Incarnation
+		}
+		return m
+	}
+	must.NoError(t, fsm.KeepRevoked(saved.State(), now.State().Snapshot()))
+	must.Eq(t, map[string]uint64{"h1": 6, "h2": 5}, stones(saved))
+	must.NoError(t, fsm.KeepRevoked(later.State(), now.State().Snapshot()))
+	_, ok := later.State().Snapshot().Hive(nil, "h2")
+	must.True(t, ok)
+}
+
 // A snapshot whose keys are newer keeps them, and a registry of another cluster has none to give.
 func TestKeepRevokedKeys(t *testing.T) {
 	t.Parallel()
@@ -138,4 +159,22 @@ func TestAdopt(t *testing.T) {
 	_, err = fsm.Adopt(f.State(), node("n3", "three"))
 	must.Eq(t, core.Conflict, core.KindOf(err))
 	must.Eq(t, before, snapshot(t, f))
+}
+
+// The keys of the cluster count as newer where the machine replaces another one, and only there: a
+// queen that hives know need not tell them anew.
+func TestAdoptRenewsKeys(t *testing.T) {
+	t.Parallel()
+	f := applied(t, fsm.New(), fsm.InitCluster(cluster("c"), nil, nil), fsm.PutNode(node("n1", "one"), ""), fsm.PutNode(node("n2", "two"), ""))
+	modified := func() uint64 {
+		c, _ := f.State().Snapshot().Cluster(nil)
+		return c.ModifyIndex
+	}
+	before := modified()
+	_, err := fsm.Adopt(f.State(), node("n1", "one"))
+	must.NoError(t, err)
+	must.Eq(t, before, modified())
+	_, err = fsm.Adopt(f.State(), node("n9", "two"))
+	must.NoError(t, err)
+	must.Eq(t, f.State().AppliedIndex(), modified())
 }

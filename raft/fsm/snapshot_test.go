@@ -42,6 +42,8 @@ func TestSnapshotRefused(t *testing.T) {
 	stoneRecord := &raftv1.SnapshotRecord{Record: &raftv1.SnapshotRecord_Tombstone{Tombstone: &raftv1.Tombstone{Hive: "h"}}}
 	revokedRecord := &raftv1.SnapshotRecord{Record: &raftv1.SnapshotRecord_RevokedToken{RevokedToken: &raftv1.RevokedToken{Token: "t"}}}
 	settingRecord := &raftv1.SnapshotRecord{Record: &raftv1.SnapshotRecord_Setting{Setting: &raftv1.Setting{Name: "s"}}}
+	aliasRecord := &raftv1.SnapshotRecord{Record: &raftv1.SnapshotRecord_Alias{Alias: &raftv1.Alias{Name: "a", Model: "m"}}}
+	namelessRecord := &raftv1.SnapshotRecord{Record: &raftv1.SnapshotRecord_Alias{Alias: &raftv1.Alias{Model: "m"}}}
 	intentRecord := &raftv1.SnapshotRecord{Record: &raftv1.SnapshotRecord_RetireIntent{RetireIntent: &raftv1.RetireIntent{Hive: "h1", Nonce: "n"}}}
 	for _, tt := range []struct {
 		name string
@@ -65,6 +67,8 @@ func TestSnapshotRefused(t *testing.T) {
 		{"a tombstone twice", delimited(header, stoneRecord, stoneRecord), core.Integrity},
 		{"a revoked token twice", delimited(header, revokedRecord, revokedRecord), core.Integrity},
 		{"a setting twice", delimited(header, settingRecord, settingRecord), core.Integrity},
+		{"an alias twice", delimited(header, aliasRecord, aliasRecord), core.Integrity},
+		{"an alias without a name", delimited(header, namelessRecord), core.Integrity},
 		{"a setting without a name", delimited(header, &raftv1.SnapshotRecord{Record: &raftv1.SnapshotRecord_Setting{}}), core.Integrity},
 		{"a retire intent before its hive", delimited(header, intentRecord, hiveRecord), core.Integrity},
 		{"a retire intent twice", delimited(header, hiveRecord, intentRecord, intentRecord), core.Integrity},

@@ -49,10 +49,14 @@ func TestValidate(t *testing.T) {
 	must.NoError(t, fsm.Validate(tokenWith(func(*raftv1.Token) {})))
 	must.NoError(t, fsm.Validate(fsm.PutToken(joinToken("j"))))
 	must.NoError(t, fsm.Validate(fsm.SyncHives(many(fsm.MaxHivesPerCommand))))
+	// As large, as late and as long as it may be.
+	must.NoError(t, fsm.Validate(nodeWith(func(n *raftv1.Node) { n.CertificateExpiresUnix = 253402300799 })))
+	must.NoError(t, fsm.Validate(tokenWith(func(t *raftv1.Token) { t.CreatedUnix, t.TtlSeconds = 0, 100*366*24*60*60 })))
 	for name, tt := range map[string]struct {
 		cmd  *raftv1.Command
 		kind core.Kind
 	}{
+		"an end after the year 9999":    {nodeWith(func(n *raftv1.Node) { n.CertificateExpiresUnix = 253402300800 }), core.Invalid},
 		"nothing":                       {&raftv1.Command{}, core.Invalid},
 		"a long request id":             {&raftv1.Command{RequestId: long, Op: fsm.RemoveHive("h").GetOp()}, core.Invalid},
 		"no hive":                       {with(func(s *raftv1.SyncHive) { s.Hive = nil }), core.Invalid},
