@@ -22,6 +22,13 @@ import (
 // open runs a node of one in a bubble until its end, and returns its registry.
 func open(t *testing.T) *registry.Registry {
 	t.Helper()
+	r, _ := openNode(t)
+	return r
+}
+
+// openNode also returns the node.
+func openNode(t *testing.T) (*registry.Registry, *node.Node) {
+	t.Helper()
 	n, err := node.Open(node.Options{ID: "q1"})
 	must.NoError(t, err)
 	r := registry.New(n)
@@ -33,7 +40,7 @@ func open(t *testing.T) *registry.Registry {
 	})
 	t.Cleanup(func() { cancel(); wg.Wait(); must.NoError(t, n.Shutdown()) })
 	<-led
-	return r
+	return r, n
 }
 
 // leader answers what is passed on to the leader.

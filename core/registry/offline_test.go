@@ -1,0 +1,221 @@
+package registry_test
+
+import (
+	"bytes"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/shoenig/test/must"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/coretest/memregistry"
+	"github.com/rbee-project/rbee/core/pki"
+	"github.com/rbee-project/rbee/core/registry"
+	raftv1 "github.com/rbee-project/rbee/proto/raft/v1"
+	"github.com/rbee-project/rbee/raft/fsm"
+	"github.com/rbee-project/rbee/raft/node"
+	"github.com/rbee-project/rbee/raft/state"
+)
+
+// cluster is one queen's identity and the registry of its cluster.
+type cluster struct {
+	id   *pki.Identity
+	seed *pki.Seed
+	node core.Node
+	reg  *memregistry.Registry
+}
+
+func newCluster(t *testing.T) *cluster {
+	t.Helper()
+	made, err := pki.Init(t.TempDir(), pki.InitOptions{
+		Name: "hill", NodeID: "aaaaaaaa", NodeName: "one", RPCAddress: "127.0.0.1:7834", Roles: []core.Role{core.RoleQueen},
+		Token: core.Token{ID: "op", Kind: core.TokenAPI, SecretHash: bytes.Repeat([]byte{1}, 32), Scopes: []core.Scope{core.ScopeAdmin}}, Now: time.Now(),
+	})
+	must.NoError(t, err)
+	c := &cluster{id: made.Identity}
+	c.seed, err = c.id.Seed()
+	must.NoError(t, err)
+	c.node = core.Node{ID: "aaaaaaaa", Name: "one", Roles: []core.Role{core.RoleQueen}, RPCAddress: "127.0.0.1:7834", KeyHash: bytes.Repeat([]byte{2}, 32)}
+	c.init(t, c.id.Cluster(), c.seed.SealedCAKey)
+	return c
+}
+
+// init makes the registry anew.
+func (c *cluster) init(t *testing.T, id string, sealedCAKey []byte) {
+	t.Helper()
+	c.reg = memregistry.New()
+	c.apply(t, fsm.InitCluster(core.Cluster{ID: id, Name: "hill", CACertificates: c.seed.CAPEM, SealedCAKey: sealedCAKey, SealedGossipKeys: c.seed.SealedGossipKeys},
+		nil, &c.node))
+}
+
+func (c *cluster) apply(t *testing.T, command *raftv1.Command) {
+	t.Helper()
+	must.NoError(t, c.reg.Write(t.Context(), "", command))
+}
+
+// saved reads the registry as a snapshot that somebody kept.
+func (c *cluster) saved(t *testing.T) *registry.Snapshot {
+	t.Helper()
+	var file bytes.Buffer
+	s := registry.NewSealing(&file)
+	must.NoError(t, fsm.WriteSnapshot(s, c.reg.View()))
+	must.NoError(t, s.Seal())
+	snap, err := registry.ReadSnapshot(&file)
+	must.NoError(t, err)
+	return snap
+}
+
+// founding is of a raft folder that is not there yet.
+func (c *cluster) founding(t *testing.T) registry.Founding {
+	t.Helper()
+	return registry.Founding{Dir: filepath.Join(t.TempDir(), "raft"), Identity: c.id, Node: c.node, Now: time.Now(), Logger: hclog.NewNullLogger(),
+		Old: filepath.Join(t.TempDir(), "old")}
+}
+
+// contents are what a raft folder holds.
+func contents(t *testing.T, dir string) *state.Snapshot {
+	t.Helper()
+	found, err := node.Salvage(dir, hclog.NewNullLogger())
+	must.NoError(t, err)
+	must.SliceEmpty(t, found.Problems)
+	return found.State
+}
+
+func TestFound(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t)
+	c.apply(t, fsm.SyncHive(core.Hive{ID: "h1"}, nil))
+	snap := c.saved(t)
+	must.Eq(t, c.id.Cluster(), snap.Cluster.ID)
+	o := c.founding(t)
+	done, err := snap.Found(o)
+	must.NoError(t, err)
+	must.Eq(t, registry.Founded{}, done)
+	s := contents(t, o.Dir)
+	_, ok := s.Hive(nil, "h1")
+	must.True(t, ok)
+	now, _ := s.Cluster(nil)
+	must.Eq(t, snap.Cluster, now) // its keys are the machine's: nothing is told anew
+	n, _ := s.Node(nil, "aaaaaaaa")
+	must.Eq(t, c.node.RPCAddress, n.RPCAddress)
+}
+
+// A snapshot becomes the registry of no other cluster, nor of a machine that cannot use it.
+func TestFoundRefuses(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name   string
+		change func(t *testing.T, c *cluster, o *registry.Founding)
+		kind   core.Kind
+	}{
+		{"another cluster's", func(t *testing.T, c *cluster, _ *registry.Founding) { c.init(t, "other", c.seed.SealedCAKey) }, core.Conflict},
+		{"on a machine without a cluster", func(_ *testing.T, _ *cluster, o *registry.Founding) { o.Identity = nil }, core.Conflict},
+		{"sealed with another key", func(t *testing.T, c *cluster, _ *registry.Founding) {
+			c.init(t, c.id.Cluster(), newCluster(t).seed.SealedCAKey)
+		}, core.Integrity},
+		{"gossip keys sealed with another key", func(t *testing.T, c *cluster, _ *registry.Founding) {
+			c.apply(t, fsm.SetKeyring(newCluster(t).seed.SealedGossipKeys, 1))
+		}, core.Integrity},
+		{"a machine that is revoked", func(t *testing.T, c *cluster, _ *registry.Founding) { c.apply(t, fsm.RevokeNode("aaaaaaaa")) }, core.Conflict},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			c := newCluster(t)
+			o := c.founding(t)
+			tt.change(t, c, &o)
+			_, err := c.saved(t).Found(o)
+			must.Eq(t, tt.kind, core.KindOf(err), must.Sprint(err))
+			_, err = os.Stat(o.Dir)
+			must.ErrorIs(t, err, fs.ErrNotExist)
+		})
+	}
+}
+
+// Where a cluster's certificates are made elsewhere, there is no key to check.
+func TestFoundWithoutCAKey(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t)
+	c.init(t, c.id.Cluster(), nil)
+	_, err := c.saved(t).Found(c.founding(t))
+	must.NoError(t, err)
+}
+
+// A machine that is in no cluster takes the registry of one that was in none either.
+func TestFoundAlone(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t)
+	c.reg = memregistry.New()
+	c.apply(t, fsm.SyncHive(core.Hive{ID: "h1"}, nil))
+	o := c.founding(t)
+	o.Identity = nil
+	_, err := c.saved(t).Found(o)
+	must.NoError(t, err)
+	_, ok := contents(t, o.Dir).Hive(nil, "h1")
+	must.True(t, ok)
+}
+
+// What was revoked since the snapshot stays so, also when the machine is a new one in another's
+// place.
+func TestFoundKeepsRevocations(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t)
+	c.apply(t, fsm.PutNode(core.Node{ID: "n2", Name: "two", Roles: []core.Role{core.RoleHive}, KeyHash: bytes.Repeat([]byte{3}, 32)}, ""))
+	snap := c.saved(t)
+	c.apply(t, fsm.RevokeNode("n2"))
+	before := c.founding(t)
+	_, err := c.saved(t).Found(before)
+	must.NoError(t, err)
+
+	o := c.founding(t)
+	o.Old, o.Node.ID = before.Dir, "bbbbbbbb"
+	done, err := snap.Found(o)
+	must.NoError(t, err)
+	must.Eq(t, []string{"aaaaaaaa"}, done.Revoked)
+	s := contents(t, o.Dir)
+	must.True(t, s.Revoked(nil, "n2"))
+	must.True(t, s.Revoked(nil, "aaaaaaaa"))
+	must.False(t, s.Revoked(nil, "bbbbbbbb"))
+}
+
+// With the keys of the machine and those of the snapshot the queen hears whoever is left: the
+// machine's come first, the registry has the same, and tells that they are new.
+func TestFoundGossipKeys(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t)
+	first, err := c.id.GossipKeys()
+	must.NoError(t, err)
+	own := pki.Secrets{pki.NewGossipKey()}
+	must.NoError(t, c.id.SetGossipKeys(own))
+	snap := c.saved(t)
+	o := c.founding(t)
+	_, err = snap.Found(o)
+	must.NoError(t, err)
+	all, err := c.id.GossipKeys()
+	must.NoError(t, err)
+	must.Eq(t, append(own, first...), all)
+	now, _ := contents(t, o.Dir).Cluster(nil)
+	must.Eq(t, snap.Cluster.GossipVersion+1, now.GossipVersion)
+	sealed, err := c.id.OpenGossipKeys(now.SealedGossipKeys)
+	must.NoError(t, err)
+	must.Eq(t, all, sealed)
+}
+
+// No more keys than a cluster may have; the machine's own stay.
+func TestFoundGossipKeysBounded(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t)
+	var own pki.Secrets
+	for range registry.MaxGossipKeys {
+		own = append(own, pki.NewGossipKey())
+	}
+	must.NoError(t, c.id.SetGossipKeys(own))
+	_, err := c.saved(t).Found(c.founding(t))
+	must.NoError(t, err)
+	all, err := c.id.GossipKeys()
+	must.NoError(t, err)
+	must.Eq(t, own, all)
+}
