@@ -36,6 +36,10 @@ func TestJobsLeaveNoFileOpen(t *testing.T) { // not parallel: the collector woul
 	_, err = again.Get(j.ID)
 	must.NoError(t, err)
 	must.Eq(t, 0, len(coretest.OpenBelow(t, dir)))
+	must.NoError(t, again.Close(context.Background()))
+	must.NoError(t, os.WriteFile(onlyFile(t, dir), []byte("damaged\n"), 0o600))
+	open(t, dir, job.Options{Trouble: func(string, error) {}})
+	must.Eq(t, 0, len(coretest.OpenBelow(t, dir)))
 }
 
 // A file that says it is another job's is not believed.

@@ -2,7 +2,11 @@ package job
 
 import (
 	"bytes"
+	"errors"
+	"io"
+	"strings"
 	"testing"
+	"testing/iotest"
 	"time"
 
 	"github.com/shoenig/test/must"
@@ -58,4 +62,74 @@ func FuzzReadLog(f *testing.F) {
 		must.Eq(t, len(events), len(same))
 		must.Eq(t, good, all)
 	})
+}
+
+// A line counts only with its checksum, whatever is cut off.
+func TestReadLine(t *testing.T) {
+	t.Parallel()
+	whole, err := appendLine(nil, header{ID: "a"})
+	must.NoError(t, err)
+	whole = bytes.TrimSuffix(whole, []byte("\n"))
+	var h header
+	must.True(t, readLine(whole, &h))
+	must.Eq(t, "a", h.ID)
+	for n := range whole {
+		must.False(t, readLine(whole[:n], &h), must.Sprint(n))
+		changed := bytes.Clone(whole)
+		changed[n] ^= 1
+		must.False(t, readLine(changed, &h), must.Sprint(n))
+	}
+	must.False(t, readLine(append([]byte("00000000x"), whole[9:]...), &h))
+}
+
+// A file without a whole first line is damaged; a disk that cannot be read damages nothing.
+func TestReadLogFails(t *testing.T) {
+	t.Parallel()
+	for name, r := range map[string]io.Reader{
+		"an empty file":       strings.NewReader(""),
+		"half a line":         strings.NewReader("01234567 {"),
+		"another kind":        strings.NewReader("{}\n"),
+		"a line without end":  strings.NewReader(strings.Repeat("x", maxLineBytes+1)),
+		"a line that is long": strings.NewReader(strings.Repeat("x", maxLineBytes+1) + "\n"),
+	} {
+		_, _, good, err := readLog(r)
+		must.Eq(t, core.Integrity, core.KindOf(err), must.Sprint(name))
+		must.Zero(t, good)
+	}
+	_, _, _, err := readLog(iotest.ErrReader(errors.New("the disk is gone")))
+	must.Eq(t, core.Internal, core.KindOf(err))
+}
+
+func progressed(phase string) core.Event {
+	return core.Event{Kind: core.EventProgress, Progress: &core.Progress{Phase: phase}}
+}
+
+// Over its bounds a history drops progress, then lines, the oldest first, and never result and end.
+func TestHistory(t *testing.T) {
+	t.Parallel()
+	line := func(text string) core.Event { return core.Event{Kind: core.EventLog, Message: text} }
+	result, end := core.Event{Kind: core.EventResult}, core.Event{Kind: core.EventEnd}
+	kept := func(limit int, events ...core.Event) []core.Event {
+		h := history{max: limit}
+		for _, e := range events {
+			h.add(e)
+		}
+		return h.events
+	}
+	a, b, p, q := line("a"), line("b"), progressed("p"), progressed("q")
+	must.Eq(t, []core.Event{p, a, q}, kept(3, p, a, q))
+	must.Eq(t, []core.Event{a, q, b}, kept(3, p, a, q, b))
+	must.Eq(t, []core.Event{b, result, end}, kept(3, a, b, result, end))
+	must.Eq(t, []core.Event{result, end}, kept(1, a, result, end))
+
+	large := line(strings.Repeat("x", maxHistoryBytes/2-128))
+	must.Eq(t, []core.Event{large, large}, kept(9, large, large)) // as large as may be
+	must.Eq(t, []core.Event{large, a}, kept(9, large, large, a))
+	long := progressed(strings.Repeat("x", maxHistoryBytes/2-128))
+	must.Eq(t, []core.Event{long, long, result}, kept(9, long, long, result))
+	must.Eq(t, []core.Event{long, p}, kept(9, long, long, p))
+
+	must.Eq(t, []core.Event{a, q}, trim([]core.Event{p, a, q}, 2))
+	must.Eq(t, []core.Event{p, a}, trim([]core.Event{p, a}, 2))
+	must.Eq(t, []core.Event{result, end}, trim([]core.Event{p, a, result, end}, 0))
 }
