@@ -67,9 +67,15 @@ func bucket(root uint64, page []byte) []byte {
 func TestCheckPages(t *testing.T) {
 	t.Parallel()
 	a, b := []byte("a"), []byte("b")
-	leaf := func(number uint64, elements ...element) []byte { return pageOf(number, kindLeaf, testPage, elements...) }
-	branch := func(number uint64, elements ...element) []byte { return pageOf(number, kindBranch, testPage, elements...) }
-	metas := func(x, y uint64) []byte { return slices.Concat(metaOf(0, 2, 5, x, testPage), metaOf(1, 2, 5, y, testPage)) }
+	leaf := func(number uint64, elements ...element) []byte {
+		return pageOf(number, kindLeaf, testPage, elements...)
+	}
+	branch := func(number uint64, elements ...element) []byte {
+		return pageOf(number, kindBranch, testPage, elements...)
+	}
+	metas := func(x, y uint64) []byte {
+		return slices.Concat(metaOf(0, 2, 5, x, testPage), metaOf(1, 2, 5, y, testPage))
+	}
 	root := branch(2, element{key: nil, page: 3}, element{key: b, page: 4})
 	damage := func(page []byte, at int, v byte) []byte {
 		page = bytes.Clone(page)
