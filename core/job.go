@@ -89,7 +89,8 @@ type Request struct {
 	DryRun         bool     `json:"dry_run,omitempty"` // only say what would be done
 	Grace          Duration `json:"grace,omitzero"`    // how long running requests may go on
 	Now            bool     `json:"now,omitempty"`
-	Worker         string   `json:"worker,omitempty"` // id or unique prefix
+	KeepState      bool     `json:"keep_state,omitempty"` // of a worker that ends: see the hive's states.go
+	Worker         string   `json:"worker,omitempty"`     // id or unique prefix
 
 	Prompt       string `json:"prompt,omitempty"`
 	SystemPrompt string `json:"system_prompt,omitempty"`

@@ -28,6 +28,7 @@ func (h *Hive) modelDelete(ctx context.Context, r core.Request, run *job.Run) (c
 	}
 	if !r.DryRun {
 		h.storeChanged(ctx)
+		h.forgetStates(m.Digest)
 		h.log.Info("model deleted", "model", m.ID)
 		if len(result.Files) < len(m.Files) {
 			run.Log("%d of its %d files stay: other models need them", len(m.Files)-len(result.Files), len(m.Files))

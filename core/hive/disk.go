@@ -25,6 +25,7 @@ type layout struct {
 	handles string // a handle file per worker
 	damaged string // handle files that could not be read
 	run     string // a folder per worker process
+	states  string // what workers that were unloaded have read of conversations: see states.go
 }
 
 // openLayout makes the folders. Errors: Internal, Invalid when paths of sockets would be too long.
@@ -38,13 +39,14 @@ func openLayout(dataDir string) (layout, error) {
 		handles: filepath.Join(dir, "hive", "workers"),
 		damaged: filepath.Join(dir, "hive", "damaged"),
 		run:     filepath.Join(dir, "run"),
+		states:  filepath.Join(dir, "states"),
 	}
 	// go-plugin adds a file name of its own of at most 16 characters.
 	if longest := filepath.Join(pluginhost.PrivateDir(l.runDir(newID())), "plugin0123456789"); len(longest) > maxSocketPathBytes {
 		return layout{}, core.Errorf(core.Invalid, "open data folder: %s is too long: the sockets in it would have paths of %d bytes, %d are possible", dir, len(longest), maxSocketPathBytes).Hint(
 			"Set data_dir to a shorter path.")
 	}
-	for _, d := range []string{l.hive, l.handles, l.run} {
+	for _, d := range []string{l.hive, l.handles, l.run, l.states} {
 		if err := disk.MakeFolder(d); err != nil {
 			return layout{}, core.Wrap(err, core.Internal, "open data folder")
 		}

@@ -31,7 +31,7 @@ func (h *Hive) processDelete(ctx context.Context, r core.Request, run *job.Run) 
 	if err != nil {
 		return core.ExitResult{}, err
 	}
-	return h.endAndTell(ctx, w, gone, ending{grace: cmp.Or(time.Duration(r.Grace), h.defaults.Load().StopGrace), now: r.Now}, run)
+	return h.endAndTell(ctx, w, gone, ending{grace: cmp.Or(time.Duration(r.Grace), h.defaults.Load().StopGrace), now: r.Now, keep: r.KeepState}, run)
 }
 
 // activeRetire retires a worker and returns when it has ended. Where the job is cancelled the
@@ -41,7 +41,7 @@ func (h *Hive) activeRetire(ctx context.Context, r core.Request, run *job.Run) (
 	if err != nil {
 		return core.ExitResult{}, err
 	}
-	return h.endAndTell(ctx, w, gone, ending{grace: cmp.Or(time.Duration(r.Grace), defaultRetireGrace)}, run)
+	return h.endAndTell(ctx, w, gone, ending{grace: cmp.Or(time.Duration(r.Grace), defaultRetireGrace), keep: r.KeepState}, run)
 }
 
 // endAndTell ends a worker, or for none says that gone is what became of it, and returns when
@@ -78,6 +78,7 @@ func (h *Hive) endAndTell(ctx context.Context, w *worker, gone exit, e ending, r
 type ending struct {
 	grace time.Duration // how long running requests may go on, and with now the process
 	now   bool          // running requests are cut
+	keep  bool          // what it has read of conversations is kept for the next worker with the model
 }
 
 // endWorker begins the end of a worker, or hurries one that goes on. It does not wait. Errors:
@@ -97,6 +98,7 @@ func (h *Hive) endWorker(w *worker, e ending) error {
 		}
 	}
 	w.asked = true
+	w.keep = e.keep && (first || w.keep) // whoever retires it for good has the last word
 	w.mu.Unlock()
 	if !first {
 		return nil

@@ -5,6 +5,8 @@ package hive
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
+	"crypto/sha256"
 	"fmt"
 	"net"
 	"os"
@@ -119,6 +121,9 @@ type Hive struct {
 	loads    map[string]int           // models that workers are about to load
 	deleting map[string]chan struct{} // models that are being deleted; closed when that is over
 
+	statesMu     sync.Mutex // held while the folder of kept states is changed
+	prefixSecret []byte     // not changed after New
+
 	stock      stock
 	engineNews chan struct{}   // holds one: an engine may be there now that was not
 	leaving    map[string]bool // folders of binaries that are being deleted
@@ -157,7 +162,10 @@ func newHive(opts Options, s shelf, p pluginHost) (*Hive, error) {
 		tasks: make(chan func(context.Context)), adopted: make(chan struct{}), ending: make(chan struct{}), over: make(chan struct{}),
 		workers: map[string]*worker{}, reserved: map[string]int64{}, launches: map[string]int{}, leaving: map[string]bool{}, building: make(chan struct{}, 1),
 		engineNews: make(chan struct{}, 1), loads: map[string]int{}, deleting: map[string]chan struct{}{}, stock: stock{turn: make(chan struct{}, 1), news: make(chan struct{}, 1)},
+		prefixSecret: make([]byte, sha256.Size),
 	}
+	_, _ = rand.Read(h.prefixSecret) // never fails
+	h.boundStates()
 	h.setDefaults(Defaults{Slots: opts.Slots, ContextTokens: opts.ContextTokens, Threads: opts.Threads, StopGrace: opts.StopGrace, Engines: opts.Engines})
 	h.clusterKeep.Store(int64(core.DefaultKeepAlive))
 	if h.incarnation, err = disk.nextIncarnation(h.now()); err != nil {

@@ -135,6 +135,7 @@ func (h *Hive) load(ctx context.Context, r core.Request, t *workerType, binary c
 	err = p.Start(ctx, sdkworker.StartSpec{
 		WorkerID: id, Nonce: hd.Attachment.Nonce, ModelPath: path, ModelID: model.ID, Device: hd.Device, Slots: hd.Slots,
 		ContextTokens: hd.ContextTokens, Threads: hd.Threads, EngineDir: engine, Files: modelFiles(path),
+		ModelDigest: model.Digest, StateFile: h.handState(hd), PrefixKey: h.prefixKey(model.Digest),
 	}, func(x sdkworker.Progress) error {
 		if x.Message != "" {
 			run.Log("%s", x.Message)

@@ -50,6 +50,7 @@ type worker struct {
 	heard    time.Time // of the last status, by the monotonic clock; zero: there was none
 	moved    time.Time // of the last sign of progress, likewise
 	asked    bool      // somebody wanted the end
+	keep     bool      // and its state kept
 	problem  string    // why it failed
 	endBy    time.Time // when running requests are cut; zero: nobody wants the end
 	now      bool      // running requests are not waited for
@@ -144,6 +145,12 @@ func (w *worker) expectEnd() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.asked = true
+}
+
+func (w *worker) wasAsked() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.asked
 }
 
 func (w *worker) deadline() time.Time {
@@ -359,6 +366,7 @@ func (h *Hive) bury(w *worker) {
 		h.log.Error("worker ended by itself", "worker", w.id(), "model", w.handle.Model, "pid", w.pid(), "exit", e.How)
 	}
 	h.letGo(w.id(), w.proc)
+	h.keepState(w)
 	h.clean(w.id())
 	close(w.gone)
 }

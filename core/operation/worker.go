@@ -79,6 +79,7 @@ var ( // constant
 			{Name: "pid", Required: true, Doc: "process id of a worker process of the hive"},
 			{Name: "grace", Doc: "time that running requests may go on"},
 			{Name: "now", Doc: "word to end the running requests at once"},
+			keepStateField(),
 		},
 	})
 
@@ -99,9 +100,14 @@ var ( // constant
 		Fields: []Field{
 			{Name: "worker", Required: true, Doc: "id of a worker, or a unique prefix of it"},
 			{Name: "grace", Doc: "time that running requests may go on"},
+			keepStateField(),
 		},
 	})
 )
+
+func keepStateField() Field {
+	return Field{Name: "keep_state", Doc: "word to keep what the worker has read of conversations for the next one with its model, where its type has keep_state on"}
+}
 
 func workers() []Spec {
 	return []Spec{

@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"net/http"
 	"os"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -50,6 +52,7 @@ type served struct {
 	limit   int       // tokens of a slot, or of a text that is read
 	threads int
 	draft   *draft // nil: there is none
+	hashes  bool   // block hashes are reported
 	adapters
 }
 
@@ -155,14 +158,14 @@ func (b *Backend) load(ctx context.Context, spec worker.StartSpec, conf config, 
 	if err := native.Load(spec.EngineDir, b.log); err != nil {
 		return nil, err
 	}
-	device, err := b.device(spec.Device)
+	devices, err := b.devices(spec.Device, conf)
 	if err != nil {
 		return nil, err
 	}
 	if _, err := os.Stat(spec.ModelPath); err != nil {
 		return nil, sdk.WithHint(fmt.Errorf("load model: %w: %w", err, sdk.ErrNotFound), "Download the model again.")
 	}
-	loaded, err := b.loadModel(spec.ModelPath, device, conf, report)
+	loaded, err := b.loadModel(spec.ModelPath, devices, conf, report)
 	if err != nil {
 		return nil, err
 	}
@@ -181,16 +184,16 @@ func (b *Backend) load(ctx context.Context, spec worker.StartSpec, conf config, 
 	}
 	var small *native.Model
 	if conf.Draft != "" && !loaded.Reads() {
-		if small, err = b.loadModel(conf.Draft, device, conf, report); err != nil {
+		if small, err = b.loadModel(conf.Draft, devices[:1], conf, report); err != nil {
 			return nil, errors.Join(fmt.Errorf("draft: %w", err), loaded.Free())
 		}
 	}
-	s, err := b.prepare(loaded, small, spec, conf)
+	s, err := b.prepare(loaded, small, list, spec, conf)
 	if err != nil {
 		return nil, errors.Join(err, loaded.Free())
 	}
 	s.adapters = list
-	b.log.Info("model loaded", "model", spec.ModelID, "device", device.Name, "engine", native.Version(), "slots", spec.Slots, "context", s.limit, "threads", s.threads)
+	b.log.Info("model loaded", "model", spec.ModelID, "device", names(devices), "engine", native.Version(), "slots", spec.Slots, "context", s.limit, "threads", s.threads)
 	return s, nil
 }
 
@@ -218,14 +221,40 @@ func (b *Backend) device(id string) (native.Device, error) {
 	return native.Device{}, fmt.Errorf("start: there is no device %q; the engine sees %s:0 to %s:%d: %w", id, b.flavour, b.flavour, len(list)-1, sdk.ErrNotFound)
 }
 
+// devices returns those that share a model: what the configuration names, else the one that the
+// worker is started on.
+func (b *Backend) devices(id string, conf config) ([]native.Device, error) {
+	ids := conf.Devices
+	if len(ids) == 0 || b.flavour == CPU {
+		ids = []string{id}
+	}
+	var out []native.Device
+	for _, id := range ids {
+		d, err := b.device(id)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, d)
+	}
+	return out, nil
+}
+
+func names(devices []native.Device) string {
+	var out []string
+	for _, d := range devices {
+		out = append(out, d.Name)
+	}
+	return strings.Join(out, ", ")
+}
+
 // loadModel reads the model's file. report's error ends it.
-func (b *Backend) loadModel(path string, device native.Device, conf config, report func(worker.Progress) error) (*native.Model, error) {
-	params := native.ModelParams{GPULayers: conf.GPULayers, Repack: conf.Repack, Progress: func(percent int) error {
+func (b *Backend) loadModel(path string, devices []native.Device, conf config, report func(worker.Progress) error) (*native.Model, error) {
+	if b.flavour == CPU {
+		devices = nil
+	}
+	params := native.ModelParams{Placement: conf.placement(devices), Repack: conf.Repack, Progress: func(percent int) error {
 		return report(worker.Progress{Phase: "reading the model", Done: int64(percent), Total: 100, Unit: "percent"})
 	}}
-	if b.flavour != CPU {
-		params.Device = &device
-	}
 	loaded, err := native.LoadModel(path, params)
 	if err != nil {
 		return nil, err
@@ -238,7 +267,7 @@ func (b *Backend) loadModel(path string, device native.Device, conf config, repo
 
 // prepare makes the context and the engine around it. It frees small, the draft model if there is
 // one, where it fails.
-func (b *Backend) prepare(loaded, small *native.Model, spec worker.StartSpec, conf config) (*served, error) {
+func (b *Backend) prepare(loaded, small *native.Model, list adapters, spec worker.StartSpec, conf config) (*served, error) {
 	m := describe(loaded)
 	limit := spec.ContextTokens
 	if limit == 0 {
@@ -264,7 +293,7 @@ func (b *Backend) prepare(loaded, small *native.Model, spec worker.StartSpec, co
 		}
 	}
 	ctx, err := loaded.NewContext(native.ContextParams{
-		Sequences: spec.Slots, Tokens: limit, BatchTokens: step, Threads: threads, KVType: conf.KVCacheType,
+		Sequences: spec.Slots, Tokens: limit, BatchTokens: step, Threads: threads, KVType: conf.KVCacheType, Flash: conf.FlashAttention,
 		OutputTokens: spec.Slots + guesses, // rows of logits of a step
 	})
 	if err != nil {
@@ -275,13 +304,41 @@ func (b *Backend) prepare(loaded, small *native.Model, spec worker.StartSpec, co
 	if err := warmUp(ctx, m); err != nil {
 		return nil, errors.Join(fmt.Errorf("load model: the engine cannot run it: %w: %w", err, sdk.ErrInvalid), ctx.Free(), d.free())
 	}
+	restored, parting := b.keeping(spec, conf, m, limit, list)
 	e := &engine{model: m, ctx: ctx, limit: limit, parallel: spec.Slots, Scheduler: batch.New(ctx, batch.Config{
 		Slots: spec.Slots, SlotTokens: limit, StepTokens: step, PromptChunk: min(conf.PromptChunk, step), PromptPause: time.Duration(conf.PromptPause) * time.Millisecond,
 		Queue: conf.Queue, SavedBytes: conf.storeBytes(), Checkpoints: loaded.Recurrent(),
 		GuessTokens: guesses, LookUp: conf.Speculation, Drafter: d.drafter(spec.Slots, b.log),
+		Hash: blockHash(spec.PrefixKey), Restored: restored, Parting: parting,
 		PinThread: b.flavour != CPU, Vocab: batch.Vocab{Pieces: m.pieces, Ends: m.ends}, Log: b.log,
 	})}
-	return &served{model: m, engine: e, embeds: newEmbedder(loaded, conf, min(limit, maxEmbedTokens), threads), limit: limit, threads: threads, draft: d}, nil
+	return &served{model: m, engine: e, embeds: newEmbedder(loaded, conf, min(limit, maxEmbedTokens), threads), limit: limit, threads: threads, draft: d, hashes: len(spec.PrefixKey) > 0}, nil
+}
+
+// keeping returns what an earlier worker kept of conversations, and what keeps it for a later one.
+func (b *Backend) keeping(spec worker.StartSpec, conf config, m *model, limit int, list adapters) ([]batch.Sequence, func(iter.Seq[batch.Sequence])) {
+	fingerprint, ok := keepFingerprint(spec.ModelDigest, b.flavour, conf, m, limit, list)
+	if spec.StateFile == "" || !conf.KeepState || !ok {
+		if err := removeKept(spec.StateFile); err != nil {
+			b.log.Warn("failed to remove kept states", "error", err)
+		}
+		return nil, nil
+	}
+	k := keeper{path: spec.StateFile, fingerprint: fingerprint, limit: int64(conf.KeepStateMiB) << 20, slotTokens: limit, vocab: len(m.pieces)}
+	restored, err := k.take()
+	if err != nil {
+		b.log.Warn("kept states are not used, and were removed", "error", err)
+	} else if len(restored) > 0 {
+		b.log.Info("kept states read", "conversations", len(restored))
+	}
+	return restored, func(kept iter.Seq[batch.Sequence]) {
+		n, err := k.write(kept)
+		if err != nil {
+			b.log.Warn("failed to keep states", "error", err)
+			return
+		}
+		b.log.Info("states kept", "conversations", n)
+	}
 }
 
 // maxGuesses bounds the guessed tokens of a step. Each takes a row of logits: 600 KB with the
@@ -357,6 +414,9 @@ func (s *served) report(st *worker.Status) {
 	st.TokensPerSecond, st.TokensTotal, st.KVUsedTokens = load.TokensPerSecond, load.TokensTotal, load.CacheTokens
 	st.PromptTokensTotal, st.CachedTokensTotal = load.PromptEvaluated+load.PromptReused, load.PromptReused
 	st.DraftTokensTotal, st.AcceptedTokensTotal = load.Guessed, load.Right
+	if s.hashes {
+		st.PrefixBlocks, st.PrefixBlockTokens = s.engine.Blocks(), batch.BlockTokens
+	}
 }
 
 // Drain refuses new requests and returns when the last one is answered.

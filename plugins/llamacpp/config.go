@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/shirou/gopsutil/v4/cpu"
 	"github.com/shirou/gopsutil/v4/mem"
 
+	"github.com/rbee-project/rbee/plugins/llamacpp/internal/native"
 	"github.com/rbee-project/rbee/plugins/sdk"
 )
 
@@ -29,15 +31,52 @@ type config struct {
 	Speculation   bool     `json:"speculation"`
 	Draft         string   `json:"draft"`
 	LoRA          []string `json:"lora"`
-	GPULayers     int      `json:"gpu_layers"`
+	KeepState     bool     `json:"keep_state"`
+	KeepStateMiB  int      `json:"keep_state_mib"`
+
+	FlashAttention string `json:"flash_attention"`
+	LoadMode       string `json:"load_mode"`
+
+	GPULayers   int       `json:"gpu_layers"`
+	Devices     []string  `json:"devices"`
+	SplitMode   string    `json:"split_mode"`
+	TensorSplit []float64 `json:"tensor_split"`
+	CPUExperts  int       `json:"cpu_expert_layers"`
 }
 
 func defaultConfig() config {
-	return config{BatchTokens: 512, PromptPause: 100, ContextTokens: 4096, KVCacheType: "f16", Pooling: poolingOfModel, Queue: 64, PrefixStore: -1, Repack: true, Speculation: true, LoRA: []string{}, GPULayers: -1}
+	return config{
+		BatchTokens: 512, PromptPause: 100, ContextTokens: 4096, KVCacheType: "f16", Pooling: poolingOfModel, Queue: 64, PrefixStore: -1, Repack: true, Speculation: true, LoRA: []string{},
+		KeepStateMiB: 256, FlashAttention: "auto", LoadMode: "auto", GPULayers: -1, Devices: []string{}, SplitMode: "layer", TensorSplit: []float64{},
+	}
 }
 
 // kvTypes are the cache types on offer, the default first.
-func kvTypes() []string { return []string{"f16", "q8_0", "f32"} }
+func kvTypes() []string {
+	return []string{"f16", "bf16", "f32", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"}
+}
+
+// choice is a setting that has one of some values, the default first.
+type choice struct {
+	name   string
+	values []string
+	doc    string
+	get    func(config) string
+}
+
+// choices are those settings, for schema and check alike.
+func choices(f Flavour) []choice {
+	list := []choice{
+		{"kv_cache_type", kvTypes(), "Number type of the context cache. q8_0 takes half the memory of f16, q4_0 a quarter, f32 twice. Types that are not of floating point need flash attention.", func(c config) string { return c.KVCacheType }},
+		{"pooling", poolingNames(), "How the vectors of a text's tokens become its embedding. With \"model\" it is what the model's file says; a model that says nothing has no embeddings.", func(c config) string { return c.Pooling }},
+		{"flash_attention", []string{"auto", "on", "off"}, "Flash attention: with \"auto\" where the device has it for the model.", func(c config) string { return c.FlashAttention }},
+		{"load_mode", native.LoadModes(), "How a model's file becomes memory. \"mmap\" maps it, so that the system may drop and read again what is not used; \"none\" reads it; \"mlock\" reads it and keeps it from being swapped out, \"mmap+mlock\" maps it and does; \"direct_io\" reads it past the system's cache. \"auto\" is the engine's choice.", func(c config) string { return c.LoadMode }},
+	}
+	if f != CPU {
+		list = append(list, choice{"split_mode", native.SplitModes(), "How a model is split where devices names several: \"layer\" gives each some layers with their cache, \"row\" each a part of every matrix, \"none\" uses the first one only.", func(c config) string { return c.SplitMode }})
+	}
+	return list
+}
 
 // threads returns the number of threads for a worker: what was asked for, else the config's, else
 // the physical cores minus one. A thread that loses its core makes all the others wait for it, so
@@ -101,7 +140,9 @@ func fields(f Flavour) []field {
 		"prefix_store_mib", fmt.Sprintf("Memory in MiB for conversations that gave up their slot, so that their next turn is not read from the beginning. 0: none. -1: a %dth of the memory that is free when the model is loaded, at most %d.", storeShare, storeMost), -1, 1 << 24,
 		func(c config) int { return c.PrefixStore },
 	})
+	list = append(list, field{"keep_state_mib", "Size of the file of keep_state in MiB: what was used last goes first. What is read back takes room of prefix_store_mib.", 1, 1 << 20, func(c config) int { return c.KeepStateMiB }})
 	if f != CPU {
+		list = append(list, field{"cpu_expert_layers", "Layers, from the first one on, whose experts stay in the machine's memory and are computed by its processor, in models that are mixtures of experts. -1: all.", -1, 10000, func(c config) int { return c.CPUExperts }})
 		list = append(list, field{"gpu_layers", "Layers of the model that go to the graphics processor. -1: all.", -1, 10000, func(c config) int { return c.GPULayers }})
 	}
 	return list
@@ -113,13 +154,14 @@ func schema(f Flavour) sdk.Schema {
 	for _, x := range fields(f) {
 		s.Attributes = append(s.Attributes, sdk.Attribute{Name: x.name, Type: "number", Default: fmt.Append(nil, x.get(def)), Doc: x.doc})
 	}
+	for _, x := range choices(f) {
+		s.Attributes = append(s.Attributes, sdk.Attribute{
+			Name: x.name, Type: "string", Default: json.RawMessage(strconv.Quote(x.values[0])), Doc: strings.TrimSuffix(x.doc, ".") + ". One of " + strings.Join(x.values, ", ") + ".",
+		})
+	}
 	s.Attributes = append(s.Attributes, sdk.Attribute{
-		Name: "kv_cache_type", Type: "string", Default: json.RawMessage(`"f16"`),
-		Doc: "Number type of the context cache: " + strings.Join(kvTypes(), ", ") + ". q8_0 takes half the memory of f16, f32 twice.",
-	})
-	s.Attributes = append(s.Attributes, sdk.Attribute{
-		Name: "pooling", Type: "string", Default: json.RawMessage(`"model"`),
-		Doc: "How the vectors of a text's tokens become its embedding: " + strings.Join(poolingNames(), ", ") + ". With \"model\" it is what the model's file says; a model that says nothing has no embeddings.",
+		Name: "keep_state", Type: "bool", Default: json.RawMessage("false"),
+		Doc: "Keep what was read of conversations in a file when a worker is unloaded to make room for another model, so that they go on where they were when it comes back. The file holds the text of users: it is in data_dir, closed to other users, and deleted when it is read, when the model is deleted, when a worker of the model is retired for good, and after a week.",
 	})
 	s.Attributes = append(s.Attributes, sdk.Attribute{
 		Name: "speculation", Type: "bool", Default: json.RawMessage("true"),
@@ -133,6 +175,15 @@ func schema(f Flavour) sdk.Schema {
 		Name: "lora", Type: "list(string)", Default: json.RawMessage(`[]`),
 		Doc: "Paths of LoRA adapters in GGUF format, for the models of this worker type, each with a scale behind a colon or without (1). Requests use them all, or those that they name in lora, by the name of the file without .gguf or by its place in the list: [{\"name\": \"x\", \"scale\": 0.5}].",
 	})
+	if f != CPU {
+		s.Attributes = append(s.Attributes, sdk.Attribute{
+			Name: "devices", Type: "list(string)", Default: json.RawMessage(`[]`),
+			Doc: fmt.Sprintf("Devices that share each model, such as [\"%s:0\", \"%s:1\"]. Empty: the one that the worker is started on.", f, f),
+		}, sdk.Attribute{
+			Name: "tensor_split", Type: "list(number)", Default: json.RawMessage(`[]`),
+			Doc: "What each of devices takes of a model, as parts: [3, 1] gives the first three quarters. Empty: by their free memory.",
+		})
+	}
 	if f == CPU {
 		s.Attributes = append(s.Attributes, sdk.Attribute{
 			Name: "repack", Type: "bool", Default: json.RawMessage("true"),
@@ -160,20 +211,19 @@ func decodeConfig(f Flavour, raw json.RawMessage) (config, sdk.Diagnostics, erro
 			})
 		}
 	}
-	if !slices.Contains(kvTypes(), c.KVCacheType) {
+	for _, x := range choices(f) {
+		if v := x.get(c); !slices.Contains(x.values, v) {
+			diags = append(diags, sdk.Diagnostic{
+				Summary: "Unknown value", Detail: fmt.Sprintf("%s is %q. It must be one of %s.", x.name, v, strings.Join(x.values, ", ")), Path: []any{x.name},
+			})
+		}
+	}
+	if c.FlashAttention == "off" && strings.HasPrefix(c.KVCacheType, "q") {
 		diags = append(diags, sdk.Diagnostic{
-			Summary: "Unknown cache type",
-			Detail:  fmt.Sprintf("kv_cache_type is %q. It must be one of %s.", c.KVCacheType, strings.Join(kvTypes(), ", ")),
-			Path:    []any{"kv_cache_type"},
+			Summary: "Cache type needs flash attention", Detail: fmt.Sprintf("kv_cache_type is %q, and the engine has such a cache with flash attention only. Set flash_attention to \"auto\" or \"on\", or kv_cache_type to \"f16\".", c.KVCacheType), Path: []any{"flash_attention"},
 		})
 	}
-	if !slices.Contains(poolingNames(), c.Pooling) {
-		diags = append(diags, sdk.Diagnostic{
-			Summary: "Unknown pooling",
-			Detail:  fmt.Sprintf("pooling is %q. It must be one of %s.", c.Pooling, strings.Join(poolingNames(), ", ")),
-			Path:    []any{"pooling"},
-		})
-	}
+	diags = append(diags, checkDevices(f, c)...)
 	if _, err := parseAdapters(c.LoRA); err != nil {
 		diags = append(diags, sdk.Diagnostic{Summary: "Bad adapter", Detail: err.Error() + ".", Path: []any{"lora"}})
 	}

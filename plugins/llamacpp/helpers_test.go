@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -91,15 +92,23 @@ func newWorkerOf(t testing.TB, model string, slots, contextTokens int, config st
 func startWorkerOf(t testing.TB, model string, slots, contextTokens int, config string) *testWorker {
 	t.Helper()
 	b, spec := newWorkerOf(t, model, slots, contextTokens, config)
+	w, _ := serveWorker(t, b, spec)
+	return w
+}
+
+// serveWorker starts a worker, which end stops, or else the end of the test.
+func serveWorker(t testing.TB, b *Backend, spec worker.StartSpec) (w *testWorker, end func()) {
+	t.Helper()
 	h, err := b.Start(t.Context(), spec, func(worker.Progress) error { return nil })
 	must.NoError(t, err)
 	srv := httptest.NewServer(h)
-	t.Cleanup(func() {
+	end = sync.OnceFunc(func() {
 		srv.CloseClientConnections()
 		srv.Close()
 		must.NoError(t, b.Stop(context.WithoutCancel(t.Context()), 0))
 	})
-	return &testWorker{Backend: b, url: srv.URL, client: srv.Client()}
+	t.Cleanup(end)
+	return &testWorker{Backend: b, url: srv.URL, client: srv.Client()}, end
 }
 
 func newTestBackend(t testing.TB, f Flavour) *Backend {

@@ -275,6 +275,7 @@ func (a *app) stopCommand() *cobra.Command {
 		deadline    time.Duration
 		yes, dryRun bool
 		detach      bool
+		keepState   bool
 	)
 	cmd := &cobra.Command{
 		Use:   "stop ID|MODEL...",
@@ -312,7 +313,7 @@ A worker that is retired already is no error.`,
 		}
 		results := make([]core.ExitResult, 0, len(workers))
 		for _, w := range workers {
-			r := core.Request{Operation: core.OpActiveWorkerRetire, Worker: w.ID, Grace: core.Duration(deadline)}
+			r := core.Request{Operation: core.OpActiveWorkerRetire, Worker: w.ID, Grace: core.Duration(deadline), KeepState: keepState}
 			if detach {
 				if err := a.submit(ctx, c, r, true, nil); err != nil {
 					return fmt.Errorf("retire worker %s: %w", w.ID, err)
@@ -335,6 +336,7 @@ A worker that is retired already is no error.`,
 		return a.show(results, func(out io.Writer) error { return writeExits(out, results) })
 	})
 	cmd.Flags().BoolVar(&detach, "detach", false, "do not wait: show the ids of the jobs")
+	cmd.Flags().BoolVar(&keepState, "keep-state", false, "keep what they have read of conversations for the next worker with the model, where the worker type has keep_state on")
 	cmd.Flags().DurationVar(&deadline, "deadline", 0, "how long running requests may go on (default: the hive's)")
 	destructiveFlags(cmd, &yes, &dryRun)
 	return cmd

@@ -171,6 +171,19 @@ type choice struct {
 // Differences of logits are differences of log-probabilities.
 func (l *Loop) decode(t testing.TB, tokens []Token) []choice {
 	t.Helper()
+	logits := l.evaluate(t, tokens)
+	ranked := make([]choice, len(logits))
+	for i, logit := range logits {
+		ranked[i] = choice{Token(i), logit}
+	}
+	slices.SortStableFunc(ranked, func(a, b choice) int { return cmp.Compare(b.logit, a.logit) })
+	return ranked
+}
+
+// evaluate adds tokens to the context and returns the logits after the last of them, in the
+// engine's memory.
+func (l *Loop) evaluate(t testing.TB, tokens []Token) []float32 {
+	t.Helper()
 	list := make([]llama.Token, len(tokens))
 	for i, t := range tokens {
 		list[i] = llama.Token(t)
@@ -183,12 +196,7 @@ func (l *Loop) decode(t testing.TB, tokens []Token) []choice {
 	}
 	logits, err := llama.GetLogitsIth(l.ctx, -1, int(llama.VocabNTokens(l.vocab)))
 	noError(t, err)
-	ranked := make([]choice, len(logits))
-	for i, logit := range logits {
-		ranked[i] = choice{Token(i), logit}
-	}
-	slices.SortStableFunc(ranked, func(a, b choice) int { return cmp.Compare(b.logit, a.logit) })
-	return ranked
+	return logits
 }
 
 // rewind forgets what follows the first n positions. A recurrent model reads them again.

@@ -37,6 +37,30 @@ func (s *workerSuite) needsChat(t *testing.T, w WorkerInstance) {
 	}
 }
 
+// prefixBlocks asks for an answer to a prompt of some length and looks at what the worker says that
+// it has read.
+func (s *workerSuite) prefixBlocks(t *testing.T, w WorkerInstance, c *http.Client) {
+	t.Helper()
+	st, err := w.Client.Status(t.Context())
+	if err != nil {
+		broken(t, "status", "Status: %v", err)
+		return
+	}
+	if slices.Contains(st.Capabilities, worker.CapabilityChat) {
+		if _, err := s.chat(t.Context(), c, strings.Repeat("one two three four ", 40), 4); err != nil {
+			return // what is wrong with its answers, other rules say
+		}
+		if st, err = w.Client.Status(t.Context()); err != nil {
+			broken(t, "status", "Status: %v", err)
+			return
+		}
+	}
+	list := slices.Sorted(slices.Values(st.PrefixBlocks))
+	if len(list) > worker.MaxPrefixBlocks || len(slices.Compact(list)) != len(st.PrefixBlocks) || len(list) > 0 && st.PrefixBlockTokens < 1 {
+		broken(t, "prefix-blocks", "it reports %d blocks of %d tokens, or one of them twice; a host takes %d", len(st.PrefixBlocks), st.PrefixBlockTokens, worker.MaxPrefixBlocks)
+	}
+}
+
 func (s *workerSuite) capabilities(t *testing.T) {
 	w, c := s.started(t, s.o.Config)
 	said := abilities(t.Context(), t, w)
@@ -55,6 +79,7 @@ func (s *workerSuite) capabilities(t *testing.T) {
 	if !slices.ContainsFunc(routes(), func(r worker.Capability) bool { return slices.Contains(said, r) }) {
 		broken(t, "capabilities", "%q has none of %q", said, routes())
 	}
+	s.prefixBlocks(t, w, c)
 	can := func(x worker.Capability) bool { return slices.Contains(said, x) }
 	if can(worker.CapabilityCompletions) {
 		t.Run("completions", func(t *testing.T) { s.completions(t, c) })

@@ -63,6 +63,8 @@ func broken() map[string]string {
 		"plain text errors":    "errors",
 		"says nothing":         "capabilities",
 		"unsorted":             "capabilities",
+		"a block twice":        "prefix-blocks",
+		"keeps what it reads":  "state-file",
 		"ignores tools":        "tools",
 		"says tools":           "tools",
 		"ignores format":       "json-schema",
@@ -212,6 +214,8 @@ type badWorker struct {
 	queued atomic.Int32
 	socket string // of the data, for "serves anybody"
 	open   *http.Server
+
+	stateFile string
 }
 
 // serveAnybody takes the place of the guarded socket.
@@ -312,6 +316,7 @@ func (b *badWorker) Fingerprint(ctx context.Context, emit func(worker.Fingerprin
 }
 
 func (b *badWorker) Start(ctx context.Context, s worker.StartSpec, progress func(worker.Progress) error) (http.Handler, error) {
+	b.stateFile = s.StateFile
 	switch b.defect {
 	case "any device":
 		s.Device = "fake:0"
@@ -452,6 +457,8 @@ func (b *badWorker) Status(ctx context.Context) (worker.Status, error) {
 		st.Capabilities = nil
 	case "unsorted":
 		st.Capabilities = []worker.Capability{worker.CapabilityCompletions, worker.CapabilityChat}
+	case "a block twice":
+		st.PrefixBlocks, st.PrefixBlockTokens = []uint64{7, 7}, 64
 	case "says tools":
 		st.Capabilities = append(st.Capabilities, worker.CapabilityTools)
 	case "says json":
@@ -478,6 +485,9 @@ func (b *badWorker) Stop(ctx context.Context, grace time.Duration) error {
 	err := b.Worker.Stop(ctx, grace)
 	if b.open != nil {
 		_ = b.open.Close()
+	}
+	if st, statusErr := b.Worker.Status(ctx); b.defect == "keeps what it reads" && statusErr == nil && st.WorkerID != "" {
+		return errors.Join(err, os.WriteFile(b.stateFile, []byte("a prompt"), 0o600))
 	}
 	if b.defect == "stop fails" {
 		return errors.New("cannot stop")

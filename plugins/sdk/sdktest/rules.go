@@ -63,6 +63,9 @@ var rules = []Rule{
 	{"data-guard", "A worker that says data_guarded serves no connection that does not begin with data_opening."},
 	{"capabilities", "A ready worker says what it can do in Status.Capabilities: valid names, sorted, chat or another route among them."},
 
+	{"prefix-blocks", "A worker that reports prefix_blocks reports at most 512, each once, and their prefix_block_tokens."},
+	{"state-file", "With its defaults a worker keeps nothing in StartSpec.StateFile, and does not leave what was there."},
+
 	{"chat", "A worker that says chat answers /v1/chat/completions with a whole answer."},
 	{"chat-stream", "A streamed chat is server-sent events with one id, a finish_reason and [DONE], and has the same text as the whole answer at temperature 0."},
 	{"completions", "A worker that says completions answers /v1/completions, whole and streamed."},

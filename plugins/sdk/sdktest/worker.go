@@ -194,8 +194,12 @@ func (s *workerSuite) spec(t testing.TB, w WorkerInstance) worker.StartSpec {
 	return worker.StartSpec{
 		WorkerID: "sdktest", Nonce: "nonce-1", ModelPath: s.o.ModelPath, ModelID: modelID, Device: device,
 		Slots: s.o.Slots, ContextTokens: s.o.ContextTokens, Threads: s.o.Threads, EngineDir: s.o.EngineDir, DataOpening: dataOpening,
+		ModelDigest: "sha256:" + strings.Repeat("0", 64), StateFile: stateFile(w), PrefixKey: []byte("sdktest"),
 	}
 }
+
+// stateFile is where a worker may keep what it has read.
+func stateFile(w WorkerInstance) string { return filepath.Join(filepath.Dir(w.DataSocket), "state") }
 
 var errEnough = errors.New("enough")
 
@@ -408,6 +412,9 @@ func (s *workerSuite) stop(t *testing.T) {
 	s.exited(t, w)
 	if _, err := os.Lstat(w.DataSocket); err == nil {
 		broken(t, "data-socket", "the data socket is still there")
+	}
+	if _, err := os.Lstat(stateFile(w)); err == nil {
+		broken(t, "state-file", "it kept something in StateFile, and its configuration does not say that it may")
 	}
 }
 

@@ -52,12 +52,18 @@ type Fingerprint struct {
 	// Models lists names of such models, at most MaxModels of at most MaxModelBytes. They are
 	// offered to clients; others can be started by name all the same.
 	Models []string
+	// Beside lists what each worker loads beside its model with the settings of its block: files
+	// of RoleAdapter and RoleDraft, at most MaxBeside. The host counts their memory.
+	Beside []ModelFile
+	// BesideBytes is memory of the device that each worker takes beside that, whatever its model.
+	BesideBytes int64
 }
 
-// Bounds of Fingerprint.Models; a host drops the excess.
+// Bounds of Fingerprint.Models and Fingerprint.Beside; a host drops the excess.
 const (
 	MaxModels     = 256
 	MaxModelBytes = 200
+	MaxBeside     = 128
 )
 
 // Check is one verified fact.
@@ -100,7 +106,21 @@ type StartSpec struct {
 	// all, which are beside it. Empty where the host is older or there is none. The SDK refuses a
 	// role that it does not know.
 	Files []ModelFile
+	// ModelDigest is the digest of the model's files, such as "sha256:…"; empty: unknown.
+	ModelDigest string
+	// StateFile is a file in a folder of the worker's own, in which it may keep what it has read of
+	// conversations when it is stopped: the host hands it to a later worker of the same type and
+	// ModelDigest. Where it is there at Start, an earlier worker left it, or something else did: a
+	// backend checks it and removes it. Empty: nothing may be kept. It is the text of users, so
+	// that a backend keeps nothing unless its configuration says so.
+	StateFile string
+	// PrefixKey is the secret for Status.PrefixBlocks, at most MaxPrefixKey bytes. Empty: they are
+	// not made.
+	PrefixKey []byte
 }
+
+// MaxPrefixKey is the most that StartSpec.PrefixKey holds, in bytes.
+const MaxPrefixKey = 64
 
 // MaxDataOpening is the most that StartSpec.DataOpening holds, in bytes.
 const MaxDataOpening = 256
@@ -108,12 +128,15 @@ const MaxDataOpening = 256
 // ModelFile is one file of what a worker serves.
 type ModelFile struct {
 	Path string
-	Role string // RoleModel
+	Role string // RoleModel; in Fingerprint.Beside RoleAdapter or RoleDraft
 }
 
-// RoleModel is the role of the files that are the model itself. Later releases add projector,
-// adapter, draft and tokenizer.
-const RoleModel = "model"
+// Roles of files. StartSpec.Files has RoleModel only: later releases add projector and tokenizer.
+const (
+	RoleModel   = "model"   // the model itself
+	RoleAdapter = "adapter" // a LoRA adapter: it takes the size of its file
+	RoleDraft   = "draft"   // a smaller model, with slots and contexts as the model has
+)
 
 // Progress is how far a model is loaded.
 type Progress struct {
@@ -204,4 +227,14 @@ type Status struct {
 	// several in a step. AcceptedTokensTotal counts those that were what the model chose.
 	DraftTokensTotal    int64
 	AcceptedTokensTotal int64
+	// PrefixBlocks says which beginnings of prompts the worker has read and not forgotten, so that
+	// a prompt that begins alike is answered sooner: a hash for each whole block of
+	// PrefixBlockTokens tokens of each sequence, made with StartSpec.PrefixKey of the block's
+	// tokens and the hash of the block before it. At most MaxPrefixBlocks, without repetitions,
+	// those of sequences that were used last first. They tell nobody without the key what was read.
+	PrefixBlocks      []uint64
+	PrefixBlockTokens int // 0: the worker reports none
 }
+
+// MaxPrefixBlocks bounds Status.PrefixBlocks; a host drops the excess.
+const MaxPrefixBlocks = 512

@@ -28,7 +28,7 @@ func receive[M any](stream grpc.ServerStreamingClient[M], each func(*M) error) e
 }
 
 func fingerprintToProto(f Fingerprint) *workerv1.FingerprintResponse {
-	p := &workerv1.FingerprintResponse{Problem: f.Problem, Warnings: f.Warnings, ByName: f.ByName, Models: f.Models}
+	p := &workerv1.FingerprintResponse{Problem: f.Problem, Warnings: f.Warnings, ByName: f.ByName, Models: f.Models, Beside: filesToProto(f.Beside), BesideBytes: f.BesideBytes}
 	for _, d := range f.Devices {
 		p.Devices = append(p.Devices, &workerv1.Device{
 			Id: d.ID, Kind: d.Kind, Name: d.Name, TotalBytes: d.TotalBytes, FreeBytes: d.FreeBytes, Problem: d.Problem,
@@ -41,7 +41,8 @@ func fingerprintToProto(f Fingerprint) *workerv1.FingerprintResponse {
 }
 
 func fingerprintFromProto(p *workerv1.FingerprintResponse) Fingerprint {
-	f := Fingerprint{Problem: p.GetProblem(), Warnings: p.GetWarnings(), ByName: p.GetByName(), Models: p.GetModels()}
+	f := Fingerprint{Problem: p.GetProblem(), Warnings: p.GetWarnings(), ByName: p.GetByName(), Models: p.GetModels(), Beside: filesFromProto(p.GetBeside()), BesideBytes: max(p.GetBesideBytes(), 0)}
+	f.Beside = f.Beside[:min(len(f.Beside), MaxBeside)]
 	for _, d := range p.GetDevices() {
 		f.Devices = append(f.Devices, Device{
 			ID: d.GetId(), Kind: d.GetKind(), Name: d.GetName(), TotalBytes: d.GetTotalBytes(), FreeBytes: d.GetFreeBytes(), Problem: d.GetProblem(),
@@ -54,25 +55,35 @@ func fingerprintFromProto(p *workerv1.FingerprintResponse) Fingerprint {
 }
 
 func startSpecToProto(s StartSpec) *workerv1.StartRequest {
-	p := &workerv1.StartRequest{
+	return &workerv1.StartRequest{
 		WorkerId: s.WorkerID, Nonce: s.Nonce, ModelPath: s.ModelPath, ModelId: s.ModelID, Device: s.Device,
 		Slots: int32(s.Slots), ContextTokens: int32(s.ContextTokens), Threads: int32(s.Threads), EngineDir: s.EngineDir, DataOpening: s.DataOpening,
+		Files: filesToProto(s.Files), ModelDigest: s.ModelDigest, StateFile: s.StateFile, PrefixKey: s.PrefixKey,
 	}
-	for _, f := range s.Files {
-		p.Files = append(p.Files, &workerv1.ModelFile{Path: f.Path, Role: f.Role})
-	}
-	return p
 }
 
 func startSpecFromProto(p *workerv1.StartRequest) StartSpec {
-	s := StartSpec{
+	return StartSpec{
 		WorkerID: p.GetWorkerId(), Nonce: p.GetNonce(), ModelPath: p.GetModelPath(), ModelID: p.GetModelId(), Device: p.GetDevice(),
 		Slots: int(p.GetSlots()), ContextTokens: int(p.GetContextTokens()), Threads: int(p.GetThreads()), EngineDir: p.GetEngineDir(), DataOpening: p.GetDataOpening(),
+		Files: filesFromProto(p.GetFiles()), ModelDigest: p.GetModelDigest(), StateFile: p.GetStateFile(), PrefixKey: p.GetPrefixKey(),
 	}
-	for _, f := range p.GetFiles() {
-		s.Files = append(s.Files, ModelFile{Path: f.GetPath(), Role: f.GetRole()})
+}
+
+func filesToProto(list []ModelFile) []*workerv1.ModelFile {
+	var out []*workerv1.ModelFile
+	for _, f := range list {
+		out = append(out, &workerv1.ModelFile{Path: f.Path, Role: f.Role})
 	}
-	return s
+	return out
+}
+
+func filesFromProto(list []*workerv1.ModelFile) []ModelFile {
+	var out []ModelFile
+	for _, f := range list {
+		out = append(out, ModelFile{Path: f.GetPath(), Role: f.GetRole()})
+	}
+	return out
 }
 
 func progressToProto(p Progress) *workerv1.StartResponse {
@@ -90,6 +101,7 @@ func statusToProto(s Status) *workerv1.StatusResponse {
 		TokensPerSecond: s.TokensPerSecond, TokensTotal: s.TokensTotal, KvUsedTokens: int64(s.KVUsedTokens), MemoryBytes: s.MemoryBytes,
 		Capabilities: s.Capabilities, DataGuarded: s.DataGuarded, PromptTokensTotal: s.PromptTokensTotal, CachedTokensTotal: s.CachedTokensTotal,
 		DraftTokensTotal: s.DraftTokensTotal, AcceptedTokensTotal: s.AcceptedTokensTotal,
+		PrefixBlocks: s.PrefixBlocks, PrefixBlockTokens: int32(s.PrefixBlockTokens),
 	}
 }
 
@@ -100,5 +112,6 @@ func statusFromProto(p *workerv1.StatusResponse) Status {
 		TokensPerSecond: p.GetTokensPerSecond(), TokensTotal: p.GetTokensTotal(), KVUsedTokens: int(p.GetKvUsedTokens()), MemoryBytes: p.GetMemoryBytes(),
 		Capabilities: p.GetCapabilities(), DataGuarded: p.GetDataGuarded(), PromptTokensTotal: p.GetPromptTokensTotal(), CachedTokensTotal: p.GetCachedTokensTotal(),
 		DraftTokensTotal: p.GetDraftTokensTotal(), AcceptedTokensTotal: p.GetAcceptedTokensTotal(),
+		PrefixBlocks: p.GetPrefixBlocks()[:min(len(p.GetPrefixBlocks()), MaxPrefixBlocks)], PrefixBlockTokens: max(int(p.GetPrefixBlockTokens()), 0),
 	}
 }

@@ -22,6 +22,8 @@ func fill(t *testing.T, v reflect.Value) {
 		v.SetString("text")
 	case reflect.Int, reflect.Int64:
 		v.SetInt(7)
+	case reflect.Uint8, reflect.Uint64:
+		v.SetUint(7)
 	case reflect.Bool:
 		v.SetBool(true)
 	case reflect.Float64:

@@ -70,7 +70,12 @@ type FingerprintResponse struct {
 	// The type's server finds models itself, by their names: StartRequest.model_path is empty.
 	ByName bool `protobuf:"varint,5,opt,name=by_name,json=byName,proto3" json:"by_name,omitempty"`
 	// Names of such models that can be started, at most 256 of at most 200 bytes; there may be others.
-	Models        []string `protobuf:"bytes,6,rep,name=models,proto3" json:"models,omitempty"`
+	Models []string `protobuf:"bytes,6,rep,name=models,proto3" json:"models,omitempty"`
+	// What each worker of the type loads beside its model, with the settings of its block: adapters and draft
+	// models, at most 128. The host counts their memory.
+	Beside []*ModelFile `protobuf:"bytes,7,rep,name=beside,proto3" json:"beside,omitempty"`
+	// Memory of the device that each worker takes beside that, whatever its model is.
+	BesideBytes   int64 `protobuf:"varint,8,opt,name=beside_bytes,json=besideBytes,proto3" json:"beside_bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -145,6 +150,20 @@ func (x *FingerprintResponse) GetModels() []string {
 		return x.Models
 	}
 	return nil
+}
+
+func (x *FingerprintResponse) GetBeside() []*ModelFile {
+	if x != nil {
+		return x.Beside
+	}
+	return nil
+}
+
+func (x *FingerprintResponse) GetBesideBytes() int64 {
+	if x != nil {
+		return x.BesideBytes
+	}
+	return 0
 }
 
 // Check is one thing that a worker type made sure of, such as that the engine has the layouts it was built for.
@@ -311,7 +330,16 @@ type StartRequest struct {
 	DataOpening string `protobuf:"bytes,11,opt,name=data_opening,json=dataOpening,proto3" json:"data_opening,omitempty"`
 	// What to load; the first is model_path. The first of several parts of a model stands for all, which are
 	// beside it. Empty: the host is older, or there is none.
-	Files         []*ModelFile `protobuf:"bytes,12,rep,name=files,proto3" json:"files,omitempty"`
+	Files []*ModelFile `protobuf:"bytes,12,rep,name=files,proto3" json:"files,omitempty"`
+	// Digest of the model's files, such as sha256:…; empty: unknown.
+	ModelDigest string `protobuf:"bytes,13,opt,name=model_digest,json=modelDigest,proto3" json:"model_digest,omitempty"`
+	// A file in a folder of the worker's own, in which it may keep what it has read of conversations when it ends. A
+	// worker of the same type and model_digest may have left it there before; whoever finds it takes it away. Empty:
+	// nothing may be kept.
+	StateFile string `protobuf:"bytes,14,opt,name=state_file,json=stateFile,proto3" json:"state_file,omitempty"`
+	// Secret with which the worker makes StatusResponse.prefix_blocks: workers of the same model that are to be
+	// compared have the same. Empty: the worker makes none.
+	PrefixKey     []byte `protobuf:"bytes,15,opt,name=prefix_key,json=prefixKey,proto3" json:"prefix_key,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -430,12 +458,33 @@ func (x *StartRequest) GetFiles() []*ModelFile {
 	return nil
 }
 
+func (x *StartRequest) GetModelDigest() string {
+	if x != nil {
+		return x.ModelDigest
+	}
+	return ""
+}
+
+func (x *StartRequest) GetStateFile() string {
+	if x != nil {
+		return x.StateFile
+	}
+	return ""
+}
+
+func (x *StartRequest) GetPrefixKey() []byte {
+	if x != nil {
+		return x.PrefixKey
+	}
+	return nil
+}
+
 // ModelFile is one file of what a worker serves.
 type ModelFile struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Path  string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
-	// model; in later releases projector, adapter, draft and tokenizer. A worker refuses a role that it
-	// does not know with InvalidArgument.
+	// model; in FingerprintResponse.beside adapter and draft; in later releases projector and tokenizer. A worker
+	// refuses a role that it does not know with InvalidArgument.
 	Role          string `protobuf:"bytes,2,opt,name=role,proto3" json:"role,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -623,8 +672,14 @@ type StatusResponse struct {
 	// Draft tokens (guessed for answers) since Start, and those of them that were accepted.
 	DraftTokensTotal    int64 `protobuf:"varint,18,opt,name=draft_tokens_total,json=draftTokensTotal,proto3" json:"draft_tokens_total,omitempty"`
 	AcceptedTokensTotal int64 `protobuf:"varint,19,opt,name=accepted_tokens_total,json=acceptedTokensTotal,proto3" json:"accepted_tokens_total,omitempty"`
-	unknownFields       protoimpl.UnknownFields
-	sizeCache           protoimpl.SizeCache
+	// What the worker has read and not forgotten: a hash for each whole block of prefix_block_tokens tokens of each
+	// sequence, made of the block's tokens and the hash before it with StartRequest.prefix_key. At most 512, without
+	// repetitions, those that were used last first.
+	PrefixBlocks []uint64 `protobuf:"fixed64,20,rep,packed,name=prefix_blocks,json=prefixBlocks,proto3" json:"prefix_blocks,omitempty"`
+	// Tokens of a block; 0: the worker reports none.
+	PrefixBlockTokens int32 `protobuf:"varint,21,opt,name=prefix_block_tokens,json=prefixBlockTokens,proto3" json:"prefix_block_tokens,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *StatusResponse) Reset() {
@@ -790,6 +845,20 @@ func (x *StatusResponse) GetAcceptedTokensTotal() int64 {
 	return 0
 }
 
+func (x *StatusResponse) GetPrefixBlocks() []uint64 {
+	if x != nil {
+		return x.PrefixBlocks
+	}
+	return nil
+}
+
+func (x *StatusResponse) GetPrefixBlockTokens() int32 {
+	if x != nil {
+		return x.PrefixBlockTokens
+	}
+	return 0
+}
+
 type DrainRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -947,14 +1016,16 @@ var File_worker_v1_worker_proto protoreflect.FileDescriptor
 const file_worker_v1_worker_proto_rawDesc = "" +
 	"\n" +
 	"\x16worker/v1/worker.proto\x12\x0erbee.worker.v1\x1a\x1egoogle/protobuf/duration.proto\"\x14\n" +
-	"\x12FingerprintRequest\"\xdd\x01\n" +
+	"\x12FingerprintRequest\"\xb3\x02\n" +
 	"\x13FingerprintResponse\x12\x18\n" +
 	"\aproblem\x18\x01 \x01(\tR\aproblem\x12\x1a\n" +
 	"\bwarnings\x18\x02 \x03(\tR\bwarnings\x120\n" +
 	"\adevices\x18\x03 \x03(\v2\x16.rbee.worker.v1.DeviceR\adevices\x12-\n" +
 	"\x06checks\x18\x04 \x03(\v2\x15.rbee.worker.v1.CheckR\x06checks\x12\x17\n" +
 	"\aby_name\x18\x05 \x01(\bR\x06byName\x12\x16\n" +
-	"\x06models\x18\x06 \x03(\tR\x06models\"K\n" +
+	"\x06models\x18\x06 \x03(\tR\x06models\x121\n" +
+	"\x06beside\x18\a \x03(\v2\x19.rbee.worker.v1.ModelFileR\x06beside\x12!\n" +
+	"\fbeside_bytes\x18\b \x01(\x03R\vbesideBytes\"K\n" +
 	"\x05Check\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06passed\x18\x02 \x01(\bR\x06passed\x12\x16\n" +
@@ -967,7 +1038,7 @@ const file_worker_v1_worker_proto_rawDesc = "" +
 	"totalBytes\x12\x1d\n" +
 	"\n" +
 	"free_bytes\x18\x05 \x01(\x03R\tfreeBytes\x12\x18\n" +
-	"\aproblem\x18\x06 \x01(\tR\aproblem\"\xfe\x02\n" +
+	"\aproblem\x18\x06 \x01(\tR\aproblem\"\xdf\x03\n" +
 	"\fStartRequest\x12\x1b\n" +
 	"\tworker_id\x18\x01 \x01(\tR\bworkerId\x12\x14\n" +
 	"\x05nonce\x18\x02 \x01(\tR\x05nonce\x12\x1d\n" +
@@ -984,7 +1055,12 @@ const file_worker_v1_worker_proto_rawDesc = "" +
 	" \x01(\tR\n" +
 	"dataSocket\x12!\n" +
 	"\fdata_opening\x18\v \x01(\tR\vdataOpening\x12/\n" +
-	"\x05files\x18\f \x03(\v2\x19.rbee.worker.v1.ModelFileR\x05files\"3\n" +
+	"\x05files\x18\f \x03(\v2\x19.rbee.worker.v1.ModelFileR\x05files\x12!\n" +
+	"\fmodel_digest\x18\r \x01(\tR\vmodelDigest\x12\x1d\n" +
+	"\n" +
+	"state_file\x18\x0e \x01(\tR\tstateFile\x12\x1d\n" +
+	"\n" +
+	"prefix_key\x18\x0f \x01(\fR\tprefixKey\"3\n" +
 	"\tModelFile\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n" +
 	"\x04role\x18\x02 \x01(\tR\x04role\"}\n" +
@@ -994,7 +1070,7 @@ const file_worker_v1_worker_proto_rawDesc = "" +
 	"\x05total\x18\x03 \x01(\x03R\x05total\x12\x12\n" +
 	"\x04unit\x18\x04 \x01(\tR\x04unit\x12\x18\n" +
 	"\amessage\x18\x05 \x01(\tR\amessage\"\x0f\n" +
-	"\rStatusRequest\"\x9c\x05\n" +
+	"\rStatusRequest\"\xf1\x05\n" +
 	"\x0eStatusResponse\x12\x1b\n" +
 	"\tworker_id\x18\x01 \x01(\tR\bworkerId\x12\x14\n" +
 	"\x05nonce\x18\x02 \x01(\tR\x05nonce\x12\x19\n" +
@@ -1015,7 +1091,9 @@ const file_worker_v1_worker_proto_rawDesc = "" +
 	"\x13prompt_tokens_total\x18\x10 \x01(\x03R\x11promptTokensTotal\x12.\n" +
 	"\x13cached_tokens_total\x18\x11 \x01(\x03R\x11cachedTokensTotal\x12,\n" +
 	"\x12draft_tokens_total\x18\x12 \x01(\x03R\x10draftTokensTotal\x122\n" +
-	"\x15accepted_tokens_total\x18\x13 \x01(\x03R\x13acceptedTokensTotal\"\x0e\n" +
+	"\x15accepted_tokens_total\x18\x13 \x01(\x03R\x13acceptedTokensTotal\x12#\n" +
+	"\rprefix_blocks\x18\x14 \x03(\x06R\fprefixBlocks\x12.\n" +
+	"\x13prefix_block_tokens\x18\x15 \x01(\x05R\x11prefixBlockTokens\"\x0e\n" +
 	"\fDrainRequest\"\x0f\n" +
 	"\rDrainResponse\">\n" +
 	"\vStopRequest\x12/\n" +
@@ -1060,23 +1138,24 @@ var file_worker_v1_worker_proto_goTypes = []any{
 var file_worker_v1_worker_proto_depIdxs = []int32{
 	3,  // 0: rbee.worker.v1.FingerprintResponse.devices:type_name -> rbee.worker.v1.Device
 	2,  // 1: rbee.worker.v1.FingerprintResponse.checks:type_name -> rbee.worker.v1.Check
-	5,  // 2: rbee.worker.v1.StartRequest.files:type_name -> rbee.worker.v1.ModelFile
-	13, // 3: rbee.worker.v1.StopRequest.grace:type_name -> google.protobuf.Duration
-	0,  // 4: rbee.worker.v1.WorkerService.Fingerprint:input_type -> rbee.worker.v1.FingerprintRequest
-	4,  // 5: rbee.worker.v1.WorkerService.Start:input_type -> rbee.worker.v1.StartRequest
-	7,  // 6: rbee.worker.v1.WorkerService.Status:input_type -> rbee.worker.v1.StatusRequest
-	9,  // 7: rbee.worker.v1.WorkerService.Drain:input_type -> rbee.worker.v1.DrainRequest
-	11, // 8: rbee.worker.v1.WorkerService.Stop:input_type -> rbee.worker.v1.StopRequest
-	1,  // 9: rbee.worker.v1.WorkerService.Fingerprint:output_type -> rbee.worker.v1.FingerprintResponse
-	6,  // 10: rbee.worker.v1.WorkerService.Start:output_type -> rbee.worker.v1.StartResponse
-	8,  // 11: rbee.worker.v1.WorkerService.Status:output_type -> rbee.worker.v1.StatusResponse
-	10, // 12: rbee.worker.v1.WorkerService.Drain:output_type -> rbee.worker.v1.DrainResponse
-	12, // 13: rbee.worker.v1.WorkerService.Stop:output_type -> rbee.worker.v1.StopResponse
-	9,  // [9:14] is the sub-list for method output_type
-	4,  // [4:9] is the sub-list for method input_type
-	4,  // [4:4] is the sub-list for extension type_name
-	4,  // [4:4] is the sub-list for extension extendee
-	0,  // [0:4] is the sub-list for field type_name
+	5,  // 2: rbee.worker.v1.FingerprintResponse.beside:type_name -> rbee.worker.v1.ModelFile
+	5,  // 3: rbee.worker.v1.StartRequest.files:type_name -> rbee.worker.v1.ModelFile
+	13, // 4: rbee.worker.v1.StopRequest.grace:type_name -> google.protobuf.Duration
+	0,  // 5: rbee.worker.v1.WorkerService.Fingerprint:input_type -> rbee.worker.v1.FingerprintRequest
+	4,  // 6: rbee.worker.v1.WorkerService.Start:input_type -> rbee.worker.v1.StartRequest
+	7,  // 7: rbee.worker.v1.WorkerService.Status:input_type -> rbee.worker.v1.StatusRequest
+	9,  // 8: rbee.worker.v1.WorkerService.Drain:input_type -> rbee.worker.v1.DrainRequest
+	11, // 9: rbee.worker.v1.WorkerService.Stop:input_type -> rbee.worker.v1.StopRequest
+	1,  // 10: rbee.worker.v1.WorkerService.Fingerprint:output_type -> rbee.worker.v1.FingerprintResponse
+	6,  // 11: rbee.worker.v1.WorkerService.Start:output_type -> rbee.worker.v1.StartResponse
+	8,  // 12: rbee.worker.v1.WorkerService.Status:output_type -> rbee.worker.v1.StatusResponse
+	10, // 13: rbee.worker.v1.WorkerService.Drain:output_type -> rbee.worker.v1.DrainResponse
+	12, // 14: rbee.worker.v1.WorkerService.Stop:output_type -> rbee.worker.v1.StopResponse
+	10, // [10:15] is the sub-list for method output_type
+	5,  // [5:10] is the sub-list for method input_type
+	5,  // [5:5] is the sub-list for extension type_name
+	5,  // [5:5] is the sub-list for extension extendee
+	0,  // [0:5] is the sub-list for field type_name
 }
 
 func init() { file_worker_v1_worker_proto_init() }

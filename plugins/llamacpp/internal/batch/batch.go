@@ -52,6 +52,8 @@ type Decoder interface {
 // State is a saved sequence.
 type State interface {
 	Bytes() int64
+	// Data returns what the state is made of, valid until Free.
+	Data() []byte
 	// Free gives the memory back. It is called once.
 	Free()
 }

@@ -144,6 +144,23 @@ type fakeState struct {
 
 func (s *fakeState) Bytes() int64 { return int64(len(s.data)) }
 
+func (s *fakeState) Data() []byte {
+	out := make([]byte, len(s.data))
+	for i, t := range s.data {
+		out[i] = byte(t)
+	}
+	return out
+}
+
+// fakeStateOf is the state with such Data.
+func fakeStateOf(data []byte) *fakeState {
+	s := &fakeState{}
+	for _, b := range data {
+		s.data = append(s.data, Token(b))
+	}
+	return s
+}
+
 func (s *fakeState) Free() {
 	if s.data == nil {
 		s.f.t.Error("a state was freed twice")

@@ -74,13 +74,14 @@ func (s *Scheduler) place(prompt []Token, adapters string) *slot {
 		s.keep(to, 0)
 		s.decoder.Copy(best.slot.seq, to.seq)
 		to.held, to.copying, best.slot.copied = slices.Clone(best.slot.held), true, true
+		to.chain = slices.Clone(best.slot.chain)
 		s.cut(to, best.tokens)
 	default:
 		s.saved.take(best.saved)
 		s.keep(to, 0)
-		to.held = nil
+		to.held, to.chain = nil, nil
 		if s.decoder.Load(to.seq, best.saved.state) {
-			to.held = slices.Clone(best.saved.held)
+			to.held, to.chain = slices.Clone(best.saved.held), slices.Clone(best.saved.chain)
 		}
 		if best.tokens < len(best.saved.held) || best.saved.floor >= len(best.saved.held) {
 			// Another conversation begins alike, or the slot cannot be brought back to it.
@@ -143,7 +144,8 @@ func (s *Scheduler) find(prompt []Token, adapters string, reading bool) source {
 		}
 	}
 	for _, e := range s.saved.list {
-		if n := usable(prompt, e.held, e.floor); e.adapted == adapters && n >= best.tokens+s.worth() {
+		n := usable(prompt, e.held, e.floor)
+		if e.adapted == adapters && (n >= best.tokens+s.worth() || best.saved != nil && n > best.tokens) {
 			best = source{saved: e, tokens: n}
 		}
 	}
@@ -174,7 +176,7 @@ func (s *Scheduler) forget(x *slot) {
 	if !s.decoder.Remove(x.seq, 0) {
 		s.conf.Log.Warn("failed to clear the cache of a slot")
 	}
-	x.held = nil
+	x.held, x.chain = nil, nil
 }
 
 // keep saves what a slot holds before all but the first n tokens of it are lost.
@@ -198,7 +200,7 @@ func (s *Scheduler) keep(x *slot, n int) {
 	if state == nil {
 		return
 	}
-	s.saved.put(&saved{held: slices.Clone(x.held), adapted: x.adapted, floor: s.floor(x), used: x.used, state: state})
+	s.saved.put(&saved{held: slices.Clone(x.held), adapted: x.adapted, floor: s.floor(x), used: x.used, state: state, chain: s.chain(x.held, x.adapted)})
 }
 
 // mark returns at which token of its prompt a slot gets a checkpoint; 0: at none. It lies before
@@ -221,7 +223,7 @@ func (s *Scheduler) checkpoint(x *slot) {
 		}
 	}
 	if state := s.decoder.Save(x.seq, s.conf.SavedBytes); state != nil {
-		s.saved.put(&saved{held: slices.Clone(x.held), adapted: x.adapted, floor: s.floor(x), used: s.clock, state: state})
+		s.saved.put(&saved{held: slices.Clone(x.held), adapted: x.adapted, floor: s.floor(x), used: s.clock, state: state, chain: s.chain(x.held, x.adapted)})
 	}
 }
 
@@ -243,6 +245,7 @@ type saved struct {
 	floor   int    // see Decoder.Floor
 	used    int64
 	state   State
+	chain   []uint64 // hashes of the blocks of held
 }
 
 // store keeps sequences within a bound of bytes: what was not used for longest goes first.

@@ -2,6 +2,7 @@ package batch
 
 import (
 	"errors"
+	"iter"
 	"runtime"
 	"slices"
 	"sync"
@@ -25,8 +26,15 @@ type Config struct {
 	LookUp      bool          // guess from a request's own text
 	Drafter     *Drafter      // guesses where that tells nothing; nil: there is none
 	PinThread   bool          // stay on one thread, which graphics drivers like better
-	Vocab       Vocab
-	Log         hclog.Logger
+	Hash        HashFunc      // of what is held; nil: Blocks returns nothing
+	// Restored is what an earlier scheduler kept, what was used last at the end. The scheduler
+	// frees the states.
+	Restored []Sequence
+	// Parting is called by Run at its end with what a later scheduler may be given, what was used
+	// last first. Each state is valid until the next one. Nil: nothing is kept.
+	Parting func(iter.Seq[Sequence])
+	Vocab   Vocab
+	Log     hclog.Logger
 }
 
 // Scheduler runs the steps of one decoder: each step evaluates the last token of every request that
@@ -49,6 +57,7 @@ type Scheduler struct {
 	wake chan struct{} // capacity 1: something changed
 	done chan struct{} // closed when Run has returned
 
+	blocks    atomic.Pointer[[]uint64] // see Blocks
 	kvUsed    atomic.Int64
 	evaluated atomic.Int64 // prompt tokens
 	reused    atomic.Int64 // prompt tokens that were in the cache
@@ -70,13 +79,14 @@ type slot struct {
 	req   *Request // nil: free
 	split splitter
 
-	held    []Token // what the cache holds of the sequence
-	adapted string  // the adapters that held was read with
-	stepped int64   // when the slot was last part of a step, by the scheduler's clock
-	turn    int     // tokens of held that were the last request's prompt
-	used    int64   // when the slot was last used, by the scheduler's clock
-	copying bool    // the copy that makes held takes place with the next step
-	copied  bool    // the same, and it is copied from here
+	held    []Token  // what the cache holds of the sequence
+	adapted string   // the adapters that held was read with
+	stepped int64    // when the slot was last part of a step, by the scheduler's clock
+	turn    int      // tokens of held that were the last request's prompt
+	used    int64    // when the slot was last used, by the scheduler's clock
+	chain   []uint64 // hashes of the blocks of held, as far as its requests have ended
+	copying bool     // the copy that makes held takes place with the next step
+	copied  bool     // the same, and it is copied from here
 
 	mark      int     // tokens of the prompt at which a checkpoint is made; 0: none is to be made
 	reused    int     // prompt tokens that were in the cache at the beginning
@@ -107,6 +117,8 @@ func New(decoder Decoder, conf Config) *Scheduler {
 	for i := range conf.Slots {
 		s.slots = append(s.slots, &slot{seq: i, next: none, row: -1})
 	}
+	s.restore(conf.Restored)
+	s.publish()
 	return s
 }
 
@@ -114,6 +126,7 @@ func New(decoder Decoder, conf Config) *Scheduler {
 func (s *Scheduler) Run() {
 	defer close(s.done)
 	defer s.saved.clear()
+	defer s.part()
 	if s.conf.PinThread {
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
@@ -295,6 +308,8 @@ func (s *Scheduler) release(x *slot) {
 	s.prompts = slices.DeleteFunc(s.prompts, func(p *slot) bool { return p == x })
 	s.clock++
 	x.req, x.row, x.add, x.used, x.text = nil, -1, 0, s.clock, nil
+	x.chain = s.chain(x.held, x.adapted)
+	s.publish()
 	s.countCache()
 	s.mu.Lock()
 	s.active--

@@ -18,7 +18,8 @@ type ContextParams struct {
 	Tokens       int
 	BatchTokens  int // tokens of a step, at most
 	Threads      int
-	KVType       string // "f16", "q8_0" or "f32"
+	KVType       string // "f16", "bf16", "f32", "q8_0", "q5_1", "q5_0", "q4_1" or "q4_0"
+	Flash        string // flash attention: "on", "off", or else where the device has it
 	OutputTokens int    // tokens of a step whose logits are wanted, at most
 }
 
@@ -42,14 +43,18 @@ func (m *Model) NewContext(p ContextParams) (*Context, error) {
 	params.NCtx, params.NSeqMax = uint32(p.Tokens*p.Sequences), uint32(p.Sequences)
 	params.NBatch, params.NUbatch = uint32(p.BatchTokens), uint32(p.BatchTokens)
 	params.NThreads, params.NThreadsBatch = int32(p.Threads), int32(p.Threads)
-	kind := llama.GGMLTypeF16
-	switch p.KVType {
-	case "q8_0":
-		kind = llama.GGMLTypeQ8_0
-	case "f32":
-		kind = llama.GGMLTypeF32
+	kind, ok := kvTypes()[p.KVType]
+	if !ok {
+		kind = llama.GGMLTypeF16
 	}
 	params.TypeK, params.TypeV = kind, kind
+	params.FlashAttentionType = llama.FlashAttentionTypeAuto
+	switch p.Flash {
+	case "on":
+		params.FlashAttentionType = llama.FlashAttentionTypeEnabled
+	case "off":
+		params.FlashAttentionType = llama.FlashAttentionTypeDisabled
+	}
 	params.NOutputsMax = uint32(p.OutputTokens)
 	params.KVUnified = 0 // a shared cache makes every sequence look through everybody's positions
 	params.NoPerf = 1
@@ -67,6 +72,14 @@ func (m *Model) NewContext(p ContextParams) (*Context, error) {
 		c.seqs = append(c.seqs, []llama.SeqId{llama.SeqId(i)})
 	}
 	return c, nil
+}
+
+// kvTypes are the engine's numbers of the types of a cache.
+func kvTypes() map[string]llama.GGMLType {
+	return map[string]llama.GGMLType{
+		"f16": llama.GGMLTypeF16, "bf16": llama.GGMLTypeBF16, "f32": llama.GGMLTypeF32, "q8_0": llama.GGMLTypeQ8_0,
+		"q5_1": llama.GGMLTypeQ5_1, "q5_0": llama.GGMLTypeQ5_0, "q4_1": llama.GGMLTypeQ4_1, "q4_0": llama.GGMLTypeQ4_0,
+	}
 }
 
 // Free frees the context.
@@ -173,7 +186,7 @@ func (c *Context) Save(seq int, limit int64) batch.State {
 	if size == 0 || size > uint64(max(0, limit)) {
 		return nil
 	}
-	s, err := newState(int(size))
+	s, err := NewState(int(size))
 	if err != nil {
 		return nil
 	}
@@ -184,33 +197,40 @@ func (c *Context) Save(seq int, limit int64) batch.State {
 	return s
 }
 
-// Load replaces a sequence by what Save of the same context copied. Where it reports false the
-// sequence is empty.
+// Load replaces a sequence by what Save copied, of this context or of one with the same model, size
+// and types by the same engine: the engine takes for granted what it is given. Where it reports
+// false the sequence is empty.
 func (c *Context) Load(seq int, saved batch.State) bool {
-	if s, ok := saved.(*state); ok && llama.StateSeqSetData(c.handle, s.data, llama.SeqId(seq)) == uint64(len(s.data)) {
+	if s, ok := saved.(*State); ok && llama.StateSeqSetData(c.handle, s.data, llama.SeqId(seq)) == uint64(len(s.data)) {
 		return true
 	}
 	_, _ = llama.MemorySeqRm(c.mem, llama.SeqId(seq), -1, -1) // fails without a context only
 	return false
 }
 
-// state is a saved sequence. Its memory is not the garbage collector's, which would let the process
+// State is a saved sequence. Its memory is not the garbage collector's, which would let the process
 // take as much again, and goes back to the system at once.
-type state struct{ data []byte }
+type State struct{ data []byte }
 
-func newState(size int) (*state, error) {
+var _ batch.State = (*State)(nil)
+
+// NewState returns a state of so many bytes, to be filled in by way of Data. The caller frees it.
+func NewState(size int) (*State, error) {
 	data, err := syscall.Mmap(-1, 0, size, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_ANON|syscall.MAP_PRIVATE)
 	if err != nil {
 		return nil, fmt.Errorf("memory for a saved sequence: %w", err)
 	}
-	return &state{data}, nil
+	return &State{data}, nil
 }
 
 // Bytes returns the size of the state.
-func (s *state) Bytes() int64 { return int64(len(s.data)) }
+func (s *State) Bytes() int64 { return int64(len(s.data)) }
+
+// Data returns the bytes of the state, valid until Free.
+func (s *State) Data() []byte { return s.data }
 
 // Free gives the memory back.
-func (s *state) Free() {
+func (s *State) Free() {
 	_ = syscall.Munmap(s.data) // fails for what is not mapped only
 	s.data = nil
 }

@@ -76,7 +76,7 @@ func TestSequencesMove(t *testing.T) {
 			must.True(t, c.Load(2, s))
 			s.Free()
 			must.Eq(t, want, feed(t, c, 2, n, text[n:]...))
-			must.False(t, c.Load(2, &state{data: make([]byte, 100)}))
+			must.False(t, c.Load(2, &State{data: make([]byte, 100)}))
 			must.Eq(t, 0, c.Floor(2))
 			feed(t, c, 2, 0, text...) // it is empty
 		})

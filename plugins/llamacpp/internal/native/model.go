@@ -12,14 +12,10 @@ import (
 // Token is a token of a model's vocabulary; negative: none.
 type Token = int32
 
-// allLayers is more than any model has.
-const allLayers = 9999
-
 // ModelParams say how a model is loaded.
 type ModelParams struct {
-	Device    *Device // nil: the processor
-	GPULayers int     // layers that go to the device; negative: all
-	Repack    bool    // keep a second copy of the weights in the layout that the processor likes
+	Placement
+	Repack bool // keep a second copy of the weights in the layout that the processor likes
 	// Progress is called with 0 to 100, growing. Its error ends the load and is returned. Nil:
 	// none.
 	Progress func(percent int) error
@@ -39,22 +35,12 @@ type Model struct {
 // LoadModel reads a model's file. The libraries must be loaded. The caller frees the model.
 func LoadModel(path string, p ModelParams) (*Model, error) {
 	params := llama.ModelDefaultParams()
-	devices := []llama.GGMLBackendDevice{0, 0} // no graphics device: the processor is always there
-	if p.Device == nil {
-		params.NGpuLayers = 0
-		if !p.Repack {
-			params.UseExtraBufts = 0
-		}
-	} else {
-		devices[0] = p.Device.handle
-		params.NGpuLayers = int32(p.GPULayers)
-		if p.GPULayers < 0 {
-			params.NGpuLayers = allLayers
-		}
-		params.SplitMode = llama.SplitModeNone
-	}
-	if err := params.SetDevices(devices); err != nil {
+	held, err := p.apply(&params)
+	if err != nil {
 		return nil, fmt.Errorf("load model: %w", err)
+	}
+	if len(p.Devices) == 0 && !p.Repack {
+		params.UseExtraBufts = 0
 	}
 	var stopped error
 	percent := -1
@@ -72,7 +58,7 @@ func LoadModel(path string, p ModelParams) (*Model, error) {
 	})
 	theLibrary.logs.forget()
 	handle, err := llama.ModelLoadFromFile(path, params)
-	runtime.KeepAlive(devices)
+	runtime.KeepAlive(held)
 	switch {
 	case stopped != nil:
 		if handle != 0 {

@@ -35,6 +35,7 @@ type Worker struct {
 
 	mu       sync.Mutex // guards below
 	config   workerConfig
+	kept     []byte // what an earlier worker left
 	spec     worker.StartSpec
 	state    worker.State
 	active   int
@@ -61,6 +62,7 @@ type workerConfig struct {
 	Hang             []string       `json:"hang"`
 	Problem          string         `json:"problem"`
 	Child            bool           `json:"child"`
+	KeepState        bool           `json:"keep_state"`
 	Print            bool           `json:"print"`
 	Secret           string         `json:"secret"`
 	ByName           bool           `json:"by_name"`
@@ -121,6 +123,7 @@ func (w *Worker) Schema(context.Context) (sdk.Schema, error) {
 			attr("hang", "list(string)", "[]", "Calls that never return: configure, fingerprint, start, status, drain, stop, or stream for answers that stop in the middle."),
 			attr("problem", "string", `""`, "What Fingerprint reports as the worker type's problem."),
 			attr("child", "bool", "false", "Start keeps a child process running."),
+			attr("keep_state", "bool", "false", "Keeps in StartSpec.StateFile how often it was stopped: an x for each time."),
 			attr("print", "bool", "false", "Prints a line to standard output and to standard error for every token."),
 			attr("by_name", "bool", "false", "Serves models by name, without files."),
 			attr("models", "list(string)", "[]", "Models that it offers by name."),
@@ -235,7 +238,10 @@ func (w *Worker) Start(ctx context.Context, spec worker.StartSpec, progress func
 		w.set(worker.StateFailed)
 		return nil, err
 	}
+	kept, _ := os.ReadFile(spec.StateFile) // none: nothing was kept
+	_ = os.Remove(spec.StateFile)
 	w.mu.Lock()
+	w.kept = kept
 	w.spec, w.state, w.slots = spec, worker.StateReady, make(chan struct{}, spec.Slots)
 	w.mu.Unlock()
 	w.log.Info("model loaded", "model", spec.ModelID, "device", spec.Device)
@@ -359,7 +365,20 @@ func (w *Worker) Stop(ctx context.Context, grace time.Duration) error {
 		_ = c.Process.Kill()
 		_ = c.Wait()
 	}
+	if file := w.stateFile(); file != "" {
+		return os.WriteFile(file, append(w.kept, 'x'), 0o600)
+	}
 	return nil
+}
+
+// stateFile returns where to keep something; empty: nothing is to be kept.
+func (w *Worker) stateFile() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.config.KeepState {
+		return ""
+	}
+	return w.spec.StateFile
 }
 
 func sleep(ctx context.Context, d time.Duration) error {

@@ -1,0 +1,329 @@
+package llamacpp
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+	"unicode/utf8"
+
+	"github.com/shirou/gopsutil/v4/process"
+	"github.com/shoenig/test/must"
+
+	"github.com/rbee-project/rbee/plugins/llamacpp/internal/sampler"
+	"github.com/rbee-project/rbee/plugins/llamacpp/llamatest"
+	"github.com/rbee-project/rbee/plugins/sdk/openai"
+)
+
+// Settings of TestSoak: how many requests a round has (300), and for how many seconds rounds follow
+// one another (one round).
+const (
+	soakRequestsEnv = "RBEE_SOAK_REQUESTS"
+	soakSecondsEnv  = "RBEE_SOAK_SECONDS"
+)
+
+func soakNumber(t testing.TB, name string, otherwise int) int {
+	t.Helper()
+	text := os.Getenv(name)
+	if text == "" {
+		return otherwise
+	}
+	n, err := strconv.Atoi(text)
+	must.NoError(t, err)
+	return n
+}
+
+// soakWide is how many requests are sent at once.
+const soakWide = 16
+
+// soakRequest is a request of random length, and what came of it.
+type soakRequest struct {
+	fields   map[string]any
+	prompt   []token
+	limit    int
+	sampling sampler.Params
+	stops    []string
+	gone     bool // the client leaves after the first part of the answer
+
+	texts    []string
+	finishes []string
+}
+
+// newSoakRequest draws a request.
+func newSoakRequest(t testing.TB, w *testWorker, rnd *rand.Rand) *soakRequest {
+	t.Helper()
+	questions := recordQuestions()
+	var messages []openai.Message
+	for range rnd.IntN(4) {
+		messages = append(messages,
+			openai.Message{Role: "user", Content: openai.TextContent(questions[rnd.IntN(4)])},
+			openai.Message{Role: "assistant", Content: openai.TextContent(questions[rnd.IntN(3)])})
+	}
+	messages = append(messages, openai.Message{Role: "user", Content: openai.TextContent(questions[rnd.IntN(len(questions))])})
+	r := &soakRequest{limit: 1 + rnd.IntN(24), gone: rnd.IntN(6) == 0}
+	r.fields = map[string]any{"messages": messages, "max_tokens": r.limit, "temperature": 0, "stream": r.gone}
+	if rnd.IntN(2) == 0 {
+		r.fields["temperature"], r.fields["seed"] = 0.2+rnd.Float64()*0.6, rnd.IntN(1000)
+		if rnd.IntN(3) == 0 {
+			r.fields["frequency_penalty"] = rnd.Float64() / 2
+		}
+	}
+	if rnd.IntN(4) == 0 {
+		r.stops = []string{[]string{".", "e s", " is", "\n"}[rnd.IntN(4)]}
+		r.fields["stop"] = r.stops
+	}
+	if !r.gone && rnd.IntN(6) == 0 {
+		r.fields["n"] = 2 + rnd.IntN(2)
+	}
+	body, err := json.Marshal(r.fields)
+	must.NoError(t, err)
+	req, err := openai.DecodeChat(body)
+	must.NoError(t, err)
+	m := w.served.model
+	r.prompt, _, err = m.chatPrompt(t.Context(), req, 1024, time.Time{})
+	must.NoError(t, err)
+	r.sampling, err = m.choose(&req.Sampling)
+	must.NoError(t, err)
+	return r
+}
+
+// send sends the request and keeps its answers.
+func (r *soakRequest) send(t testing.TB, w *testWorker) {
+	t.Helper()
+	body, err := json.Marshal(r.fields)
+	must.NoError(t, err)
+	if r.gone {
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		w.stream(ctx, t, string(body), func(openai.ChatChunk) { cancel() })
+		return
+	}
+	var out openai.ChatResponse
+	w.several(t, "/v1/chat/completions", string(body), &out)
+	for _, c := range out.Choices {
+		r.texts, r.finishes = append(r.texts, *c.Message.Content), append(r.finishes, c.FinishReason)
+	}
+}
+
+// check holds each answer against the plain loop, with a sampler of its own that has the request's
+// seed.
+func (r *soakRequest) check(t testing.TB, m *model, loop *llamatest.Loop) error {
+	t.Helper()
+	for i, text := range r.texts {
+		s := soakSearch{request: r, t: t, loop: loop, model: m, text: text, params: r.sampling}
+		s.params.Choice = uint32(i)
+		if !s.from(nil, "") {
+			return fmt.Errorf("answer %d to %v is %q (%s): the plain loop goes another way after %q", i, r.fields, text, r.finishes[i], s.far)
+		}
+		if s.ties > 0 {
+			t.Logf("%d near ties in %q", s.ties, text)
+		}
+	}
+	return nil
+}
+
+// soakSearch looks for tokens that spell an answer, each of which is what the sampler chooses from
+// the plain loop's logits, or nearly so: see tied.
+type soakSearch struct {
+	request *soakRequest
+	t       testing.TB
+	loop    *llamatest.Loop
+	model   *model
+	text    string
+	params  sampler.Params
+	work    sampler.Work
+	ties    int
+	far     string
+}
+
+// shown returns what a client sees of a text that is over, and whether a stop string ended it.
+func (s *soakSearch) shown(raw string) (text string, stopped bool) {
+	at := -1
+	for _, stop := range s.request.stops {
+		if i := strings.Index(raw, stop); i >= 0 && (at < 0 || i < at) {
+			at = i
+		}
+	}
+	if at >= 0 {
+		return raw[:at], true
+	}
+	return strings.ToValidUTF8(raw, "\ufffd"), false
+}
+
+// begins reports whether the answer may go on from raw.
+func (s *soakSearch) begins(raw string) bool {
+	for n := 1; n <= min(utf8.UTFMax-1, len(raw)); n++ { // a character whose last bytes have not come yet
+		if tail := raw[len(raw)-n:]; utf8.RuneStart(tail[0]) {
+			if !utf8.FullRuneInString(tail) {
+				raw = raw[:len(raw)-n]
+			}
+			break
+		}
+	}
+	if strings.HasPrefix(s.text, raw) {
+		return true
+	}
+	for _, stop := range s.request.stops {
+		if strings.HasPrefix(s.text+stop, raw) || strings.HasPrefix(raw, s.text+stop) {
+			return true
+		}
+	}
+	return false
+}
+
+func (s *soakSearch) from(said []token, raw string) bool {
+	text, stopped := s.shown(raw)
+	if stopped || len(said) == s.request.limit {
+		return text == s.text
+	}
+	if len(raw) > len(s.far) {
+		s.far = raw
+	}
+	logits := slices.Clone(s.loop.Logits(s.t, s.request.prompt, said))
+	best := s.choose(said, logits)
+	if s.goesOn(said, raw, best) {
+		return true
+	}
+	s.ties++
+	for t := range token(len(logits)) {
+		if t == best || !s.model.ends[t] && !s.begins(raw+s.model.pieces[t]) {
+			continue
+		}
+		if s.tied(said, logits, best, t) && s.goesOn(said, raw, t) {
+			return true
+		}
+	}
+	s.ties--
+	return false
+}
+
+// tied reports whether the sampler chooses t where the logits of the two tokens differ by the margin
+// from what they are.
+func (s *soakSearch) tied(said []token, logits []float32, best, t token) bool {
+	was := [2]float32{logits[best], logits[t]}
+	defer func() { logits[best], logits[t] = was[0], was[1] }()
+	logits[t] += llamatest.Margin
+	for _, d := range []float32{0, -llamatest.Margin, llamatest.Margin} {
+		logits[best] = was[0] + d
+		if s.params.Temperature == 0 && d != 0 { // llamatest.Margin is the difference of two
+			return false
+		}
+		if s.choose(said, logits) == t {
+			return true
+		}
+	}
+	return false
+}
+
+// choose returns what the sampler makes of logits.
+func (s *soakSearch) choose(said []token, logits []float32) token {
+	c, err := sampler.New(s.params, len(s.model.pieces), s.model.pieces)
+	must.NoError(s.t, err)
+	c.Prompt(s.request.prompt)
+	for _, t := range said {
+		c.Accept(t)
+	}
+	t, err := c.Choose(&s.work, logits, nil)
+	must.NoError(s.t, err)
+	return t
+}
+
+// goesOn reports whether the answer can be spelled with t behind what is said.
+func (s *soakSearch) goesOn(said []token, raw string, t token) bool {
+	if s.model.ends[t] {
+		text, _ := s.shown(raw)
+		return text == s.text
+	}
+	longer := raw + s.model.pieces[t]
+	return s.begins(longer) && s.from(append(slices.Clip(said), t), longer)
+}
+
+// soakUse is what a process holds.
+type soakUse struct {
+	goroutines, files int
+	memory            uint64
+}
+
+func soakUseNow(t testing.TB, w *testWorker) soakUse {
+	t.Helper()
+	w.idle(t)
+	w.client.CloseIdleConnections()
+	p, err := process.NewProcess(int32(os.Getpid()))
+	must.NoError(t, err)
+	mem, err := p.MemoryInfo()
+	must.NoError(t, err)
+	u := soakUse{goroutines: runtime.NumGoroutine(), memory: mem.RSS}
+	if entries, err := os.ReadDir("/proc/self/fd"); err == nil { // on Linux
+		u.files = len(entries)
+	}
+	return u
+}
+
+// TestSoak sends requests of random lengths with seeds, stops, several answers and clients that
+// leave, 16 at once, to a worker whose slots and store are too few for them. Each answer is what
+// the plain loop says to its prompt alone, up to near ties, and afterwards slots, goroutines and
+// descriptors are back. `make soak-engine` goes on for hours.
+func TestSoak(t *testing.T) {
+	requests, seconds := soakNumber(t, soakRequestsEnv, 300), soakNumber(t, soakSecondsEnv, 0)
+	loop := plainLoop(t)
+	w := startWorker(t, 12, 1024, `{"prefix_store_mib":1,"queue":1000}`)
+	rnd := rand.New(rand.NewPCG(14, 14))
+	soakRound(t, w, loop, rnd, 2*soakWide) // what is made with the first requests
+	first := soakUseNow(t, w)
+	for round, end := 0, time.Now().Add(time.Duration(seconds)*time.Second); round == 0 || time.Now().Before(end); round++ {
+		answers, left := soakRound(t, w, loop, rnd, requests)
+		var now soakUse
+		eventually(t, func() error {
+			if now = soakUseNow(t, w); now.goroutines > first.goroutines || now.files > first.files {
+				return fmt.Errorf("%d goroutines and %d descriptors, %d and %d at first", now.goroutines, now.files, first.goroutines, first.files)
+			}
+			return nil
+		})
+		st := w.served.engine.Stats()
+		must.Zero(t, st.CacheTokens)
+		t.Logf("%s: %d answers, %d clients left, %d prompt tokens evaluated, %d reused, %d of %d draft tokens accepted, %d KiB of memory (%+d since the first round)",
+			time.Now().Format(time.TimeOnly), answers, left, st.PromptEvaluated, st.PromptReused, st.Right, st.Guessed, now.memory>>10, (int64(now.memory)-int64(first.memory))>>10)
+	}
+}
+
+// soakRound sends so many requests and checks their answers. It returns how many answers came, and
+// how many clients left.
+func soakRound(t *testing.T, w *testWorker, loop *llamatest.Loop, rnd *rand.Rand, requests int) (answers, left int) {
+	t.Helper()
+	list := make([]*soakRequest, requests)
+	for i := range list {
+		list[i] = newSoakRequest(t, w, rnd)
+	}
+	work := make(chan *soakRequest)
+	var wg sync.WaitGroup
+	for range soakWide {
+		wg.Go(func() {
+			for r := range work {
+				r.send(t, w)
+			}
+		})
+	}
+	for _, r := range list {
+		work <- r
+	}
+	close(work)
+	wg.Wait()
+	w.idle(t)
+	slices.SortStableFunc(list, func(a, b *soakRequest) int { return slices.Compare(a.prompt, b.prompt) }) // the loop keeps what they share
+	for i, r := range list {
+		must.NoError(t, r.check(t, w.served.model, loop), must.Sprintf("request %d", i))
+		answers += len(r.texts)
+		if r.gone {
+			left++
+		}
+	}
+	return answers, left
+}
