@@ -96,7 +96,7 @@ func (h *Hive) unloadIdle(w *worker) {
 		return
 	}
 	h.log.Info("unloads a worker that nobody uses", "worker", w.id(), "model", w.handle.Model, "idle", idle.Round(time.Second))
-	if err := h.endWorker(w, ending{grace: defaultRetireGrace}); err != nil {
+	if err := h.endWorker(w, ending{grace: defaultRetireGrace, keep: true}); err != nil {
 		h.log.Debug("unload a worker", "worker", w.id(), "error", err) // the hive ends
 	}
 }

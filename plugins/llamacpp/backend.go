@@ -281,9 +281,9 @@ func (b *Backend) prepare(loaded, small *native.Model, list adapters, spec worke
 		return prepareReader(m, conf, limit, threads)
 	}
 	step := max(conf.BatchTokens, spec.Slots) // every slot has a place in every step
-	guesses := 0
-	if (conf.Speculation || small != nil) && !loaded.Recurrent() { // wrong guesses are cut off
-		guesses = min(maxGuesses, step-spec.Slots)
+	drafts := 0
+	if (conf.Speculation || small != nil) && !loaded.Recurrent() { // wrong draft tokens are cut off
+		drafts = min(maxDraft, step-spec.Slots)
 	}
 	var d *draft
 	if small != nil {
@@ -294,7 +294,7 @@ func (b *Backend) prepare(loaded, small *native.Model, list adapters, spec worke
 	}
 	ctx, err := loaded.NewContext(native.ContextParams{
 		Sequences: spec.Slots, Tokens: limit, BatchTokens: step, Threads: threads, KVType: conf.KVCacheType, Flash: conf.FlashAttention,
-		OutputTokens: spec.Slots + guesses, // rows of logits of a step
+		OutputTokens: spec.Slots + drafts, // rows of logits of a step
 	})
 	if err != nil {
 		err = fmt.Errorf("load model: a context of %d slots with %d tokens each cannot be made: %w: %w", spec.Slots, limit, err, sdk.ErrTooLarge)
@@ -308,7 +308,7 @@ func (b *Backend) prepare(loaded, small *native.Model, list adapters, spec worke
 	e := &engine{model: m, ctx: ctx, limit: limit, parallel: spec.Slots, Scheduler: batch.New(ctx, batch.Config{
 		Slots: spec.Slots, SlotTokens: limit, StepTokens: step, PromptChunk: min(conf.PromptChunk, step), PromptPause: time.Duration(conf.PromptPause) * time.Millisecond,
 		Queue: conf.Queue, SavedBytes: conf.storeBytes(), Checkpoints: loaded.Recurrent(),
-		GuessTokens: guesses, LookUp: conf.Speculation, Drafter: d.drafter(spec.Slots, b.log),
+		DraftTokens: drafts, LookUp: conf.Speculation, Drafter: d.drafter(spec.Slots, b.log),
 		Hash: blockHash(spec.PrefixKey), Restored: restored, Parting: parting,
 		PinThread: b.flavour != CPU, Vocab: batch.Vocab{Pieces: m.pieces, Ends: m.ends}, Log: b.log,
 	})}
@@ -341,9 +341,9 @@ func (b *Backend) keeping(spec worker.StartSpec, conf config, m *model, limit in
 	}
 }
 
-// maxGuesses bounds the guessed tokens of a step. Each takes a row of logits: 600 KB with the
+// maxDraft bounds the draft tokens of a step. Each takes a row of logits: 600 KB with the
 // largest vocabularies.
-const maxGuesses = 32
+const maxDraft = 32
 
 // warmUp evaluates one token, so that a model whose file makes the engine end the process does so
 // before anybody asks, and the first request does not wait for the weights to be read.
@@ -413,7 +413,7 @@ func (s *served) report(st *worker.Status) {
 	}
 	st.TokensPerSecond, st.TokensTotal, st.KVUsedTokens = load.TokensPerSecond, load.TokensTotal, load.CacheTokens
 	st.PromptTokensTotal, st.CachedTokensTotal = load.PromptEvaluated+load.PromptReused, load.PromptReused
-	st.DraftTokensTotal, st.AcceptedTokensTotal = load.Guessed, load.Right
+	st.DraftTokensTotal, st.AcceptedTokensTotal = load.Drafted, load.Accepted
 	if s.hashes {
 		st.PrefixBlocks, st.PrefixBlockTokens = s.engine.Blocks(), batch.BlockTokens
 	}
@@ -501,6 +501,6 @@ func (b *Backend) stopEngine(ctx context.Context, e *engine) error {
 		return fmt.Errorf("stop: the engine is still busy: %w", ctx.Err())
 	}
 	load := e.Stats()
-	b.log.Info("engine stopped", "tokens", load.TokensTotal, "prompt_tokens_evaluated", load.PromptEvaluated, "prompt_tokens_reused", load.PromptReused, "tokens_guessed", load.Guessed, "tokens_guessed_right", load.Right)
+	b.log.Info("engine stopped", "tokens", load.TokensTotal, "prompt_tokens_evaluated", load.PromptEvaluated, "prompt_tokens_reused", load.PromptReused, "draft_tokens", load.Drafted, "accepted_tokens", load.Accepted)
 	return nil
 }

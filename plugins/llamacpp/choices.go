@@ -116,7 +116,7 @@ func (a *ask) usage(list []*answer) *openai.Usage {
 	for i, x := range list {
 		u.CompletionTokens += x.end.tokens
 		predicted.AcceptedPredictionTokens += x.end.right
-		predicted.RejectedPredictionTokens += x.end.guessed - x.end.right
+		predicted.RejectedPredictionTokens += x.end.drafted - x.end.right
 		if i%a.best == 0 { // the others take the prompt from this one
 			u.PromptTokens += len(x.prompt)
 			u.PromptTokensDetails.CachedTokens += x.end.reused

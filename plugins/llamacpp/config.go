@@ -165,11 +165,11 @@ func schema(f Flavour) sdk.Schema {
 	})
 	s.Attributes = append(s.Attributes, sdk.Attribute{
 		Name: "speculation", Type: "bool", Default: json.RawMessage("true"),
-		Doc: "Guess what comes next where a text reads as it did before, and check several tokens in one step of the engine. It changes no token of an answer, and is done where it saves time, by measurement.",
+		Doc: "Draft what comes next where a text reads as it did before, and check several tokens in one step of the engine. It changes no token of an answer, and is done where it saves time, by measurement.",
 	})
 	s.Attributes = append(s.Attributes, sdk.Attribute{
 		Name: "draft", Type: "string", Default: json.RawMessage(`""`),
-		Doc: "The path of a smaller model's GGUF file, which guesses what the models of this worker type say, several tokens a step. Its vocabulary must be theirs. It changes no token of an answer, and is used where it saves time, by measurement. It takes memory beside the model's. Empty: none.",
+		Doc: "The path of a smaller model's GGUF file, which drafts what the models of this worker type say, several tokens a step. Its vocabulary must be theirs. It changes no token of an answer, and is used where it saves time, by measurement. It takes memory beside the model's. Empty: none.",
 	})
 	s.Attributes = append(s.Attributes, sdk.Attribute{
 		Name: "lora", Type: "list(string)", Default: json.RawMessage(`[]`),

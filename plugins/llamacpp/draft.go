@@ -11,7 +11,7 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk"
 )
 
-// draft is a smaller model that guesses what a larger one will say.
+// draft is a smaller model that drafts what a larger one will say.
 type draft struct {
 	model *native.Model
 	ctx   *native.Context
@@ -22,7 +22,7 @@ type draft struct {
 // padded to different multiples.
 const mostPadding = 128
 
-// openDraft makes a loaded model ready to guess for another one. It owns the model, and frees it
+// openDraft makes a loaded model ready to draft for another one. It owns the model, and frees it
 // where it fails.
 func openDraft(small *native.Model, large *model, slots, tokens, threads int) (*draft, error) {
 	d := &draft{model: small}
@@ -37,11 +37,11 @@ func openDraft(small *native.Model, large *model, slots, tokens, threads int) (*
 	return d, nil
 }
 
-// fits says why the draft model cannot guess for the large one. It sets the common vocabulary.
+// fits says why the draft model cannot draft for the large one. It sets the common vocabulary.
 func (d *draft) fits(large *model) error {
 	small := d.model
 	if small.Reads() || small.Recurrent() {
-		return errors.New("a model that only reads, or whose text cannot be cut, cannot guess")
+		return errors.New("a model that only reads, or whose text cannot be cut, cannot draft")
 	}
 	n, m := small.VocabSize(), len(large.pieces)
 	if max(n, m)-min(n, m) > mostPadding {

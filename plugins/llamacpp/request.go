@@ -64,7 +64,7 @@ type event struct {
 	err      *openai.Error // the request failed; nothing follows
 	tokens   int           // generated so far, the token that ended the generation included
 	reused   int           // tokens of the prompt that were in the cache already
-	guessed  int           // tokens that were guessed for the answer so far
+	drafted  int           // tokens that were drafted for the answer so far
 	right    int           // of them, those that were chosen
 	read     time.Duration // from the slot to the first token
 	said     time.Duration // from the first token to this one
@@ -97,7 +97,7 @@ func (r *request) emit(e batch.Event) {
 	}
 	r.out.put(event{
 		number: r.number, text: e.Text, sent: e.Sent, finish: string(e.Finish), err: apiError(e.Err), tokens: e.Tokens, reused: e.Reused,
-		guessed: e.Guessed, right: e.Right, read: r.pace.first.Sub(r.pace.admitted), said: now.Sub(r.pace.first), chosen: e.Chosen, logprobs: e.LogProbs,
+		drafted: e.Drafted, right: e.Accepted, read: r.pace.first.Sub(r.pace.admitted), said: now.Sub(r.pace.first), chosen: e.Chosen, logprobs: e.LogProbs,
 	})
 }
 

@@ -205,8 +205,8 @@ func (s *soakSearch) from(said []token, raw string) bool {
 	return false
 }
 
-// tied reports whether the sampler chooses t where the logits of the two tokens differ by the margin
-// from what they are.
+// tied reports whether the sampler chooses t where the logits of the two tokens are other than they
+// are by the margin.
 func (s *soakSearch) tied(said []token, logits []float32, best, t token) bool {
 	was := [2]float32{logits[best], logits[t]}
 	defer func() { logits[best], logits[t] = was[0], was[1] }()
@@ -290,7 +290,7 @@ func TestSoak(t *testing.T) {
 		st := w.served.engine.Stats()
 		must.Zero(t, st.CacheTokens)
 		t.Logf("%s: %d answers, %d clients left, %d prompt tokens evaluated, %d reused, %d of %d draft tokens accepted, %d KiB of memory (%+d since the first round)",
-			time.Now().Format(time.TimeOnly), answers, left, st.PromptEvaluated, st.PromptReused, st.Right, st.Guessed, now.memory>>10, (int64(now.memory)-int64(first.memory))>>10)
+			time.Now().Format(time.TimeOnly), answers, left, st.PromptEvaluated, st.PromptReused, st.Accepted, st.Drafted, now.memory>>10, (int64(now.memory)-int64(first.memory))>>10)
 	}
 }
 

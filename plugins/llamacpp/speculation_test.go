@@ -19,8 +19,8 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
-// repetitive are requests whose answers come to repeat themselves, so that guesses are made for
-// them, with everything that works on tokens beside them.
+// repetitive are requests whose answers come to repeat themselves, so that draft tokens are made
+// for them, with everything that works on tokens beside them.
 func repetitive() []string {
 	const story = `{"messages":[{"role":"user","content":"Tell me a short story about a bee named Pip."}],"ignore_eos":true,"max_tokens":160`
 	var list []string
@@ -40,9 +40,9 @@ func repetitive() []string {
 	return list
 }
 
-// Guesses change no answer. Rounding differs between steps of different widths, so that one draw of
-// many may fall on the other side of a border: at most one answer of them all may differ.
-func TestGuessesChangeNoAnswer(t *testing.T) {
+// Draft tokens change no answer. Rounding differs between steps of different widths, so that one
+// draw of many may fall on the other side of a border: at most one answer of them all may differ.
+func TestDraftTokensChangeNoAnswer(t *testing.T) {
 	type result struct {
 		text, finish string
 		tokens       int
@@ -60,31 +60,31 @@ func TestGuessesChangeNoAnswer(t *testing.T) {
 				must.LessEq(t, out.Usage.CompletionTokens, d.AcceptedPredictionTokens)
 			}
 		}
-		must.Eq(t, int64(right), w.served.engine.Stats().Right)
+		must.Eq(t, int64(right), w.served.engine.Stats().Accepted)
 		return list, right
 	}
 	want, none := answers(`{"speculation":false}`)
 	must.Zero(t, none)
 	got, right := answers(`{"speculation":true}`)
-	t.Logf("%d guesses were right", right) // how many are made goes by the machine: internal/batch tests them for sure
+	t.Logf("%d draft tokens were right", right) // how many are made goes by the machine: internal/batch tests them for sure
 	different := 0
 	for i := range want {
 		if want[i] != got[i] {
 			different++
-			t.Logf("answer %d: without guesses %+v, with them %+v", i, want[i], got[i])
+			t.Logf("answer %d: without draft tokens %+v, with them %+v", i, want[i], got[i])
 		}
 	}
 	must.LessEq(t, 1, different)
 }
 
-// The log probabilities of an answer are what they are without guesses.
-func TestGuessesKeepLogProbs(t *testing.T) {
+// The log probabilities of an answer are what they are without draft tokens.
+func TestDraftTokensKeepLogProbs(t *testing.T) {
 	body := repetitive()[1]
 	var lists [2][]openai.TokenLogProb
 	for i, on := range []bool{false, true} {
 		w := startWorker(t, 1, 512, fmt.Sprintf(`{"speculation":%t}`, on))
 		lists[i] = w.chat(t, body).Choices[0].LogProbs.Content
-		t.Logf("%d guesses were right", w.served.engine.Stats().Right) // whether they pay is the machine's to say
+		t.Logf("%d draft tokens were right", w.served.engine.Stats().Accepted) // whether they pay is the machine's to say
 	}
 	must.Eq(t, len(lists[0]), len(lists[1]))
 	for i, x := range lists[0] {
@@ -104,7 +104,7 @@ func TestDraft(t *testing.T) {
 	got := w.chat(t, body)
 	must.Eq(t, want.Choices, got.Choices)
 	st := w.served.engine.Stats()
-	t.Logf("%d of %d drafted tokens were right", st.Right, st.Guessed)
+	t.Logf("%d of %d drafted tokens were right", st.Accepted, st.Drafted)
 
 	b, spec := newWorkerOf(t, tinyModel(t), 1, 512, fmt.Sprintf(`{"draft":%q}`, synthetic(t)))
 	_, err := b.Start(t.Context(), spec, nil)
@@ -145,11 +145,11 @@ func benchModel(b *testing.B) string {
 	return path
 }
 
-// BenchmarkGuesses is a worker with guesses against one without, by turns: where a text is copied
-// with a change every twelve tokens, and where every two tokens were there before and go on
+// BenchmarkDraftTokens is a worker with draft tokens against one without, by turns: where a text is
+// copied with a change every twelve tokens, and where every two tokens were there before and go on
 // otherwise. The texts are dictated, as a model with random weights copies nothing: what is chosen
 // costs nothing then, and the engine's work is the same.
-func BenchmarkGuesses(b *testing.B) {
+func BenchmarkDraftTokens(b *testing.B) {
 	const length = 256
 	path := benchModel(b)
 	rnd := rand.New(rand.NewPCG(1, 2))
@@ -191,8 +191,8 @@ func BenchmarkGuesses(b *testing.B) {
 				b.ReportMetric(median(rates[1]), "tok/s")
 				b.ReportMetric(median(ratios), "ratio")
 				b.ReportMetric(median(workRatios), "cpu-ratio")
-				b.ReportMetric(float64(st.Right)/float64(max(1, st.Guessed)), "right")
-				b.ReportMetric(float64(st.Guessed)/float64(st.TokensTotal), "guesses/tok")
+				b.ReportMetric(float64(st.Accepted)/float64(max(1, st.Drafted)), "right")
+				b.ReportMetric(float64(st.Drafted)/float64(st.TokensTotal), "draft/tok")
 			})
 		}
 	}
@@ -240,14 +240,14 @@ func (w *testWorker) dictate(b *testing.B, slots int, prompt, answer []token) (r
 	return float64(slots*len(answer)) / time.Since(began).Seconds(), processorTime(b) - before
 }
 
-// Usage tells of guesses only where some were made.
-func TestUsageOfGuesses(t *testing.T) {
+// Usage tells of draft tokens only where some were made.
+func TestUsageOfDraftTokens(t *testing.T) {
 	t.Parallel()
 	a := &ask{best: 1}
 	without := a.usage([]*answer{{request: newRequest(), end: event{tokens: 3}}})
 	b, err := json.Marshal(without)
 	must.NoError(t, err)
 	must.StrNotContains(t, string(b), "prediction")
-	with := a.usage([]*answer{{request: newRequest(), end: event{tokens: 9, guessed: 7, right: 4}}, {request: newRequest(), end: event{tokens: 2, guessed: 1}}})
+	with := a.usage([]*answer{{request: newRequest(), end: event{tokens: 9, drafted: 7, right: 4}}, {request: newRequest(), end: event{tokens: 2, drafted: 1}}})
 	must.Eq(t, &openai.CompletionTokensDetails{AcceptedPredictionTokens: 4, RejectedPredictionTokens: 4}, with.CompletionTokensDetails)
 }

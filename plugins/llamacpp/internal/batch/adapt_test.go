@@ -35,7 +35,7 @@ func TestAdaptersAreNotMixed(t *testing.T) {
 	for _, checkpoints := range []bool{false, true} {
 		f := newFake(t, 3)
 		conf := pacedConfig(f, 3)
-		conf.Queue, conf.SavedBytes, conf.LookUp, conf.GuessTokens, conf.Checkpoints = 100, 1000, true, 8, checkpoints
+		conf.Queue, conf.SavedBytes, conf.LookUp, conf.DraftTokens, conf.Checkpoints = 100, 1000, true, 8, checkpoints
 		if checkpoints {
 			f.window = -1
 		}

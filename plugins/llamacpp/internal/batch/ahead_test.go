@@ -12,7 +12,7 @@ import (
 func TestAhead(t *testing.T) {
 	t.Parallel()
 	f, conf := newFake(t, 3), fakeConfig(3)
-	conf.GuessTokens = 8
+	conf.DraftTokens = 8
 	f.perStep, f.perToken = 10*time.Millisecond, time.Millisecond
 	bubble(t, f, conf, func(t *testing.T, s *Scheduler) {
 		for seed := range 40 {

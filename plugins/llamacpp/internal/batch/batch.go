@@ -126,8 +126,8 @@ type Event struct {
 	Sent     int       // bytes of the pieces of tokens that all Texts so far show
 	Tokens   int       // generated so far, the token that ended the generation included
 	Reused   int       // tokens of the prompt that were in the cache already
-	Guessed  int       // tokens that were guessed for the answer so far
-	Right    int       // of them, those that were chosen
+	Drafted  int       // tokens that were drafted for the answer so far
+	Accepted int       // of them, those that were chosen
 	Chosen   Token     // the token behind the event; negative where there is none
 	LogProbs []LogProb // of Chosen, as its Chooser said
 	Finish   Finish

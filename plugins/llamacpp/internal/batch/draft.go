@@ -11,19 +11,19 @@ import (
 
 const (
 	// DraftStep bounds the tokens that a drafter reads before a step: the answers wait for it. It
-	// makes no guess until it has read all.
+	// makes no draft until it has read all.
 	DraftStep = 64
 	// leastSure is how likely a token must be in the drafter's eyes. What follows a doubtful one is
 	// more doubtful still.
 	leastSure = 0.5
 )
 
-// Drafter guesses with a smaller model of the same vocabulary, where a text alone tells nothing. It
+// Drafter drafts with a smaller model of the same vocabulary, where a text alone tells nothing. It
 // has a sequence for each of a scheduler's slots, and only that scheduler's goroutine uses it.
 type Drafter struct {
 	decoder Decoder
 	tokens  int // positions of a sequence
-	vocab   int // tokens that may be guessed: those below
+	vocab   int // tokens that may be drafted: those below
 	log     hclog.Logger
 	held    [][]Token // what the decoder has of each sequence
 	entries []Entry
@@ -31,13 +31,13 @@ type Drafter struct {
 }
 
 // NewDrafter returns a drafter with so many sequences of so many positions. The decoder takes steps
-// of DraftStep tokens and can cut its sequences anywhere. Tokens from vocab on are never guessed.
+// of DraftStep tokens and can cut its sequences anywhere. Tokens from vocab on are never drafted.
 func NewDrafter(decoder Decoder, sequences, tokens, vocab int, log hclog.Logger) *Drafter {
 	return &Drafter{decoder: decoder, tokens: tokens, vocab: vocab, log: log, held: make([][]Token, sequences)}
 }
 
-// guess returns at most n tokens that may follow a text.
-func (d *Drafter) guess(seq int, text []Token, n int) []Token {
+// draft returns at most n tokens that may follow a text.
+func (d *Drafter) draft(seq int, text []Token, n int) []Token {
 	if d.failed || len(text)+n > d.tokens {
 		return nil
 	}
@@ -105,18 +105,18 @@ func likeliest(logits []float32) (t Token, p float64) {
 	return t, 1 / sum
 }
 
-// draft fills in a slot's guess where the drafter has one, and measures what that takes.
-func (s *Scheduler) draft(x *slot, answers, most int) {
-	most = min(most, x.odds.worth(drafted, s.pace.price(answers, true)))
+// askDrafter fills in a slot's draft where the drafter has one, and measures what that takes.
+func (s *Scheduler) askDrafter(x *slot, answers, most int) {
+	most = min(most, x.odds.worth(byModel, s.pace.price(answers, true)))
 	if most < 1 {
 		return
 	}
 	began := time.Now()
-	x.guess = append(x.guess, s.conf.Drafter.guess(x.seq, x.text, most)...)
-	if end := slices.IndexFunc(x.guess, func(t Token) bool { return s.conf.Vocab.Ends[t] }); end >= 0 {
-		x.guess = x.guess[:end] // nothing follows it
+	x.draft = append(x.draft, s.conf.Drafter.draft(x.seq, x.text, most)...)
+	if end := slices.IndexFunc(x.draft, func(t Token) bool { return s.conf.Vocab.Ends[t] }); end >= 0 {
+		x.draft = x.draft[:end] // nothing follows it
 	}
-	if n := len(x.guess); n > 0 {
-		s.pace.draft = lower(s.pace.draft, time.Since(began)/time.Duration(n))
+	if n := len(x.draft); n > 0 {
+		s.pace.drafter = lower(s.pace.drafter, time.Since(began)/time.Duration(n))
 	}
 }

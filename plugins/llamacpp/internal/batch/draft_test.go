@@ -37,7 +37,7 @@ func TestDraftsChangeNothing(t *testing.T) {
 		}
 		return runs
 	}
-	want, _ := guessed(t, 0, 3, func(f *fakeDecoder, _ *Config) { f.memory = 0 }, requests)
+	want, _ := drafted(t, 0, 3, func(f *fakeDecoder, _ *Config) { f.memory = 0 }, requests)
 	for name, c := range map[string]struct {
 		change func(*fakeDecoder)
 		right  bool
@@ -49,10 +49,10 @@ func TestDraftsChangeNothing(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			got, st := guessed(t, 32, 3, drafting(t, 3, c.change), requests)
-			t.Logf("%d of %d right", st.Right, st.Guessed)
+			got, st := drafted(t, 32, 3, drafting(t, 3, c.change), requests)
+			t.Logf("%d of %d right", st.Accepted, st.Drafted)
 			if c.right {
-				must.Positive(t, st.Right)
+				must.Positive(t, st.Accepted)
 			}
 			for i := range want {
 				must.Eq(t, plain(want[i].events), plain(got[i].events), must.Sprintf("request %d", i))
@@ -66,11 +66,11 @@ func TestDraftsSaveSteps(t *testing.T) {
 	t.Parallel()
 	text := lasting(t)
 	var f *fakeDecoder
-	_, st := guessed(t, 32, 1, func(d *fakeDecoder, conf *Config) {
+	_, st := drafted(t, 32, 1, func(d *fakeDecoder, conf *Config) {
 		f = d
 		drafting(t, 1, nil)(d, conf)
 	}, func() []*run { return []*run{newRun(text, 200)} })
-	t.Logf("200 tokens in %d steps, %d of %d drafted tokens were right", f.steps, st.Right, st.Guessed)
+	t.Logf("200 tokens in %d steps, %d of %d drafted tokens were right", f.steps, st.Accepted, st.Drafted)
 	must.Less(t, 60, f.steps)
 }
 
@@ -95,15 +95,15 @@ func TestDrafterReads(t *testing.T) {
 	text := prompt(1, 150)
 	most := 0
 	f.before = func(step []Entry) { most = max(most, len(step)) }
-	must.SliceEmpty(t, d.guess(1, text, 4))
-	must.SliceEmpty(t, d.guess(1, text, 4))
-	must.Len(t, 4, d.guess(1, text, 4))
+	must.SliceEmpty(t, d.draft(1, text, 4))
+	must.SliceEmpty(t, d.draft(1, text, 4))
+	must.Len(t, 4, d.draft(1, text, 4))
 	must.Eq(t, 150+3, f.decoded)
 	must.Eq(t, DraftStep, most)
-	must.Len(t, 2, d.guess(1, append(text, 7), 2)) // another token than it thought, most likely
+	must.Len(t, 2, d.draft(1, append(text, 7), 2)) // another token than it thought, most likely
 	must.Eq(t, 150+3+2, f.decoded)
-	must.SliceEmpty(t, d.guess(0, prompt(2, 399), 4)) // more than it has room for
-	must.SliceEmpty(t, NewDrafter(newFake(t, 1), 1, 400, 1, hclog.NewNullLogger()).guess(0, text[:20], 4))
+	must.SliceEmpty(t, d.draft(0, prompt(2, 399), 4)) // more than it has room for
+	must.SliceEmpty(t, NewDrafter(newFake(t, 1), 1, 400, 1, hclog.NewNullLogger()).draft(0, text[:20], 4))
 }
 
 func TestLikeliest(t *testing.T) {

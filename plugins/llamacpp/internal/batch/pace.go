@@ -30,26 +30,26 @@ type pace struct {
 	plain time.Duration // of a step without prompts; 0: not measured
 	token time.Duration // what a prompt token adds to a step; 0: not measured
 
-	answers []time.Duration // of a step with so many answers and nothing else; 0: not measured
-	guess   time.Duration   // what a guessed token adds to such a step; 0: not measured
-	draft   time.Duration   // what a Drafter takes for a token; 0: not measured
-	guessed int             // steps with guesses since the last one without
-	passed  int             // steps without what must follow, as it did not pay
+	answers    []time.Duration // of a step with so many answers and nothing else; 0: not measured
+	drafted    time.Duration   // what a draft token adds to such a step; 0: not measured
+	drafter    time.Duration   // what a Drafter takes for a token; 0: not measured
+	speculated int             // steps with draft tokens since the last one without
+	passed     int             // steps without what must follow, as it did not pay
 }
 
 // measured takes the time of a step.
-func (p *pace) measured(took time.Duration, answers, guessed, prompt int) {
+func (p *pace) measured(took time.Duration, answers, drafted, prompt int) {
 	switch {
-	case guessed > 0:
+	case drafted > 0:
 		plain := p.answers[answers]
-		// One that was held up must not end all guesses: a token never costs more than its own
+		// One that was held up must not end all draft tokens: a token never costs more than its own
 		// step.
-		p.guess = lower(p.guess, min(max((took-plain)/time.Duration(guessed), plain/leastGuessShare), plain))
-		p.guessed++
+		p.drafted = lower(p.drafted, min(max((took-plain)/time.Duration(drafted), plain/leastDraftShare), plain))
+		p.speculated++
 		return
 	case prompt == 0:
 		p.plain, p.answers[answers] = smooth(p.plain, took), lower(p.answers[answers], took)
-		p.guessed = 0
+		p.speculated = 0
 		return
 	}
 	// The rest is what the step takes without them, and never more than half of it: that is of
@@ -68,8 +68,8 @@ func smooth(old, now time.Duration) time.Duration {
 }
 
 // lower returns the next estimate of what a step takes when nothing else holds it up: it falls ten
-// times as fast as it rises. Where machines do other work beside, that decides about guesses less
-// wildly than a mean.
+// times as fast as it rises. Where machines do other work beside, that decides about draft tokens
+// less wildly than a mean.
 func lower(old, now time.Duration) time.Duration {
 	if next := smooth(old, now); next <= old || old == 0 {
 		return next

@@ -53,7 +53,7 @@ func TestStreamKeepsItsPace(t *testing.T) {
 		took := time.Since(began)
 		asAlone(t, stream, conf)
 		all := gaps(*at)
-		must.LessEq(t, 80*time.Millisecond, all[len(all)-1]) // 11 ms and 50, and a first guess
+		must.LessEq(t, 80*time.Millisecond, all[len(all)-1]) // 11 ms and 50, and a first draft token
 		must.LessEq(t, 62*time.Millisecond, all[len(all)-3])
 		must.LessEq(t, 2800*time.Millisecond, took) // 2000 tokens in steps of 50 and 11 ms
 	})
@@ -169,8 +169,8 @@ func TestLongPromptGetsItsTurn(t *testing.T) {
 	})
 }
 
-// One step with guesses that was held up does not end all guesses: they are tried again, and their
-// price falls to what it is.
+// One step with draft tokens that was held up does not end all draft tokens: they are tried again,
+// and their price falls to what it is.
 func TestPriceForgivesHiccups(t *testing.T) {
 	t.Parallel()
 	p := pace{answers: make([]time.Duration, 2)}

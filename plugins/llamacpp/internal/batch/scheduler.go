@@ -22,9 +22,9 @@ type Config struct {
 	Queue       int           // requests that may wait for a slot
 	SavedBytes  int64         // of sequences that gave up their slot, at most; 0: none is saved
 	Checkpoints bool          // save sequences near the end of prompts as well: the decoder cannot cut them
-	GuessTokens int           // guessed tokens of a step, at most; 0: none is guessed
-	LookUp      bool          // guess from a request's own text
-	Drafter     *Drafter      // guesses where that tells nothing; nil: there is none
+	DraftTokens int           // draft tokens of a step, at most; 0: none is drafted
+	LookUp      bool          // draft from a request's own text
+	Drafter     *Drafter      // drafts where that tells nothing; nil: there is none
 	PinThread   bool          // stay on one thread, which graphics drivers like better
 	Hash        HashFunc      // of what is held; nil: Blocks returns nothing
 	// Restored is what an earlier scheduler kept, what was used last at the end. The scheduler
@@ -47,8 +47,8 @@ type Scheduler struct {
 	slots   []*slot
 	prompts []*slot // slots whose prompt is not whole in the cache yet
 	entries []Entry // of the current step
-	guessed int     // of them, guesses
-	unsure  bool    // the next step makes no guesses: the cache had no room for the last one
+	drafts  int     // of them, draft tokens
+	unsure  bool    // the next step makes no draftes: the cache had no room for the last one
 	pace    pace
 	adapted string // the adapters of the current step
 	saved   store
@@ -61,8 +61,8 @@ type Scheduler struct {
 	kvUsed    atomic.Int64
 	evaluated atomic.Int64 // prompt tokens
 	reused    atomic.Int64 // prompt tokens that were in the cache
-	guesses   atomic.Int64 // tokens that were guessed
-	right     atomic.Int64 // of them, those that were chosen
+	drafted   atomic.Int64 // tokens that were drafted
+	accepted  atomic.Int64 // of them, those that were chosen
 	rate      rate
 
 	mu       sync.Mutex // guards below
@@ -98,9 +98,9 @@ type slot struct {
 	sure      int     // tokens of ahead in the current step
 	generated int
 
-	guess        []Token // what may follow next, in the current step
-	odds         odds
-	guessed, hit int // tokens that were guessed for the answer, and those of them that were chosen
+	draft             []Token // what may follow next, in the current step
+	odds              odds
+	drafted, accepted int // tokens that were drafted for the answer, and those of them that were chosen
 
 	add int // tokens of this slot in the current step
 	row int // of the current step, whose logits are this slot's; -1: none
@@ -200,8 +200,8 @@ type Stats struct {
 	CacheTokens     int    // positions that requests take; what is kept for later ones is not counted
 	PromptEvaluated int64  // prompt tokens
 	PromptReused    int64  // prompt tokens that were in the cache already
-	Guessed         int64  // tokens that were guessed for answers
-	Right           int64  // of them, those that were chosen
+	Drafted         int64  // tokens that were drafted for answers
+	Accepted        int64  // of them, those that were chosen
 	TokensTotal     int64  // generated
 	TokensPerSecond float64
 }
@@ -210,7 +210,7 @@ type Stats struct {
 func (s *Scheduler) Stats() Stats {
 	st := Stats{
 		CacheTokens: int(s.kvUsed.Load()), PromptEvaluated: s.evaluated.Load(), PromptReused: s.reused.Load(),
-		Guessed: s.guesses.Load(), Right: s.right.Load(), TokensTotal: s.rate.total.Load(), TokensPerSecond: s.rate.perSecond(time.Now()),
+		Drafted: s.drafted.Load(), Accepted: s.accepted.Load(), TokensTotal: s.rate.total.Load(), TokensPerSecond: s.rate.perSecond(time.Now()),
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -294,7 +294,7 @@ func (s *Scheduler) admit(r *Request) {
 	x.req, x.split, x.next, x.generated, x.used = r, splitter{stops: r.Stops}, none, 0, s.clock
 	x.reused, x.turn, x.waited, x.mark = len(x.held), len(r.Prompt), 0, s.mark(x, r.Prompt)
 	x.text, x.reading = slices.Clip(r.Prompt), len(r.Prompt)
-	x.odds, x.guessed, x.hit, x.ahead = odds{}, 0, 0, nil
+	x.odds, x.drafted, x.accepted, x.ahead = odds{}, 0, 0, nil
 	s.reused.Add(int64(x.reused))
 	s.prompts = append(s.prompts, x)
 	if r.Admitted != nil {
@@ -320,7 +320,7 @@ func (s *Scheduler) release(x *slot) {
 // know, so that its next request finds it.
 func (s *Scheduler) end(x *slot, e Event) {
 	r := x.req
-	e.Tokens, e.Reused, e.Guessed, e.Right = x.generated, x.reused, x.guessed, x.hit
+	e.Tokens, e.Reused, e.Drafted, e.Accepted = x.generated, x.reused, x.drafted, x.accepted
 	s.release(x)
 	r.Emit(e)
 }
@@ -351,20 +351,20 @@ func (s *Scheduler) countCache() {
 }
 
 // fill builds the batch of a step: the chosen token of every slot first, with what must follow it
-// or guesses of what does, then what there is room for of prompts. It returns the number of answers
-// that go on and of prompt tokens.
+// or draft tokens of what does, then what there is room for of prompts. It returns the number of
+// answers that go on and of prompt tokens.
 func (s *Scheduler) fill() (answers, prompt int) {
 	streams := s.takeTurn() // of all adapters
-	s.entries, s.guessed = s.entries[:0], 0
+	s.entries, s.drafts = s.entries[:0], 0
 	forced := false
 	for _, x := range s.slots {
-		x.row, x.add, x.sure, x.guess = -1, 0, 0, x.guess[:0]
+		x.row, x.add, x.sure, x.draft = -1, 0, 0, x.draft[:0]
 		if x.takesPart(s.adapted) && x.next >= 0 {
 			answers++
 			forced = forced || len(x.ahead) > 0
 		}
 	}
-	room, sure := s.guessRoom(answers), 0
+	room, sure := s.draftRoom(answers), 0
 	if forced {
 		sure = s.sureRoom(answers)
 	}
@@ -374,7 +374,7 @@ func (s *Scheduler) fill() (answers, prompt int) {
 		}
 		x.add, x.sure = 1, x.sureOf(sure, s.conf.SlotTokens)
 		sure -= x.sure
-		s.guessed += x.sure
+		s.drafts += x.sure
 		s.entries = append(s.entries, Entry{Token: x.next, Pos: len(x.held), Seq: x.seq})
 		for i, t := range x.ahead[:x.sure] {
 			s.entries = append(s.entries, Entry{Token: t, Pos: len(x.held) + 1 + i, Seq: x.seq})
@@ -384,11 +384,11 @@ func (s *Scheduler) fill() (answers, prompt int) {
 		if len(x.ahead) > 0 {
 			continue
 		}
-		s.guessFor(x, answers, room-s.guessed)
-		for i, t := range x.guess {
+		s.draftFor(x, answers, room-s.drafts)
+		for i, t := range x.draft {
 			s.entries = append(s.entries, Entry{Token: t, Pos: len(x.held) + 1 + i, Seq: x.seq, Logits: true})
 		}
-		s.guessed += len(x.guess)
+		s.drafts += len(x.draft)
 	}
 	if len(s.prompts) == 0 {
 		return answers, 0
@@ -426,7 +426,7 @@ func (s *Scheduler) step() {
 	began := time.Now()
 	err := s.decoder.Decode(s.entries)
 	switch {
-	case errors.Is(err, ErrFull) && s.guessed > 0: // nothing is given up for guesses
+	case errors.Is(err, ErrFull) && s.drafts > 0: // nothing is given up for draft tokens
 		s.unsure = true
 		return
 	case errors.Is(err, ErrFull):
@@ -438,7 +438,7 @@ func (s *Scheduler) step() {
 	}
 	s.unsure = false
 	now := time.Now()
-	s.pace.measured(now.Sub(began), answers, s.guessed, prompt)
+	s.pace.measured(now.Sub(began), answers, s.drafts, prompt)
 	s.evaluated.Add(int64(prompt))
 	s.agePrompts(prompt)
 	for _, e := range s.entries {
@@ -461,7 +461,7 @@ func (s *Scheduler) step() {
 		}
 		made += s.choose(x)
 	}
-	if s.guessed > 0 {
+	if s.drafts > 0 {
 		s.countCache()
 	}
 	if made > 0 {
@@ -469,13 +469,13 @@ func (s *Scheduler) step() {
 	}
 }
 
-// choose chooses the token after each evaluated one of an answer, as long as the guesses are what
-// is chosen: the rows after a wrong one say what follows another text. It returns how many it
+// choose chooses the token after each evaluated one of an answer, as long as the draft tokens are
+// what is chosen: the rows after a wrong one say what follows another text. It returns how many it
 // chose.
 func (s *Scheduler) choose(x *slot) (made int) {
-	row, kept := x.row, len(x.held)-len(x.guess)
-	x.guessed += len(x.guess)
-	s.guesses.Add(int64(len(x.guess)))
+	row, kept := x.row, len(x.held)-len(x.draft)
+	x.drafted += len(x.draft)
+	s.drafted.Add(int64(len(x.draft)))
 	for range x.sure {
 		c := Choice{Token: x.ahead[0], LogProbs: x.req.Chooser.Follow(x.ahead[0], nil)}
 		x.ahead = x.ahead[1:]
@@ -486,26 +486,26 @@ func (s *Scheduler) choose(x *slot) (made int) {
 		}
 	}
 	right := 0
-	for i := range len(x.guess) + 1 {
+	for i := range len(x.draft) + 1 {
 		choice, err := s.choiceOf(x, s.decoder.Logits(row+i))
 		if err != nil {
 			s.fail(x, err)
 			break
 		}
 		made++
-		hit := i < len(x.guess) && choice.Token == x.guess[i]
+		hit := i < len(x.draft) && choice.Token == x.draft[i]
 		if hit {
 			right++
-			x.hit++
-			s.right.Add(1)
+			x.accepted++
+			s.accepted.Add(1)
 		}
 		s.deal(x, choice)
 		if !hit || x.req == nil {
 			break
 		}
 	}
-	if len(x.guess) > 0 {
-		x.odds.learn(right, len(x.guess))
+	if len(x.draft) > 0 {
+		x.odds.learn(right, len(x.draft))
 		s.takeBack(x, kept+right)
 	}
 	return made

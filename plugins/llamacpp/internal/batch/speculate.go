@@ -5,28 +5,29 @@ import (
 	"time"
 )
 
-// Guesses: the tokens after the chosen one are guessed and evaluated in the same step, each with
-// its logits. The tokens of the answer are chosen from those logits as they would be without
-// guesses; a guess that is not what was chosen is taken back out of the cache with all that follow
-// it. So guesses never change what is chosen, and what they can cost is time. Whether they pay is
-// measured: how often those for a request are right, and by how much they make a step longer.
+// Speculation: tokens after the chosen one are drafted and evaluated in the same step, each with
+// its logits. The tokens of the answer are chosen from those logits as they would be without draft
+// tokens; a draft token that is not what was chosen is taken back out of the cache with all that
+// follow it. So draft tokens never change what is chosen, and what they can cost is time. Whether
+// they pay is measured: how often those for a request are right, and by how much they make a step
+// longer.
 
 const (
-	// mostGuesses bounds the guesses for one request in a step.
-	mostGuesses = 16
+	// mostDraft bounds the draft tokens for one request in a step.
+	mostDraft = 16
 	// leastMatch is how many tokens of the text's end must have been there before.
 	leastMatch = 2
 	// mostMatch bounds how many are compared: more tell no more.
 	mostMatch = 16
 	// lookBack bounds how far back the text is looked at. It takes some 30 microseconds.
 	lookBack = 1 << 16
-	// firstGuessCost is the cost of a guess before one was measured, as a part of a step for one
-	// answer.
-	firstGuessCost = 0.25
-	// leastGuessShare bounds what a guess is believed to cost below, as a step may be held up less
-	// than the one that it is compared with.
-	leastGuessShare = 64
-	// refresh is after how many steps with guesses one is made without, for the comparison.
+	// firstDraftCost is the cost of a draft token before one was measured, as a part of a step for
+	// one answer.
+	firstDraftCost = 0.25
+	// leastDraftShare bounds what a draft token is believed to cost below, as a step may be held up
+	// less than the one that it is compared with.
+	leastDraftShare = 64
+	// refresh is after how many steps with draft tokens one is made without, for the comparison.
 	refresh = 64
 	// mostSure bounds the tokens that must follow for one request in a step.
 	mostSure = 64
@@ -34,23 +35,23 @@ const (
 	leastGain = 0.8
 )
 
-// guessRoom returns how many tokens may be guessed in the next step. While prompts are being read
+// draftRoom returns how many tokens may be drafted in the next step. While prompts are being read
 // there are none: the time of such steps is the prompts'.
-func (s *Scheduler) guessRoom(answers int) int {
-	if s.conf.GuessTokens == 0 || answers == 0 || len(s.prompts) > 0 || s.unsure ||
-		s.pace.answers[answers] == 0 || s.pace.guessed >= refresh {
+func (s *Scheduler) draftRoom(answers int) int {
+	if s.conf.DraftTokens == 0 || answers == 0 || len(s.prompts) > 0 || s.unsure ||
+		s.pace.answers[answers] == 0 || s.pace.speculated >= refresh {
 		return 0
 	}
-	return min(s.conf.GuessTokens, s.conf.StepTokens-answers)
+	return min(s.conf.DraftTokens, s.conf.StepTokens-answers)
 }
 
 // sureRoom returns how many tokens that must follow may be in the next step: the same bounds in
 // time, but they take no logits and need not be taken back.
 func (s *Scheduler) sureRoom(answers int) int {
-	if answers == 0 || len(s.prompts) > 0 || s.unsure || s.pace.answers[answers] == 0 || s.pace.guessed >= refresh || !s.pace.together(answers) {
+	if answers == 0 || len(s.prompts) > 0 || s.unsure || s.pace.answers[answers] == 0 || s.pace.speculated >= refresh || !s.pace.together(answers) {
 		return 0
 	}
-	return s.conf.StepTokens - answers - min(s.conf.GuessTokens, s.conf.StepTokens-answers)
+	return s.conf.StepTokens - answers - min(s.conf.DraftTokens, s.conf.StepTokens-answers)
 }
 
 // sureOf returns how many of the tokens that must follow a slot's next one go with it.
@@ -80,27 +81,28 @@ func (p *pace) together(answers int) bool {
 	return true
 }
 
-// price returns how likely a guess must be to pay where so many answers share a step: the time that
-// it adds, and its draft's where it has one, as a part of the time that a token takes without it.
+// price returns how likely a draft token must be to pay where so many answers share a step: the
+// time that it adds, and its draft's where it has one, as a part of the time that a token takes
+// without it.
 func (p *pace) price(answers int, drafted bool) float64 {
 	plain := p.answers[answers]
-	cost := p.guess
+	cost := p.drafted
 	if cost == 0 {
-		cost = time.Duration(firstGuessCost * float64(plain) / float64(answers))
+		cost = time.Duration(firstDraftCost * float64(plain) / float64(answers))
 	}
 	if drafted {
-		cost += p.draft
+		cost += p.drafter
 	}
 	return float64(cost) * float64(answers) / float64(plain)
 }
 
-// guessFor fills in a slot's guess.
-func (s *Scheduler) guessFor(x *slot, answers, room int) {
+// draftFor fills in a slot's draft.
+func (s *Scheduler) draftFor(x *slot, answers, room int) {
 	most := s.conf.SlotTokens - len(x.text) // tokens that may still be chosen
 	if n := x.req.MaxTokens; n > 0 {
 		most = min(most, n-x.generated)
 	}
-	most = min(most-1, mostGuesses, room)                                // one is chosen in any case
+	most = min(most-1, mostDraft, room)                                  // one is chosen in any case
 	if most < 1 || x.odds.off || s.decoder.Floor(x.seq) >= len(x.held) { // what cannot be cut cannot be taken back
 		return
 	}
@@ -109,28 +111,28 @@ func (s *Scheduler) guessFor(x *slot, answers, room int) {
 			s.lookUp(x, at, min(most, x.odds.worth(kindOf(length), s.pace.price(answers, false))))
 		}
 	}
-	if len(x.guess) == 0 && s.conf.Drafter != nil {
-		s.draft(x, answers, most)
+	if len(x.draft) == 0 && s.conf.Drafter != nil {
+		s.askDrafter(x, answers, most)
 	}
 }
 
-// lookUp fills in a slot's guess: what followed at a place of its text.
+// lookUp fills in a slot's draft: what followed at a place of its text.
 func (s *Scheduler) lookUp(x *slot, at, most int) {
 	for i := range most {
 		var t Token
 		if from := at + i; from < len(x.text) {
 			t = x.text[from]
 		} else { // the text repeats itself
-			t = x.guess[from-len(x.text)]
+			t = x.draft[from-len(x.text)]
 		}
 		if s.conf.Vocab.Ends[t] { // nothing follows it
 			return
 		}
-		x.guess = append(x.guess, t)
+		x.draft = append(x.draft, t)
 	}
 }
 
-// takeBack removes wrong guesses from the cache: it leaves n tokens.
+// takeBack removes wrong draft tokens from the cache: it leaves n tokens.
 func (s *Scheduler) takeBack(x *slot, n int) {
 	if n == len(x.held) {
 		return
@@ -139,7 +141,7 @@ func (s *Scheduler) takeBack(x *slot, n int) {
 		x.held = x.held[:n]
 		return
 	}
-	s.conf.Log.Warn("failed to take guesses back, the text is read again", "positions", len(x.held))
+	s.conf.Log.Warn("failed to take draft tokens back, the text is read again", "positions", len(x.held))
 	s.forget(x)
 	if x.req == nil {
 		return
@@ -171,18 +173,18 @@ func match(text []Token) (at, length int) {
 	return at, length
 }
 
-// odds is how often the guesses for a request were right.
+// odds is how often the draft tokens for a request were right.
 type odds struct {
 	off     bool
-	kind    int // of the current guess: see kindOf
-	classes [drafted + 1]struct {
+	kind    int // of the current draft: see kindOf
+	classes [byModel + 1]struct {
 		right, wrong float64
-		rest         int // guesses to pass over before the next attempt
+		rest         int // draft tokens to pass over before the next attempt
 		pause        int // the last value of rest
 	}
 }
 
-// kindOf tells guesses apart by how many tokens were there before: more make a better guess.
+// kindOf tells draft tokens apart by how many tokens were there before: more make a better draft.
 func kindOf(length int) int {
 	switch {
 	case length < 4:
@@ -193,23 +195,24 @@ func kindOf(length int) int {
 	return 2
 }
 
-// drafted is the kind of a Drafter's guesses.
-const drafted = 3
+// byModel is the kind of a Drafter's draft tokens.
+const byModel = 3
 
-// The odds of a guess before any was made, by its kind, and how many guesses that counts as.
-func firstOdds(kind int) float64 { return [drafted + 1]float64{0.4, 0.6, 0.8, 0.7}[kind] }
+// The odds of a draft token before any was made, by its kind, and how many draft tokens that counts
+// as.
+func firstOdds(kind int) float64 { return [byModel + 1]float64{0.4, 0.6, 0.8, 0.7}[kind] }
 
 const (
 	firstWeight = 2
-	mostCounted = 32 // older guesses count less
+	mostCounted = 32 // older draft tokens count less
 	likely      = 0.5
 	likelyTries = 4
 	leastPause  = 8
 	mostPause   = 256
 )
 
-// worth returns how many guesses of a kind are worth their price. Where none is, one is tried now
-// and then, ever more rarely.
+// worth returns how many draft tokens of a kind are worth their price. Where none is, one is tried
+// now and then, ever more rarely.
 func (o *odds) worth(kind int, price float64) int {
 	o.kind = kind
 	c := &o.classes[kind]
@@ -217,9 +220,9 @@ func (o *odds) worth(kind int, price float64) int {
 	if p >= price {
 		c.rest, c.pause = 0, 0
 		if price <= 0 || p >= 1 {
-			return mostGuesses
+			return mostDraft
 		}
-		return max(1, int(min(mostGuesses, math.Log(price)/math.Log(p)))) // p^n is the odds of the n-th
+		return max(1, int(min(mostDraft, math.Log(price)/math.Log(p)))) // p^n is the odds of the n-th
 	}
 	if c.pause == 0 {
 		c.pause, c.rest = leastPause, leastPause
@@ -236,7 +239,7 @@ func (o *odds) worth(kind int, price float64) int {
 	return 1
 }
 
-// learn takes how many of the last guesses were right.
+// learn takes how many of the last draft tokens were right.
 func (o *odds) learn(right, of int) {
 	c := &o.classes[o.kind]
 	c.right += float64(right)

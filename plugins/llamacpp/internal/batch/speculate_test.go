@@ -9,14 +9,14 @@ import (
 	"github.com/shoenig/test/must"
 )
 
-// guessed runs requests on an engine whose texts come to repeat themselves, and returns what came
+// drafted runs requests on an engine whose texts come to repeat themselves, and returns what came
 // of each.
-func guessed(t *testing.T, guesses, slots int, change func(*fakeDecoder, *Config), requests func() []*run) ([]*run, Stats) {
+func drafted(t *testing.T, drafts, slots int, change func(*fakeDecoder, *Config), requests func() []*run) ([]*run, Stats) {
 	t.Helper()
 	f := newFake(t, slots)
 	f.memory = 2
 	conf := pacedConfig(f, slots)
-	conf.SlotTokens, conf.GuessTokens, conf.LookUp = 600, guesses, true
+	conf.SlotTokens, conf.DraftTokens, conf.LookUp = 600, drafts, true
 	if change != nil {
 		change(f, &conf)
 	}
@@ -33,23 +33,23 @@ func guessed(t *testing.T, guesses, slots int, change func(*fakeDecoder, *Config
 		}
 		st = s.Stats()
 	})
-	must.LessEq(t, st.Guessed, st.Right)
+	must.LessEq(t, st.Drafted, st.Accepted)
 	return runs, st
 }
 
-// plain returns events without what tells that guesses were made.
+// plain returns events without what tells that draft tokens were made.
 func plain(events []Event) []Event {
 	out := make([]Event, len(events))
 	for i, e := range events {
-		e.Guessed, e.Right = 0, 0
+		e.Drafted, e.Accepted = 0, 0
 		out[i] = e
 	}
 	return out
 }
 
-// Guesses change nothing of an answer: neither its tokens and their log probabilities nor where it
-// ends and why.
-func TestGuessesChangeNothing(t *testing.T) {
+// Draft tokens change nothing of an answer: neither its tokens and their log probabilities nor
+// where it ends and why.
+func TestDraftTokensChangeNothing(t *testing.T) {
 	t.Parallel()
 	requests := func(seeds bool) func() []*run {
 		return func() []*run {
@@ -74,7 +74,7 @@ func TestGuessesChangeNothing(t *testing.T) {
 	}{
 		"one slot":          {1, nil},
 		"four slots":        {4, nil},
-		"little room":       {4, func(_ *fakeDecoder, c *Config) { c.GuessTokens = 3 }},
+		"little room":       {4, func(_ *fakeDecoder, c *Config) { c.DraftTokens = 3 }},
 		"a small cache":     {2, func(f *fakeDecoder, _ *Config) { f.cells = 700 }},
 		"a sliding window":  {2, func(f *fakeDecoder, _ *Config) { f.window = 20 }},
 		"short slots":       {2, func(_ *fakeDecoder, c *Config) { c.SlotTokens = 90 }},
@@ -90,36 +90,36 @@ func TestGuessesChangeNothing(t *testing.T) {
 				}
 				without := func(f *fakeDecoder, conf *Config) {
 					change(f, conf)
-					conf.GuessTokens, f.stuck = 0, false
+					conf.DraftTokens, f.stuck = 0, false
 				}
-				want, none := guessed(t, 0, c.slots, without, requests(seeds))
-				must.Zero(t, none.Guessed)
-				got, st := guessed(t, 32, c.slots, change, requests(seeds))
-				must.Positive(t, st.Right)
+				want, none := drafted(t, 0, c.slots, without, requests(seeds))
+				must.Zero(t, none.Drafted)
+				got, st := drafted(t, 32, c.slots, change, requests(seeds))
+				must.Positive(t, st.Accepted)
 				right, all := 0, 0
 				for i := range want {
 					must.Eq(t, plain(want[i].events), plain(got[i].events), must.Sprintf("request %d", i))
 					e := got[i].events[len(got[i].events)-1]
-					right, all = right+e.Right, all+e.Guessed
+					right, all = right+e.Accepted, all+e.Drafted
 				}
-				must.Eq(t, st.Right, int64(right))
-				must.Eq(t, st.Guessed, int64(all))
+				must.Eq(t, st.Accepted, int64(right))
+				must.Eq(t, st.Drafted, int64(all))
 			}
 		})
 	}
 }
 
 // A text that repeats itself takes fewer steps.
-func TestGuessesSaveSteps(t *testing.T) {
+func TestDraftTokensSaveSteps(t *testing.T) {
 	t.Parallel()
 	steps := map[int]int{}
-	for _, guesses := range []int{0, 32} {
+	for _, drafts := range []int{0, 32} {
 		var f *fakeDecoder
-		_, st := guessed(t, guesses, 1, func(d *fakeDecoder, _ *Config) { f = d }, func() []*run {
+		_, st := drafted(t, drafts, 1, func(d *fakeDecoder, _ *Config) { f = d }, func() []*run {
 			return []*run{newRun(repeating(t), 300)}
 		})
-		steps[guesses] = f.steps
-		t.Logf("%d guesses in a step at most: %d steps, %d of %d right", guesses, f.steps, st.Right, st.Guessed)
+		steps[drafts] = f.steps
+		t.Logf("%d draft tokens in a step at most: %d steps, %d of %d right", drafts, f.steps, st.Accepted, st.Drafted)
 	}
 	must.Less(t, steps[0]/3, steps[32])
 }
@@ -148,32 +148,32 @@ func repeating(t *testing.T) []Token {
 	return nil
 }
 
-// No guess is made where a sequence cannot be cut: it could not be taken back.
-func TestNoGuessesWithoutCuts(t *testing.T) {
+// No draft token is made where a sequence cannot be cut: it could not be taken back.
+func TestNoDraftTokensWithoutCuts(t *testing.T) {
 	t.Parallel()
-	_, st := guessed(t, 32, 1, func(f *fakeDecoder, _ *Config) { f.window = -1 }, func() []*run {
+	_, st := drafted(t, 32, 1, func(f *fakeDecoder, _ *Config) { f.window = -1 }, func() []*run {
 		return []*run{newRun(repeating(t), 300)}
 	})
-	must.Zero(t, st.Guessed)
+	must.Zero(t, st.Drafted)
 }
 
-// No guess is made where a token more costs as much as the answers' own tokens, but for one that
-// tells.
-func TestNoGuessesThatDoNotPay(t *testing.T) {
+// No draft token is made where a token more costs as much as the answers' own tokens, but for one
+// that tells.
+func TestNoDraftTokensThatDoNotPay(t *testing.T) {
 	t.Parallel()
-	_, st := guessed(t, 32, 1, func(f *fakeDecoder, _ *Config) { f.perStep, f.perToken = 0, 10*time.Millisecond }, func() []*run {
+	_, st := drafted(t, 32, 1, func(f *fakeDecoder, _ *Config) { f.perStep, f.perToken = 0, 10*time.Millisecond }, func() []*run {
 		return []*run{newRun(repeating(t), 500)}
 	})
-	t.Logf("%d guesses", st.Guessed)
-	must.LessEq(t, 2*mostGuesses, st.Guessed)
+	t.Logf("%d draft tokens", st.Drafted)
+	must.LessEq(t, 2*mostDraft, st.Drafted)
 }
 
 // A text in which the same pairs of tokens go on otherwise each time costs a step longer by little.
-func TestWrongGuessesStop(t *testing.T) {
+func TestWrongDraftTokensStop(t *testing.T) {
 	t.Parallel()
 	f := newFake(t, 1)
 	conf := pacedConfig(f, 1)
-	conf.GuessTokens, conf.LookUp = 32, true
+	conf.DraftTokens, conf.LookUp = 32, true
 	f.perStep, f.perToken = 7*time.Millisecond, 3*time.Millisecond
 	rnd := rand.New(rand.NewPCG(3, 4))
 	text := make([]Token, 3000)
@@ -189,7 +189,7 @@ func TestWrongGuessesStop(t *testing.T) {
 		must.NoError(t, e.Err)
 		must.Eq(t, 3000, e.Tokens)
 		took, plain := time.Since(began), 3000*10*time.Millisecond
-		t.Logf("%d guesses, %d right; %.3f of the time without them", e.Guessed, e.Right, float64(took)/float64(plain))
+		t.Logf("%d draft tokens, %d right; %.3f of the time without them", e.Drafted, e.Accepted, float64(took)/float64(plain))
 		must.LessEq(t, plain*102/100, took-100*3*time.Millisecond)
 	})
 }
@@ -209,13 +209,14 @@ func (*script) Follow(Token, []float32) []LogProb { return nil }
 
 func (*script) Close() {}
 
-// Guesses are no reason to give anything up: neither a request nor what is kept of an ended one.
-func TestGuessesGiveNothingUp(t *testing.T) {
+// Draft tokens are no reason to give anything up: neither a request nor what is kept of an ended
+// one.
+func TestDraftTokensGiveNothingUp(t *testing.T) {
 	t.Parallel()
 	f := newFake(t, 2)
 	f.memory = 2
 	conf := pacedConfig(f, 2)
-	conf.GuessTokens, conf.LookUp = 32, true
+	conf.DraftTokens, conf.LookUp = 32, true
 	p := repeating(t)
 	f.cells = 199 + len(p) + 59 // the first request's, and the second one's as far as it gets
 	bubble(t, f, conf, func(t *testing.T, s *Scheduler) {
@@ -233,7 +234,7 @@ func TestGuessesGiveNothingUp(t *testing.T) {
 		}
 		must.NoError(t, s.Submit(r.Request))
 		<-enough
-		must.Positive(t, s.Stats().Right)
+		must.Positive(t, s.Stats().Accepted)
 		again := newRun(prompt(77, 199), 1)
 		must.NoError(t, s.Submit(again.Request))
 		_, e := again.last()
@@ -253,7 +254,7 @@ func TestMatch(t *testing.T) {
 		{[]Token{1, 2, 3, 1, 2}, 2, 2},
 		{[]Token{1, 2, 3, 9, 2, 7, 1, 2}, 2, 2},           // the longer one
 		{[]Token{1, 2, 3, 1, 2, 4, 1, 2}, 5, 2},           // the later one
-		{[]Token{5, 5, 5, 5}, 3, 3},                       // it goes on in the guess
+		{[]Token{5, 5, 5, 5}, 3, 3},                       // it goes on in the draft
 		{[]Token{1, 2, 1, 2, 1, 2}, 4, 4},                 //
 		{append(prompt(1, 30), prompt(1, 20)...), 20, 16}, // no further back than that
 	} {
@@ -266,8 +267,8 @@ func TestMatch(t *testing.T) {
 	}
 }
 
-// A guess that costs as much as what it may save, or a doubtful one, is made now and then, and a
-// good one as long as it is likely to be right.
+// A draft token that costs as much as what it may save, or a doubtful one, is made now and then,
+// and a good one as long as it is likely to be right.
 func TestWorth(t *testing.T) {
 	t.Parallel()
 	tries := func(o odds, price float64) (n int) {
@@ -287,7 +288,7 @@ func TestWorth(t *testing.T) {
 	for range 50 {
 		o.learn(4, 4)
 	}
-	must.Eq(t, mostGuesses, o.worth(0, 0.1))
+	must.Eq(t, mostDraft, o.worth(0, 0.1))
 	must.Eq(t, 1, (&odds{}).worth(0, 0.3))
 	must.Eq(t, 5, (&odds{}).worth(2, 0.3)) // 0.8 to the fifth is 0.33
 }
