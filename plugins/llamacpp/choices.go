@@ -143,7 +143,7 @@ func (a *ask) timings(list []*answer) *openai.Timings {
 	for i, x := range list {
 		read, said = max(read, x.end.read), max(said, x.end.said)
 		t.PredictedN += x.end.tokens
-		t.DraftN += x.end.guessed
+		t.DraftN += x.end.drafted
 		t.DraftAccepted += x.end.right
 		if i%a.best == 0 { // the others take the prompt from this one
 			t.CacheN += x.end.reused

@@ -23,9 +23,10 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
-// Settings of TestSoak: how many requests a round has (300), and for how many seconds rounds follow
-// one another (one round).
+// Settings of TestSoak: how many requests a round has (300), for how many seconds rounds follow one
+// another (one round), and what the requests are drawn with.
 const (
+	soakSeedEnv     = "RBEE_SOAK_SEED"
 	soakRequestsEnv = "RBEE_SOAK_REQUESTS"
 	soakSecondsEnv  = "RBEE_SOAK_SECONDS"
 )
@@ -275,7 +276,7 @@ func TestSoak(t *testing.T) {
 	requests, seconds := soakNumber(t, soakRequestsEnv, 300), soakNumber(t, soakSecondsEnv, 0)
 	loop := plainLoop(t)
 	w := startWorker(t, 12, 1024, `{"prefix_store_mib":1,"queue":1000}`)
-	rnd := rand.New(rand.NewPCG(14, 14))
+	rnd := rand.New(rand.NewPCG(14, uint64(soakNumber(t, soakSeedEnv, 14))))
 	soakRound(t, w, loop, rnd, 2*soakWide) // what is made with the first requests
 	first := soakUseNow(t, w)
 	for round, end := 0, time.Now().Add(time.Duration(seconds)*time.Second); round == 0 || time.Now().Before(end); round++ {
