@@ -73,3 +73,15 @@ func TestClusterMetricsAreBounded(t *testing.T) {
 	must.Eq(t, maxSeries+1, strings.Count(text, "\nrbee_cluster_device_memory_bytes{"))
 	must.Eq(t, maxModelLabels+1, strings.Count(text, "\nrbee_cluster_workers{"))
 }
+
+// Workers beyond the bound are counted together, wherever they run.
+func TestClusterMetricsOfOneHive(t *testing.T) {
+	t.Parallel()
+	c := fakecluster.State{Hives: []core.Hive{{ID: "h", Status: core.HiveReady}}}
+	for i := range 3 * maxSeries {
+		c.Workers = append(c.Workers, core.Worker{ID: fmt.Sprintf("w%04d", i), Hive: "h", Model: "m", State: core.WorkerReady, Slots: 1})
+	}
+	text := scrape(t, fakecluster.New(c))
+	must.StrContains(t, text, fmt.Sprintf(`rbee_cluster_worker_slots{hive="other",model="m",worker="other"} %d`, 2*maxSeries))
+	must.StrContains(t, text, `rbee_cluster_worker_slots{hive="h",model="m",worker="w0000"} 1`)
+}

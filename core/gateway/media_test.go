@@ -115,6 +115,8 @@ func TestMediaForms(t *testing.T) {
 	none, bodyNone := form(t, "language", "de")
 	stream, bodyStream := form(t, "model", "tiny", "stream", "true")
 	long, bodyLong := form(t, "model", strings.Repeat("a", 600))
+	control, bodyControl := form(t, "model", "tiny\x00")
+	empty, bodyEmpty := form(t, "model", "")
 	many := []string{"model", "tiny"}
 	for range maxFormParts {
 		many = append(many, "a", "b")
@@ -135,6 +137,8 @@ func TestMediaForms(t *testing.T) {
 		"no model":      {none, bodyNone, 400, "model is missing"},
 		"stream":        {stream, bodyStream, 400, "stream"},
 		"long model":    {long, bodyLong, 400, "not a name"},
+		"controls":      {control, bodyControl, 400, "not a name"},
+		"empty model":   {empty, bodyEmpty, 400, "not a name"},
 		"many parts":    {parts, bodyParts, 413, "larger"},
 		"too large":     {big, bodyBig, 413, "larger"},
 		"unknown model": {unknown, bodyUnknown, 404, "model_not_found"},
