@@ -100,6 +100,7 @@ func TestReadsWithoutLeader(t *testing.T) {
 			}
 			must.Eq(t, 503, resp.StatusCode, must.Sprint(path))
 			must.StrContains(t, errorIn(t, body).Hint, "?consistency=stale")
+			must.StrContains(t, body, "there is no leader")
 			must.Eq(t, "", resp.Header.Get("X-Rbee-Index"))
 		}
 		resp, _ := r.get(path + "?consistency=stale")

@@ -32,10 +32,11 @@ func main() {
 	kind := flag.String("kind", "any", "any, or promises: fsyncs, modes, releases, deadlines, digests, scopes")
 	tests := flag.String("tests", "", "`FOLDERS` whose tests are to notice, with commas between; none: the package's own")
 	before := flag.String("before", "", "`FILE` with what an earlier run printed with -v: what was noticed then is not tried again")
+	list := flag.Bool("list", false, "print the edits, and try none")
 	verbose := flag.Bool("v", false, "print the noticed edits too, with the test that noticed")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := run(ctx, options{*pkg, *kind, *seeds, *tests, *before, *n, *verbose})
+	err := run(ctx, options{*pkg, *kind, *seeds, *tests, *before, *n, *list, *verbose})
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -47,7 +48,7 @@ func main() {
 type options struct {
 	folder, kind, seeds, tests, before string
 	n                                  int
-	verbose                            bool
+	list, verbose                      bool
 }
 
 func run(ctx context.Context, o options) error {
@@ -90,6 +91,12 @@ func run(ctx context.Context, o options) error {
 	rounds, edits, err := p.rounds(find, o.seeds, o.n)
 	if err != nil {
 		return err
+	}
+	if o.list {
+		for _, e := range edits {
+			fmt.Println(e)
+		}
+		return nil
 	}
 	t := &trial{pkg: p, box: box, temp: temp, edits: edits, known: known, folders: []string{o.folder}}
 	if o.tests != "" {

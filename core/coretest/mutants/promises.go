@@ -6,6 +6,7 @@ import (
 	"go/token"
 	"go/types"
 	"regexp"
+	"slices"
 	"strings"
 )
 
@@ -48,7 +49,7 @@ func promises(n ast.Node, c *site) {
 		}
 	case *ast.BinaryExpr:
 		switch whole := c.text(v); {
-		case isNil(v.X) || isNil(v.Y) || !digests.MatchString(whole):
+		case isFixed(v.X) || isFixed(v.Y) || !digests.MatchString(whole):
 		case v.Op == token.NEQ:
 			c.add("digest", v.Pos(), v.End(), "(false && "+whole+")")
 		case v.Op == token.EQL:
@@ -90,11 +91,17 @@ func (c *site) call(v *ast.CallExpr) {
 		replace("limit", len(v.Args)-1, "1<<62")
 	case whole == "http.MaxBytesReader":
 		replace("limit", 2, "1<<62")
-	case compares.MatchString(whole):
+	case compares.MatchString(whole) && digests.MatchString(c.text(v)) && !slices.ContainsFunc(v.Args, isFixed):
 		c.add("digest", v.Pos(), v.End(), "(true || "+c.text(v)+")")
 	case whole == "subtle.ConstantTimeCompare":
 		c.add("digest", v.Pos(), v.End(), "(1 | "+c.text(v)+")")
 	}
+}
+
+// isFixed: a number, a text or nil is what no digest is compared with.
+func isFixed(e ast.Expr) bool {
+	_, ok := e.(*ast.BasicLit)
+	return ok || isNil(e)
 }
 
 func isError(t types.Type) bool { return t != nil && t.String() == "error" }
