@@ -1,6 +1,7 @@
 package origin_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -12,6 +13,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/shoenig/test/must"
 
@@ -149,9 +151,14 @@ func TestForbiddenAddressesAreNotConnectedTo(t *testing.T) {
 	port, connections := counted(t, "127.0.0.1:0", answers("secret"))
 	c := client(t, origin.Options{Resolver: newDNS(names()).resolver(t)})
 	for name, host := range forbidden() {
+		if t.Failed() {
+			break // whoever connects waits in vain at most of them: the first one says it
+		}
 		t.Run(name, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			defer cancel()
 			address := "http://" + host + ":" + port + "/x"
-			r, err := c.Get(t.Context(), address, nil)
+			r, err := c.Get(ctx, address, nil)
 			must.Error(t, err, must.Sprint(string(r.Body)))
 			must.True(t, errors.Is(err, sdk.ErrForbidden) || errors.Is(err, sdk.ErrInvalid), must.Sprint(err))
 			must.Zero(t, connections.Load())
