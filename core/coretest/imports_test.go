@@ -30,6 +30,8 @@ var allowed = []struct {
 	{"plugins/sdk/worker", []string{"plugins/sdk", "proto/plugin/v1", "proto/worker/v1"}},
 	{"plugins/sdk/worker/child", nil},
 	{"plugins/sdk/worker/forward", []string{"plugins/sdk/openai"}},
+	{"plugins/sdk/worker/api", []string{"plugins/sdk/openai", "plugins/sdk/worker"}},
+	{"plugins/sdk/worker/simple", []string{"plugins/sdk", "plugins/sdk/openai", "plugins/sdk/worker", "plugins/sdk/worker/api"}},
 	{"plugins/sdk/catalog", []string{"plugins/sdk", "proto/plugin/v1", "proto/catalog/v1"}},
 	{"plugins/sdk/...", []string{"plugins/sdk/...", "proto/plugin/v1", "proto/worker/v1", "proto/catalog/v1"}},
 	{"plugins/jinja", nil},
@@ -93,6 +95,7 @@ var allowed = []struct {
 	{"core/coretest/...", []string{"core/...", "plugins/sdk/...", "raft/fsm", "raft/state", "proto/raft/v1"}},
 	{"cmd/rbee", []string{"cmd/rbee/cli"}},
 	{"cmd/rbee/cli/term", []string{"core"}},
+	{"contributing/examples/...", []string{"plugins/sdk/..."}},
 	{"cmd/rbee/...", []string{"cmd/rbee/cli/term", "core/...", "plugins/sdk/..."}},
 }
 

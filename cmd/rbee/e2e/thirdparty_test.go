@@ -13,14 +13,14 @@ import (
 	"github.com/rbee-project/rbee/core/coretest"
 )
 
-// parrotModule is a module outside the repository that imports only plugins/sdk/…: a worker type in
-// a few lines.
+// parrotModule is the example for authors as a module outside the repository, which imports only
+// plugins/sdk/…: a worker type in a few lines.
 func parrotModule(t testing.TB) string {
 	t.Helper()
-	source := filepath.Join("testdata", "parrot", "main.go")
+	source := filepath.Join("..", "..", "..", "contributing", "examples", "worker-go", "main.go")
 	text, err := os.ReadFile(source)
 	must.NoError(t, err)
-	must.LessEq(t, 80, strings.Count(string(text), "\n"))
+	must.LessEq(t, 60, strings.Count(string(text), "\n"))
 	return coretest.Module(t, filepath.Join("..", "..", ".."), "example.org/parrot", source)
 }
 
@@ -61,5 +61,5 @@ func TestWorkerTypeOfAThirdParty(t *testing.T) {
 	}
 	a := startAgent(t, agentOptions{store: t.TempDir(), args: []string{"-plugin-dir", plugins}})
 	a.spawn("--type", "parrot")
-	must.Eq(t, "HELLO PARROT\n", a.must("infer", "--no-stream", "--model", "rbee-tiny", "--prompt", "hello parrot"))
+	must.Eq(t, "HELLO PARROT\n", a.must("infer", "--no-stream", "--model", "rbee-tiny", "--max-tokens", "2", "--prompt", "hello parrot"))
 }

@@ -12,10 +12,11 @@ func (r *ChatRequest) CheckAbility(can []string) error {
 		return NotSupported("tools", "tools are not supported by this worker; leave them out")
 	case len(r.Functions) > 0 && lacks("tools"):
 		return NotSupported("functions", "functions are not supported by this worker; leave them out")
-	case r.ResponseFormat != nil && r.ResponseFormat.Type != "text" && lacks("json_schema"):
-		return NotSupported("response_format", "response_format %q is not supported by this worker; ask for JSON in the prompt", r.ResponseFormat.Type)
 	case r.LogProbs != nil && *r.LogProbs && lacks("logprobs"):
 		return NotSupported("logprobs", "logprobs are not supported by this worker; leave them out")
+	}
+	if err := checkShape(r.Shape, can); err != nil {
+		return err
 	}
 	for _, m := range r.Messages {
 		for _, p := range m.Content.Parts {
@@ -32,5 +33,14 @@ func (r *CompletionRequest) CheckAbility(can []string) error {
 	if r.LogProbs != nil && !slices.Contains(can, "logprobs") {
 		return NotSupported("logprobs", "logprobs are not supported by this worker; leave them out")
 	}
-	return nil
+	return checkShape(r.Shape, can)
+}
+
+// checkShape refuses the form of an answer that a worker cannot keep.
+func checkShape(shape func() (Shape, error), can []string) error {
+	s, err := shape()
+	if err == nil && s.Kind != "" && !slices.Contains(can, "json_schema") {
+		err = NotSupported(s.Param, "%s is not supported by this worker; say in the prompt what the answer should look like", s.Path)
+	}
+	return err
 }

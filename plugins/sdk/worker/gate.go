@@ -34,23 +34,33 @@ func NewGate(slots int) *Gate {
 }
 
 // Handler passes POST requests to next as slots become free, first come, first served, and refuses
-// them with 503 while it drains. Other methods pass at once. The context of an admitted request
-// ends when its client goes away or the Gate is stopped. It first reads the body of a request that
-// must wait, at most MaxQueuedBody: net/http notices a departed client only after the body.
+// them with 429 while MaxQueued wait, and with 503 while it drains. Other methods pass at once. The
+// context of an admitted request ends when its client goes away or the Gate is stopped. It first
+// reads the body of a request that must wait, at most MaxQueuedBody: net/http notices a departed
+// client only after the body.
 func (g *Gate) Handler(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method != http.MethodPost {
 			next.ServeHTTP(w, r)
 			return
 		}
-		if !g.enter(r) {
+		switch g.enter(r) {
+		case admitted:
+		case full:
+			refuse(w, http.StatusTooManyRequests, "rate_limit_error", "the worker's queue is full; send the request again", "overloaded")
+			return
+		case closed:
 			refuseUnavailable(w, "this worker takes no new requests; send it again", "draining")
 			return
 		}
 		defer g.leave()
 		ctx, cancel := context.WithCancel(r.Context())
 		defer cancel()
-		defer context.AfterFunc(g.open, cancel)()
+		defer context.AfterFunc(g.open, func() {
+			cancel()
+			// A write to a client that does not read would hold the request, and with it Stop.
+			_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(flushTime))
+		})()
 		next.ServeHTTP(w, r.WithContext(ctx))
 	})
 }
@@ -59,29 +69,48 @@ func (g *Gate) Handler(next http.Handler) http.Handler {
 // body, a departed client is noticed only once it has a slot.
 const MaxQueuedBody = 16 << 20
 
-func (g *Gate) enter(r *http.Request) bool {
+// MaxQueued is how many requests wait for a slot at most. A host sends a worker few more than it
+// has slots for, and keeps the others itself.
+const MaxQueued = 256
+
+// admission is what became of a request at the Gate.
+type admission int
+
+const (
+	closed   admission = iota // it drains, or the client is gone
+	full                      // too many wait already
+	admitted                  // it has a slot
+)
+
+func (g *Gate) enter(r *http.Request) admission {
 	g.mu.Lock()
 	if g.draining {
 		g.mu.Unlock()
-		return false
+		return closed
+	}
+	select {
+	case g.slots <- struct{}{}:
+		g.active++
+		g.mu.Unlock()
+		return admitted
+	default:
+	}
+	if g.queued >= MaxQueued {
+		g.mu.Unlock()
+		return full
 	}
 	g.queued++
 	g.mu.Unlock()
-	var admitted bool
-	select {
-	case g.slots <- struct{}{}:
-		admitted = true
-	default:
-		admitted = g.wait(r)
-	}
+	got := g.wait(r)
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.queued--
-	if admitted {
+	if got {
 		g.active++
+		return admitted
 	}
 	g.quietLocked()
-	return admitted
+	return closed
 }
 
 // wait waits for a slot.
@@ -165,8 +194,8 @@ func (g *Gate) Drain(ctx context.Context) error {
 	}
 }
 
-// Stop drains for the grace, then ends the contexts of the remaining requests, and waits for them
-// as long as ctx allows. It is idempotent.
+// Stop drains for the grace, then ends the contexts and soon the writes of the remaining requests,
+// and waits for them as long as ctx allows. It is idempotent.
 func (g *Gate) Stop(ctx context.Context, grace time.Duration) error {
 	if g == nil {
 		return nil
@@ -183,9 +212,14 @@ func (g *Gate) Stop(ctx context.Context, grace time.Duration) error {
 
 // refuseUnavailable answers 503 in OpenAI's envelope.
 func refuseUnavailable(w http.ResponseWriter, message, code string) {
+	refuse(w, http.StatusServiceUnavailable, "unavailable_error", message, code)
+}
+
+// refuse answers in OpenAI's envelope that the request may come again in a moment.
+func refuse(w http.ResponseWriter, status int, typ, message, code string) {
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Retry-After", "1")
-	w.WriteHeader(http.StatusServiceUnavailable)
+	w.WriteHeader(status)
 	// the client may be gone
-	_, _ = w.Write([]byte(`{"error":{"message":` + strconv.Quote(message) + `,"type":"unavailable_error","param":null,"code":` + strconv.Quote(code) + "}}\n"))
+	_, _ = w.Write([]byte(`{"error":{"message":` + strconv.Quote(message) + `,"type":` + strconv.Quote(typ) + `,"param":null,"code":` + strconv.Quote(code) + "}}\n"))
 }

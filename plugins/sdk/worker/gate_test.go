@@ -5,8 +5,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -287,4 +289,56 @@ func TestNoGateBeforeStart(t *testing.T) {
 	must.NoError(t, g.Drain(t.Context()))
 	must.NoError(t, g.Stop(t.Context(), 0))
 	must.Eq(t, Status{State: StateReady}, status(g))
+}
+
+// A queue that is full refuses, and takes the next when a place is free.
+func TestGateBoundsItsQueue(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		g := NewGate(1)
+		h := g.Handler(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { time.Sleep(time.Second) }))
+		var wg sync.WaitGroup
+		for range 1 + MaxQueued {
+			wg.Go(func() { must.Eq(t, http.StatusOK, post(t.Context(), h).Code) })
+		}
+		synctest.Wait()
+		refused := post(t.Context(), h)
+		must.Eq(t, http.StatusTooManyRequests, refused.Code)
+		must.Eq(t, "1", refused.Header().Get("Retry-After"))
+		must.StrContains(t, refused.Body.String(), `"code":"overloaded"`)
+		must.Eq(t, Status{State: StateReady, Slots: 1, Active: 1, Queued: MaxQueued}, status(g))
+		time.Sleep(time.Second)
+		synctest.Wait()
+		wg.Go(func() { must.Eq(t, http.StatusOK, post(t.Context(), h).Code) })
+		wg.Wait()
+		must.Zero(t, status(g).Queued)
+	})
+}
+
+// A client that does not read holds a request in its write, and must not hold Stop.
+func TestGateStopsRequestsThatWrite(t *testing.T) {
+	t.Parallel()
+	g := NewGate(1)
+	ended := make(chan error, 1)
+	srv := httptest.NewServer(g.Handler(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		for {
+			if _, err := w.Write(make([]byte, 64<<10)); err != nil {
+				ended <- err
+				return
+			}
+		}
+	})))
+	t.Cleanup(srv.Close)
+	c, err := net.Dial("tcp", srv.Listener.Addr().String())
+	must.NoError(t, err)
+	t.Cleanup(func() { _ = c.Close() })
+	_, err = io.WriteString(c, "POST / HTTP/1.1\r\nHost: w\r\nContent-Length: 0\r\n\r\n")
+	must.NoError(t, err)
+	_, err = io.ReadFull(c, make([]byte, 1)) // and no more
+	must.NoError(t, err)
+	must.Eq(t, 1, status(g).Active)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	must.NoError(t, g.Stop(ctx, 0))
+	must.ErrorIs(t, <-ended, os.ErrDeadlineExceeded)
 }

@@ -23,6 +23,7 @@ import (
 
 	"github.com/rbee-project/rbee/plugins/sdk"
 	"github.com/rbee-project/rbee/plugins/sdk/worker"
+	"github.com/rbee-project/rbee/plugins/sdk/worker/api"
 )
 
 // Version is what the fakes call their version.
@@ -38,13 +39,7 @@ type Worker struct {
 	kept     []byte // what an earlier worker left
 	spec     worker.StartSpec
 	state    worker.State
-	active   int
-	queued   int
-	tokens   int64
-	idle     chan struct{} // closed when nothing is active or queued; nil when nobody waits
-	stopping context.CancelFunc
-	stopped  context.Context
-	slots    chan struct{}
+	gate     *worker.Gate // nil before Start
 	children []*exec.Cmd
 }
 
@@ -80,8 +75,7 @@ type deviceConfig struct {
 
 // NewWorker makes a fake worker type. The name is what Info calls it.
 func NewWorker(name string, log hclog.Logger) *Worker {
-	ctx, cancel := context.WithCancel(context.Background()) // ends with Stop
-	return &Worker{name: name, log: log, state: worker.StateIdle, stopped: ctx, stopping: cancel}
+	return &Worker{name: name, log: log, state: worker.StateIdle}
 }
 
 // NameOf returns the plugin name in an executable's path: the part behind rbee-<kind>-. A copy of a
@@ -240,12 +234,13 @@ func (w *Worker) Start(ctx context.Context, spec worker.StartSpec, progress func
 	}
 	kept, _ := os.ReadFile(spec.StateFile) // none: nothing was kept
 	_ = os.Remove(spec.StateFile)
+	o := w.served(spec)
 	w.mu.Lock()
 	w.kept = kept
-	w.spec, w.state, w.slots = spec, worker.StateReady, make(chan struct{}, spec.Slots)
+	w.spec, w.state, w.gate = spec, worker.StateReady, o.Gate
 	w.mu.Unlock()
 	w.log.Info("model loaded", "model", spec.ModelID, "device", spec.Device)
-	return w.handler(), nil
+	return api.New(o), nil
 }
 
 func (w *Worker) load(ctx context.Context, c workerConfig, spec worker.StartSpec, progress func(worker.Progress) error) error {
@@ -302,16 +297,15 @@ func (w *Worker) Status(ctx context.Context) (worker.Status, error) {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return worker.Status{
-		WorkerID: w.spec.WorkerID, Nonce: w.spec.Nonce, ModelID: w.spec.ModelID, State: w.state,
-		Slots: w.spec.Slots, ContextTokens: w.contextLocked(), Active: w.active, Queued: w.queued, TokensTotal: w.tokens,
-		Capabilities: abilities(),
-	}, nil
-}
-
-// abilities returns what the fake can do.
-func abilities() []worker.Capability {
-	return []worker.Capability{worker.CapabilityChat, worker.CapabilityCompletions}
+	can := api.Options{Model: w}
+	st := worker.Status{
+		WorkerID: w.spec.WorkerID, Nonce: w.spec.Nonce, ModelID: w.spec.ModelID, State: w.state, ContextTokens: w.contextLocked(), Capabilities: can.Capabilities(),
+	}
+	w.gate.Fill(&st)
+	if w.state == worker.StateStopped {
+		st.State = w.state
+	}
+	return st, nil
 }
 
 func (w *Worker) contextLocked() int {
@@ -326,25 +320,13 @@ func (w *Worker) Drain(ctx context.Context) error {
 	if err := w.hang(ctx, "drain"); err != nil {
 		return err
 	}
+	return w.current().Drain(ctx)
+}
+
+func (w *Worker) current() *worker.Gate {
 	w.mu.Lock()
-	if w.state == worker.StateReady {
-		w.state = worker.StateDraining
-	}
-	if w.active+w.queued == 0 {
-		w.mu.Unlock()
-		return nil
-	}
-	if w.idle == nil {
-		w.idle = make(chan struct{})
-	}
-	idle := w.idle
-	w.mu.Unlock()
-	select {
-	case <-idle:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+	defer w.mu.Unlock()
+	return w.gate
 }
 
 // Stop drains for the grace, then cuts what is left.
@@ -352,10 +334,7 @@ func (w *Worker) Stop(ctx context.Context, grace time.Duration) error {
 	if err := w.hang(ctx, "stop"); err != nil {
 		return err
 	}
-	drainCtx, cancel := context.WithTimeout(ctx, grace)
-	defer cancel()
-	_ = w.Drain(drainCtx) // what is left when the grace is over is cut
-	w.stopping()
+	err := w.current().Stop(ctx, grace)
 	w.mu.Lock()
 	children := w.children
 	w.children = nil
@@ -366,9 +345,9 @@ func (w *Worker) Stop(ctx context.Context, grace time.Duration) error {
 		_ = c.Wait()
 	}
 	if file := w.stateFile(); file != "" {
-		return os.WriteFile(file, append(w.kept, 'x'), 0o600)
+		return errors.Join(err, os.WriteFile(file, append(w.kept, 'x'), 0o600))
 	}
-	return nil
+	return err
 }
 
 // stateFile returns where to keep something; empty: nothing is to be kept.
