@@ -2,7 +2,6 @@ package grammar
 
 import (
 	"math"
-	"math/bits"
 	"slices"
 )
 
@@ -98,11 +97,8 @@ func (c *compiler) arraySat(a *arrNode) (bool, error) {
 		}
 	}
 	if a.unique && len(a.prefix) == 0 && need > 1 {
-		if err := c.expand(a.rest); err != nil {
+		if ok, err := c.satisfiable(a.rest); err != nil || !ok || c.ways(a.rest, need, 0) < need {
 			return false, err
-		}
-		if n, finite := c.countValues(a.rest, need); finite && n < need {
-			return false, nil
 		}
 	}
 	for i := range min(need, len(a.prefix)+1) {
@@ -112,22 +108,6 @@ func (c *compiler) arraySat(a *arrNode) (bool, error) {
 		}
 	}
 	return true, nil
-}
-
-// checkUnique refuses an array of unique items that may be arrays or objects.
-func (c *compiler) checkUnique(n *node, a *arrNode) error {
-	if !a.unique || a.max >= 0 && a.max < 2 {
-		return nil
-	}
-	for _, x := range append(slices.Clip(a.prefix), a.rest) {
-		if ok, err := c.satisfiable(x); err != nil || !ok {
-			continue
-		}
-		if ok, err := c.composite(x); ok || err != nil {
-			return refuse(n.at(), "uniqueItems", "supported only for items that are neither objects nor arrays")
-		}
-	}
-	return nil
 }
 
 // places returns how many items from an index on can count for rule i.
@@ -164,23 +144,6 @@ func (c *compiler) places(a *arrNode, i, from int) int {
 		n += max(a.max-max(from, len(a.prefix)), 0)
 	}
 	return n
-}
-
-// countValues returns how many values satisfy n, and whether their number is known to be that.
-func (c *compiler) countValues(n *node, enough int) (int, bool) {
-	if len(n.objs)+len(n.arrs) > 0 {
-		return 0, false
-	}
-	count := bits.OnesCount8(uint8(n.literals))
-	for _, m := range n.nums {
-		k, finite := m.spec.count()
-		if !finite {
-			return 0, false
-		}
-		count += k
-	}
-	texts, finite := c.set.count(c.set.bounded(n.str, n.length), enough)
-	return count + texts, finite
 }
 
 // items adds the ways in which an array may go on with another item.
@@ -225,8 +188,9 @@ func (g *Grammar) item(x top, k frameKey, child *node, index, i int, out *thread
 		if !g.sat(child) || !g.itemsFit(k) {
 			return
 		}
-		value := g.leaf(leafKey{kind: lValue, node: child, keep: a.unique, used: k.used})
-		if a.unique && !g.begins(value) {
+		used := g.others(k.used, g.excludedItem(x.f))
+		value := g.leaf(leafKey{kind: lValue, node: child, keep: x.f.keeps(), used: used})
+		if used != nil && !g.begins(value) {
 			return
 		}
 		out.add(value, g.stackOf([]top{{g.frame(k), x.up}}))

@@ -125,6 +125,23 @@ func (w *schemaWriter) keyword(s map[string]any, depth int) {
 			items["minLength"], items["maxLength"] = n, n+w.rng.IntN(4)
 		}
 		s["items"] = items
+		switch w.rng.IntN(6) { // of arrays and objects, many of which have few values
+		case 0, 1:
+			s["items"] = w.schema(depth - 1)
+		case 2, 3:
+			small := func() any {
+				return w.pick(map[string]any{"enum": []any{"a", 1}}, map[string]any{"type": "boolean"}, map[string]any{"type": "string", "maxLength": 1}, true, map[string]any{"type": "null"})
+			}
+			s["items"] = map[string]any{
+				"type": "object", "properties": map[string]any{"a": small(), "b": small()}, "additionalProperties": w.rng.IntN(4) == 0,
+				"required": w.pick([]any{}, []any{"a"}, []any{"b", "a"}),
+			}
+		case 4:
+			s["items"] = map[string]any{"type": "array", "items": w.schema(depth - 2), "maxItems": n, "uniqueItems": w.rng.IntN(2) == 0}
+		}
+		if w.rng.IntN(3) == 0 {
+			s["minItems"] = n
+		}
 	}
 }
 

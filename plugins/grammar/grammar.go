@@ -96,6 +96,7 @@ type Grammar struct {
 	classes      map[[256]uint8]*[256]uint8
 	frames       map[frameKey]*frame
 	usedLists    map[usedList]*usedList
+	composites   map[string]*composite // by their entries
 	single       map[top]*stack
 	stacks       map[string]*stack
 	manys        map[string]*many
@@ -134,6 +135,7 @@ func (g *Grammar) reset() {
 	g.classes = map[[256]uint8]*[256]uint8{}
 	g.frames = map[frameKey]*frame{}
 	g.usedLists = map[usedList]*usedList{}
+	g.composites = map[string]*composite{}
 	g.single = map[top]*stack{}
 	g.stacks = map[string]*stack{}
 	g.manys = map[string]*many{}

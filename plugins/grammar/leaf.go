@@ -163,7 +163,7 @@ func (g *Grammar) fill(l *leaf) {
 		row['"'] = structural
 	case lColon:
 		g.fillSpace(l, row)
-		row[':'] = g.leaf(leafKey{kind: lValue, node: l.node})
+		row[':'] = g.leaf(leafKey{kind: lValue, node: l.node, keep: l.keep, used: l.used})
 	case lArray:
 		for i := range row {
 			row[i] = structural
@@ -246,10 +246,10 @@ func (g *Grammar) fillValue(l *leaf, row *[256]*leaf) {
 			row[b] = g.numberLeaf(nums, l.keep)
 		}
 	}
-	if len(n.objs) > 0 {
+	if g.opens(l, true) {
 		row['{'] = structural
 	}
-	if len(n.arrs) > 0 {
+	if g.opens(l, false) {
 		row['['] = structural
 	}
 }

@@ -10,6 +10,9 @@ type frame struct {
 	id  int
 	key frameKey
 	obj *objFrame // computed on demand
+
+	rivals      []*composite // see Grammar.rivals
+	rivalsKnown bool
 }
 
 type frameKey struct {
@@ -21,9 +24,12 @@ type frameKey struct {
 	used   *usedList  // names of undeclared properties, or unique items
 	rule   *ruleState // where a rule of a GBNF grammar returns to
 	undone uint16     // properties that must still exist, as indices of obj.some
+	kept   bool       // within an item that must differ from others: what is in it is remembered
+	made   *usedList  // of an object that is kept: names and entries; of an array: entries
+	avoid  *usedList  // objects, or arrays, that it must differ from
 }
 
-// usedList is an interned list of texts, the last one first.
+// usedList is an interned list of texts: names, or entries (see unique.go). The last one is first.
 type usedList struct {
 	prev *usedList
 	text string
@@ -343,7 +349,9 @@ func (g *Grammar) open(t thread, b byte, out *threads) {
 				if len(o.names) > 0 {
 					k.seen = string(make([]byte, (len(o.names)+7)/8))
 				}
-				tops = append(tops, top{g.frame(k), t.stk})
+				if f, ok := g.opened(k, t.leaf); ok {
+					tops = append(tops, top{f, t.stk})
+				}
 			}
 		}
 		if len(tops) > 0 {
@@ -353,7 +361,9 @@ func (g *Grammar) open(t thread, b byte, out *threads) {
 	}
 	for _, a := range t.leaf.node.arrs {
 		if ok, err := g.c.arraySat(a); ok && err == nil {
-			tops = append(tops, top{g.frame(frameKey{arr: a, seen: string(make([]byte, 2*len(a.contains)))}), t.stk})
+			if f, ok := g.opened(frameKey{arr: a, seen: string(make([]byte, 2*len(a.contains)))}, t.leaf); ok {
+				tops = append(tops, top{f, t.stk})
+			}
 		}
 	}
 	if len(tops) > 0 {
@@ -365,19 +375,12 @@ func (g *Grammar) open(t thread, b byte, out *threads) {
 func (g *Grammar) endValue(t thread, text []byte, out *threads) {
 	stk := t.stk
 	if t.leaf.keep {
-		item := string(text)
-		if t.leaf.kind == lString {
-			item = `"` + item
+		g.set.work -= 1 + len(text)/8
+		entry, ok := entryOf(t.leaf, text)
+		if !ok {
+			return
 		}
-		tops := make([]top, len(stk.tops))
-		for i, x := range stk.tops {
-			if k := x.f.key; k.arr.unique {
-				k.used = g.used(k.used, item)
-				x.f = g.frame(k)
-			}
-			tops[i] = x
-		}
-		stk = g.stackOf(tops)
+		stk = g.record(stk, entry)
 	}
 	g.afterValue(stk, out)
 	out.text = nil
@@ -388,7 +391,11 @@ func (g *Grammar) close(stk *stack, out *threads) {
 	var ups []*stack
 	g.set.work -= len(stk.tops)
 	for _, x := range stk.tops {
-		if g.closes(x.f) {
+		switch {
+		case !g.closes(x.f):
+		case x.f.key.kept:
+			ups = append(ups, g.record(x.up, g.entry(x.f)))
+		default:
 			ups = append(ups, x.up)
 		}
 	}
@@ -402,7 +409,7 @@ func (g *Grammar) closes(f *frame) bool {
 		return g.object(f).closes
 	}
 	a := f.key.arr
-	if f.key.at < a.min {
+	if f.key.at < a.min || g.repeats(f) {
 		return false
 	}
 	for i, r := range a.contains {

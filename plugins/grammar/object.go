@@ -385,8 +385,39 @@ func (g *Grammar) object(f *frame) *objFrame {
 			of.freeQ = rxNone
 		}
 	}
-	of.closes = needs == 0 && k.n >= o.min && k.undone == 0
+	of.closes = needs == 0 && k.n >= o.min && k.undone == 0 && !g.repeats(f)
+	if len(g.rivals(f)) > 0 && len(k.made.list())%2 == 0 { // no name waits for its value
+		g.keepApart(f)
+	}
 	return of
+}
+
+// keepApart drops the names behind which f could not become another value than its rivals.
+func (g *Grammar) keepApart(f *frame) {
+	of, o := f.obj, f.key.obj
+	blocked := func(name string) bool {
+		var out threads
+		g.propertyOf(f, name, g.root, &out)
+		return len(out.list) == 0
+	}
+	of.allowed = slices.DeleteFunc(of.allowed, func(i int) bool { return blocked(o.names[i]) })
+	if of.freeQ == rxNone {
+		return
+	}
+	names := map[string]bool{}
+	for _, c := range f.rivals {
+		for name := range c.obj {
+			if _, declared := o.index[name]; !declared && !names[name] && g.set.match(of.freeQ, name) {
+				names[name] = true
+				if blocked(name) {
+					of.freeQ = g.set.and(of.freeQ, g.set.not(g.set.literal(name)))
+				}
+			}
+		}
+	}
+	if !g.set.alive(of.freeQ) {
+		of.freeQ = rxNone
+	}
 }
 
 // depsAhead reports whether what property i requires is there already or can still come.
@@ -439,37 +470,45 @@ func (g *Grammar) comma(stk *stack, out *threads) {
 func (g *Grammar) endKey(stk *stack, name string, out *threads) {
 	g.set.work -= 3 * len(stk.tops)
 	for _, x := range stk.tops {
-		k := x.f.key
-		o := k.obj
-		of := g.object(x.f)
-		var child *node
-		if i, declared := o.index[name]; declared {
-			if !slices.Contains(of.allowed, i) {
-				continue
-			}
-			child = o.nodes[i]
-			k.seen = withBit(k.seen, i)
-			if g.opts.Order == SchemaOrder {
-				k.at = i + 1
-			}
-		} else {
-			if of.freeQ == rxNone || !g.set.match(of.freeQ, name) {
-				continue
-			}
-			child = o.rest
-			if !o.simple {
-				child = g.c.node(o.childLits(g.c, name))
-			}
-			k.used = g.used(k.used, name)
-			if g.opts.Order == SchemaOrder {
-				k.at = len(o.names)
-			}
-		}
-		if o.count {
-			k.n++
-		}
-		g.value(k, child, name, x.up, out)
+		g.propertyOf(x.f, name, x.up, out)
 	}
+}
+
+// propertyOf adds the ways in which the next property of f may be name.
+func (g *Grammar) propertyOf(f *frame, name string, up *stack, out *threads) {
+	k := f.key
+	o := k.obj
+	of := g.object(f)
+	var child *node
+	if i, declared := o.index[name]; declared {
+		if !slices.Contains(of.allowed, i) {
+			return
+		}
+		child = o.nodes[i]
+		k.seen = withBit(k.seen, i)
+		if g.opts.Order == SchemaOrder {
+			k.at = i + 1
+		}
+	} else {
+		if of.freeQ == rxNone || !g.set.match(of.freeQ, name) {
+			return
+		}
+		child = o.rest
+		if !o.simple {
+			child = g.c.node(o.childLits(g.c, name))
+		}
+		k.used = g.used(k.used, name)
+		if g.opts.Order == SchemaOrder {
+			k.at = len(o.names)
+		}
+	}
+	if o.count {
+		k.n++
+	}
+	if k.kept {
+		k.made = g.used(k.made, name)
+	}
+	g.value(k, child, name, up, out)
 }
 
 // goesOn reports whether it is plain that every property that may come leaves an object that can
@@ -581,8 +620,12 @@ func (g *Grammar) value(k frameKey, child *node, name string, up *stack, out *th
 			continue
 		}
 		f := g.frame(next)
+		of := leafKey{kind: lColon, node: n, keep: k.kept, used: g.others(nil, g.excludedValue(f, name))}
+		if of.used != nil && !g.begins(g.leaf(leafKey{kind: lValue, node: n, keep: true, used: of.used})) {
+			continue
+		}
 		if k.obj.goesOn() || g.object(f).closes || g.continues(f) {
-			out.add(g.leaf(leafKey{kind: lColon, node: n}), g.stackOf([]top{{f, up}}))
+			out.add(g.leaf(of), g.stackOf([]top{{f, up}}))
 		}
 	}
 }

@@ -42,10 +42,12 @@ func (w *walker) inString(start *config) bool {
 	set := w.g.set
 	l := start.leaf
 	w.start = start
-	w.byName = l.kind == lKey && slices.ContainsFunc(start.stk.tops, func(x top) bool { return !x.f.key.obj.simple })
+	w.byName = l.keep && slices.ContainsFunc(start.stk.tops, func(x top) bool {
+		return x.f.key.kept || l.kind == lKey && !x.f.key.obj.simple
+	})
 	raw, needed := l.kind == lText, l.keep
 	r, ok := set.runOf(l.q)
-	if full := ok && slices.Equal(r.class, anyChar); !full && set.open(l.q) {
+	if full := ok && slices.Equal(r.class, anyChar); !full && !l.keep && set.open(l.q) {
 		w.anywhere(start, raw)
 		return true
 	}

@@ -54,9 +54,6 @@ func (c *compiler) complete(n *node) error {
 				visit(x)
 			}
 			visit(a.rest)
-			if err := c.checkUnique(n, a); err != nil {
-				return err
-			}
 			for _, r := range a.contains {
 				visit(c.node(append(slices.Clip(a.rest.lits), r.lits...)))
 			}

@@ -199,7 +199,7 @@ func BenchmarkDraftTokens(b *testing.B) {
 }
 
 // processorTime returns the seconds of processors that the process took.
-func processorTime(b *testing.B) float64 {
+func processorTime(b testing.TB) float64 {
 	b.Helper()
 	var u syscall.Rusage
 	must.NoError(b, syscall.Getrusage(syscall.RUSAGE_SELF, &u))

@@ -216,8 +216,11 @@ func TestRuleFails(t *testing.T) {
 }
 
 // TestMaskBench answers under many schemas of MaskBench and prints how many answers came to their
-// end and were valid, and the speed beside free answers. RBEE_TEST_MASKBENCH names its file,
-// RBEE_TEST_SCHEMAS how many schemas are taken, evenly spread.
+// end and were valid, and the speed beside free answers of the same length. Both take turns, a few
+// dozen answers each, so that other work of the machine slows both; the processor time of the whole
+// process stands beside the time that passed. RBEE_TEST_MASKBENCH names the file,
+// RBEE_TEST_SCHEMAS how many schemas are taken, evenly spread, RBEE_TEST_LIMIT after how long no
+// other turn begins.
 func TestMaskBench(t *testing.T) {
 	path := os.Getenv("RBEE_TEST_MASKBENCH")
 	if path == "" {
@@ -225,76 +228,137 @@ func TestMaskBench(t *testing.T) {
 	}
 	want, err := strconv.Atoi(os.Getenv("RBEE_TEST_SCHEMAS"))
 	must.NoError(t, err)
+	limit, err := time.ParseDuration(os.Getenv("RBEE_TEST_LIMIT"))
+	must.NoError(t, err)
 	all := readMaskBench(t, path)
-	const slots, tokens = 4, 200
-	w := startWorker(t, slots, 4096, "")
-	var mu sync.Mutex // guards below
-	counts := map[string]int{}
-	var bad []string
-	spent := map[bool]time.Duration{}
-	made := map[bool]int{}
-	count := func(what string) {
-		mu.Lock()
-		defer mu.Unlock()
-		counts[what]++
+	want = min(want, len(all))
+	const slots, turn = 4, 40
+	b := &maskBench{w: startWorker(t, slots, 4096, ""), slots: slots, counts: map[string]int{}}
+	began := time.Now()
+	done := 0
+	for ; done < want && time.Since(began) < limit; done += turn {
+		var part []maskBenchItem
+		for i := done; i < min(done+turn, want); i++ {
+			part = append(part, all[i*len(all)/want])
+		}
+		b.turn(t, done, part)
 	}
-	next := make(chan int)
-	var wg sync.WaitGroup
-	for range slots {
-		wg.Go(func() {
-			for i := range next {
-				it := all[i]
-				v, err := validator(it.Schema)
-				if err != nil {
-					count("not taken by the validator")
-					continue
+	for _, x := range b.bad {
+		t.Log(x)
+	}
+	with, without := b.with, b.without
+	t.Logf("%d of %d schemas: %v", min(done, want), want, b.counts)
+	t.Logf("tokens/s with a schema %.0f, without %.0f, ratio %.3f", with.rate(with.wall), without.rate(without.wall), with.rate(with.wall)/without.rate(without.wall))
+	t.Logf("tokens per second of processor with a schema %.0f, without %.0f, ratio %.3f", with.rate(with.cpu), without.rate(without.cpu), with.rate(with.cpu)/without.rate(without.cpu))
+	must.SliceEmpty(t, b.bad)
+	must.Positive(t, b.counts["valid"])
+}
+
+// maskBench counts what comes out.
+type maskBench struct {
+	w     *testWorker
+	slots int
+
+	mu            sync.Mutex // guards below
+	counts        map[string]int
+	bad           []string
+	with, without spent
+}
+
+// spent is what a number of tokens took.
+type spent struct {
+	tokens    int
+	wall, cpu float64 // in seconds; cpu is of the whole process
+}
+
+func (s spent) rate(seconds float64) float64 { return float64(s.tokens) / seconds }
+
+// during adds what work takes; it returns the number of its tokens.
+func (s *spent) during(t *testing.T, work func() int) {
+	began, cpu := time.Now(), processorTime(t)
+	s.tokens += work()
+	s.wall += time.Since(began).Seconds()
+	s.cpu += processorTime(t) - cpu
+}
+
+// turn answers under each schema, then freely with as many tokens.
+func (b *maskBench) turn(t *testing.T, seed int, items []maskBenchItem) {
+	lengths := make([]int, len(items))
+	each := func(do func(i int) int) int {
+		var wg sync.WaitGroup
+		var mu sync.Mutex // guards total
+		total := 0
+		next := make(chan int)
+		for range b.slots {
+			wg.Go(func() {
+				for i := range next {
+					n := do(i)
+					mu.Lock()
+					total += n
+					mu.Unlock()
 				}
-				began := time.Now()
-				text, finish, n, refused := w.under(t, structured(schemaForm(string(it.Schema)), i, fmt.Sprintf(`,"max_tokens":%d`, tokens)))
-				took := time.Since(began)
-				if refused != nil {
-					count("refused: " + strconv.Itoa(refused.Status))
-					continue
-				}
-				began = time.Now()
-				_, _, free, refused := w.under(t, structured(`"ignore_eos":true`, i, fmt.Sprintf(`,"max_tokens":%d`, max(n, 1))))
-				alone := time.Since(began)
-				mu.Lock()
-				if refused == nil {
-					spent[true] += took
-					made[true] += n
-					spent[false] += alone
-					made[false] += free
-				}
-				counts["answered"]++
-				switch {
-				case finish != openai.FinishStop:
-					counts["cut by max_tokens"]++
-				default:
-					counts["finished"]++
-					if err := validate(v, text); err != nil {
-						counts["INVALID"]++
-						bad = append(bad, fmt.Sprintf("%s: %s: %v", it.Name, text, err))
-					} else {
-						counts["valid"]++
-					}
-				}
-				mu.Unlock()
-			}
+			})
+		}
+		for i := range items {
+			next <- i
+		}
+		close(next)
+		wg.Wait()
+		return total
+	}
+	texts := make([]string, len(items))
+	b.with.during(t, func() int {
+		return each(func(i int) int {
+			texts[i], lengths[i] = b.answer(t, seed+i, &items[i])
+			return lengths[i]
 		})
+	})
+	b.without.during(t, func() int {
+		return each(func(i int) int {
+			if lengths[i] == 0 {
+				return 0
+			}
+			_, _, n, _ := b.w.under(t, structured(`"ignore_eos":true`, seed+i, fmt.Sprintf(`,"max_tokens":%d`, lengths[i])))
+			return n
+		})
+	})
+	for i, text := range texts {
+		if text != "" {
+			b.check(&items[i], text)
+		}
 	}
-	for i := range min(want, len(all)) {
-		next <- i * len(all) / min(want, len(all))
+}
+
+// answer returns an answer under a schema, if it came to its end, and the number of its tokens.
+func (b *maskBench) answer(t *testing.T, seed int, it *maskBenchItem) (string, int) {
+	text, finish, n, refused := b.w.under(t, structured(schemaForm(string(it.Schema)), seed, `,"max_tokens":200`))
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	switch {
+	case refused != nil:
+		b.counts["refused: "+strconv.Itoa(refused.Status)]++
+		return "", 0
+	case finish != openai.FinishStop:
+		b.counts["cut by max_tokens"]++
+		return "", n
 	}
-	close(next)
-	wg.Wait()
-	for _, b := range bad {
-		t.Log(b)
+	b.counts["finished"]++
+	return text, n
+}
+
+// check validates a finished answer.
+func (b *maskBench) check(it *maskBenchItem, text string) {
+	v, err := validator(it.Schema)
+	if err != nil {
+		b.counts["not taken by the validator"]++
+		return
 	}
-	with, without := float64(made[true])/spent[true].Seconds(), float64(made[false])/spent[false].Seconds()
-	t.Logf("%d schemas: %v; tokens/s of a slot %.0f with a schema, %.0f without, ratio %.3f", want, counts, with, without, with/without)
-	must.SliceEmpty(t, bad)
-	must.Positive(t, counts["valid"])
+	if err := validate(v, text); err != nil {
+		b.counts["INVALID"]++
+		b.bad = append(b.bad, fmt.Sprintf("%s: %s: %v", it.Name, text, err))
+		return
+	}
+	b.counts["valid"]++
 }
 
 type maskBenchItem struct {

@@ -277,14 +277,14 @@ func (b *bench) documents(g *grammar.Grammar, it *item, t *tally) {
 	start := cpu()
 	right := true
 	for i, test := range it.Tests {
-		if b.limit > 0 && cpu()-start > b.limit {
+		doc := spaced(test.Data)
+		accepted := b.feed(g, doc, it.Name, t, start)
+		if b.late(start) {
 			t.stopped++
 			right = false
-			fmt.Printf("%s: stopped by the limit before document %d of %d\n", it.Name, i+1, len(it.Tests))
+			fmt.Printf("%s: stopped by the limit in document %d of %d\n", it.Name, i+1, len(it.Tests))
 			break
 		}
-		doc := spaced(test.Data)
-		accepted := b.feed(g, doc, it.Name, t)
 		if test.Valid {
 			t.valid++
 		} else {
@@ -308,8 +308,11 @@ func (b *bench) documents(g *grammar.Grammar, it *item, t *tally) {
 	}
 }
 
-// feed reports whether doc is accepted to its end.
-func (b *bench) feed(g *grammar.Grammar, doc []byte, name string, t *tally) bool {
+// late reports whether the documents of a schema, begun at start, have taken up their time.
+func (b *bench) late(start time.Duration) bool { return b.limit > 0 && cpu()-start > b.limit }
+
+// feed reports whether doc is accepted to its end. It stops when the documents are late.
+func (b *bench) feed(g *grammar.Grammar, doc []byte, name string, t *tally, began time.Duration) bool {
 	if b.vocab == nil {
 		return g.Accepts(doc)
 	}
@@ -317,6 +320,9 @@ func (b *bench) feed(g *grammar.Grammar, doc []byte, name string, t *tally) bool
 	mask := make([]uint64, b.vocab.MaskLen())
 	at := 0
 	for _, token := range b.tok.encode(doc) {
+		if b.late(began) {
+			return false
+		}
 		text := b.tok.tokens[token]
 		start := cpu()
 		maskErr := m.Mask(mask)
