@@ -23,6 +23,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/coretest/apischema"
 	"github.com/rbee-project/rbee/core/coretest/fakecluster"
 	"github.com/rbee-project/rbee/core/inference"
 	"github.com/rbee-project/rbee/core/operation"
@@ -166,7 +167,7 @@ func newRig(t testing.TB, change func(*rigOptions)) *rig {
 		})
 	}
 	transport := &http.Transport{MaxIdleConnsPerHost: 64, DisableCompression: true}
-	r.client = &http.Client{Transport: transport}
+	r.client = &http.Client{Transport: validated(t, transport)}
 	t.Cleanup(func() {
 		transport.CloseIdleConnections()
 		r.stop()
@@ -176,6 +177,20 @@ func newRig(t testing.TB, change func(*rigOptions)) *rig {
 		eventually(t, "requests have given back what they took", r.empty)
 	})
 	return r
+}
+
+// schemas are compiled once for all tests.
+var schemas = sync.OnceValues(apischema.New)
+
+// validated checks what the gateway answers against the schemas of its APIs. What workers answer in
+// OpenAI's own API passes through, and tests make it up.
+func validated(t testing.TB, base http.RoundTripper) http.RoundTripper {
+	t.Helper()
+	s, err := schemas()
+	must.NoError(t, err)
+	return &apischema.Transport{Base: base, Schemas: s, Report: func(err error) { t.Error(err) }, Skip: func(schema string) bool {
+		return strings.HasPrefix(schema, "openai/") && !strings.HasPrefix(schema, "openai/model")
+	}}
 }
 
 // empty reports whether no request holds anything any more.
