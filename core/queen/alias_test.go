@@ -60,6 +60,25 @@ func TestAliases(t *testing.T) {
 		must.EqOp(t, core.ModelOffered, m.State)
 		must.EqOp(t, alice, c.q.placer.Dealias("Gpt"))
 
+		// A name that was found before is another model's as soon as the cluster says so.
+		_, err = c.q.aliasRemove(t.Context(), core.Request{Name: "gpt"}, nil)
+		must.NoError(t, err)
+		must.NoError(t, set("gpt", bob))
+		for _, name := range []string{"gpt", "GPT"} {
+			found, err = pick(t.Context(), c.q, inference.Query{Model: name})
+			must.NoError(t, err)
+			must.EqOp(t, bob, found[0].Worker.Model, must.Sprint(name))
+		}
+		// An id comes before an alias, also where the model came later and no worker serves it yet.
+		must.NoError(t, set("later", bob))
+		a.addModel("later")
+		a.mustBeat()
+		for _, name := range []string{"later", "LATER"} {
+			found, err = pick(t.Context(), c.q, inference.Query{Model: name})
+			must.NoError(t, err)
+			must.EqOp(t, "later", found[0].Worker.Model, must.Sprint(name))
+		}
+
 		_, err = c.q.aliasRemove(t.Context(), core.Request{Name: "gpt"}, nil)
 		must.NoError(t, err)
 		_, err = pick(t.Context(), c.q, inference.Query{Model: "gpt"})

@@ -96,7 +96,8 @@ func launchOpencode(l launch, dir string) (launched, error) {
 	if err := os.WriteFile(path, append(b, '\n'), 0o600); err != nil {
 		return launched{}, err
 	}
-	return launched{env: map[string]string{"OPENCODE_CONFIG": path, "RBEE_LAUNCH_KEY": l.token}}, nil
+	// It would ask a server on the internet for all models that there are, and wait for it.
+	return launched{env: map[string]string{"OPENCODE_CONFIG": path, "RBEE_LAUNCH_KEY": l.token, "OPENCODE_DISABLE_MODELS_FETCH": "1"}}, nil
 }
 
 func (a *app) launchCommand() *cobra.Command {

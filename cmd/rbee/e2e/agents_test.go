@@ -6,8 +6,8 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
-	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -67,7 +67,9 @@ func shellCall(tools []openai.Tool) any {
 	for _, tool := range tools {
 		arguments := map[string]map[string]any{
 			"exec_command": {"cmd": command},
-			"shell":        {"command": []string{"sh", "-c", command}}, // its older name
+			"shell":        {"command": []string{"sh", "-c", command}},   // its older name
+			"bash":         {"command": command, "description": "count"}, // opencode's
+			"Bash":         {"command": command, "description": "count"}, // Claude Code's
 		}[tool.Function.Name]
 		if arguments != nil {
 			b, _ := json.Marshal(arguments)
@@ -77,42 +79,53 @@ func shellCall(tools []openai.Tool) any {
 	return nil
 }
 
-// TestCodingAgents has Codex answer a prompt and run a command, through rbee. `make conformance`
-// installs it. opencode asks the network for its list of models before its first answer.
+// TestCodingAgents has coding agents answer a prompt and run a command, started by "rbee launch" with
+// nothing of their own configured. `make conformance` installs them.
 func TestCodingAgents(t *testing.T) {
 	t.Parallel()
 	dir := os.Getenv("RBEE_TEST_AGENTS")
 	if dir == "" {
 		t.Skip("RBEE_TEST_AGENTS is not set: `make conformance` installs the agents and sets it")
 	}
-	a := startAgent(t, agentOptions{config: oneMachine + fmt.Sprintf("worker \"actor\" {\n  plugin = \"rbee-worker-openai\"\n  config {\n    url = [%q]\n    capabilities = [\"chat\", \"tools\"]\n  }\n}\n", actor(t).URL)})
+	a := startAgent(t, agentOptions{config: oneMachine + fmt.Sprintf("worker \"actor\" {\n  plugin = \"rbee-worker-openai\"\n  config {\n    url = [%q]\n    capabilities = [\"chat\", \"tools\", \"tokenize\"]\n  }\n}\n", actor(t).URL)})
 	for name, how := range map[string]struct {
-		files map[string]string // in its home and its work folder, which are one
-		args  []string
+		program string   // below node_modules: what its package would link is made by a script that npm does not run
+		args    []string // the prompt follows
 	}{
-		"codex": {
-			map[string]string{".codex/config.toml": "model = \"actor\"\nmodel_provider = \"rbee\"\n[model_providers.rbee]\nname = \"rbee\"\nbase_url = \"http://" + a.addr + "/v1\"\nwire_api = \"responses\"\nrequest_max_retries = 0\nstream_max_retries = 0\n"},
-			// The test's own folder is no place to keep a shell in.
-			[]string{"exec", "--skip-git-repo-check", "--sandbox", "danger-full-access"},
-		},
+		// The test's own folder is no place to keep a shell in.
+		"codex":    {".bin/codex", []string{"exec", "--skip-git-repo-check", "--sandbox", "danger-full-access"}},
+		"opencode": {"opencode-linux-" + npmArch() + "/bin/opencode", []string{"run"}},
+		"claude":   {"@anthropic-ai/claude-code-linux-" + npmArch() + "/claude", []string{"--allowedTools", "Bash", "-p"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			home := t.TempDir()
-			for file, text := range how.files {
-				must.NoError(t, os.MkdirAll(filepath.Dir(filepath.Join(home, file)), 0o700))
-				must.NoError(t, os.WriteFile(filepath.Join(home, file), []byte(text), 0o600))
+			program := filepath.Join(dir, "node_modules", filepath.FromSlash(how.program))
+			if _, err := os.Stat(program); err != nil {
+				t.Skipf("npm has no build of %s for this machine: %v", name, err)
 			}
+			home := t.TempDir()
+			bin := filepath.Join(home, "bin")
+			must.NoError(t, os.Mkdir(bin, 0o700))
+			must.NoError(t, os.Symlink(program, filepath.Join(bin, name)))
 			ask := func(prompt string) string {
-				cmd := exec.CommandContext(patient(t), filepath.Join(dir, "node_modules", ".bin", name), append(how.args, prompt)...)
+				cmd := a.command(patient(t), append(append([]string{"launch", name, "--model", "actor", "--"}, how.args...), prompt)...)
 				cmd.Dir = home
-				cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + home, "TMPDIR=" + os.TempDir(), "NO_PROXY=*"}
+				cmd.Env = append(cmd.Env, "PATH="+bin+string(filepath.ListSeparator)+os.Getenv("PATH"), "HOME="+home, "NO_PROXY=*")
 				r := run(t, cmd)
 				must.Eq(t, 0, r.code, must.Sprint(r.stdout, r.stderr))
 				return r.stdout
 			}
 			must.StrContains(t, ask("What is a queen?"), "A queen lays the eggs.")
-			must.StrContains(t, ask("Count the bees with your shell."), "The shell said: ")
-			must.StrContains(t, ask("Count the bees with your shell."), "bees-7")
+			counted := ask("Count the bees with your shell.")
+			must.StrContains(t, counted, "The shell said: ")
+			must.StrContains(t, counted, "bees-7")
 		})
 	}
+}
+
+// npmArch is this machine's processor as npm's packages are named.
+func npmArch() string {
+	if runtime.GOARCH == "amd64" {
+		return "x64"
+	}
+	return runtime.GOARCH
 }

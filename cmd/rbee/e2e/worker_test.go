@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -111,7 +112,16 @@ func TestMain(m *testing.M) {
 		}
 		return
 	}
+	wrong, err := validateAnswers()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
 	code := m.Run()
+	for _, problem := range wrong() {
+		fmt.Fprintln(os.Stderr, problem)
+		code = 1
+	}
 	if slow.dir != "" {
 		_ = os.RemoveAll(slow.dir)
 	}

@@ -67,16 +67,51 @@ func isName(s string) bool {
 type stock struct {
 	of    map[string]*Inventory // by hive id
 	bytes int                   // of all
+	turn  uint64                // counts changes
+	ids   map[string]int        // hives that have a sound model of an id
 }
 
 // put replaces a hive's inventory, and drops it if v is nil or has no room.
 func (s *stock) put(hive string, v *Inventory) {
-	if old := s.of[hive]; old != nil {
+	old := s.of[hive]
+	if old == v {
+		return
+	}
+	s.turn++
+	if old != nil {
 		s.bytes -= old.bytes
 		delete(s.of, hive)
+		s.count(old, -1)
 	}
 	if v != nil && s.bytes+v.bytes <= maxInventories {
 		s.of[hive] = v
 		s.bytes += v.bytes
+		s.count(v, 1)
 	}
+}
+
+// count adds a hive's models to ids, or takes them out.
+func (s *stock) count(v *Inventory, by int) {
+	for _, m := range v.Models {
+		if m.Damaged != "" {
+			continue
+		}
+		if s.ids[m.ID] += by; s.ids[m.ID] == 0 {
+			delete(s.ids, m.ID)
+		}
+	}
+}
+
+// Stores reports whether a hive says that it has a sound model of this very id.
+func (m *Monitor) Stores(id string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.stock.ids[id] > 0
+}
+
+// StockTurn returns a number that changes whenever a hive says something new of its store.
+func (m *Monitor) StockTurn() uint64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.stock.turn
 }

@@ -139,7 +139,7 @@ func New(o Options) *Monitor {
 		doubt:    make(chan struct{}, 1),
 		ended:    make(chan struct{}),
 		peers:    map[string]*peer{},
-		stock:    stock{of: map[string]*Inventory{}},
+		stock:    stock{of: map[string]*Inventory{}, ids: map[string]int{}},
 		failures: failures{},
 		backlog:  backlog{wake: make(chan struct{}, 1)},
 		silent:   map[string]*peer{},

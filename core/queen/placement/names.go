@@ -9,6 +9,13 @@ import (
 type alias struct {
 	id    string
 	until time.Time
+	known knowledge
+}
+
+// knowledge is what a name was found by: where it is another one, the name is looked up again.
+type knowledge struct {
+	turn  uint64 // of the hives' stores
+	alias string // the model that the cluster has the name for; the name itself where it is no alias
 }
 
 // names are other names of models, learned from hives.
@@ -19,20 +26,20 @@ type names struct {
 
 // canonical gives the model id for a name as far as it is known without asking a hive; otherwise
 // the name itself.
-func (n *names) canonical(name string) string {
+func (n *names) canonical(name string, now knowledge) string {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if a, ok := n.aliases[name]; ok && time.Now().Before(a.until) {
+	if a, ok := n.aliases[name]; ok && time.Now().Before(a.until) && a.known == now {
 		return a.id
 	}
 	return name
 }
 
-func (n *names) learn(name, id string) {
+func (n *names) learn(name, id string, now knowledge) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if len(n.aliases) >= maxAliases {
 		clear(n.aliases)
 	}
-	n.aliases[name] = alias{id: id, until: time.Now().Add(AliasTTL)}
+	n.aliases[name] = alias{id: id, until: time.Now().Add(AliasTTL), known: now}
 }

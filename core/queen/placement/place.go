@@ -19,6 +19,7 @@ type Options struct {
 	Hives    *hives.Hives
 	Liveness interface {
 		Hive(id string) *liveness.View
+		StockTurn() uint64
 	}
 	Logger hclog.Logger // nil: no log
 }
@@ -29,6 +30,7 @@ type Placer struct {
 	hives    *hives.Hives
 	liveness interface {
 		Hive(id string) *liveness.View
+		StockTurn() uint64
 	}
 	log hclog.Logger
 }

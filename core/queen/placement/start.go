@@ -49,7 +49,12 @@ func NewStarter(p *Placer, jobs Jobs, minFSM func() uint32) *Starter {
 }
 
 // Canonical implements router.Starter.
-func (s *Starter) Canonical(name string) string { return s.names.canonical(name) }
+func (s *Starter) Canonical(name string) string { return s.names.canonical(name, s.knowledge(name)) }
+
+// knowledge is what this queen knows that decides which model a name means.
+func (s *Starter) knowledge(name string) knowledge {
+	return knowledge{turn: s.liveness.StockTurn(), alias: s.Dealias(name)}
+}
 
 // Starting implements router.Starter.
 func (s *Starter) Starting(model string) router.Start {
@@ -63,14 +68,13 @@ func (s *Starter) Starting(model string) router.Start {
 
 // Resolve implements router.Starter. It also remembers the name that it found.
 func (s *Starter) Resolve(ctx context.Context, name string) (string, router.Start, error) {
+	known := s.knowledge(name) // before it is looked up
 	m, err := s.find(ctx, name)
 	if err != nil {
 		return "", nil, err
 	}
 	served := cmp.Or(s.servedAs(m), m.id)
-	if served != s.Canonical(name) {
-		s.names.learn(name, served)
-	}
+	s.names.learn(name, served, known)
 	return served, func(ctx context.Context, progress func(core.Progress)) (bool, error) {
 		return s.start(ctx, m, progress)
 	}, nil

@@ -38,6 +38,8 @@ type Registry interface {
 // Liveness is what this queen hears of hives.
 type Liveness interface {
 	Hive(id string) *liveness.View
+	// Stores reports whether a hive says that it has a sound model of this very id.
+	Stores(id string) bool
 	// Changed returns a channel that is closed when a View changed in a way that may matter.
 	Changed() <-chan struct{}
 	// Fail avoids a worker that failed a request until its hive confirms it.
@@ -112,7 +114,8 @@ func (r *Router) Route(ctx context.Context, q inference.Query) (inference.Lease,
 		return r.lease(found, refused, &q), nil // the case of nearly every request
 	}
 	if len(refused) == 0 {
-		if a, ok := r.opts.Registry.View().Alias(nil, q.Model); ok {
+		// An id comes before an alias, as modelname.Resolve has it: the model may have come later.
+		if a, ok := r.opts.Registry.View().Alias(nil, q.Model); ok && !r.opts.Liveness.Stores(q.Model) {
 			q.Model = a.Model
 			if found, refused, waitFor = r.candidates(nil, q.Model, &q); len(found) > 0 {
 				return r.lease(found, refused, &q), nil
