@@ -19,6 +19,7 @@ import (
 	"sync"
 	"syscall"
 	"time"
+	"unicode/utf8"
 
 	"github.com/rbee-project/rbee/plugins/sdk"
 	"github.com/rbee-project/rbee/plugins/sdk/catalog"
@@ -158,6 +159,11 @@ func (s *source) Search(ctx context.Context, q catalog.Query, emit func(catalog.
 				return nil
 			case err != nil:
 				return fs.SkipDir // an unreadable folder offers nothing
+			case !utf8.ValidString(d.Name()): // no message can carry it
+				if d.IsDir() {
+					return fs.SkipDir
+				}
+				return nil
 			case d.IsDir():
 				if name != "." && strings.HasPrefix(d.Name(), ".") || strings.Count(name, "/") >= maxDepth {
 					return fs.SkipDir

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/shoenig/test/must"
 
@@ -171,6 +172,24 @@ func TestSplitModel(t *testing.T) {
 	m, err := s.Resolve(t.Context(), write(t, filepath.Join(dir, "odd-00004-of-00003.gguf"), "GGUF"))
 	must.NoError(t, err)
 	must.Len(t, 1, m.Files)
+}
+
+// TestSearchPastBadName leaves out a file whose name is not UTF-8, and no other.
+func TestSearchPastBadName(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "b\xff.gguf"), []byte("GGUF"), 0o600); err != nil {
+		t.Skipf("this file system takes no such name: %v", err)
+	}
+	write(t, filepath.Join(dir, "a.gguf"), "GGUF")
+	write(t, filepath.Join(dir, "c.gguf"), "GGUF")
+	var names []string
+	must.NoError(t, configured(t, false, dir).Search(t.Context(), catalog.Query{}, func(i catalog.Item) error {
+		must.True(t, utf8.ValidString(i.Name) && utf8.ValidString(i.Ref))
+		names = append(names, i.Name)
+		return nil
+	}))
+	must.Eq(t, []string{"a", "c"}, names)
 }
 
 func TestSearch(t *testing.T) {

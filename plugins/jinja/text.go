@@ -66,6 +66,9 @@ func (t Text) HasClient(from, to int) bool {
 	return found && t.client[n].from < to
 }
 
+// Head returns the first n bytes, of which there are so many, with their origins.
+func (t Text) Head(n int) Text { return t.slice(0, n) }
+
 // slice returns the bytes [from, to) with their origins.
 func (t Text) slice(from, to int) Text {
 	out := Text{s: t.s[from:to], markup: t.markup}

@@ -105,7 +105,7 @@ func (t *chatTemplate) render(ctx context.Context, req *openai.ChatRequest, now 
 	}
 	data := map[string]any{
 		"messages":              messages,
-		"add_generation_prompt": true,
+		"add_generation_prompt": !req.ContinueFinalMessage && (req.AddGenerationPrompt == nil || *req.AddGenerationPrompt),
 		"bos_token":             t.bos,
 		"eos_token":             t.eos,
 		"tools":                 t.tools(req.Offered()),
@@ -117,12 +117,25 @@ func (t *chatTemplate) render(ctx context.Context, req *openai.ChatRequest, now 
 	addEffort(data, req.ReasoningEffort)
 	prompt, err := t.compiled.Render(ctx, data, jinja.Limits{Now: now})
 	switch {
+	case err == nil && req.ContinueFinalMessage:
+		return continued(prompt, list[len(list)-1])
 	case err == nil:
 		return prompt, nil
 	case ctx.Err() != nil:
 		return jinja.Text{}, ctx.Err()
 	}
 	return jinja.Text{}, openai.Invalid("messages", "the model's chat template refuses the conversation: %v", err)
+}
+
+// continued returns a prompt up to the end of the text of its last message.
+func continued(prompt jinja.Text, last openai.Message) (jinja.Text, error) {
+	text, _ := last.Content.PlainText()
+	for _, said := range []string{text, strings.TrimSpace(text)} { // many templates trim it
+		if at := strings.LastIndex(prompt.String(), said); at >= 0 {
+			return prompt.Head(at + len(said)), nil
+		}
+	}
+	return jinja.Text{}, openai.NotSupported("continue_final_message", "this model's chat template does not write the last message as it is, so that it cannot be continued")
 }
 
 // message returns a message as a template takes it. Its role is one of a fixed list and so not the

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -148,4 +149,35 @@ func TestTemplateFailures(t *testing.T) {
 	req.ChatTemplateKwargs = json.RawMessage(`[1]`)
 	_, err = tmpl.render(t.Context(), req, time.Time{})
 	must.StrContains(t, err.Error(), "chat_template_kwargs")
+}
+
+// TestContinueFinalMessage has the model go on from the beginning of the answer that it gives by
+// itself: the rest is the same.
+func TestContinueFinalMessage(t *testing.T) {
+	w := startWorker(t, 1, 256, "")
+	const asked = `{"role":"user","content":"Tell me a short story about a bee named Pip."}`
+	say := func(messages, more string) string {
+		t.Helper()
+		r := w.chat(t, `{"model":"m","temperature":0,"max_tokens":40,"messages":[`+messages+`]`+more+`}`)
+		return *r.Choices[0].Message.Content
+	}
+	whole := say(asked, "")
+	head, _, ok := strings.Cut(whole[len(whole)/3:], " ")
+	must.True(t, ok)
+	head = whole[:len(whole)/3] + head
+	begun, err := json.Marshal(head)
+	must.NoError(t, err)
+	messages := asked + `,{"role":"assistant","content":` + string(begun) + `}`
+	rest := say(messages, `,"continue_final_message":true,"add_generation_prompt":false`)
+	must.StrHasPrefix(t, whole, head+rest)
+	must.NotEq(t, rest, say(messages, ""), must.Sprint("without it a new turn begins"))
+	for _, c := range []struct{ messages, more, says string }{
+		{asked, "", "needs a text to go on from"},
+		{asked + `,{"role":"assistant","content":" "}`, "", "needs a text to go on from"},
+		{messages, `,"add_generation_prompt":true`, "exclude each other"},
+	} {
+		status, e, _ := w.refused(t, "/v1/chat/completions", `{"model":"m","messages":[`+c.messages+`],"continue_final_message":true`+c.more+`}`)
+		must.Eq(t, 400, status)
+		must.StrContains(t, e.Message, c.says)
+	}
 }

@@ -35,14 +35,25 @@ func actor(t testing.TB) *httptest.Server {
 			http.Error(w, `{"error":{"message":"a chat is needed","type":"invalid_request_error"}}`, http.StatusBadRequest)
 			return
 		}
-		last := in.Messages[len(in.Messages)-1]
-		said, _ := last.Content.PlainText()
+		// Some agents put reminders of their own behind what a person or a tool said.
+		var last openai.Message
+		said, counting := "", false
+		for _, m := range in.Messages {
+			text, _ := m.Content.PlainText()
+			counting = counting || strings.Contains(text, "Count the bees")
+			if m.Role == "user" || m.Role == "tool" {
+				last, said = m, text
+			}
+			if m.Role == "tool" {
+				break
+			}
+		}
 		message := map[string]any{"role": "assistant", "content": "A queen lays the eggs."}
 		finish := openai.FinishStop
 		switch call := shellCall(in.Tools); {
 		case last.Role == "tool":
 			message["content"] = "The shell said: " + said
-		case call != nil && strings.Contains(said, "Count the bees"):
+		case call != nil && counting:
 			message["content"], message["tool_calls"], finish = nil, []any{call}, openai.FinishToolCalls
 		}
 		const usage = `"usage":{"prompt_tokens":9,"completion_tokens":4,"total_tokens":13}`

@@ -319,6 +319,9 @@ type Chat struct {
 	TemplateKwargs   map[string]any  `json:"chat_template_kwargs,omitempty"`
 	User             string          `json:"user,omitempty"`
 
+	ContinueFinalMessage bool  `json:"continue_final_message,omitempty"`
+	AddGenerationPrompt  *bool `json:"add_generation_prompt,omitempty"`
+
 	Prompt *string `json:"prompt,omitempty"` // of a completion, which has no messages
 	Suffix string  `json:"suffix,omitempty"`
 }

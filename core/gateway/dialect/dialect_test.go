@@ -389,6 +389,20 @@ func FuzzChunk(f *testing.F) {
 
 // FuzzRoundTrip sends an answer back to where it came from: what a client gets, whole, and repeats
 // as part of the conversation says what the worker said.
+// TestAnthropicContinues has an answer go on from a last message of the assistant, as the API does.
+func TestAnthropicContinues(t *testing.T) {
+	t.Parallel()
+	for last, want := range map[string]bool{
+		`{"role":"assistant","content":"The queen"}`: true, `{"role":"assistant","content":[{"type":"text","text":"The queen"}]}`: true,
+		`{"role":"user","content":"b"}`: false, `{"role":"assistant","content":" "}`: false,
+		`{"role":"assistant","content":[{"type":"text","text":"a"},{"type":"tool_use","id":"t","name":"f","input":{}}]}`: false,
+	} {
+		request, _, err := anthropic.Messages.Decode([]byte(`{"model":"m","max_tokens":9,"messages":[{"role":"user","content":"a"},`+last+`]}`), about())
+		must.NoError(t, err, must.Sprint(last))
+		must.Eq(t, want, bytes.Contains(request.Body, []byte(`"continue_final_message":true,"add_generation_prompt":false`)), must.Sprint(last))
+	}
+}
+
 func FuzzRoundTrip(f *testing.F) {
 	f.Add("text", "thought", "f", `{"x":1}`)
 	f.Add("", "", "a_b-c", `{}`)

@@ -299,6 +299,9 @@ func (r *ChatRequest) Validate() error {
 	if err := r.validateTools(); err != nil {
 		return err
 	}
+	if err := r.validateContinued(); err != nil {
+		return err
+	}
 	if r.ReasoningEffort != "" && !slices.Contains(Efforts, r.ReasoningEffort) {
 		return Invalid("reasoning_effort", "reasoning_effort %q is unknown; it is one of %s", r.ReasoningEffort, strings.Join(Efforts, ", "))
 	}
@@ -321,6 +324,21 @@ func (r *ChatRequest) Validate() error {
 		return err
 	}
 	return r.Sampling.validate()
+}
+
+// validateContinued checks that there is a text to go on from, where that is asked for.
+func (r *ChatRequest) validateContinued() error {
+	last := &r.Messages[len(r.Messages)-1]
+	text, other := last.Content.PlainText()
+	switch {
+	case !r.ContinueFinalMessage:
+		return nil
+	case r.AddGenerationPrompt != nil && *r.AddGenerationPrompt:
+		return Invalid("continue_final_message", "continue_final_message and add_generation_prompt exclude each other; leave one of them out")
+	case last.Role != "assistant" || len(last.ToolCalls) > 0 || other != "" || strings.TrimSpace(text) == "":
+		return Invalid("continue_final_message", "continue_final_message needs a text to go on from: a last message of the assistant with text and without calls")
+	}
+	return nil
 }
 
 // Validate checks what the types cannot: required fields and ranges. Its error is an *Error.

@@ -32,3 +32,15 @@ func TestReportedRequests(t *testing.T) {
 		must.ErrorContains(t, ask(message, ""), "messages", must.Sprint(message))
 	}
 }
+
+// TestKeysOfAnotherCase says what becomes of keys that are not spelled as the API does: those that
+// differ by case alone are the field, as encoding/json has it, and unknown ones are ignored.
+func TestKeysOfAnotherCase(t *testing.T) {
+	t.Parallel()
+	r, err := DecodeChat([]byte(`{"model":"m","messages":[{"Role":"user","CONTENT":"a"}],"MAX_TOKENS":5,"Temperature":0.5,"max_tokns":7}`))
+	must.NoError(t, err)
+	must.Eq(t, 5, r.MaxOutput())
+	must.Eq(t, 0.5, *r.Temperature)
+	_, err = DecodeChat([]byte(`{"model":"m","messages":[{"role":"user","content":"a"}],"MAX_TOKENS":"x"}`))
+	must.ErrorContains(t, err, "must be an integer", must.Sprint("it is not ignored"))
+}

@@ -30,8 +30,12 @@ type ChatRequest struct {
 	ThinkingBudget *Int `json:"thinking_budget,omitempty"`
 	// an object, passed to the template as variables
 	ChatTemplateKwargs json.RawMessage `json:"chat_template_kwargs,omitempty"`
-	Metadata           json.RawMessage `json:"metadata,omitempty"`
-	Store              *bool           `json:"store,omitempty"`
+	// the answer goes on from the text of the last message, which is the assistant's; vLLM's
+	ContinueFinalMessage bool `json:"continue_final_message,omitempty"`
+	// false: nothing tells the model that its turn begins; nil: as ContinueFinalMessage says
+	AddGenerationPrompt *bool           `json:"add_generation_prompt,omitempty"`
+	Metadata            json.RawMessage `json:"metadata,omitempty"`
+	Store               *bool           `json:"store,omitempty"`
 }
 
 // MaxOutput returns the number of tokens to generate at most; 0: as many as fit.

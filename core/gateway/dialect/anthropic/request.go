@@ -241,6 +241,10 @@ func (in *request) chat() (*dialect.Chat, error) {
 		}
 		out.Messages = append(out.Messages, list...)
 	}
+	last := out.Messages[len(out.Messages)-1]
+	if text, ok := last.Content.(string); ok && last.Role == "assistant" && len(last.ToolCalls) == 0 && strings.TrimSpace(text) != "" {
+		out.ContinueFinalMessage, out.AddGenerationPrompt = true, new(false) // as the API has it
+	}
 	return out, in.tools(out)
 }
 
