@@ -10,6 +10,8 @@ const (
 	cacheValueBytes = 2        // F16
 	processBytes    = 24 << 20 // program, libraries, threads
 	vocabEntryBytes = 384      // a token in the tables of engine and worker
+	draftRows       = 32       // draft tokens of a step, each with its logits
+	draftBatch      = 64       // positions that a draft model processes at once
 	embedTokens     = 2048     // of the texts that a model that writes reads at once, for their embeddings
 )
 
@@ -30,7 +32,7 @@ func (m Memory) Total() int64 { return sum(sum(m.Weights, m.Cache), sum(m.Comput
 //	weights   the tensors
 //	cache     per layer: KV heads × (K width + V width) × 2 bytes (F16) × slots × positions rounded up to 256
 //	compute   512 positions × (4 bytes × (4 × embedding + 3 × feed-forward width) + 2 bytes × positions per slot)
-//	          and 4 bytes × vocabulary × slots for the answers
+//	          and 4 bytes × vocabulary × (slots + 32) for the answers and their draft tokens
 //	overhead  24 MiB and 384 bytes × vocabulary
 //
 // A model that only reads, as BERT's, has no cache, reads one text at a time whatever the slots
@@ -47,6 +49,21 @@ func (m Memory) Total() int64 { return sum(sum(m.Weights, m.Cache), sum(m.Comput
 // holds a second copy of them, but then the first is a mapped file, which the system reclaims when
 // it needs memory. It excludes a graphics driver's own memory.
 func (f *File) Estimate(slots, contextTokens int) Memory {
+	m := f.estimate(slots, contextTokens, microBatch, max(slots, 1)+draftRows)
+	m.Overhead = clamp(processBytes + vocabEntryBytes*uint64(f.Vocab))
+	return m
+}
+
+// EstimateDraft returns what the model takes of a device as the draft model of a worker with so
+// many slots and positions per slot: as Estimate, with steps of 64 positions, one row of logits and
+// no process of its own.
+func (f *File) EstimateDraft(slots, contextTokens int) Memory {
+	return f.estimate(slots, contextTokens, draftBatch, 1)
+}
+
+// estimate returns all but the overhead. batch is the positions of a step, rows how many of them
+// have their logits.
+func (f *File) estimate(slots, contextTokens int, batch uint64, rows int) Memory {
 	if contextTokens < 1 {
 		contextTokens = f.ContextTokens
 	}
@@ -61,7 +78,7 @@ func (f *File) Estimate(slots, contextTokens int) Memory {
 		kvHeads = add(kvHeads, uint64(heads))
 	}
 	width := 4*uint64(f.Embedding) + 3*uint64(f.FeedForward)
-	compute := add(mul(microBatch, add(4*width, mul(2, context))), mul(4*uint64(f.Vocab), n))
+	compute := add(mul(batch, add(4*width, mul(2, context))), mul(4*uint64(f.Vocab), uint64(rows)))
 	reading := func(positions uint64) uint64 {
 		return mul(positions, add(4*(width+uint64(f.Vocab)), mul(2, positions)))
 	}
@@ -77,10 +94,9 @@ func (f *File) Estimate(slots, contextTokens int) Memory {
 		compute = 0
 	}
 	return Memory{
-		Weights:  f.TensorBytes,
-		Cache:    clamp(mul(mul(kvHeads, cacheValueBytes*uint64(f.HeadDimK+f.HeadDimV)), cached)),
-		Compute:  clamp(compute),
-		Overhead: clamp(processBytes + vocabEntryBytes*uint64(f.Vocab)),
+		Weights: f.TensorBytes,
+		Cache:   clamp(mul(mul(kvHeads, cacheValueBytes*uint64(f.HeadDimK+f.HeadDimV)), cached)),
+		Compute: clamp(compute),
 	}
 }
 

@@ -48,9 +48,10 @@ func TestReadSynthetic(t *testing.T) {
 	// 2 layers × 2 heads × 32 × 2 bytes × positions; 512 × (4 × (4×64 + 3×128) + 2 × positions) + 4
 	// × 3 × slots
 	overhead := int64(24<<20 + 384*3)
-	must.Eq(t, gguf.Memory{Weights: f.TensorBytes, Cache: 2 * 2 * 32 * 2 * 512, Compute: 512*(4*(256+384)+2*512) + 12, Overhead: overhead}, f.Estimate(1, 0))
-	must.Eq(t, gguf.Memory{Weights: f.TensorBytes, Cache: 2 * 2 * 32 * 2 * 3 * 256, Compute: 512*(4*(256+384)+2*256) + 36, Overhead: overhead}, f.Estimate(3, 200))
+	must.Eq(t, gguf.Memory{Weights: f.TensorBytes, Cache: 2 * 2 * 32 * 2 * 512, Compute: 512*(4*(256+384)+2*512) + 12*33, Overhead: overhead}, f.Estimate(1, 0))
+	must.Eq(t, gguf.Memory{Weights: f.TensorBytes, Cache: 2 * 2 * 32 * 2 * 3 * 256, Compute: 512*(4*(256+384)+2*256) + 12*35, Overhead: overhead}, f.Estimate(3, 200))
 	must.Eq(t, f.Estimate(3, 200).Total(), f.EstimateBytes(3, 200))
+	must.Eq(t, gguf.Memory{Weights: f.TensorBytes, Cache: 2 * 2 * 32 * 2 * 3 * 256, Compute: 64*(4*(256+384)+2*256) + 12}, f.EstimateDraft(3, 200))
 	must.Eq(t, int64(math.MaxInt64), f.EstimateBytes(math.MaxInt, math.MaxInt))
 }
 
@@ -91,7 +92,7 @@ func TestReadVariants(t *testing.T) {
 	must.Eq(t, plain.Cache, f.Estimate(2, 500).Cache+2*2*32*2*500, must.Sprint("it reads texts beside"))
 	must.Eq(t, plain.Compute, f.Estimate(2, 500).Compute+500*(4*width+2*500))
 	f.Pooling = 1
-	must.Eq(t, 2048*(4*width+2*2048), f.Estimate(1, 9000).Compute-(512*(4*(256+384)+2*9216)+12))
+	must.Eq(t, 2048*(4*width+2*2048), f.Estimate(1, 9000).Compute-(512*(4*(256+384)+2*9216)+12*33))
 	bert := []badgguf.Entry{
 		{Key: "general.architecture", Value: "bert"},
 		{Key: "bert.block_count", Value: uint32(2)},

@@ -135,7 +135,7 @@ func (h *Hive) load(ctx context.Context, r core.Request, t *workerType, binary c
 	err = p.Start(ctx, sdkworker.StartSpec{
 		WorkerID: id, Nonce: hd.Attachment.Nonce, ModelPath: path, ModelID: model.ID, Device: hd.Device, Slots: hd.Slots,
 		ContextTokens: hd.ContextTokens, Threads: hd.Threads, EngineDir: engine, Files: modelFiles(path),
-		ModelDigest: model.Digest, StateFile: h.handState(hd), PrefixKey: h.prefixKey(model.Digest),
+		ModelDigest: model.Digest, StateFile: h.handState(hd), PrefixKey: h.prefixKey(model.Digest), CPUWorkers: h.cpuWorkers(),
 	}, func(x sdkworker.Progress) error {
 		if x.Message != "" {
 			run.Log("%s", x.Message)
@@ -225,12 +225,15 @@ func (h *Hive) fit(ctx context.Context, r core.Request, p workerProcess, model c
 		}
 	}
 	choose := func(memory) (fit, error) { return fit{ContextTokens: r.ContextTokens}, nil } // its server knows better
+	var extra beside                                                                        // of the type's settings
 	if !isByName(model) {
 		header, err := h.store.Header(model.ID)
 		if err != nil {
 			return handle{}, nil, err
 		}
-		estimate := func(contextTokens int) int64 { return header.EstimateBytes(slots, contextTokens) }
+		estimate := func(contextTokens int) int64 {
+			return extra.add(header.EstimateBytes(slots, contextTokens), slots, contextTokens)
+		}
 		choose = func(m memory) (fit, error) {
 			f, err := chooseFit(m, model.ID, slots, want, model.ContextTokens, estimate)
 			if err != nil && replica {
@@ -254,6 +257,7 @@ func (h *Hive) fit(ctx context.Context, r core.Request, p workerProcess, model c
 		for _, w := range f.Warnings {
 			run.Log("%s", w)
 		}
+		extra = h.besideOf(f)
 		device, err := chooseDevice(devicesOf(f), r.Device)
 		if err != nil {
 			return handle{}, nil, err

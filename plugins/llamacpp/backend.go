@@ -276,7 +276,7 @@ func (b *Backend) prepare(loaded, small *native.Model, list adapters, spec worke
 	if m.trained > 0 {
 		limit = min(limit, m.trained)
 	}
-	threads := conf.threads(spec.Threads)
+	threads := conf.threads(spec.Threads, spec.CPUWorkers)
 	if loaded.Reads() {
 		return prepareReader(m, conf, limit, threads)
 	}

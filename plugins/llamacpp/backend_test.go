@@ -215,11 +215,14 @@ func TestSchemaDefaults(t *testing.T) {
 
 func TestThreads(t *testing.T) {
 	t.Parallel()
-	must.Eq(t, 3, config{Threads: 5}.threads(3))
-	must.Eq(t, 5, config{Threads: 5}.threads(0))
-	n := config{}.threads(0)
+	must.Eq(t, 3, config{Threads: 5}.threads(3, 2))
+	must.Eq(t, 5, config{Threads: 5}.threads(0, 2))
+	n := config{}.threads(0, 0)
 	must.GreaterEq(t, 1, n)
 	must.LessEq(t, max(1, runtime.NumCPU()-1), n)
+	for _, c := range []struct{ cores, workers, want int }{{8, 0, 7}, {8, 1, 7}, {8, 2, 3}, {8, 7, 1}, {8, 20, 1}, {1, 1, 1}, {2, 2, 1}} {
+		must.Eq(t, c.want, shareOf(c.cores, c.workers), must.Sprintf("%+v", c))
+	}
 }
 
 func TestInfo(t *testing.T) {

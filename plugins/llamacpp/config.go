@@ -14,6 +14,7 @@ import (
 
 	"github.com/rbee-project/rbee/plugins/llamacpp/internal/native"
 	"github.com/rbee-project/rbee/plugins/sdk"
+	"github.com/rbee-project/rbee/plugins/sdk/worker"
 )
 
 // config is the config block of the worker types.
@@ -79,9 +80,10 @@ func choices(f Flavour) []choice {
 }
 
 // threads returns the number of threads for a worker: what was asked for, else the config's, else
-// the physical cores minus one. A thread that loses its core makes all the others wait for it, so
-// that using every core is slower by far on a machine that does anything else.
-func (c config) threads(asked int) int {
+// its share of the physical cores minus one, which so many workers divide among them (0: not
+// known). A thread that loses its core makes all the others wait for it, so that using every core
+// is slower by far on a machine that does anything else.
+func (c config) threads(asked, workers int) int {
 	if asked > 0 {
 		return asked
 	}
@@ -92,8 +94,11 @@ func (c config) threads(asked int) int {
 	if err != nil || cores < 1 {
 		cores = runtime.NumCPU()
 	}
-	return max(1, min(cores, runtime.NumCPU())-1)
+	return shareOf(min(cores, runtime.NumCPU()), workers)
 }
+
+// shareOf returns a worker's part of so many cores. One is left to all else.
+func shareOf(cores, workers int) int { return max(1, (cores-1)/max(1, workers)) }
 
 // The store of prefixes, where the config does not say.
 const (
@@ -111,6 +116,24 @@ func (c config) storeBytes() int64 {
 		return 0
 	}
 	return min(int64(m.Available/storeShare), storeMost<<20)
+}
+
+// beside returns what each worker takes of its device beside its model. A store of prefixes that
+// nobody gave a size takes a part of what is free, so that there is always room for it.
+func (c config) beside(f Flavour) (files []worker.ModelFile, bytes int64) {
+	list, err := parseAdapters(c.LoRA)
+	if err == nil {
+		for _, a := range list {
+			files = append(files, worker.ModelFile{Path: a.path, Role: worker.RoleAdapter})
+		}
+	}
+	if c.Draft != "" {
+		files = append(files, worker.ModelFile{Path: c.Draft, Role: worker.RoleDraft})
+	}
+	if f == CPU && c.PrefixStore > 0 { // others' devices have memory of their own
+		bytes = int64(c.PrefixStore) << 20
+	}
+	return files, bytes
 }
 
 // poolingOfModel takes what the model's file says.

@@ -36,9 +36,10 @@ func (b *Backend) Fingerprint(ctx context.Context, emit func(worker.Fingerprint)
 
 func (b *Backend) fingerprint(ctx context.Context) worker.Fingerprint {
 	b.mu.Lock()
-	dir := b.engineDir
+	dir, conf := b.engineDir, b.config
 	b.mu.Unlock()
 	var f worker.Fingerprint
+	f.Beside, f.BesideBytes = conf.beside(b.flavour)
 	if len(enginesFor(b.flavour, runtime.GOOS, runtime.GOARCH)) == 0 {
 		f.Problem = fmt.Sprintf("There is no llama.cpp for %s on %s/%s: it exists for %s; %s", b.flavour, runtime.GOOS, runtime.GOARCH, b.flavour.where(), b.flavour.elsewhere())
 		return f

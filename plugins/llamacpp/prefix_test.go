@@ -5,8 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
-	"os"
-	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -105,14 +103,8 @@ func TestConversationsThatShareSlots(t *testing.T) {
 
 // TestManyRequestsAsAlone sends requests that begin alike, some of which are cut off, to a worker
 // whose slots and store are too few for them: each greedy answer is one of the plain loop.
-// RBEE_SOAK_REQUESTS has it send more.
 func TestManyRequestsAsAlone(t *testing.T) {
-	n := 60
-	if text := os.Getenv("RBEE_SOAK_REQUESTS"); text != "" {
-		var err error
-		n, err = strconv.Atoi(text)
-		must.NoError(t, err)
-	}
+	const n = 60
 	loop := plainLoop(t)
 	w := startWorker(t, 4, 1024, `{"prefix_store_mib":1,"queue":1000}`)
 	rnd := rand.New(rand.NewPCG(14, 14))

@@ -198,7 +198,7 @@ func (s *soakSearch) from(said []token, raw string) bool {
 		if t == best || !s.model.ends[t] && !s.begins(raw+s.model.pieces[t]) {
 			continue
 		}
-		if s.tied(said, logits, best, t) && s.goesOn(said, raw, t) {
+		if s.tied(said, logits, t) && s.goesOn(said, raw, t) {
 			return true
 		}
 	}
@@ -206,19 +206,37 @@ func (s *soakSearch) from(said []token, raw string) bool {
 	return false
 }
 
-// tied reports whether the sampler chooses t where the logits of the two tokens are other than they
-// are by the margin.
-func (s *soakSearch) tied(said []token, logits []float32, best, t token) bool {
-	was := [2]float32{logits[best], logits[t]}
-	defer func() { logits[best], logits[t] = was[0], was[1] }()
-	logits[t] += llamatest.Margin
-	for _, d := range []float32{0, -llamatest.Margin, llamatest.Margin} {
-		logits[best] = was[0] + d
-		if s.params.Temperature == 0 && d != 0 { // llamatest.Margin is the difference of two
-			return false
-		}
-		if s.choose(said, logits) == t {
-			return true
+// tied reports whether the sampler chooses t where logits are other than they are by the margin: for
+// the likeliest one its own, and for a draw all of them, in the ways that move the borders of its
+// part of the distribution furthest: what lies on one side of it is likelier, and what lies on the
+// other less so.
+func (s *soakSearch) tied(said []token, logits []float32, t token) bool {
+	other := slices.Clone(logits)
+	other[t] += llamatest.Margin
+	if s.choose(said, other) == t {
+		return true
+	}
+	if s.params.Temperature == 0 {
+		return false
+	}
+	before := []func(x token) bool{ // the order in which a draw adds up
+		func(x token) bool { return logits[x] > logits[t] },
+		func(x token) bool { return x < t },
+	}
+	for _, first := range before {
+		for _, d := range []float32{llamatest.Margin, -llamatest.Margin} {
+			for x := range token(len(logits)) {
+				switch {
+				case x == t:
+				case first(x):
+					other[x] = logits[x] + d
+				default:
+					other[x] = logits[x] - d
+				}
+			}
+			if s.choose(said, other) == t {
+				return true
+			}
 		}
 	}
 	return false

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -51,10 +52,17 @@ type engineAnswer struct {
 
 // chat streams an answer of exactly so many tokens.
 func (e engineArm) chat(ctx context.Context, tokens int, messages ...map[string]string) (engineAnswer, error) {
-	body, err := json.Marshal(map[string]any{
+	return e.chatWith(ctx, nil, tokens, messages...)
+}
+
+// chatWith is chat with more fields of a request.
+func (e engineArm) chatWith(ctx context.Context, more map[string]any, tokens int, messages ...map[string]string) (engineAnswer, error) {
+	fields := map[string]any{
 		"model": e.model, "messages": messages, "stream": true, "stream_options": map[string]bool{"include_usage": true},
 		"ignore_eos": true, "temperature": 0, "max_tokens": tokens,
-	})
+	}
+	maps.Copy(fields, more)
+	body, err := json.Marshal(fields)
 	if err != nil {
 		return engineAnswer{}, err
 	}
@@ -228,6 +236,15 @@ func (e engineArm) measure(ctx context.Context, seed, scale int, f engineFigures
 	}
 	f.add("first token of a second turn, ms", ms(b.first))
 	f.add("its tokens that were not cached", float64(b.prompt-b.cached))
+
+	// JSON, longer than the answer may be.
+	list := map[string]any{"type": "array", "minItems": 1000, "items": map[string]any{"type": "object", "properties": map[string]any{"name": map[string]any{"type": "string", "maxLength": 8}, "age": map[string]any{"type": "integer"}}, "required": []string{"name", "age"}, "additionalProperties": false}}
+	form := map[string]any{"response_format": map[string]any{"type": "json_schema", "json_schema": map[string]any{"name": "list", "schema": list}}}
+	start := time.Now()
+	if a, err = e.chatWith(ctx, form, tokens, user(words(seed+510, 20))); err != nil {
+		return err
+	}
+	f.add("JSON tokens/s", float64(tokens-1)/(time.Since(start)-a.first).Seconds())
 
 	// Long prompts are admitted while four streams run.
 	var streams [4]engineAnswer

@@ -117,6 +117,9 @@ type StartSpec struct {
 	// PrefixKey is the secret for Status.PrefixBlocks, at most MaxPrefixKey bytes. Empty: they are
 	// not made.
 	PrefixKey []byte
+	// CPUWorkers is how many workers compute with the machine's processor, this one included: where
+	// nobody says a number of threads, they share its cores. 0: the host does not know.
+	CPUWorkers int
 }
 
 // MaxPrefixKey is the most that StartSpec.PrefixKey holds, in bytes.

@@ -58,7 +58,7 @@ func startSpecToProto(s StartSpec) *workerv1.StartRequest {
 	return &workerv1.StartRequest{
 		WorkerId: s.WorkerID, Nonce: s.Nonce, ModelPath: s.ModelPath, ModelId: s.ModelID, Device: s.Device,
 		Slots: int32(s.Slots), ContextTokens: int32(s.ContextTokens), Threads: int32(s.Threads), EngineDir: s.EngineDir, DataOpening: s.DataOpening,
-		Files: filesToProto(s.Files), ModelDigest: s.ModelDigest, StateFile: s.StateFile, PrefixKey: s.PrefixKey,
+		Files: filesToProto(s.Files), ModelDigest: s.ModelDigest, StateFile: s.StateFile, PrefixKey: s.PrefixKey, CpuWorkers: int32(s.CPUWorkers),
 	}
 }
 
@@ -66,7 +66,7 @@ func startSpecFromProto(p *workerv1.StartRequest) StartSpec {
 	return StartSpec{
 		WorkerID: p.GetWorkerId(), Nonce: p.GetNonce(), ModelPath: p.GetModelPath(), ModelID: p.GetModelId(), Device: p.GetDevice(),
 		Slots: int(p.GetSlots()), ContextTokens: int(p.GetContextTokens()), Threads: int(p.GetThreads()), EngineDir: p.GetEngineDir(), DataOpening: p.GetDataOpening(),
-		Files: filesFromProto(p.GetFiles()), ModelDigest: p.GetModelDigest(), StateFile: p.GetStateFile(), PrefixKey: p.GetPrefixKey(),
+		Files: filesFromProto(p.GetFiles()), ModelDigest: p.GetModelDigest(), StateFile: p.GetStateFile(), PrefixKey: p.GetPrefixKey(), CPUWorkers: max(int(p.GetCpuWorkers()), 0),
 	}
 }
 

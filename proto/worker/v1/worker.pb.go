@@ -339,7 +339,10 @@ type StartRequest struct {
 	StateFile string `protobuf:"bytes,14,opt,name=state_file,json=stateFile,proto3" json:"state_file,omitempty"`
 	// Secret with which the worker makes StatusResponse.prefix_blocks: workers of the same model that are to be
 	// compared have the same. Empty: the worker makes none.
-	PrefixKey     []byte `protobuf:"bytes,15,opt,name=prefix_key,json=prefixKey,proto3" json:"prefix_key,omitempty"`
+	PrefixKey []byte `protobuf:"bytes,15,opt,name=prefix_key,json=prefixKey,proto3" json:"prefix_key,omitempty"`
+	// Workers that compute with the machine's processor, this one included: where nobody says a number of threads,
+	// they share its cores. 0: the host does not know.
+	CpuWorkers    int32 `protobuf:"varint,16,opt,name=cpu_workers,json=cpuWorkers,proto3" json:"cpu_workers,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -477,6 +480,13 @@ func (x *StartRequest) GetPrefixKey() []byte {
 		return x.PrefixKey
 	}
 	return nil
+}
+
+func (x *StartRequest) GetCpuWorkers() int32 {
+	if x != nil {
+		return x.CpuWorkers
+	}
+	return 0
 }
 
 // ModelFile is one file of what a worker serves.
@@ -1038,7 +1048,7 @@ const file_worker_v1_worker_proto_rawDesc = "" +
 	"totalBytes\x12\x1d\n" +
 	"\n" +
 	"free_bytes\x18\x05 \x01(\x03R\tfreeBytes\x12\x18\n" +
-	"\aproblem\x18\x06 \x01(\tR\aproblem\"\xdf\x03\n" +
+	"\aproblem\x18\x06 \x01(\tR\aproblem\"\x80\x04\n" +
 	"\fStartRequest\x12\x1b\n" +
 	"\tworker_id\x18\x01 \x01(\tR\bworkerId\x12\x14\n" +
 	"\x05nonce\x18\x02 \x01(\tR\x05nonce\x12\x1d\n" +
@@ -1060,7 +1070,9 @@ const file_worker_v1_worker_proto_rawDesc = "" +
 	"\n" +
 	"state_file\x18\x0e \x01(\tR\tstateFile\x12\x1d\n" +
 	"\n" +
-	"prefix_key\x18\x0f \x01(\fR\tprefixKey\"3\n" +
+	"prefix_key\x18\x0f \x01(\fR\tprefixKey\x12\x1f\n" +
+	"\vcpu_workers\x18\x10 \x01(\x05R\n" +
+	"cpuWorkers\"3\n" +
 	"\tModelFile\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n" +
 	"\x04role\x18\x02 \x01(\tR\x04role\"}\n" +
