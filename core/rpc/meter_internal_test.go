@@ -72,6 +72,27 @@ func TestMeterCountsUnfinished(t *testing.T) {
 	}
 }
 
+// Headers that come again on a stream do not make what it holds forgotten.
+func TestMeterHeadersAgain(t *testing.T) {
+	t.Parallel()
+	var wire bytes.Buffer
+	wire.WriteString(http2.ClientPreface)
+	f := http2.NewFramer(&wire, nil)
+	must.NoError(t, f.WriteSettings())
+	headers := http2.HeadersFrameParam{StreamID: 1, EndHeaders: true}
+	must.NoError(t, f.WriteHeaders(headers))
+	must.NoError(t, f.WriteData(1, false, []byte{0, 0, 0, 0, 100, 1, 2, 3}))
+	must.NoError(t, f.WriteHeaders(headers))
+	m, b := metered()
+	must.NoError(t, m.takes(wire.Bytes()))
+	must.Eq(t, 8, m.pending)
+	wire.Reset()
+	must.NoError(t, f.WriteRSTStream(1, http2.ErrCodeCancel))
+	must.NoError(t, m.takes(wire.Bytes()))
+	must.Eq(t, 0, m.pending)
+	must.Eq(t, 0, b.used)
+}
+
 // Whatever comes, in whatever pieces, the count is the same and never negative.
 func FuzzMeter(f *testing.F) {
 	var wire bytes.Buffer

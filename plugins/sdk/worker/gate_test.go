@@ -93,6 +93,27 @@ func TestGateDrainsToTheLast(t *testing.T) {
 	})
 }
 
+// One that waited and gave up leaves the others: the gate is not drained by it.
+func TestGateDrainsTheQueue(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		g := NewGate(1)
+		h := g.Handler(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { time.Sleep(time.Minute) }))
+		for range 2 {
+			go post(t.Context(), h)
+		}
+		synctest.Wait()
+		began := time.Now()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		go post(ctx, h)
+		synctest.Wait()
+		must.Eq(t, Status{State: StateReady, Slots: 1, Active: 1, Queued: 2}, status(g))
+		must.NoError(t, g.Drain(t.Context()))
+		must.Eq(t, 2*time.Minute, time.Since(began))
+	})
+}
+
 func TestGateCutsWhatIsLeftAfterTheGrace(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

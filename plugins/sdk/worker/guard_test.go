@@ -70,6 +70,16 @@ func TestGuardWithoutSecret(t *testing.T) {
 	must.True(t, bytes.Equal(b, []byte("GET")))
 }
 
+// A listener that ends says so, as the server must end then.
+func TestGuardEnds(t *testing.T) {
+	t.Parallel()
+	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
+	must.NoError(t, err)
+	must.NoError(t, l.Close())
+	_, err = guard{l, "sesame"}.Accept()
+	must.ErrorIs(t, err, net.ErrClosed)
+}
+
 // Only a unix socket has an owner who alone may enter.
 func TestGuardNeedsUnixSocket(t *testing.T) {
 	t.Parallel()

@@ -226,6 +226,21 @@ func TestServes(t *testing.T) {
 	must.Eq(t, 2, *ended)
 }
 
+// A worker says whether its data socket asks for the host's secret, and one that does answers
+// nobody else.
+func TestStartGuarded(t *testing.T) {
+	t.Parallel()
+	c, _ := dial(t, &backend{})
+	spec, path := goodSpec(), socket(t)
+	spec.DataOpening = strings.Repeat("s", 32)
+	must.NoError(t, c.Start(t.Context(), spec, path, nil))
+	st, err := c.Status(t.Context())
+	must.NoError(t, err)
+	must.True(t, st.DataGuarded)
+	_, err = ask(t, path)
+	must.Error(t, err)
+}
+
 // A type that serves models by name gets no file.
 func TestStartByName(t *testing.T) {
 	t.Parallel()
