@@ -10,27 +10,6 @@ import (
 
 var epoch = time.Unix(1_800_000_000, 0)
 
-func TestQueue(t *testing.T) {
-	t.Parallel()
-	q := NewQueue[int](2)
-	must.Nil(t, q.Head())
-	a, b, c := &Ticket[int]{Value: 1}, &Ticket[int]{Value: 2}, &Ticket[int]{Value: 3}
-	must.True(t, q.Join(a))
-	must.True(t, q.Join(b))
-	must.False(t, q.Join(c))
-	must.Eq(t, 2, q.Len())
-	must.True(t, q.Head() == a)
-	q.Leave(c)
-	must.Eq(t, 2, q.Len())
-	q.Leave(a)
-	must.True(t, q.Head() == b)
-	must.True(t, q.Join(c))
-	q.Leave(c)
-	q.Leave(b)
-	must.Zero(t, q.Len())
-	must.False(t, NewQueue[int](0).Join(a))
-}
-
 func TestRetryAfter(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {

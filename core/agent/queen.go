@@ -15,6 +15,7 @@ import (
 	"github.com/rbee-project/rbee/core/pki"
 	"github.com/rbee-project/rbee/core/queen"
 	"github.com/rbee-project/rbee/core/queen/dispatch"
+	"github.com/rbee-project/rbee/core/queen/limits"
 	"github.com/rbee-project/rbee/core/queen/membership"
 	"github.com/rbee-project/rbee/core/queen/router"
 	"github.com/rbee-project/rbee/core/queen/tokens"
@@ -26,6 +27,7 @@ import (
 // The gateway and the inference are given parts of the queen; say here that they fit.
 var (
 	_ inference.Router   = (*router.Router)(nil)
+	_ inference.Limiter  = (*limits.Limiter)(nil)
 	_ gateway.Cluster    = (*queen.Queen)(nil)
 	_ gateway.Jobs       = (*dispatch.Dispatcher)(nil)
 	_ gateway.Reader     = (*registry.Registry)(nil)
@@ -116,7 +118,7 @@ func (p *process) buildQueen(identity *pki.Identity) error {
 		return core.Wrap(err, core.Internal, "register the metrics of raft")
 	}
 	p.answers = inference.New(inference.Options{
-		Router: p.queen.Router, Dial: p.dial, Meter: metrics, Logger: p.log.Named("inference"), QueueLimit: cfg.Queen.QueueLimit, QueueTimeout: cfg.Queen.QueueTimeout,
+		Router: p.queen.Router, Limiter: p.queen.Limits, Dial: p.dial, Meter: metrics, Logger: p.log.Named("inference"), QueueLimit: cfg.Queen.QueueLimit, QueueTimeout: cfg.Queen.QueueTimeout,
 		FirstTokenTimeout: cfg.Queen.FirstTokenTimeout, TokenTimeout: cfg.Queen.TokenTimeout, AnswerMemory: int64(cfg.Queen.BodyMemory),
 	})
 	p.defers(func() error { p.answers.Close(); return nil })

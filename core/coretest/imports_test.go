@@ -83,6 +83,7 @@ var allowed = []struct {
 	{"core/queen/router", []string{"core", "core/registry", "core/inference", "core/sched", "core/queen/liveness", "raft/state"}},
 	{"core/queen/membership", []string{"core", "core/registry", "core/gossip", "core/pki", "core/token", "core/rpc", "raft/fsm", "raft/state", "proto/..."}},
 	{"core/queen/tokens", []string{"core", "core/registry", "core/setting", "core/pki", "core/token", "raft/fsm", "raft/state", "proto/raft/v1"}},
+	{"core/queen/limits", []string{"core", "core/admission", "core/inference", "core/rpc", "raft/state", "proto/queen/v1"}},
 	{"core/queen/hives", []string{"core", "core/operation", "core/registry", "core/sched", "core/rpc", "core/queen/liveness", "proto/..."}},
 	{"core/queen/placement", []string{"core", "core/modelname", "core/operation", "core/registry", "core/sched", "core/queen/liveness", "core/queen/hives", "core/queen/router", "raft/fsm", "raft/state"}},
 	{"core/queen/dispatch", []string{"core", "core/operation", "core/registry", "core/job", "core/wire", "core/queen/hives", "core/queen/membership", "raft/fsm", "proto/..."}},

@@ -114,6 +114,13 @@ func errorTable() []errorRow {
 				}
 			},
 		},
+		{
+			name: "limit of the token", header: bearer("limited"), status: 429, typ: openaiwire.TypeRateLimit, code: "rate_limit_exceeded", anthropic: "rate_limit_error", retryAfter: "7", retries: true,
+			options: func(o *rigOptions) {
+				o.Auth = fakecluster.New(fakecluster.State{Secrets: map[string]core.Token{"limited": {ID: "t1", Kind: core.TokenAPI, Scopes: []core.Scope{core.ScopeInfer}}}})
+				o.inf.Limiter = &fakeLimiter{refuse: 6500 * time.Millisecond}
+			},
+		},
 		{name: "foreign host", header: http.Header{"Host": {"evil.example"}}, status: 403, typ: openaiwire.TypePermission, code: "forbidden", anthropic: "permission_error"},
 		{name: "foreign origin", header: http.Header{"Origin": {"https://evil.example"}}, status: 403, typ: openaiwire.TypePermission, code: "forbidden", anthropic: "permission_error"},
 		{name: "wrong method", method: http.MethodPut, status: 405, typ: invalid, code: "method_not_allowed", anthropic: "invalid_request_error"},

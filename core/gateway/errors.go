@@ -85,9 +85,12 @@ func envelope(err error) (*openai.Error, answer) {
 			code = field.Code
 		}
 	}
+	if limit, ok := errors.AsType[*inference.LimitError](err); ok {
+		code, a.retryAfter = limit.Code(), wholeSeconds(limit.RetryAfter)
+	}
 	if full, ok := errors.AsType[*inference.OverloadError](err); ok {
-		code, a.retryAfter = full.Code, max(1, int((full.RetryAfter+time.Second-1)/time.Second)) // whole seconds, rounded up
-		if kind == core.Overloaded {                                                             // 429 is for limits of who asks
+		code, a.retryAfter = full.Code, wholeSeconds(full.RetryAfter)
+		if kind == core.Overloaded { // 429 is for limits of who asks
 			a.status, a.typ = http.StatusServiceUnavailable, openai.TypeUnavailable
 		}
 	}
@@ -98,6 +101,9 @@ func envelope(err error) (*openai.Error, answer) {
 	}
 	return e, a
 }
+
+// wholeSeconds returns a time to wait for Retry-After: rounded up, and at least a second.
+func wholeSeconds(d time.Duration) int { return max(1, int((d+time.Second-1)/time.Second)) }
 
 // fail answers with err. Nothing may have been written yet.
 func fail(w http.ResponseWriter, err error) {

@@ -68,7 +68,8 @@ func (g *Gateway) begin(r *http.Request) (begun *http.Request, cancel context.Ca
 // relay has the inference request answered that an HTTP request stands for, in any dialect. It adds
 // what the HTTP request tells beside its body.
 func (g *Gateway) relay(w *response, r *http.Request, q inference.Request, c inference.Client) {
-	q.ID, q.Key = w.id, w.key
+	q.ID, q.Key, q.Weight = w.id, w.key, w.token.Priority.Weight()
+	q.Limited = func(rates []inference.Rate) { tellRates(w.Header(), rates, time.Now()) }
 	if len(w.token.Models) > 0 {
 		q.Allow = func(ctx context.Context, name string) (string, error) {
 			m, err := g.findModel(ctx, w, name)

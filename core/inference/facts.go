@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"encoding/json"
+	"strconv"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -22,6 +23,8 @@ type facts struct {
 	model  string
 	stream bool
 	wants  wants
+	// maxTokens bounds the answer; 0: the request does not say.
+	maxTokens int64
 	// keepAlive is how long the worker is to be kept after the request, negative: for good; nil: it
 	// does not say.
 	keepAlive *time.Duration
@@ -99,6 +102,10 @@ func readFacts(body []byte, otherwise string) (facts, error) {
 				return false, badBody("stream", "stream must be true or false")
 			}
 			f.stream = value[0] == 't'
+		case "max_tokens", "max_completion_tokens":
+			if n, err := strconv.ParseInt(string(value), 10, 64); err == nil && n > 0 { // else the worker refuses it
+				f.maxTokens = max(f.maxTokens, n)
+			}
 		case "keep_alive": // Ollama's, which llama-swap and others take as well
 			keep, set, err := core.ReadKeepAlive(value)
 			if err != nil {

@@ -180,10 +180,11 @@ type Meter interface {
 
 // Options say what a Service works with. Router and Dial are required.
 type Options struct {
-	Router Router
-	Dial   Dialer
-	Meter  Meter        // nil: nothing is counted
-	Logger hclog.Logger // nil: no log
+	Router  Router
+	Dial    Dialer
+	Limiter Limiter      // nil: there are no limits
+	Meter   Meter        // nil: nothing is counted
+	Logger  hclog.Logger // nil: no log
 
 	DialTimeout      time.Duration // for the connection to a worker; 0: 5 seconds
 	StartTimeout     time.Duration // for a worker to be started for a request; 0: 10 minutes

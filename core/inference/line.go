@@ -16,15 +16,19 @@ const (
 	headPoll = 100 * time.Millisecond
 	// codeTimeout is the code of the answer to a request that waited too long.
 	codeTimeout = "queue_timeout"
+	// leastRetry is when to come back where nobody waits any more.
+	leastRetry = time.Second
 )
 
-// lines are the requests that wait for a free slot, a line for each name of a model. A line is
-// there only while somebody waits in it. The zero value is ready but for limit.
+// lines are the requests that wait for a free slot, a line for each model by whichever name they
+// ask for it. A line is there only while somebody waits in it. The zero value is ready but for
+// limit.
 type lines struct {
 	limit int // of one line
 
 	mu      sync.Mutex // guards below
 	byName  map[string]*line
+	names   map[string]string   // of models with a line, to that of the line
 	running map[string]*running // by core.Model.ID
 }
 
@@ -44,43 +48,87 @@ type running struct {
 func (l *lines) waits(name string) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.byName[name] != nil
+	return l.lineLocked(name) != nil
 }
 
-// join appends a ticket, or returns when to come back where the line is full.
+func (l *lines) lineLocked(name string) *line {
+	if known, ok := l.names[name]; ok {
+		name = known
+	}
+	return l.byName[name]
+}
+
+// join appends a ticket to a model's line, which may push a ticket of a key out that has more, or
+// returns when to come back where the line is full.
 func (l *lines) join(name, model string, t *admission.Ticket[chan struct{}]) (retry time.Duration, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	q := l.byName[name]
+	at := name
+	if model != "" {
+		at = model
+	}
+	if known, ok := l.names[name]; ok {
+		at = known
+	}
+	q := l.byName[at]
 	if q == nil {
 		q = &line{queue: admission.NewQueue[chan struct{}](l.limit)}
 	}
 	if model != "" {
 		q.model = model
 	}
-	if !q.queue.Join(t) {
+	evicted, ok := q.queue.Join(t)
+	if !ok {
 		return l.retryLocked(q), false
 	}
-	if l.byName == nil {
-		l.byName = map[string]*line{}
+	if evicted != nil {
+		wake(evicted.Value)
 	}
-	l.byName[name] = q
+	if l.byName == nil {
+		l.byName, l.names = map[string]*line{}, map[string]string{}
+	}
+	l.byName[at], l.names[name] = q, at
 	return 0, true
 }
 
-// leave removes a ticket and wakes the one whose turn it is then.
-func (l *lines) leave(name string, t *admission.Ticket[chan struct{}]) (retry time.Duration) {
+// leave removes a ticket, which was served or gives up, and wakes the one whose turn it is then.
+func (l *lines) leave(name string, t *admission.Ticket[chan struct{}], served bool) (retry time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	q := l.byName[name]
-	q.queue.Leave(t)
-	retry = l.retryLocked(q)
-	if head := q.queue.Head(); head != nil {
-		wake(head.Value)
+	q := l.lineLocked(name)
+	if q == nil {
+		return leastRetry // it was pushed out, and all others have left
+	}
+	if served {
+		q.queue.Serve(t)
 	} else {
-		delete(l.byName, name)
+		q.queue.Leave(t)
+	}
+	retry = l.retryLocked(q)
+	if head := q.queue.Head(time.Now()); head != nil {
+		wake(head.Value)
+		return retry
+	}
+	for alias, at := range l.names {
+		if l.byName[at] == q {
+			delete(l.names, alias)
+		}
+	}
+	for at, other := range l.byName {
+		if other == q {
+			delete(l.byName, at)
+		}
 	}
 	return retry
+}
+
+// correct says that a request that was served in a line cost more than was taken for it, or less.
+func (l *lines) correct(name, key string, more int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if q := l.lineLocked(name); q != nil {
+		q.queue.Correct(key, more)
+	}
 }
 
 // waiting returns how many requests wait, by core.Model.ID.
@@ -96,10 +144,14 @@ func (l *lines) waiting() map[string]int {
 	return out
 }
 
-func (l *lines) head(name string, t *admission.Ticket[chan struct{}]) bool {
+// head reports whether it is a ticket's turn, or it was pushed out.
+func (l *lines) head(name string, t *admission.Ticket[chan struct{}]) (turn, evicted bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.byName[name].queue.Head() == t
+	if t.Evicted {
+		return false, true
+	}
+	return l.lineLocked(name).queue.Head(time.Now()) == t, false
 }
 
 // began counts a lease.
@@ -131,7 +183,7 @@ func (l *lines) ended(model string, took time.Duration) {
 		}
 	}
 	for _, q := range l.byName {
-		if head := q.queue.Head(); q.model == model && head != nil {
+		if head := q.queue.Head(time.Now()); q.model == model && head != nil {
 			wake(head.Value)
 		}
 	}
@@ -172,9 +224,13 @@ func (c *call) acquire(ctx context.Context, q Query) (Lease, error) {
 	if c.queueUntil.IsZero() {
 		c.queueUntil = time.Now().Add(c.s.o.QueueTimeout)
 	}
-	t := &admission.Ticket[chan struct{}]{Key: c.r.Key, Deadline: c.queueUntil, Value: make(chan struct{}, 1)}
-	if retry, ok := l.join(q.Model, model, t); !ok {
+	_, cost := c.estimate()
+	t := &admission.Ticket[chan struct{}]{Key: c.r.Key, Weight: c.r.Weight, Cost: cost, Since: time.Now(), Deadline: c.queueUntil, Value: make(chan struct{}, 1)}
+	full := func(retry time.Duration) (Lease, error) {
 		return Lease{}, overloaded(core.Overloaded, codeOverloaded, retry, "all workers of this model are busy and %d requests wait for them", l.limit)
+	}
+	if retry, ok := l.join(q.Model, model, t); !ok {
+		return full(retry)
 	}
 	timeout := time.NewTimer(time.Until(t.Deadline))
 	defer timeout.Stop()
@@ -188,19 +244,25 @@ func (c *call) acquire(ctx context.Context, q Query) (Lease, error) {
 		case <-timeout.C:
 			expired = true
 		case <-ctx.Done():
-			l.leave(q.Model, t)
+			l.leave(q.Model, t, false)
 			return Lease{}, core.FromContext(ctx)
 		}
 		if expired {
-			retry := l.leave(q.Model, t)
-			return Lease{}, c.waited(retry)
+			return Lease{}, c.waited(l.leave(q.Model, t, false))
 		}
-		if !l.head(q.Model, t) {
+		turn, evicted := l.head(q.Model, t)
+		if evicted {
+			return full(l.leave(q.Model, t, false))
+		}
+		if !turn {
 			continue
 		}
 		lease, err := c.s.o.Router.Route(ctx, q)
 		if _, ok := errors.AsType[*Busy](err); !ok {
-			l.leave(q.Model, t)
+			l.leave(q.Model, t, err == nil)
+			if err == nil {
+				c.queued, c.paid = q.Model, t.Cost
+			}
 			return lease, err
 		}
 	}

@@ -90,7 +90,7 @@ func (c *call) count(sp *sse.Splitter, events int) {
 	}
 	m.Events(events)
 	c.events += int64(events)
-	c.tokens = sp.Tokens()
+	c.tokens, c.usage = sp.Tokens(), sp.Usage()
 	if !sp.Token() {
 		return
 	}
@@ -143,6 +143,9 @@ func (c *call) whole(resp *http.Response) error {
 		a = Answer{Status: a.Status, Error: e}
 	}
 	c.status, c.tokens = a.Status, sse.CompletionTokens(body)
+	if c.answered = a.Status < 300; c.answered {
+		c.usage = sse.UsageOf(body)
+	}
 	c.client.Answer(a)
 	return nil
 }

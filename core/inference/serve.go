@@ -12,6 +12,7 @@ import (
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/admission"
 	"github.com/rbee-project/rbee/core/inference/conn"
+	"github.com/rbee-project/rbee/core/inference/sse"
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
@@ -39,6 +40,8 @@ type Request struct {
 	// Method is GET for what a worker tells of itself, which has Model and no Body; empty: POST.
 	Method string
 	Key    string // who asks: the id of a token; empty: unknown
+	// Weight is the share of Key in a busy model beside others; 0: admission.NormalWeight.
+	Weight int64
 	Body   []byte // JSON as the client sent it, or the form of ContentType
 	// ContentType and Model are those of a form, whose parts are the worker's business; empty: Body
 	// is JSON and names its model. ContentType has no line ends.
@@ -53,6 +56,9 @@ type Request struct {
 	// models; nil: all. Errors: NotFound for a model that is not among them, and for one that is
 	// not there; they do not tell which.
 	Allow func(ctx context.Context, name string) (id string, err error)
+	// Limited is told how far whoever asks is with its limits, before anything of the answer; nil:
+	// nobody wants to know.
+	Limited func(rates []Rate)
 	// Release is called when a long Body is not read any more, before the request ends; nil: nobody
 	// wants to know.
 	Release func()
@@ -78,6 +84,11 @@ type call struct {
 	firstToken time.Duration // after r.At; 0: none came
 	events     int64         // that were passed on
 	tokens     int64         // that were generated
+	answered   bool          // there was a whole answer that is no stream and no refusal
+	usage      sse.Usage     // as the worker told it; zero: it has not
+	prompt     int64         // tokens of the prompt, about
+	queued     string        // name of the model in whose line it waited last; empty: it has not
+	paid       int64         // tokens that were taken for it there
 
 	print *admission.Fingerprint // of a request whose body was released; nil: not yet known
 }
@@ -147,10 +158,21 @@ func (c *call) run() error {
 	if err := c.allow(); err != nil {
 		return err
 	}
+	settle, err := c.admit()
+	if err != nil {
+		return err
+	}
+	defer settle()
+	defer func() {
+		if c.queued != "" {
+			u := c.used()
+			c.s.lines.correct(c.queued, c.r.Key, u.Prompt+u.Completion-c.paid)
+		}
+	}()
 	if err := c.s.refuseDeadly(&c.r); err != nil {
 		return err
 	}
-	err := c.route()
+	err = c.route()
 	c.s.records.picked(c.record, c.lease.Ranked, c.lease.Refused, time.Since(c.r.At))
 	if err != nil {
 		return err

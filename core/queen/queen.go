@@ -18,6 +18,7 @@ import (
 	"github.com/rbee-project/rbee/core/operation"
 	"github.com/rbee-project/rbee/core/queen/dispatch"
 	"github.com/rbee-project/rbee/core/queen/hives"
+	"github.com/rbee-project/rbee/core/queen/limits"
 	"github.com/rbee-project/rbee/core/queen/liveness"
 	"github.com/rbee-project/rbee/core/queen/membership"
 	"github.com/rbee-project/rbee/core/queen/placement"
@@ -73,6 +74,7 @@ type Queen struct {
 	Registry *registry.Registry
 	Members  *membership.Members
 	Tokens   *tokens.Keeper
+	Limits   *limits.Limiter
 	Router   *router.Router
 
 	Jobs *dispatch.Dispatcher
@@ -129,6 +131,7 @@ func New(o Options) *Queen {
 	q.Tokens = tokens.New(tokens.Options{Registry: o.Registry, Logger: o.Logger, Grace: grace, Now: o.Now, Target: func(ctx context.Context, name string) (string, error) {
 		return q.placer.Target(ctx, name)
 	}})
+	q.Limits = limits.New(limits.Options{Registry: o.Registry, ID: o.ID, Leader: self, Logger: o.Logger, Now: o.Now})
 	q.hives = hives.New(hives.Options{Registry: o.Registry, Liveness: q.liveness, ID: o.ID, Local: o.LocalHive, Conn: o.HiveConn})
 	q.placer = placement.NewPlacer(placement.Options{Registry: o.Registry, Hives: q.hives, Liveness: q.liveness, Logger: o.Logger})
 	q.Jobs = dispatch.New(dispatch.Options{
@@ -161,6 +164,7 @@ func (q *Queen) Run(ctx context.Context) error {
 	wg.Go(func() { q.watchView(ctx) })
 	wg.Go(func() { q.Members.Run(ctx) })
 	wg.Go(func() { q.Tokens.Run(ctx) })
+	wg.Go(func() { q.Limits.Run(ctx) })
 	if tell := q.opts.HiveDown; tell != nil {
 		wg.Go(func() { q.watchDown(ctx, tell) })
 	}
@@ -180,7 +184,7 @@ func (q *Queen) duties(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var wg sync.WaitGroup
-	for _, duty := range append(q.Members.Duties(), q.liveness.Lead, q.Tokens.Expire) {
+	for _, duty := range append(q.Members.Duties(), q.liveness.Lead, q.Tokens.Expire, q.Limits.Lead) {
 		wg.Go(func() {
 			if err := duty(ctx); err != nil {
 				cancel(err)

@@ -36,6 +36,16 @@ type unimplemented struct {
 	queenv1.UnimplementedClusterServiceServer
 }
 
+// Admit counts a request of a token with limits for another queen, where this one leads.
+func (s *clusterService) Admit(_ context.Context, req *queenv1.AdmitRequest) (*queenv1.AdmitResponse, error) {
+	return s.q.Limits.Serve(req)
+}
+
+// Settle takes in how such requests have ended.
+func (s *clusterService) Settle(_ context.Context, req *queenv1.SettleRequest) (*queenv1.SettleResponse, error) {
+	return &queenv1.SettleResponse{}, s.q.Limits.ServeSettle(req)
+}
+
 // Sight says how this queen sees hives.
 func (s *clusterService) Sight(_ context.Context, req *queenv1.SightRequest) (*queenv1.SightResponse, error) {
 	resp := &queenv1.SightResponse{Queen: s.q.opts.ID}

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"os/exec"
@@ -14,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -408,4 +410,60 @@ func TestOperationsThroughEveryQueen(t *testing.T) {
 		q.must("operator", "raft", "transfer")
 	}
 	c.awaitHealth(3, 1)
+	asJSON[core.SpawnResult](queens[0], "worker", "spawn", "--model", "rbee-tiny", "--hive", "hive-1")
+	limitedToken(t, queens)
+}
+
+// limitedToken floods all queens with one token and sees its limit hold over them together; then
+// the token gets a new secret, which every queen knows.
+func limitedToken(t *testing.T, queens []*node) {
+	t.Helper()
+	const limit = 20
+	made := asJSON[core.NewToken](queens[0], "token", "create", "--name", "team", "--model", "rbee-tiny", "--limit", "20 requests/hour", "--expires", "1d")
+	must.Eq(t, []string{"rbee-tiny"}, made.Models)
+	post := func(n *node, token, model string) (*http.Response, string) {
+		body := `{"model":"` + model + `","max_tokens":1,"messages":[{"role":"user","content":"hi"}]}`
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, n.url()+"/v1/chat/completions", strings.NewReader(body))
+		must.NoError(t, err)
+		r.Header.Set("Authorization", "Bearer "+token)
+		resp, err := n.c.httpClient().Do(r)
+		must.NoError(t, err)
+		defer resp.Body.Close()
+		text, err := io.ReadAll(resp.Body)
+		must.NoError(t, err)
+		return resp, string(text)
+	}
+	var admitted, refused atomic.Int32
+	var wg sync.WaitGroup
+	for _, n := range queens {
+		wg.Go(func() {
+			for range limit / 2 {
+				resp, text := post(n, made.Secret, "rbee-tiny")
+				must.Eq(t, "20", resp.Header.Get("x-ratelimit-limit-requests"))
+				switch resp.StatusCode {
+				case http.StatusOK:
+					admitted.Add(1)
+				case http.StatusTooManyRequests:
+					refused.Add(1)
+					must.StrContains(t, text, "rate_limit_exceeded")
+					must.NotEq(t, "", resp.Header.Get("Retry-After"))
+				default:
+					t.Errorf("status %d: %s", resp.StatusCode, text)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	t.Logf("%d requests of %d, %d refused", admitted.Load(), limit, refused.Load())
+	must.Between(t, limit, admitted.Load(), limit+1)
+	resp, _ := post(queens[1], made.Secret, "nothing-else")
+	must.Eq(t, http.StatusNotFound, resp.StatusCode)
+
+	renewed := asJSON[core.NewToken](queens[1], "token", "rotate", made.ID, "--overlap", "0")
+	for _, n := range queens {
+		resp, _ := post(n, renewed.Secret, "rbee-tiny")
+		must.Eq(t, http.StatusTooManyRequests, resp.StatusCode, must.Sprint("a new secret has the same count"))
+		resp, _ = post(n, made.Secret, "rbee-tiny")
+		must.Eq(t, http.StatusUnauthorized, resp.StatusCode)
+	}
 }

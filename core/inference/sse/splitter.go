@@ -45,7 +45,7 @@ type Splitter struct {
 	ending  Ending // set once Next has returned the event that ends the stream
 	token   bool   // a token was seen: from then on every event counts as one
 	texts   int64  // events with text or a tool call
-	usage   int64  // completion_tokens that an event told; 0: none has
+	usage   Usage  // that an event told; zero: none has
 }
 
 // NewSplitter returns a Splitter with a buffer.
@@ -70,11 +70,14 @@ func (s *Splitter) Token() bool { return s.token }
 // Tokens returns the number of tokens that were generated: as the stream tells it, otherwise that
 // of the events with text or a tool call, which is about the same.
 func (s *Splitter) Tokens() int64 {
-	if s.usage > 0 {
-		return s.usage
+	if s.usage.Completion > 0 {
+		return s.usage.Completion
 	}
 	return s.texts
 }
+
+// Usage returns what the stream has told of its usage; zero: nothing.
+func (s *Splitter) Usage() Usage { return s.usage }
 
 func (s *Splitter) countTokens(data []byte) {
 	switch {
@@ -84,15 +87,31 @@ func (s *Splitter) countTokens(data []byte) {
 	case !s.token:
 		s.token = hasToken(data)
 	}
-	if n := CompletionTokens(data); n > 0 {
-		s.usage = n
+	if CompletionTokens(data) > 0 {
+		s.usage = UsageOf(data)
 	}
+}
+
+// Usage is what an answer says that it took, in tokens.
+type Usage struct {
+	Prompt     int64
+	Cached     int64 // of the prompt, that were not evaluated again
+	Completion int64
+}
+
+// UsageOf returns what an answer, or the end of a stream, tells; zero where it does not.
+func UsageOf(data []byte) Usage {
+	return Usage{Prompt: count(data, `"prompt_tokens":`), Cached: count(data, `"cached_tokens":`), Completion: CompletionTokens(data)}
 }
 
 // CompletionTokens returns the number of generated tokens that an answer, or the end of a stream,
 // tells; 0: it does not.
-func CompletionTokens(data []byte) (n int64) {
-	const key, digits = `"completion_tokens":`, 12
+func CompletionTokens(data []byte) int64 { return count(data, `"completion_tokens":`) }
+
+// count returns the number behind the last such key; 0: there is none. Within a string of JSON the
+// quotes of a key would be escaped.
+func count(data []byte, key string) (n int64) {
+	const digits = 12
 	i := bytes.LastIndex(data, []byte(key))
 	if i < 0 {
 		return 0

@@ -48,6 +48,7 @@ func TestTokenOfModels(t *testing.T) {
 		})
 		made := k.apiToken(func(r *core.TokenRequest) {
 			r.Models, r.Priority = []string{"gpt", "b"}, "normal"
+			r.Limits = []core.Limit{{Of: core.LimitRequests, Count: 100, Per: time.Minute}}
 		})
 		must.Eq(t, []string{"hf.co/a/b:Q4"}, made.Models, must.Sprint("an alias means the model that it has now"))
 		must.Eq(t, core.PriorityNormal, made.Priority)
@@ -62,6 +63,8 @@ func TestTokenOfModels(t *testing.T) {
 		for _, scopes := range [][]core.Scope{{core.ScopeInfer, core.ScopeOperate}, {core.ScopeInfer, core.ScopeAdmin}, {core.ScopeRead}} {
 			_, err := k.CreateToken(t.Context(), core.TokenRequest{Kind: core.TokenAPI, Scopes: scopes, Models: []string{"b"}})
 			mustFail(t, err, core.Invalid, "models and limits are for tokens with the scope infer")
+			_, err = k.CreateToken(t.Context(), core.TokenRequest{Kind: core.TokenAPI, Scopes: scopes, Limits: made.Limits})
+			mustFail(t, err, core.Invalid, "lift its own limits")
 		}
 		_, err = k.CreateToken(t.Context(), core.TokenRequest{Kind: core.TokenJoin, Models: made.Models})
 		mustFail(t, err, core.Invalid, "a join token has no models")

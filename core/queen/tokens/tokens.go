@@ -202,9 +202,6 @@ func checkBounds(r *core.TokenRequest) error {
 	if err := core.CheckLimits(r.Limits); err != nil {
 		return err
 	}
-	if len(r.Limits) > 0 || r.Priority != core.PriorityNormal {
-		return core.Errorf(core.Unsupported, "this build does not hold limits and priorities of tokens yet").Hint("Leave them out.")
-	}
 	if len(r.Models) > core.MaxTokenModels {
 		return core.Errorf(core.Invalid, "a token names at most %d models, not %d", core.MaxTokenModels, len(r.Models)).Hint("Leave them out: then it may ask all.")
 	}

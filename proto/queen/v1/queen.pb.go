@@ -2133,6 +2133,495 @@ func (x *KeptResponse) GetAnswer() []byte {
 	return nil
 }
 
+type AdmitRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Node id of the queen that has the request.
+	Queen string `protobuf:"bytes,1,opt,name=queen,proto3" json:"queen,omitempty"`
+	// Token id.
+	Key string `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
+	// About, of prompt and answer.
+	Tokens int64 `protobuf:"varint,3,opt,name=tokens,proto3" json:"tokens,omitempty"`
+	// What that queen admitted before, a list for each limit of the token; at most 16 limits of 64
+	// parts. It is told when the leader asks for it.
+	History       []*LimitHistory `protobuf:"bytes,4,rep,name=history,proto3" json:"history,omitempty"`
+	HasHistory    bool            `protobuf:"varint,5,opt,name=has_history,json=hasHistory,proto3" json:"has_history,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdmitRequest) Reset() {
+	*x = AdmitRequest{}
+	mi := &file_queen_v1_queen_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdmitRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdmitRequest) ProtoMessage() {}
+
+func (x *AdmitRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_queen_v1_queen_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdmitRequest.ProtoReflect.Descriptor instead.
+func (*AdmitRequest) Descriptor() ([]byte, []int) {
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *AdmitRequest) GetQueen() string {
+	if x != nil {
+		return x.Queen
+	}
+	return ""
+}
+
+func (x *AdmitRequest) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *AdmitRequest) GetTokens() int64 {
+	if x != nil {
+		return x.Tokens
+	}
+	return 0
+}
+
+func (x *AdmitRequest) GetHistory() []*LimitHistory {
+	if x != nil {
+		return x.History
+	}
+	return nil
+}
+
+func (x *AdmitRequest) GetHasHistory() bool {
+	if x != nil {
+		return x.HasHistory
+	}
+	return false
+}
+
+// LimitHistory is what counts within the window of a limit.
+type LimitHistory struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Slots         []*LimitSlot           `protobuf:"bytes,1,rep,name=slots,proto3" json:"slots,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LimitHistory) Reset() {
+	*x = LimitHistory{}
+	mi := &file_queen_v1_queen_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LimitHistory) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LimitHistory) ProtoMessage() {}
+
+func (x *LimitHistory) ProtoReflect() protoreflect.Message {
+	mi := &file_queen_v1_queen_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LimitHistory.ProtoReflect.Descriptor instead.
+func (*LimitHistory) Descriptor() ([]byte, []int) {
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *LimitHistory) GetSlots() []*LimitSlot {
+	if x != nil {
+		return x.Slots
+	}
+	return nil
+}
+
+type LimitSlot struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Number of the part of the window since 1970.
+	At            int64 `protobuf:"varint,1,opt,name=at,proto3" json:"at,omitempty"`
+	Count         int64 `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LimitSlot) Reset() {
+	*x = LimitSlot{}
+	mi := &file_queen_v1_queen_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LimitSlot) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LimitSlot) ProtoMessage() {}
+
+func (x *LimitSlot) ProtoReflect() protoreflect.Message {
+	mi := &file_queen_v1_queen_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LimitSlot.ProtoReflect.Descriptor instead.
+func (*LimitSlot) Descriptor() ([]byte, []int) {
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *LimitSlot) GetAt() int64 {
+	if x != nil {
+		return x.At
+	}
+	return 0
+}
+
+func (x *LimitSlot) GetCount() int64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+type AdmitResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Nothing was decided: the leader is new and wants to know the history first.
+	Again bool `protobuf:"varint,1,opt,name=again,proto3" json:"again,omitempty"`
+	// For each limit of the token.
+	States []*LimitState `protobuf:"bytes,2,rep,name=states,proto3" json:"states,omitempty"`
+	// The limit that does not allow it, counted from 1; 0: admitted.
+	Refused    int32 `protobuf:"varint,3,opt,name=refused,proto3" json:"refused,omitempty"`
+	RetryNanos int64 `protobuf:"varint,4,opt,name=retry_nanos,json=retryNanos,proto3" json:"retry_nanos,omitempty"`
+	// When it was counted, by the leader's clock.
+	AtUnixNano    int64 `protobuf:"varint,5,opt,name=at_unix_nano,json=atUnixNano,proto3" json:"at_unix_nano,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdmitResponse) Reset() {
+	*x = AdmitResponse{}
+	mi := &file_queen_v1_queen_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdmitResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdmitResponse) ProtoMessage() {}
+
+func (x *AdmitResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_queen_v1_queen_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdmitResponse.ProtoReflect.Descriptor instead.
+func (*AdmitResponse) Descriptor() ([]byte, []int) {
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *AdmitResponse) GetAgain() bool {
+	if x != nil {
+		return x.Again
+	}
+	return false
+}
+
+func (x *AdmitResponse) GetStates() []*LimitState {
+	if x != nil {
+		return x.States
+	}
+	return nil
+}
+
+func (x *AdmitResponse) GetRefused() int32 {
+	if x != nil {
+		return x.Refused
+	}
+	return 0
+}
+
+func (x *AdmitResponse) GetRetryNanos() int64 {
+	if x != nil {
+		return x.RetryNanos
+	}
+	return 0
+}
+
+func (x *AdmitResponse) GetAtUnixNano() int64 {
+	if x != nil {
+		return x.AtUnixNano
+	}
+	return 0
+}
+
+type LimitState struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Remaining     int64                  `protobuf:"varint,1,opt,name=remaining,proto3" json:"remaining,omitempty"`
+	ResetNanos    int64                  `protobuf:"varint,2,opt,name=reset_nanos,json=resetNanos,proto3" json:"reset_nanos,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LimitState) Reset() {
+	*x = LimitState{}
+	mi := &file_queen_v1_queen_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LimitState) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LimitState) ProtoMessage() {}
+
+func (x *LimitState) ProtoReflect() protoreflect.Message {
+	mi := &file_queen_v1_queen_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LimitState.ProtoReflect.Descriptor instead.
+func (*LimitState) Descriptor() ([]byte, []int) {
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *LimitState) GetRemaining() int64 {
+	if x != nil {
+		return x.Remaining
+	}
+	return 0
+}
+
+func (x *LimitState) GetResetNanos() int64 {
+	if x != nil {
+		return x.ResetNanos
+	}
+	return 0
+}
+
+type SettleRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Node id of the queen that had the requests.
+	Queen string `protobuf:"bytes,1,opt,name=queen,proto3" json:"queen,omitempty"`
+	// At most 1000.
+	Settled []*Settled `protobuf:"bytes,2,rep,name=settled,proto3" json:"settled,omitempty"`
+	// What the queen runs with tokens that have limits, by token id: at most 20000.
+	Running       map[string]int64 `protobuf:"bytes,3,rep,name=running,proto3" json:"running,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	HasRunning    bool             `protobuf:"varint,4,opt,name=has_running,json=hasRunning,proto3" json:"has_running,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SettleRequest) Reset() {
+	*x = SettleRequest{}
+	mi := &file_queen_v1_queen_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SettleRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SettleRequest) ProtoMessage() {}
+
+func (x *SettleRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_queen_v1_queen_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SettleRequest.ProtoReflect.Descriptor instead.
+func (*SettleRequest) Descriptor() ([]byte, []int) {
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *SettleRequest) GetQueen() string {
+	if x != nil {
+		return x.Queen
+	}
+	return ""
+}
+
+func (x *SettleRequest) GetSettled() []*Settled {
+	if x != nil {
+		return x.Settled
+	}
+	return nil
+}
+
+func (x *SettleRequest) GetRunning() map[string]int64 {
+	if x != nil {
+		return x.Running
+	}
+	return nil
+}
+
+func (x *SettleRequest) GetHasRunning() bool {
+	if x != nil {
+		return x.HasRunning
+	}
+	return false
+}
+
+// Settled is the end of an admitted request.
+type Settled struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Key   string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	// AdmitResponse.at_unix_nano.
+	AtUnixNano int64 `protobuf:"varint,2,opt,name=at_unix_nano,json=atUnixNano,proto3" json:"at_unix_nano,omitempty"`
+	// That were counted, and that were used.
+	Tokens        int64 `protobuf:"varint,3,opt,name=tokens,proto3" json:"tokens,omitempty"`
+	Used          int64 `protobuf:"varint,4,opt,name=used,proto3" json:"used,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Settled) Reset() {
+	*x = Settled{}
+	mi := &file_queen_v1_queen_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Settled) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Settled) ProtoMessage() {}
+
+func (x *Settled) ProtoReflect() protoreflect.Message {
+	mi := &file_queen_v1_queen_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Settled.ProtoReflect.Descriptor instead.
+func (*Settled) Descriptor() ([]byte, []int) {
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *Settled) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *Settled) GetAtUnixNano() int64 {
+	if x != nil {
+		return x.AtUnixNano
+	}
+	return 0
+}
+
+func (x *Settled) GetTokens() int64 {
+	if x != nil {
+		return x.Tokens
+	}
+	return 0
+}
+
+func (x *Settled) GetUsed() int64 {
+	if x != nil {
+		return x.Used
+	}
+	return 0
+}
+
+type SettleResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SettleResponse) Reset() {
+	*x = SettleResponse{}
+	mi := &file_queen_v1_queen_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SettleResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SettleResponse) ProtoMessage() {}
+
+func (x *SettleResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_queen_v1_queen_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SettleResponse.ProtoReflect.Descriptor instead.
+func (*SettleResponse) Descriptor() ([]byte, []int) {
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{37}
+}
+
 type SaveSnapshotRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -2141,7 +2630,7 @@ type SaveSnapshotRequest struct {
 
 func (x *SaveSnapshotRequest) Reset() {
 	*x = SaveSnapshotRequest{}
-	mi := &file_queen_v1_queen_proto_msgTypes[30]
+	mi := &file_queen_v1_queen_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2153,7 +2642,7 @@ func (x *SaveSnapshotRequest) String() string {
 func (*SaveSnapshotRequest) ProtoMessage() {}
 
 func (x *SaveSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[30]
+	mi := &file_queen_v1_queen_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2166,7 +2655,7 @@ func (x *SaveSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SaveSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*SaveSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{30}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{38}
 }
 
 type SaveSnapshotResponse struct {
@@ -2178,7 +2667,7 @@ type SaveSnapshotResponse struct {
 
 func (x *SaveSnapshotResponse) Reset() {
 	*x = SaveSnapshotResponse{}
-	mi := &file_queen_v1_queen_proto_msgTypes[31]
+	mi := &file_queen_v1_queen_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2190,7 +2679,7 @@ func (x *SaveSnapshotResponse) String() string {
 func (*SaveSnapshotResponse) ProtoMessage() {}
 
 func (x *SaveSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[31]
+	mi := &file_queen_v1_queen_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2203,7 +2692,7 @@ func (x *SaveSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SaveSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*SaveSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{31}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *SaveSnapshotResponse) GetData() []byte {
@@ -2222,7 +2711,7 @@ type RestoreSnapshotRequest struct {
 
 func (x *RestoreSnapshotRequest) Reset() {
 	*x = RestoreSnapshotRequest{}
-	mi := &file_queen_v1_queen_proto_msgTypes[32]
+	mi := &file_queen_v1_queen_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2234,7 +2723,7 @@ func (x *RestoreSnapshotRequest) String() string {
 func (*RestoreSnapshotRequest) ProtoMessage() {}
 
 func (x *RestoreSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[32]
+	mi := &file_queen_v1_queen_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2247,7 +2736,7 @@ func (x *RestoreSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*RestoreSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{32}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *RestoreSnapshotRequest) GetData() []byte {
@@ -2266,7 +2755,7 @@ type RestoreSnapshotResponse struct {
 
 func (x *RestoreSnapshotResponse) Reset() {
 	*x = RestoreSnapshotResponse{}
-	mi := &file_queen_v1_queen_proto_msgTypes[33]
+	mi := &file_queen_v1_queen_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2278,7 +2767,7 @@ func (x *RestoreSnapshotResponse) String() string {
 func (*RestoreSnapshotResponse) ProtoMessage() {}
 
 func (x *RestoreSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[33]
+	mi := &file_queen_v1_queen_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2291,7 +2780,7 @@ func (x *RestoreSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*RestoreSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{33}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *RestoreSnapshotResponse) GetIndex() uint64 {
@@ -2313,7 +2802,7 @@ type StandingRequest struct {
 
 func (x *StandingRequest) Reset() {
 	*x = StandingRequest{}
-	mi := &file_queen_v1_queen_proto_msgTypes[34]
+	mi := &file_queen_v1_queen_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2325,7 +2814,7 @@ func (x *StandingRequest) String() string {
 func (*StandingRequest) ProtoMessage() {}
 
 func (x *StandingRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[34]
+	mi := &file_queen_v1_queen_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2338,7 +2827,7 @@ func (x *StandingRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StandingRequest.ProtoReflect.Descriptor instead.
 func (*StandingRequest) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{34}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *StandingRequest) GetCertificate() []byte {
@@ -2364,7 +2853,7 @@ type StandingResponse struct {
 
 func (x *StandingResponse) Reset() {
 	*x = StandingResponse{}
-	mi := &file_queen_v1_queen_proto_msgTypes[35]
+	mi := &file_queen_v1_queen_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2376,7 +2865,7 @@ func (x *StandingResponse) String() string {
 func (*StandingResponse) ProtoMessage() {}
 
 func (x *StandingResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[35]
+	mi := &file_queen_v1_queen_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2389,7 +2878,7 @@ func (x *StandingResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StandingResponse.ProtoReflect.Descriptor instead.
 func (*StandingResponse) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{35}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *StandingResponse) GetStanding() Standing {
@@ -2422,7 +2911,7 @@ type JoinRequest struct {
 
 func (x *JoinRequest) Reset() {
 	*x = JoinRequest{}
-	mi := &file_queen_v1_queen_proto_msgTypes[36]
+	mi := &file_queen_v1_queen_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2434,7 +2923,7 @@ func (x *JoinRequest) String() string {
 func (*JoinRequest) ProtoMessage() {}
 
 func (x *JoinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[36]
+	mi := &file_queen_v1_queen_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2447,7 +2936,7 @@ func (x *JoinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinRequest.ProtoReflect.Descriptor instead.
 func (*JoinRequest) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{36}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *JoinRequest) GetToken() string {
@@ -2523,7 +3012,7 @@ type JoinResponse struct {
 
 func (x *JoinResponse) Reset() {
 	*x = JoinResponse{}
-	mi := &file_queen_v1_queen_proto_msgTypes[37]
+	mi := &file_queen_v1_queen_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2535,7 +3024,7 @@ func (x *JoinResponse) String() string {
 func (*JoinResponse) ProtoMessage() {}
 
 func (x *JoinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[37]
+	mi := &file_queen_v1_queen_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2548,7 +3037,7 @@ func (x *JoinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinResponse.ProtoReflect.Descriptor instead.
 func (*JoinResponse) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{37}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *JoinResponse) GetCluster() string {
@@ -2612,7 +3101,7 @@ type RenewRequest struct {
 
 func (x *RenewRequest) Reset() {
 	*x = RenewRequest{}
-	mi := &file_queen_v1_queen_proto_msgTypes[38]
+	mi := &file_queen_v1_queen_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2624,7 +3113,7 @@ func (x *RenewRequest) String() string {
 func (*RenewRequest) ProtoMessage() {}
 
 func (x *RenewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[38]
+	mi := &file_queen_v1_queen_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2637,7 +3126,7 @@ func (x *RenewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewRequest.ProtoReflect.Descriptor instead.
 func (*RenewRequest) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{38}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *RenewRequest) GetCertificateRequest() []byte {
@@ -2671,7 +3160,7 @@ type RenewResponse struct {
 
 func (x *RenewResponse) Reset() {
 	*x = RenewResponse{}
-	mi := &file_queen_v1_queen_proto_msgTypes[39]
+	mi := &file_queen_v1_queen_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2683,7 +3172,7 @@ func (x *RenewResponse) String() string {
 func (*RenewResponse) ProtoMessage() {}
 
 func (x *RenewResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[39]
+	mi := &file_queen_v1_queen_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2696,7 +3185,7 @@ func (x *RenewResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewResponse.ProtoReflect.Descriptor instead.
 func (*RenewResponse) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{39}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *RenewResponse) GetCaCertificates() []byte {
@@ -2735,7 +3224,7 @@ type Hive struct {
 
 func (x *Hive) Reset() {
 	*x = Hive{}
-	mi := &file_queen_v1_queen_proto_msgTypes[40]
+	mi := &file_queen_v1_queen_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2747,7 +3236,7 @@ func (x *Hive) String() string {
 func (*Hive) ProtoMessage() {}
 
 func (x *Hive) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[40]
+	mi := &file_queen_v1_queen_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2760,7 +3249,7 @@ func (x *Hive) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hive.ProtoReflect.Descriptor instead.
 func (*Hive) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{40}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *Hive) GetId() string {
@@ -2861,7 +3350,7 @@ type Worker struct {
 
 func (x *Worker) Reset() {
 	*x = Worker{}
-	mi := &file_queen_v1_queen_proto_msgTypes[41]
+	mi := &file_queen_v1_queen_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2873,7 +3362,7 @@ func (x *Worker) String() string {
 func (*Worker) ProtoMessage() {}
 
 func (x *Worker) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[41]
+	mi := &file_queen_v1_queen_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2886,7 +3375,7 @@ func (x *Worker) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Worker.ProtoReflect.Descriptor instead.
 func (*Worker) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{41}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *Worker) GetId() string {
@@ -3004,7 +3493,7 @@ type Load struct {
 
 func (x *Load) Reset() {
 	*x = Load{}
-	mi := &file_queen_v1_queen_proto_msgTypes[42]
+	mi := &file_queen_v1_queen_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3016,7 +3505,7 @@ func (x *Load) String() string {
 func (*Load) ProtoMessage() {}
 
 func (x *Load) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[42]
+	mi := &file_queen_v1_queen_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3029,7 +3518,7 @@ func (x *Load) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Load.ProtoReflect.Descriptor instead.
 func (*Load) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{42}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *Load) GetActive() int32 {
@@ -3279,7 +3768,48 @@ const file_queen_v1_queen_proto_rawDesc = "" +
 	"\x03key\x18\x03 \x01(\tR\x03key\"<\n" +
 	"\fKeptResponse\x12\x14\n" +
 	"\x05found\x18\x01 \x01(\bR\x05found\x12\x16\n" +
-	"\x06answer\x18\x02 \x01(\fR\x06answer\"\x15\n" +
+	"\x06answer\x18\x02 \x01(\fR\x06answer\"\xa6\x01\n" +
+	"\fAdmitRequest\x12\x14\n" +
+	"\x05queen\x18\x01 \x01(\tR\x05queen\x12\x10\n" +
+	"\x03key\x18\x02 \x01(\tR\x03key\x12\x16\n" +
+	"\x06tokens\x18\x03 \x01(\x03R\x06tokens\x125\n" +
+	"\ahistory\x18\x04 \x03(\v2\x1b.rbee.queen.v1.LimitHistoryR\ahistory\x12\x1f\n" +
+	"\vhas_history\x18\x05 \x01(\bR\n" +
+	"hasHistory\">\n" +
+	"\fLimitHistory\x12.\n" +
+	"\x05slots\x18\x01 \x03(\v2\x18.rbee.queen.v1.LimitSlotR\x05slots\"1\n" +
+	"\tLimitSlot\x12\x0e\n" +
+	"\x02at\x18\x01 \x01(\x03R\x02at\x12\x14\n" +
+	"\x05count\x18\x02 \x01(\x03R\x05count\"\xb5\x01\n" +
+	"\rAdmitResponse\x12\x14\n" +
+	"\x05again\x18\x01 \x01(\bR\x05again\x121\n" +
+	"\x06states\x18\x02 \x03(\v2\x19.rbee.queen.v1.LimitStateR\x06states\x12\x18\n" +
+	"\arefused\x18\x03 \x01(\x05R\arefused\x12\x1f\n" +
+	"\vretry_nanos\x18\x04 \x01(\x03R\n" +
+	"retryNanos\x12 \n" +
+	"\fat_unix_nano\x18\x05 \x01(\x03R\n" +
+	"atUnixNano\"K\n" +
+	"\n" +
+	"LimitState\x12\x1c\n" +
+	"\tremaining\x18\x01 \x01(\x03R\tremaining\x12\x1f\n" +
+	"\vreset_nanos\x18\x02 \x01(\x03R\n" +
+	"resetNanos\"\xf9\x01\n" +
+	"\rSettleRequest\x12\x14\n" +
+	"\x05queen\x18\x01 \x01(\tR\x05queen\x120\n" +
+	"\asettled\x18\x02 \x03(\v2\x16.rbee.queen.v1.SettledR\asettled\x12C\n" +
+	"\arunning\x18\x03 \x03(\v2).rbee.queen.v1.SettleRequest.RunningEntryR\arunning\x12\x1f\n" +
+	"\vhas_running\x18\x04 \x01(\bR\n" +
+	"hasRunning\x1a:\n" +
+	"\fRunningEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"i\n" +
+	"\aSettled\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12 \n" +
+	"\fat_unix_nano\x18\x02 \x01(\x03R\n" +
+	"atUnixNano\x12\x16\n" +
+	"\x06tokens\x18\x03 \x01(\x03R\x06tokens\x12\x12\n" +
+	"\x04used\x18\x04 \x01(\x03R\x04used\"\x10\n" +
+	"\x0eSettleResponse\"\x15\n" +
 	"\x13SaveSnapshotRequest\"*\n" +
 	"\x14SaveSnapshotResponse\x12\x12\n" +
 	"\x04data\x18\x01 \x01(\fR\x04data\",\n" +
@@ -3388,7 +3918,7 @@ const file_queen_v1_queen_proto_rawDesc = "" +
 	"\x01\x02(\x010\x012\\\n" +
 	"\vBlobService\x12M\n" +
 	"\x05Claim\x12\x1b.rbee.queen.v1.ClaimRequest\x1a\x1c.rbee.queen.v1.ClaimResponse\"\t\xfa\xe5\x18\x05\n" +
-	"\x01\x02\x10\x012\xac\a\n" +
+	"\x01\x02\x10\x012\xcd\b\n" +
 	"\x0eClusterService\x12M\n" +
 	"\x05Apply\x12\x1b.rbee.queen.v1.ApplyRequest\x1a\x1c.rbee.queen.v1.ApplyResponse\"\t\xfa\xe5\x18\x05\n" +
 	"\x01\x03\x10\x01\x12Y\n" +
@@ -3405,7 +3935,11 @@ const file_queen_v1_queen_proto_rawDesc = "" +
 	"\bAnnounce\x12\x1e.rbee.queen.v1.AnnounceRequest\x1a\x1f.rbee.queen.v1.AnnounceResponse\"\a\xfa\xe5\x18\x03\n" +
 	"\x01\x03\x12H\n" +
 	"\x04Kept\x12\x1a.rbee.queen.v1.KeptRequest\x1a\x1b.rbee.queen.v1.KeptResponse\"\a\xfa\xe5\x18\x03\n" +
-	"\x01\x03\x12d\n" +
+	"\x01\x03\x12M\n" +
+	"\x05Admit\x12\x1b.rbee.queen.v1.AdmitRequest\x1a\x1c.rbee.queen.v1.AdmitResponse\"\t\xfa\xe5\x18\x05\n" +
+	"\x01\x03\x10\x01\x12P\n" +
+	"\x06Settle\x12\x1c.rbee.queen.v1.SettleRequest\x1a\x1d.rbee.queen.v1.SettleResponse\"\t\xfa\xe5\x18\x05\n" +
+	"\x01\x03\x10\x01\x12d\n" +
 	"\fSaveSnapshot\x12\".rbee.queen.v1.SaveSnapshotRequest\x1a#.rbee.queen.v1.SaveSnapshotResponse\"\t\xfa\xe5\x18\x05\n" +
 	"\x01\x03\x10\x010\x01\x12m\n" +
 	"\x0fRestoreSnapshot\x12%.rbee.queen.v1.RestoreSnapshotRequest\x1a&.rbee.queen.v1.RestoreSnapshotResponse\"\t\xfa\xe5\x18\x05\n" +
@@ -3432,7 +3966,7 @@ func file_queen_v1_queen_proto_rawDescGZIP() []byte {
 }
 
 var file_queen_v1_queen_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_queen_v1_queen_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
+var file_queen_v1_queen_proto_msgTypes = make([]protoimpl.MessageInfo, 52)
 var file_queen_v1_queen_proto_goTypes = []any{
 	(BlobStage)(0),                     // 0: rbee.queen.v1.BlobStage
 	(KeptAct)(0),                       // 1: rbee.queen.v1.KeptAct
@@ -3467,90 +4001,108 @@ var file_queen_v1_queen_proto_goTypes = []any{
 	(*Announcement)(nil),               // 30: rbee.queen.v1.Announcement
 	(*KeptRequest)(nil),                // 31: rbee.queen.v1.KeptRequest
 	(*KeptResponse)(nil),               // 32: rbee.queen.v1.KeptResponse
-	(*SaveSnapshotRequest)(nil),        // 33: rbee.queen.v1.SaveSnapshotRequest
-	(*SaveSnapshotResponse)(nil),       // 34: rbee.queen.v1.SaveSnapshotResponse
-	(*RestoreSnapshotRequest)(nil),     // 35: rbee.queen.v1.RestoreSnapshotRequest
-	(*RestoreSnapshotResponse)(nil),    // 36: rbee.queen.v1.RestoreSnapshotResponse
-	(*StandingRequest)(nil),            // 37: rbee.queen.v1.StandingRequest
-	(*StandingResponse)(nil),           // 38: rbee.queen.v1.StandingResponse
-	(*JoinRequest)(nil),                // 39: rbee.queen.v1.JoinRequest
-	(*JoinResponse)(nil),               // 40: rbee.queen.v1.JoinResponse
-	(*RenewRequest)(nil),               // 41: rbee.queen.v1.RenewRequest
-	(*RenewResponse)(nil),              // 42: rbee.queen.v1.RenewResponse
-	(*Hive)(nil),                       // 43: rbee.queen.v1.Hive
-	(*Worker)(nil),                     // 44: rbee.queen.v1.Worker
-	(*Load)(nil),                       // 45: rbee.queen.v1.Load
-	(*timestamppb.Timestamp)(nil),      // 46: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),        // 47: google.protobuf.Duration
-	(*v1.Device)(nil),                  // 48: rbee.hive.v1.Device
+	(*AdmitRequest)(nil),               // 33: rbee.queen.v1.AdmitRequest
+	(*LimitHistory)(nil),               // 34: rbee.queen.v1.LimitHistory
+	(*LimitSlot)(nil),                  // 35: rbee.queen.v1.LimitSlot
+	(*AdmitResponse)(nil),              // 36: rbee.queen.v1.AdmitResponse
+	(*LimitState)(nil),                 // 37: rbee.queen.v1.LimitState
+	(*SettleRequest)(nil),              // 38: rbee.queen.v1.SettleRequest
+	(*Settled)(nil),                    // 39: rbee.queen.v1.Settled
+	(*SettleResponse)(nil),             // 40: rbee.queen.v1.SettleResponse
+	(*SaveSnapshotRequest)(nil),        // 41: rbee.queen.v1.SaveSnapshotRequest
+	(*SaveSnapshotResponse)(nil),       // 42: rbee.queen.v1.SaveSnapshotResponse
+	(*RestoreSnapshotRequest)(nil),     // 43: rbee.queen.v1.RestoreSnapshotRequest
+	(*RestoreSnapshotResponse)(nil),    // 44: rbee.queen.v1.RestoreSnapshotResponse
+	(*StandingRequest)(nil),            // 45: rbee.queen.v1.StandingRequest
+	(*StandingResponse)(nil),           // 46: rbee.queen.v1.StandingResponse
+	(*JoinRequest)(nil),                // 47: rbee.queen.v1.JoinRequest
+	(*JoinResponse)(nil),               // 48: rbee.queen.v1.JoinResponse
+	(*RenewRequest)(nil),               // 49: rbee.queen.v1.RenewRequest
+	(*RenewResponse)(nil),              // 50: rbee.queen.v1.RenewResponse
+	(*Hive)(nil),                       // 51: rbee.queen.v1.Hive
+	(*Worker)(nil),                     // 52: rbee.queen.v1.Worker
+	(*Load)(nil),                       // 53: rbee.queen.v1.Load
+	nil,                                // 54: rbee.queen.v1.SettleRequest.RunningEntry
+	(*timestamppb.Timestamp)(nil),      // 55: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),        // 56: google.protobuf.Duration
+	(*v1.Device)(nil),                  // 57: rbee.hive.v1.Device
 }
 var file_queen_v1_queen_proto_depIdxs = []int32{
-	43, // 0: rbee.queen.v1.LinkRequest.hive:type_name -> rbee.queen.v1.Hive
-	44, // 1: rbee.queen.v1.LinkRequest.workers:type_name -> rbee.queen.v1.Worker
+	51, // 0: rbee.queen.v1.LinkRequest.hive:type_name -> rbee.queen.v1.Hive
+	52, // 1: rbee.queen.v1.LinkRequest.workers:type_name -> rbee.queen.v1.Worker
 	4,  // 2: rbee.queen.v1.LinkRequest.inventory:type_name -> rbee.queen.v1.Inventory
 	5,  // 3: rbee.queen.v1.Inventory.models:type_name -> rbee.queen.v1.StoredModel
 	6,  // 4: rbee.queen.v1.Inventory.offers:type_name -> rbee.queen.v1.Offer
-	46, // 5: rbee.queen.v1.StoredModel.created_at:type_name -> google.protobuf.Timestamp
-	47, // 6: rbee.queen.v1.LinkResponse.next:type_name -> google.protobuf.Duration
+	55, // 5: rbee.queen.v1.StoredModel.created_at:type_name -> google.protobuf.Timestamp
+	56, // 6: rbee.queen.v1.LinkResponse.next:type_name -> google.protobuf.Duration
 	10, // 7: rbee.queen.v1.LinkResponse.cluster:type_name -> rbee.queen.v1.ClusterView
 	8,  // 8: rbee.queen.v1.LinkResponse.uses:type_name -> rbee.queen.v1.Use
 	9,  // 9: rbee.queen.v1.LinkResponse.tenancy:type_name -> rbee.queen.v1.Tenancy
-	47, // 10: rbee.queen.v1.Use.since:type_name -> google.protobuf.Duration
-	47, // 11: rbee.queen.v1.Use.keep_alive:type_name -> google.protobuf.Duration
-	47, // 12: rbee.queen.v1.Tenancy.keep_alive:type_name -> google.protobuf.Duration
+	56, // 10: rbee.queen.v1.Use.since:type_name -> google.protobuf.Duration
+	56, // 11: rbee.queen.v1.Use.keep_alive:type_name -> google.protobuf.Duration
+	56, // 12: rbee.queen.v1.Tenancy.keep_alive:type_name -> google.protobuf.Duration
 	11, // 13: rbee.queen.v1.ClusterView.queens:type_name -> rbee.queen.v1.QueenAddress
 	0,  // 14: rbee.queen.v1.ClaimRequest.stage:type_name -> rbee.queen.v1.BlobStage
 	14, // 15: rbee.queen.v1.ClaimResponse.seeders:type_name -> rbee.queen.v1.Seeder
-	47, // 16: rbee.queen.v1.ClaimResponse.again:type_name -> google.protobuf.Duration
+	56, // 16: rbee.queen.v1.ClaimResponse.again:type_name -> google.protobuf.Duration
 	27, // 17: rbee.queen.v1.SightResponse.hives:type_name -> rbee.queen.v1.HiveSight
-	47, // 18: rbee.queen.v1.HiveSight.silence:type_name -> google.protobuf.Duration
+	56, // 18: rbee.queen.v1.HiveSight.silence:type_name -> google.protobuf.Duration
 	30, // 19: rbee.queen.v1.AnnounceRequest.self:type_name -> rbee.queen.v1.Announcement
 	30, // 20: rbee.queen.v1.AnnounceResponse.self:type_name -> rbee.queen.v1.Announcement
 	1,  // 21: rbee.queen.v1.KeptRequest.act:type_name -> rbee.queen.v1.KeptAct
-	2,  // 22: rbee.queen.v1.StandingResponse.standing:type_name -> rbee.queen.v1.Standing
-	10, // 23: rbee.queen.v1.JoinResponse.view:type_name -> rbee.queen.v1.ClusterView
-	48, // 24: rbee.queen.v1.Hive.devices:type_name -> rbee.hive.v1.Device
-	45, // 25: rbee.queen.v1.Worker.load:type_name -> rbee.queen.v1.Load
-	47, // 26: rbee.queen.v1.Load.silence:type_name -> google.protobuf.Duration
-	47, // 27: rbee.queen.v1.Load.stalled:type_name -> google.protobuf.Duration
-	47, // 28: rbee.queen.v1.Load.keep_alive:type_name -> google.protobuf.Duration
-	47, // 29: rbee.queen.v1.Load.idle:type_name -> google.protobuf.Duration
-	47, // 30: rbee.queen.v1.Load.load_took:type_name -> google.protobuf.Duration
-	3,  // 31: rbee.queen.v1.RegistryService.Link:input_type -> rbee.queen.v1.LinkRequest
-	12, // 32: rbee.queen.v1.BlobService.Claim:input_type -> rbee.queen.v1.ClaimRequest
-	15, // 33: rbee.queen.v1.ClusterService.Apply:input_type -> rbee.queen.v1.ApplyRequest
-	17, // 34: rbee.queen.v1.ClusterService.ReadIndex:input_type -> rbee.queen.v1.ReadIndexRequest
-	19, // 35: rbee.queen.v1.ClusterService.TransferLeadership:input_type -> rbee.queen.v1.TransferLeadershipRequest
-	21, // 36: rbee.queen.v1.ClusterService.RemoveQueen:input_type -> rbee.queen.v1.RemoveQueenRequest
-	23, // 37: rbee.queen.v1.ClusterService.LeaveNode:input_type -> rbee.queen.v1.LeaveNodeRequest
-	25, // 38: rbee.queen.v1.ClusterService.Sight:input_type -> rbee.queen.v1.SightRequest
-	28, // 39: rbee.queen.v1.ClusterService.Announce:input_type -> rbee.queen.v1.AnnounceRequest
-	31, // 40: rbee.queen.v1.ClusterService.Kept:input_type -> rbee.queen.v1.KeptRequest
-	33, // 41: rbee.queen.v1.ClusterService.SaveSnapshot:input_type -> rbee.queen.v1.SaveSnapshotRequest
-	35, // 42: rbee.queen.v1.ClusterService.RestoreSnapshot:input_type -> rbee.queen.v1.RestoreSnapshotRequest
-	39, // 43: rbee.queen.v1.JoinService.Join:input_type -> rbee.queen.v1.JoinRequest
-	37, // 44: rbee.queen.v1.JoinService.Standing:input_type -> rbee.queen.v1.StandingRequest
-	41, // 45: rbee.queen.v1.JoinService.Renew:input_type -> rbee.queen.v1.RenewRequest
-	7,  // 46: rbee.queen.v1.RegistryService.Link:output_type -> rbee.queen.v1.LinkResponse
-	13, // 47: rbee.queen.v1.BlobService.Claim:output_type -> rbee.queen.v1.ClaimResponse
-	16, // 48: rbee.queen.v1.ClusterService.Apply:output_type -> rbee.queen.v1.ApplyResponse
-	18, // 49: rbee.queen.v1.ClusterService.ReadIndex:output_type -> rbee.queen.v1.ReadIndexResponse
-	20, // 50: rbee.queen.v1.ClusterService.TransferLeadership:output_type -> rbee.queen.v1.TransferLeadershipResponse
-	22, // 51: rbee.queen.v1.ClusterService.RemoveQueen:output_type -> rbee.queen.v1.RemoveQueenResponse
-	24, // 52: rbee.queen.v1.ClusterService.LeaveNode:output_type -> rbee.queen.v1.LeaveNodeResponse
-	26, // 53: rbee.queen.v1.ClusterService.Sight:output_type -> rbee.queen.v1.SightResponse
-	29, // 54: rbee.queen.v1.ClusterService.Announce:output_type -> rbee.queen.v1.AnnounceResponse
-	32, // 55: rbee.queen.v1.ClusterService.Kept:output_type -> rbee.queen.v1.KeptResponse
-	34, // 56: rbee.queen.v1.ClusterService.SaveSnapshot:output_type -> rbee.queen.v1.SaveSnapshotResponse
-	36, // 57: rbee.queen.v1.ClusterService.RestoreSnapshot:output_type -> rbee.queen.v1.RestoreSnapshotResponse
-	40, // 58: rbee.queen.v1.JoinService.Join:output_type -> rbee.queen.v1.JoinResponse
-	38, // 59: rbee.queen.v1.JoinService.Standing:output_type -> rbee.queen.v1.StandingResponse
-	42, // 60: rbee.queen.v1.JoinService.Renew:output_type -> rbee.queen.v1.RenewResponse
-	46, // [46:61] is the sub-list for method output_type
-	31, // [31:46] is the sub-list for method input_type
-	31, // [31:31] is the sub-list for extension type_name
-	31, // [31:31] is the sub-list for extension extendee
-	0,  // [0:31] is the sub-list for field type_name
+	34, // 22: rbee.queen.v1.AdmitRequest.history:type_name -> rbee.queen.v1.LimitHistory
+	35, // 23: rbee.queen.v1.LimitHistory.slots:type_name -> rbee.queen.v1.LimitSlot
+	37, // 24: rbee.queen.v1.AdmitResponse.states:type_name -> rbee.queen.v1.LimitState
+	39, // 25: rbee.queen.v1.SettleRequest.settled:type_name -> rbee.queen.v1.Settled
+	54, // 26: rbee.queen.v1.SettleRequest.running:type_name -> rbee.queen.v1.SettleRequest.RunningEntry
+	2,  // 27: rbee.queen.v1.StandingResponse.standing:type_name -> rbee.queen.v1.Standing
+	10, // 28: rbee.queen.v1.JoinResponse.view:type_name -> rbee.queen.v1.ClusterView
+	57, // 29: rbee.queen.v1.Hive.devices:type_name -> rbee.hive.v1.Device
+	53, // 30: rbee.queen.v1.Worker.load:type_name -> rbee.queen.v1.Load
+	56, // 31: rbee.queen.v1.Load.silence:type_name -> google.protobuf.Duration
+	56, // 32: rbee.queen.v1.Load.stalled:type_name -> google.protobuf.Duration
+	56, // 33: rbee.queen.v1.Load.keep_alive:type_name -> google.protobuf.Duration
+	56, // 34: rbee.queen.v1.Load.idle:type_name -> google.protobuf.Duration
+	56, // 35: rbee.queen.v1.Load.load_took:type_name -> google.protobuf.Duration
+	3,  // 36: rbee.queen.v1.RegistryService.Link:input_type -> rbee.queen.v1.LinkRequest
+	12, // 37: rbee.queen.v1.BlobService.Claim:input_type -> rbee.queen.v1.ClaimRequest
+	15, // 38: rbee.queen.v1.ClusterService.Apply:input_type -> rbee.queen.v1.ApplyRequest
+	17, // 39: rbee.queen.v1.ClusterService.ReadIndex:input_type -> rbee.queen.v1.ReadIndexRequest
+	19, // 40: rbee.queen.v1.ClusterService.TransferLeadership:input_type -> rbee.queen.v1.TransferLeadershipRequest
+	21, // 41: rbee.queen.v1.ClusterService.RemoveQueen:input_type -> rbee.queen.v1.RemoveQueenRequest
+	23, // 42: rbee.queen.v1.ClusterService.LeaveNode:input_type -> rbee.queen.v1.LeaveNodeRequest
+	25, // 43: rbee.queen.v1.ClusterService.Sight:input_type -> rbee.queen.v1.SightRequest
+	28, // 44: rbee.queen.v1.ClusterService.Announce:input_type -> rbee.queen.v1.AnnounceRequest
+	31, // 45: rbee.queen.v1.ClusterService.Kept:input_type -> rbee.queen.v1.KeptRequest
+	33, // 46: rbee.queen.v1.ClusterService.Admit:input_type -> rbee.queen.v1.AdmitRequest
+	38, // 47: rbee.queen.v1.ClusterService.Settle:input_type -> rbee.queen.v1.SettleRequest
+	41, // 48: rbee.queen.v1.ClusterService.SaveSnapshot:input_type -> rbee.queen.v1.SaveSnapshotRequest
+	43, // 49: rbee.queen.v1.ClusterService.RestoreSnapshot:input_type -> rbee.queen.v1.RestoreSnapshotRequest
+	47, // 50: rbee.queen.v1.JoinService.Join:input_type -> rbee.queen.v1.JoinRequest
+	45, // 51: rbee.queen.v1.JoinService.Standing:input_type -> rbee.queen.v1.StandingRequest
+	49, // 52: rbee.queen.v1.JoinService.Renew:input_type -> rbee.queen.v1.RenewRequest
+	7,  // 53: rbee.queen.v1.RegistryService.Link:output_type -> rbee.queen.v1.LinkResponse
+	13, // 54: rbee.queen.v1.BlobService.Claim:output_type -> rbee.queen.v1.ClaimResponse
+	16, // 55: rbee.queen.v1.ClusterService.Apply:output_type -> rbee.queen.v1.ApplyResponse
+	18, // 56: rbee.queen.v1.ClusterService.ReadIndex:output_type -> rbee.queen.v1.ReadIndexResponse
+	20, // 57: rbee.queen.v1.ClusterService.TransferLeadership:output_type -> rbee.queen.v1.TransferLeadershipResponse
+	22, // 58: rbee.queen.v1.ClusterService.RemoveQueen:output_type -> rbee.queen.v1.RemoveQueenResponse
+	24, // 59: rbee.queen.v1.ClusterService.LeaveNode:output_type -> rbee.queen.v1.LeaveNodeResponse
+	26, // 60: rbee.queen.v1.ClusterService.Sight:output_type -> rbee.queen.v1.SightResponse
+	29, // 61: rbee.queen.v1.ClusterService.Announce:output_type -> rbee.queen.v1.AnnounceResponse
+	32, // 62: rbee.queen.v1.ClusterService.Kept:output_type -> rbee.queen.v1.KeptResponse
+	36, // 63: rbee.queen.v1.ClusterService.Admit:output_type -> rbee.queen.v1.AdmitResponse
+	40, // 64: rbee.queen.v1.ClusterService.Settle:output_type -> rbee.queen.v1.SettleResponse
+	42, // 65: rbee.queen.v1.ClusterService.SaveSnapshot:output_type -> rbee.queen.v1.SaveSnapshotResponse
+	44, // 66: rbee.queen.v1.ClusterService.RestoreSnapshot:output_type -> rbee.queen.v1.RestoreSnapshotResponse
+	48, // 67: rbee.queen.v1.JoinService.Join:output_type -> rbee.queen.v1.JoinResponse
+	46, // 68: rbee.queen.v1.JoinService.Standing:output_type -> rbee.queen.v1.StandingResponse
+	50, // 69: rbee.queen.v1.JoinService.Renew:output_type -> rbee.queen.v1.RenewResponse
+	53, // [53:70] is the sub-list for method output_type
+	36, // [36:53] is the sub-list for method input_type
+	36, // [36:36] is the sub-list for extension type_name
+	36, // [36:36] is the sub-list for extension extendee
+	0,  // [0:36] is the sub-list for field type_name
 }
 
 func init() { file_queen_v1_queen_proto_init() }
@@ -3564,7 +4116,7 @@ func file_queen_v1_queen_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_queen_v1_queen_proto_rawDesc), len(file_queen_v1_queen_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   43,
+			NumMessages:   52,
 			NumExtensions: 0,
 			NumServices:   4,
 		},

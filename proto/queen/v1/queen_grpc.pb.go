@@ -240,6 +240,8 @@ const (
 	ClusterService_Sight_FullMethodName              = "/rbee.queen.v1.ClusterService/Sight"
 	ClusterService_Announce_FullMethodName           = "/rbee.queen.v1.ClusterService/Announce"
 	ClusterService_Kept_FullMethodName               = "/rbee.queen.v1.ClusterService/Kept"
+	ClusterService_Admit_FullMethodName              = "/rbee.queen.v1.ClusterService/Admit"
+	ClusterService_Settle_FullMethodName             = "/rbee.queen.v1.ClusterService/Settle"
 	ClusterService_SaveSnapshot_FullMethodName       = "/rbee.queen.v1.ClusterService/SaveSnapshot"
 	ClusterService_RestoreSnapshot_FullMethodName    = "/rbee.queen.v1.ClusterService/RestoreSnapshot"
 )
@@ -266,6 +268,11 @@ type ClusterServiceClient interface {
 	Announce(ctx context.Context, in *AnnounceRequest, opts ...grpc.CallOption) (*AnnounceResponse, error)
 	// An answer that the asked queen keeps for the Responses API, or makes at the moment.
 	Kept(ctx context.Context, in *KeptRequest, opts ...grpc.CallOption) (*KeptResponse, error)
+	// Counts a request of an API token that has limits, where they allow it. The leader counts for
+	// all queens, so that a limit holds over all of them. Gossip tells nothing of it.
+	Admit(ctx context.Context, in *AdmitRequest, opts ...grpc.CallOption) (*AdmitResponse, error)
+	// Tells the leader what admitted requests have used, and how many run.
+	Settle(ctx context.Context, in *SettleRequest, opts ...grpc.CallOption) (*SettleResponse, error)
 	// The leader's registry as a snapshot, in parts.
 	SaveSnapshot(ctx context.Context, in *SaveSnapshotRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[SaveSnapshotResponse], error)
 	// Replaces the registry by a snapshot, in parts.
@@ -360,6 +367,26 @@ func (c *clusterServiceClient) Kept(ctx context.Context, in *KeptRequest, opts .
 	return out, nil
 }
 
+func (c *clusterServiceClient) Admit(ctx context.Context, in *AdmitRequest, opts ...grpc.CallOption) (*AdmitResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(AdmitResponse)
+	err := c.cc.Invoke(ctx, ClusterService_Admit_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *clusterServiceClient) Settle(ctx context.Context, in *SettleRequest, opts ...grpc.CallOption) (*SettleResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SettleResponse)
+	err := c.cc.Invoke(ctx, ClusterService_Settle_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *clusterServiceClient) SaveSnapshot(ctx context.Context, in *SaveSnapshotRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[SaveSnapshotResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	stream, err := c.cc.NewStream(ctx, &ClusterService_ServiceDesc.Streams[0], ClusterService_SaveSnapshot_FullMethodName, cOpts...)
@@ -414,6 +441,11 @@ type ClusterServiceServer interface {
 	Announce(context.Context, *AnnounceRequest) (*AnnounceResponse, error)
 	// An answer that the asked queen keeps for the Responses API, or makes at the moment.
 	Kept(context.Context, *KeptRequest) (*KeptResponse, error)
+	// Counts a request of an API token that has limits, where they allow it. The leader counts for
+	// all queens, so that a limit holds over all of them. Gossip tells nothing of it.
+	Admit(context.Context, *AdmitRequest) (*AdmitResponse, error)
+	// Tells the leader what admitted requests have used, and how many run.
+	Settle(context.Context, *SettleRequest) (*SettleResponse, error)
 	// The leader's registry as a snapshot, in parts.
 	SaveSnapshot(*SaveSnapshotRequest, grpc.ServerStreamingServer[SaveSnapshotResponse]) error
 	// Replaces the registry by a snapshot, in parts.
@@ -451,6 +483,12 @@ func (UnimplementedClusterServiceServer) Announce(context.Context, *AnnounceRequ
 }
 func (UnimplementedClusterServiceServer) Kept(context.Context, *KeptRequest) (*KeptResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Kept not implemented")
+}
+func (UnimplementedClusterServiceServer) Admit(context.Context, *AdmitRequest) (*AdmitResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Admit not implemented")
+}
+func (UnimplementedClusterServiceServer) Settle(context.Context, *SettleRequest) (*SettleResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Settle not implemented")
 }
 func (UnimplementedClusterServiceServer) SaveSnapshot(*SaveSnapshotRequest, grpc.ServerStreamingServer[SaveSnapshotResponse]) error {
 	return status.Error(codes.Unimplemented, "method SaveSnapshot not implemented")
@@ -623,6 +661,42 @@ func _ClusterService_Kept_Handler(srv interface{}, ctx context.Context, dec func
 	return interceptor(ctx, in, info, handler)
 }
 
+func _ClusterService_Admit_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AdmitRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ClusterServiceServer).Admit(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ClusterService_Admit_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ClusterServiceServer).Admit(ctx, req.(*AdmitRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _ClusterService_Settle_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SettleRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ClusterServiceServer).Settle(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ClusterService_Settle_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ClusterServiceServer).Settle(ctx, req.(*SettleRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _ClusterService_SaveSnapshot_Handler(srv interface{}, stream grpc.ServerStream) error {
 	m := new(SaveSnapshotRequest)
 	if err := stream.RecvMsg(m); err != nil {
@@ -679,6 +753,14 @@ var ClusterService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Kept",
 			Handler:    _ClusterService_Kept_Handler,
+		},
+		{
+			MethodName: "Admit",
+			Handler:    _ClusterService_Admit_Handler,
+		},
+		{
+			MethodName: "Settle",
+			Handler:    _ClusterService_Settle_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{
