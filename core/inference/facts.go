@@ -45,8 +45,8 @@ func (e *FieldError) Unwrap() error { return e.Err }
 // readFacts checks that body is one JSON object and reads its facts. It refuses what could be read
 // in two ways, so that the worker cannot understand another request than the queen did: a key that
 // occurs twice, or that differs from a key of the facts by case alone. It allocates next to nothing
-// whatever the body is. otherwise is the model of a body that names none; empty: it must. Its errors
-// repeat nothing of the body.
+// whatever the body is. otherwise is the model of a body that names none; empty: it must. Its
+// errors repeat nothing of the body.
 func readFacts(body []byte, otherwise string) (facts, error) {
 	f := facts{model: otherwise}
 	if !utf8.Valid(body) {

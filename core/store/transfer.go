@@ -1,9 +1,11 @@
 package store
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path"
 	"sync/atomic"
@@ -208,15 +210,41 @@ func (t *transfer) check(ctx context.Context) (sound bool, err error) {
 		return false, t.drop(^t.by, false)
 	}
 	err = core.Errorf(core.Integrity, "%w: %s is %s and should be %s", errMismatch, t.spec.Path, got, t.want)
+	came := t.came()
+	if came != "" {
+		err = core.Errorf(core.Integrity, "%w: %s is %s", errMismatch, t.spec.Path, came)
+	}
 	where, quarantineErr := t.quarantine(ctx)
 	if quarantineErr != nil {
 		return false, fatalError{errors.Join(err, quarantineErr)}
 	}
 	hint := "It was not used. The bytes are not those that its publisher announced: try again, and if it stays so, do not trust this origin or the way to it."
+	if came != "" { // the publisher announced no such thing
+		hint = "It was not used. Something on the way answers in place of the origin, such as a login page or a proxy: open the address in a browser, and try again."
+	}
 	if where != "" {
 		hint += " They were put into " + where + ", where nothing loads them; `rbee store gc` removes them."
 	}
 	return false, core.WithHint(err, "%s", hint)
+}
+
+// came says what has come in place of a file, where that is plain to see; empty: it is not.
+func (t *transfer) came() string {
+	size := t.p.state().size
+	head := make([]byte, min(size, 512))
+	if _, err := t.p.file.ReadAt(head, 0); err != nil && !errors.Is(err, io.EOF) {
+		return ""
+	}
+	text := bytes.ToLower(bytes.TrimSpace(bytes.TrimPrefix(head, []byte("\ufeff"))))
+	switch {
+	case size == 0:
+		return "empty: 0 bytes came"
+	case bytes.HasPrefix(text, []byte("<!doctype html")), bytes.HasPrefix(text, []byte("<html")):
+		return fmt.Sprintf("an HTML page of %d bytes", size)
+	case bytes.HasPrefix(head, []byte{0x1f, 0x8b}) && path.Ext(t.spec.Path) != ".gz" && path.Ext(t.spec.Path) != ".tgz":
+		return fmt.Sprintf("compressed with gzip: %d bytes came", size)
+	}
+	return ""
 }
 
 // drop drops the bytes of the sources in by, and restarts the hash.

@@ -398,7 +398,8 @@ func (s *server) stream(w http.ResponseWriter, r *http.Request, a *ask, list []*
 	}
 }
 
-// send sends what an event says of an answer. times is what the chunk tells of the time that ends it.
+// send sends what an event says of an answer. times is what the chunk that ends it tells of the
+// time.
 func (s *server) send(out *openai.EventWriter, x *answer, e event, times *openai.Timings) error {
 	if e.err != nil {
 		return out.Error(e.err) // and no [DONE]

@@ -57,8 +57,8 @@ func (s *server) fits(bytes int) error {
 	return nil
 }
 
-// room returns how many tokens of a context may be prompt, where the filling has at most so many; 0:
-// nobody says.
+// room returns how many tokens of a context may be prompt, where the filling has at most so many;
+// 0: nobody says.
 func room(limit, maxTokens int) int {
 	if maxTokens == 0 {
 		maxTokens = reserve

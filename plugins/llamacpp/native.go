@@ -114,7 +114,8 @@ func (s *server) props(w http.ResponseWriter, _ *http.Request) {
 	writeJSON(w, p)
 }
 
-// slots answers GET /slots. The slots are as good as each other: the first ones are said to be busy.
+// slots answers GET /slots. The slots are as good as each other: the first ones are said to be
+// busy.
 func (s *server) slots(w http.ResponseWriter, _ *http.Request) {
 	list := []openai.Slot{}
 	if s.engine != nil {

@@ -90,8 +90,8 @@ func shellCall(tools []openai.Tool) any {
 	return nil
 }
 
-// TestCodingAgents has coding agents answer a prompt and run a command, started by "rbee launch" with
-// nothing of their own configured. `make conformance` installs them.
+// TestCodingAgents has coding agents answer a prompt and run a command, started by "rbee launch"
+// with nothing of their own configured. `make conformance` installs them.
 func TestCodingAgents(t *testing.T) {
 	t.Parallel()
 	dir := os.Getenv("RBEE_TEST_AGENTS")

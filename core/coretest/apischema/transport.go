@@ -16,8 +16,8 @@ import (
 type Transport struct {
 	Base    http.RoundTripper
 	Schemas *Schemas
-	// Report is told of each answer that is not as its schema says. It is called by whoever reads the
-	// answer.
+	// Report is told of each answer that is not as its schema says. It is called by whoever reads
+	// the answer.
 	Report func(error)
 	// Skip leaves out what a test makes up itself; nil: nothing.
 	Skip func(schema string) bool

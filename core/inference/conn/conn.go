@@ -117,8 +117,8 @@ func (u *Pools) Close() {
 	}
 }
 
-// Request is one request to a worker. It carries only what a worker needs: no headers of the client,
-// and so no credentials.
+// Request is one request to a worker. It carries only what a worker needs: no headers of the
+// client, and so no credentials.
 type Request struct {
 	Method           string // empty: POST
 	Path, Accept, ID string // written as they are: they hold no line ends
