@@ -330,10 +330,10 @@ func filterWordwrap(c *call, v any) (any, error) {
 		var lines []Text
 		for _, line := range splitLines(t, false) {
 			l, _ := line.(Text)
-			lines = append(lines, wrap(l, width, long)...)
-			if err := c.in.chargeItems(len(l.s)/width + 1); err != nil {
+			if err := c.in.chargeItems(len(l.s)/width + countWords(l.s) + 1); err != nil { // at most
 				return nil, err
 			}
+			lines = append(lines, wrap(l, width, long)...)
 		}
 		return c.in.joinTexts(by, lines)
 	})

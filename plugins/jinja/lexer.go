@@ -32,6 +32,9 @@ type token struct {
 	line  int
 }
 
+// maxTokens bounds the memory of a template's tokens. The largest templates in use have 8000.
+const maxTokens = 1 << 16
+
 // operators lists the longest first, so that the first match is the right one.
 var operators = []string{
 	"//", "**", "==", "!=", ">=", "<=", "+", "-", "/", "*", "%", "~", "[", "]", "(", ")", "{", "}", ">", "<", "=", ".", ":", "|", ",", ";",
@@ -220,6 +223,9 @@ func (l *lexer) raw() error {
 func (l *lexer) code(end string, kind tokenKind) error {
 	var open []byte
 	for {
+		if len(l.tokens) > maxTokens {
+			return failAt(l.line, classLimit, "the template has more than %d tokens", maxTokens)
+		}
 		rest := l.src[l.at:]
 		if space := len(rest) - len(strings.TrimLeftFunc(rest, isSpace)); space > 0 {
 			l.advance(space)

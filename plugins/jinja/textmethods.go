@@ -334,8 +334,17 @@ func (c *call) split(t Text, right bool) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	pieces := func(n int) error { // before they are made
+		if most >= 0 {
+			n = min(n, most+1)
+		}
+		return c.in.chargeItems(n)
+	}
 	var items []any
 	if sep == nil {
+		if err := pieces(countWords(t.s)); err != nil {
+			return nil, err
+		}
 		items = splitSpace(t, most, right)
 	} else {
 		by, err := textOf(sep)
@@ -345,9 +354,25 @@ func (c *call) split(t Text, right bool) (any, error) {
 		if by.s == "" {
 			return nil, fail("ValueError", "empty separator")
 		}
+		if err := pieces(strings.Count(t.s, by.s) + 1); err != nil {
+			return nil, err
+		}
 		items = splitBy(t, by.s, most, right)
 	}
-	return &list{items: items}, c.in.chargeItems(len(items))
+	return &list{items: items}, nil
+}
+
+// countWords returns how many words white space separates in s.
+func countWords(s string) int {
+	n, within := 0, false
+	for _, r := range s {
+		space := isSpace(r)
+		if !space && !within {
+			n++
+		}
+		within = !space
+	}
+	return n
 }
 
 func splitBy(t Text, sep string, most int, right bool) []any {
@@ -529,16 +554,18 @@ func (in *interp) joinTexts(sep Text, parts []Text) (Text, error) {
 	if err := in.step(len(parts)); err != nil {
 		return Text{}, err
 	}
+	size := max(len(parts)-1, 0) * len(sep.s)
+	for _, t := range parts {
+		size += len(t.s)
+	}
+	if err := in.charge(size); err != nil { // before anything is made
+		return Text{}, err
+	}
 	var b textBuilder
+	b.b.Grow(size)
 	for i, t := range parts {
 		if i > 0 {
-			if err := in.charge(len(sep.s)); err != nil {
-				return Text{}, err
-			}
 			b.add(sep)
-		}
-		if err := in.charge(len(t.s)); err != nil {
-			return Text{}, err
 		}
 		b.add(t)
 	}
