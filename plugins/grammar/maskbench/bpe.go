@@ -1,6 +1,7 @@
 package main
 
 import (
+	"container/heap"
 	"encoding/json"
 	"os"
 	"unicode"
@@ -89,32 +90,70 @@ func (t *bpe) encode(text []byte) []int {
 	return out
 }
 
+// merge joins the bytes of a word, the pair that was learned first at a time. A word may be as long
+// as a document: pairs wait in a heap.
 func (t *bpe) merge(word string) []int {
 	if id, ok := t.ids[word]; ok {
 		return []int{id}
 	}
-	parts := make([]string, len(word))
-	for i := range len(word) {
-		parts[i] = word[i : i+1]
-	}
-	for {
-		best, at := -1, 0
-		for i := 0; i+1 < len(parts); i++ {
-			if r, ok := t.ranks[[2]string{parts[i], parts[i+1]}]; ok && (best < 0 || r < best) {
-				best, at = r, i
+	n := len(word)
+	ends, before := make([]int, n), make([]int, n) // of the part that begins at an index; 0: there is none
+	var pairs pairHeap
+	push := func(at int) {
+		if mid := ends[at]; mid < n {
+			if r, ok := t.ranks[[2]string{word[at:mid], word[mid:ends[mid]]}]; ok {
+				heap.Push(&pairs, pair{r, at, mid, ends[mid]})
 			}
 		}
-		if best < 0 {
-			break
-		}
-		parts[at] += parts[at+1]
-		parts = append(parts[:at+1], parts[at+2:]...)
 	}
-	out := make([]int, len(parts))
-	for i, p := range parts {
-		out[i] = t.ids[p]
+	for i := range n {
+		ends[i], before[i] = i+1, i-1
+	}
+	for i := range n {
+		push(i)
+	}
+	for len(pairs) > 0 {
+		p := heap.Pop(&pairs).(pair)
+		if ends[p.at] != p.mid || ends[p.mid] != p.end {
+			continue // one of the two was joined with another part
+		}
+		ends[p.at], ends[p.mid] = p.end, 0
+		if p.end < n {
+			before[p.end] = p.at
+		}
+		push(p.at)
+		if before[p.at] >= 0 {
+			push(before[p.at])
+		}
+	}
+	var out []int
+	for at := 0; at < n; at = ends[at] {
+		out = append(out, t.ids[word[at:ends[at]]])
 	}
 	return out
+}
+
+// pair is two parts of a word that may be joined, from at to mid and from mid to end.
+type pair struct{ rank, at, mid, end int }
+
+// pairHeap orders pairs by rank, then from left to right.
+type pairHeap []pair
+
+func (h pairHeap) Len() int { return len(h) }
+
+func (h pairHeap) Less(i, j int) bool {
+	return h[i].rank < h[j].rank || h[i].rank == h[j].rank && h[i].at < h[j].at
+}
+
+func (h pairHeap) Swap(i, j int) { h[i], h[j] = h[j], h[i] }
+
+func (h *pairHeap) Push(x any) { *h = append(*h, x.(pair)) }
+
+func (h *pairHeap) Pop() any {
+	old := *h
+	x := old[len(old)-1]
+	*h = old[:len(old)-1]
+	return x
 }
 
 // piece returns the length of the first piece that Llama 3 cuts text into before it merges bytes.
