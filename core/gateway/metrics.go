@@ -19,6 +19,10 @@ var _ inference.Meter = (*Metrics)(nil)
 // label "other".
 const maxModelLabels = 100
 
+// maxUsages bounds the pairs of token and model with series of their own; those beyond share the
+// label otherLabel.
+const maxUsages = 500
+
 // Metrics are the gateway's and, as an inference.Meter, those of inference. Labels have values that
 // the program chooses, never text of a client. They are safe for concurrent use.
 type Metrics struct {
@@ -35,9 +39,13 @@ type Metrics struct {
 	failovers  prometheus.Counter
 	waits      prometheus.Counter
 	refused    *prometheus.CounterVec // by reason
+	used       *prometheus.CounterVec // tokens by id of a token, model and kind
+	asked      *prometheus.CounterVec // requests by id of a token and model
+	limited    prometheus.Counter
 
 	mu     sync.Mutex // guards below
 	models map[string]bool
+	usages map[[2]string]bool // id of a token, model
 }
 
 // NewMetrics returns metrics in a registry of their own.
@@ -58,9 +66,12 @@ func NewMetrics() *Metrics {
 		failovers:  prometheus.NewCounter(prometheus.CounterOpts{Namespace: ns, Name: "failovers_total", Help: "Requests that were given to another worker before the first byte."}),
 		waits:      prometheus.NewCounter(prometheus.CounterOpts{Namespace: ns, Name: "queued_requests_total", Help: "Requests that waited for a free slot of their model."}),
 		refused:    prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: ns, Name: "refused_requests_total", Help: "Requests that were refused for who sent them, by reason."}, []string{"reason"}),
-		models:     map[string]bool{},
+		used:       prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: ns, Name: "key_tokens_total", Help: "Tokens by id of the API token that asked, model and kind: prompt, cached (of the prompt), answer."}, []string{"key", "model", "kind"}),
+		asked:      prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: ns, Name: "key_requests_total", Help: "Inference requests that a worker answered, by id of the API token that asked, and model."}, []string{"key", "model"}),
+		limited:    prometheus.NewCounter(prometheus.CounterOpts{Namespace: ns, Name: "limited_requests_total", Help: "Requests that were refused for a limit of their API token."}),
+		models:     map[string]bool{}, usages: map[[2]string]bool{},
 	}
-	m.registry.MustRegister(m.requests, m.duration, m.inFlight, m.ttft, m.interToken, m.endToEnd, m.events, m.streams, m.broken, m.failovers, m.waits, m.refused,
+	m.registry.MustRegister(m.requests, m.duration, m.inFlight, m.ttft, m.interToken, m.endToEnd, m.events, m.streams, m.broken, m.failovers, m.waits, m.refused, m.used, m.asked, m.limited,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -120,6 +131,29 @@ func (m *Metrics) Ended(took time.Duration, cut string) {
 	}
 	m.endToEnd.Observe(took.Seconds())
 }
+
+// Used implements inference.Meter.
+func (m *Metrics) Used(key, model string, u inference.Usage) {
+	model = m.model(model)
+	m.mu.Lock()
+	if pair := [2]string{key, model}; !m.usages[pair] {
+		if len(m.usages) < maxUsages {
+			m.usages[pair] = true
+		} else {
+			key, model = otherLabel, otherLabel
+		}
+	}
+	m.mu.Unlock()
+	m.asked.WithLabelValues(key, model).Inc()
+	for kind, n := range map[string]int64{"prompt": u.Prompt, "cached": u.Cached, "answer": u.Completion} {
+		if n > 0 {
+			m.used.WithLabelValues(key, model, kind).Add(float64(n))
+		}
+	}
+}
+
+// Limited implements inference.Meter.
+func (m *Metrics) Limited() { m.limited.Inc() }
 
 func (g *Gateway) metricsPage(w *response, r *http.Request) error {
 	view := prometheus.NewRegistry()

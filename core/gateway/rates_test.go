@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"slices"
 	"sync"
@@ -59,7 +60,7 @@ func TestRates(t *testing.T) {
 	limiter := &fakeLimiter{}
 	r := newRig(t, func(o *rigOptions) {
 		o.inf.Limiter = limiter
-		o.Auth = fakecluster.New(fakecluster.State{Secrets: map[string]core.Token{"k": {ID: "t1", Kind: core.TokenAPI, Scopes: []core.Scope{core.ScopeInfer}}}})
+		o.Auth = fakecluster.New(fakecluster.State{Secrets: map[string]core.Token{"k": {ID: "t1", Kind: core.TokenAPI, Scopes: []core.Scope{core.ScopeInfer, core.ScopeRead}}}})
 	})
 	usage := `,"usage":{"prompt_tokens":11,"completion_tokens":5,"prompt_tokens_details":{"cached_tokens":4}}`
 	r.serve("w1", func(w http.ResponseWriter, q *http.Request) {
@@ -97,8 +98,40 @@ func TestRates(t *testing.T) {
 	resp, _ := r.as("k", http.MethodPost, "/v1/chat/completions", `{"model":"nobody","messages":[]}`)
 	must.Eq(t, http.StatusNotFound, resp.StatusCode)
 	eventually(t, "what no worker answered used nothing", func() bool { return slices.Equal(limiter.settled(), []int64{16, 16, 16, about, 0}) })
+	_, metrics := r.as("k", http.MethodGet, "/metrics", "")
+	for _, line := range []string{
+		`rbee_gateway_key_requests_total{key="t1",model="tiny"} 4`, `rbee_gateway_key_tokens_total{key="t1",kind="answer",model="tiny"} 18`,
+		`rbee_gateway_key_tokens_total{key="t1",kind="cached",model="tiny"} 12`, `rbee_gateway_limited_requests_total 0`,
+	} {
+		must.StrContains(t, metrics, line)
+	}
 	limiter.mu.Lock()
 	defer limiter.mu.Unlock()
 	must.Eq(t, "t1", limiter.keys[0])
 	must.Eq(t, int64(len(body))/4+40, limiter.about[3])
+}
+
+// However many tokens and models there are, the series are not.
+func TestUsageMetricsBounded(t *testing.T) {
+	t.Parallel()
+	m := NewMetrics()
+	for i := range 3 * maxUsages {
+		m.Used(fmt.Sprint("t", i), fmt.Sprint("m", i%150), inference.Usage{Prompt: 3, Completion: 2})
+	}
+	m.Limited()
+	families, err := m.registry.Gather()
+	must.NoError(t, err)
+	for _, f := range families {
+		switch f.GetName() {
+		case "rbee_gateway_key_requests_total":
+			must.Len(t, maxUsages+1, f.GetMetric())
+			sum := 0.0
+			for _, x := range f.GetMetric() {
+				sum += x.GetCounter().GetValue()
+			}
+			must.Eq(t, float64(3*maxUsages), sum, must.Sprint("nothing is lost"))
+		case "rbee_gateway_limited_requests_total":
+			must.Eq(t, 1.0, f.GetMetric()[0].GetCounter().GetValue())
+		}
+	}
 }

@@ -176,6 +176,12 @@ type Meter interface {
 	// Ended observes the time from the request to its whole answer, or, where reason is not empty,
 	// counts a stream that was cut.
 	Ended(took time.Duration, cut string)
+	// Used counts what a request took of a model, as the worker told it or else about. key is empty
+	// where nobody's token was sent. A request that no worker answered took nothing, and is not
+	// counted.
+	Used(key, model string, u Usage)
+	// Limited counts a request that was refused for a limit of who asked.
+	Limited()
 }
 
 // Options say what a Service works with. Router and Dial are required.
@@ -287,3 +293,5 @@ func (noMeter) Tokens(int, time.Duration)   {}
 func (noMeter) Retried()                    {}
 func (noMeter) Waits()                      {}
 func (noMeter) Ended(time.Duration, string) {}
+func (noMeter) Used(string, string, Usage)  {}
+func (noMeter) Limited()                    {}

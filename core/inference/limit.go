@@ -2,6 +2,7 @@ package inference
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/rbee-project/rbee/core/admission"
@@ -18,6 +19,9 @@ const (
 	// what all ask together.
 	codeLimit = "rate_limit_exceeded"
 )
+
+// Usage is what an answer took, in tokens.
+type Usage = sse.Usage
 
 // Rate is how far a key is with one of its limits.
 type Rate = admission.RateState
@@ -74,6 +78,9 @@ func (c *call) admit() (settle func(), err error) {
 		c.r.Limited(rates)
 	}
 	if err != nil {
+		if _, limited := errors.AsType[*LimitError](err); limited {
+			c.s.meter.Limited()
+		}
 		return nil, err
 	}
 	return func() {

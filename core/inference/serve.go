@@ -126,6 +126,9 @@ func (s *Service) Serve(ctx context.Context, r Request, client Client) error {
 	case c.status >= http.StatusBadRequest: // the worker's own refusal was passed on
 		problem = KindOfStatus(c.status)
 	}
+	if c.sent || c.answered {
+		s.meter.Used(r.Key, c.lease.Worker.Model, c.used())
+	}
 	now := time.Now()
 	s.records.end(c.record, c.status, problem, c.firstToken, c.events, c.tokens, now)
 	if err == nil {
