@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"os/exec"
@@ -254,6 +255,7 @@ func TestOpenAISDK(t *testing.T) {
 		must.NoError(t, err)
 		must.Eq(t, "rbee-tiny", m.ID)
 	})
+	t.Run("llama-server's own routes", func(t *testing.T) { llamaServerRoutes(t, a.addr) })
 	t.Run("cancel", func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		stream := client.Chat.Completions.NewStreaming(ctx, question("Tell me a short story about a bee named Pip."))
@@ -270,6 +272,46 @@ func TestOpenAISDK(t *testing.T) {
 			return nil
 		})
 	})
+}
+
+// llamaServerRoutes asks as llama-server's clients do, which name no model.
+func llamaServerRoutes(t *testing.T, addr string) {
+	t.Helper()
+	ask := func(method, path, body string) (int, string) {
+		t.Helper()
+		req, err := http.NewRequestWithContext(t.Context(), method, "http://"+addr+path, strings.NewReader(body))
+		must.NoError(t, err)
+		resp, err := http.DefaultClient.Do(req)
+		must.NoError(t, err)
+		defer resp.Body.Close()
+		b, err := io.ReadAll(resp.Body)
+		must.NoError(t, err)
+		return resp.StatusCode, string(b)
+	}
+	for _, c := range []struct {
+		method, path, body string
+		status             int
+		says               string
+	}{
+		{"GET", "/health", "", 200, `"ok"`},
+		{"GET", "/v1/health", "", 200, `"ok"`},
+		{"GET", "/props", "", 200, `"model_path":"rbee-tiny"`},
+		{"GET", "/props?model=rbee-tiny", "", 200, `"chat_template":"`},
+		{"GET", "/slots", "", 200, `"is_processing":false`},
+		{"POST", "/tokenize", `{"content":"Hello"}`, 200, `{"tokens":[1028]}`},
+		{"POST", "/apply-template", `{"messages":[{"role":"user","content":"hi"}]}`, 200, "im_start"},
+		{"POST", "/completion", `{"prompt":"The queen","n_predict":4,"ignore_eos":true}`, 200, `"tokens_predicted":4`},
+		{"POST", "/completion", `{"prompt":"The queen","n_predict":4,"ignore_eos":true,"stream":true}`, 200, `"stop":true`},
+		{"POST", "/infill", `{"input_prefix":"a","input_suffix":"b"}`, 400, "infill"},
+		{"POST", "/v1/completions", `{"model":"rbee-tiny","prompt":"a","suffix":"b"}`, 400, `"param":"suffix"`},
+		{"POST", "/v1/chat/completions", `{"model":"rbee-tiny","max_tokens":2,"messages":[{"role":"user","content":"hi"}]}`, 200, `"predicted_per_second":`},
+	} {
+		status, body := ask(c.method, c.path, c.body)
+		must.Eq(t, c.status, status, must.Sprint(c.path, body))
+		must.StrContains(t, body, c.says)
+		must.StrNotContains(t, body, ".gguf")
+		must.StrNotContains(t, body, "[DONE]")
+	}
 }
 
 // anthropicLoop asks with a tool that must be called, whole and streamed, sends the result and gets
