@@ -408,8 +408,13 @@ func FuzzRoundTrip(f *testing.F) {
 	f.Add("", "", "a_b-c", `{}`)
 	f.Add("a\u2028\"\\\n", "", "", "")
 	f.Fuzz(func(t *testing.T, text, reasoning, name, arguments string) {
-		if !utf8.ValidString(text+reasoning+name+arguments) || text == "" && name == "" {
-			return // workers send JSON, and an answer says something
+		for _, s := range []string{text, reasoning, name, arguments} { // their halves may make a letter together
+			if !utf8.ValidString(s) {
+				return // workers send JSON
+			}
+		}
+		if text == "" && name == "" {
+			return // an answer says something
 		}
 		answer := dialect.Answer{Text: text, Reasoning: reasoning, Finish: openai.FinishStop}
 		if name != "" {
