@@ -331,6 +331,9 @@ func TestCutTip(t *testing.T) {
 	whole, err := os.ReadFile(p)
 	must.NoError(t, err)
 	must.Eq(t, 5, readTip(p))
+	info, err := os.Stat(p)
+	must.NoError(t, err)
+	must.Eq(t, os.FileMode(0o600), info.Mode().Perm())
 	for n := range whole {
 		must.NoError(t, os.WriteFile(p, whole[:n], 0o600))
 		want := uint64(4)
@@ -338,6 +341,25 @@ func TestCutTip(t *testing.T) {
 			want = 0
 		}
 		must.Eq(t, want, readTip(p), must.Sprint(n, " bytes"))
+	}
+}
+
+// A tip of which a bit was flipped is none.
+func TestDamagedTip(t *testing.T) {
+	t.Parallel()
+	p := filepath.Join(t.TempDir(), "tip")
+	f, err := openTip(p)
+	must.NoError(t, err)
+	must.NoError(t, f.set(4))
+	must.NoError(t, f.set(5))
+	must.NoError(t, f.close())
+	whole, err := os.ReadFile(p)
+	must.NoError(t, err)
+	for at, want := range map[int]uint64{0: 5, 7: 5, 11: 5, tipSlot: 4, tipSlot + 7: 4, tipSlot + 11: 4} {
+		b := bytes.Clone(whole)
+		b[at] ^= 0x40
+		must.NoError(t, os.WriteFile(p, b, 0o600))
+		must.Eq(t, want, readTip(p), must.Sprint("byte ", at))
 	}
 }
 

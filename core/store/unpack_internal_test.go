@@ -1,0 +1,56 @@
+package store
+
+import (
+	"archive/tar"
+	"bytes"
+	"compress/gzip"
+	"io"
+	"testing"
+
+	"github.com/shoenig/test/must"
+
+	"github.com/rbee-project/rbee/core"
+)
+
+// packed is an archive of one folder and one file, and its size once it is unpacked.
+func packed(t *testing.T) (zipped []byte, size int64) {
+	t.Helper()
+	var plain, out bytes.Buffer
+	w := tar.NewWriter(&plain)
+	must.NoError(t, w.WriteHeader(&tar.Header{Name: "top/", Typeflag: tar.TypeDir, Mode: 0o755}))
+	must.NoError(t, w.WriteHeader(&tar.Header{Name: "top/file", Typeflag: tar.TypeReg, Mode: 0o644, Size: 700}))
+	_, err := w.Write(make([]byte, 700))
+	must.NoError(t, err)
+	must.NoError(t, w.Close())
+	size = int64(plain.Len())
+	z := gzip.NewWriter(&out)
+	_, err = z.Write(plain.Bytes())
+	must.NoError(t, err)
+	must.NoError(t, z.Close())
+	return out.Bytes(), size
+}
+
+// An archive may be as large as its bound, wherever in it the bound is: in a header, in a file that
+// is read or passed over, or in what follows the last one. The end of an archive counts.
+func TestArchiveBound(t *testing.T) {
+	t.Parallel()
+	zipped, size := packed(t)
+	for _, read := range []bool{true, false} {
+		walk := func(limit int64) error {
+			a := archive{file: bytes.NewReader(zipped), prefix: "top/", size: int64(len(zipped)), limits: unpackLimits{entries: 10, bytes: limit, nameBytes: 100, depth: 5}}
+			return a.walk(t.Context(), func(name string, _ *tar.Header, r io.Reader) error {
+				must.Eq(t, "file", name)
+				if !read {
+					return nil
+				}
+				_, err := io.Copy(io.Discard, r)
+				return err
+			})
+		}
+		must.NoError(t, walk(size))
+		for limit := int64(0); limit < size; limit += 100 {
+			must.Eq(t, core.TooLarge, core.KindOf(walk(limit)), must.Sprint(limit))
+		}
+		must.Eq(t, core.TooLarge, core.KindOf(walk(size-1)))
+	}
+}
