@@ -11,6 +11,7 @@ import (
 	"github.com/rbee-project/rbee/core"
 	raftv1 "github.com/rbee-project/rbee/proto/raft/v1"
 	"github.com/rbee-project/rbee/raft/fsm"
+	"github.com/rbee-project/rbee/raft/state"
 )
 
 func many(n int) (list []fsm.HiveState) {
@@ -51,11 +52,19 @@ func TestValidate(t *testing.T) {
 	must.NoError(t, fsm.Validate(fsm.SyncHives(many(fsm.MaxHivesPerCommand))))
 	// As large, as late and as long as it may be.
 	must.NoError(t, fsm.Validate(nodeWith(func(n *raftv1.Node) { n.CertificateExpiresUnix = 253402300799 })))
+	must.NoError(t, fsm.Validate(nodeWith(func(n *raftv1.Node) { n.RpcAddress = "h:65535" })))
 	must.NoError(t, fsm.Validate(tokenWith(func(t *raftv1.Token) { t.CreatedUnix, t.TtlSeconds = 0, 100*366*24*60*60 })))
 	for name, tt := range map[string]struct {
 		cmd  *raftv1.Command
 		kind core.Kind
 	}{
+		"a start without a model":       {fsm.ClaimStart(state.Start{Hive: "h", Served: "m", Request: "r"}, ""), core.Invalid},
+		"a start that replaces itself":  {fsm.ClaimStart(state.Start{Model: "m", Hive: "h", Served: "m", Request: "r"}, "r"), core.Invalid},
+		"no uses of tokens":             {&raftv1.Command{Op: &raftv1.Command_TouchTokens{TouchTokens: &raftv1.TouchTokens{}}}, core.TooLarge},
+		"too many uses of tokens":       {&raftv1.Command{Op: &raftv1.Command_TouchTokens{TouchTokens: &raftv1.TouchTokens{Uses: slices.Repeat([]*raftv1.TokenUse{{Token: "t"}}, fsm.MaxTokenUses+1)}}}, core.TooLarge},
+		"a token with an older secret":  {tokenWith(func(t *raftv1.Token) { t.PreviousSecretHash = []byte{1} }), core.Invalid},
+		"a token of too many models":    {tokenWith(func(t *raftv1.Token) { t.Models = slices.Repeat([]string{"m"}, core.MaxTokenModels+1) }), core.TooLarge},
+		"a port that is none":           {nodeWith(func(n *raftv1.Node) { n.RpcAddress = "h:65536" }), core.Invalid},
 		"an end after the year 9999":    {nodeWith(func(n *raftv1.Node) { n.CertificateExpiresUnix = 253402300800 }), core.Invalid},
 		"nothing":                       {&raftv1.Command{}, core.Invalid},
 		"a long request id":             {&raftv1.Command{RequestId: long, Op: fsm.RemoveHive("h").GetOp()}, core.Invalid},
