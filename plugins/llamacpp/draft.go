@@ -28,7 +28,7 @@ func openDraft(small *native.Model, large *model, slots, tokens, threads int) (*
 	d := &draft{model: small}
 	err := d.fits(large)
 	if err == nil {
-		d.ctx, err = small.NewContext(native.ContextParams{Sequences: slots, Tokens: tokens, BatchTokens: max(batch.DraftStep, slots), Threads: threads, OutputTokens: 1})
+		d.ctx, err = small.NewContext(native.ContextParams{Sequences: slots, Tokens: tokens, BatchTokens: max(batch.DraftStep, slots), Threads: threads, OutputTokens: slots})
 	}
 	if err != nil {
 		err = fmt.Errorf("load draft model: %w: %w", err, sdk.ErrInvalid)

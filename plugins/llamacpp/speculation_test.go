@@ -100,7 +100,7 @@ func TestDraft(t *testing.T) {
 	body := repetitive()[0]
 	want := startWorker(t, 1, 512, `{"speculation":false}`).chat(t, body)
 	must.Nil(t, want.Usage.CompletionTokensDetails)
-	w := startWorker(t, 1, 512, fmt.Sprintf(`{"speculation":false,"draft":%q}`, tinyModel(t)))
+	w := startWorker(t, 3, 512, fmt.Sprintf(`{"speculation":false,"draft":%q}`, tinyModel(t)))
 	got := w.chat(t, body)
 	must.Eq(t, want.Choices, got.Choices)
 	st := w.served.engine.Stats()
