@@ -412,7 +412,7 @@ func (s *served) report(st *worker.Status) {
 		st.State, st.Problem = worker.StateFailed, load.Failure
 	}
 	st.TokensPerSecond, st.TokensTotal, st.KVUsedTokens = load.TokensPerSecond, load.TokensTotal, load.CacheTokens
-	st.PromptTokensTotal, st.CachedTokensTotal = load.PromptEvaluated+load.PromptReused, load.PromptReused
+	st.PromptTokensTotal, st.CachedTokensTotal = load.PromptEvaluated, load.PromptReused
 	st.DraftTokensTotal, st.AcceptedTokensTotal = load.Drafted, load.Accepted
 	if s.hashes {
 		st.PrefixBlocks, st.PrefixBlockTokens = s.engine.Blocks(), batch.BlockTokens

@@ -222,8 +222,9 @@ type Status struct {
 	// DataGuarded says that the data socket serves only connections that begin with
 	// StartSpec.DataOpening. Package worker fills it in.
 	DataGuarded bool
-	// PromptTokensTotal counts the tokens of the prompts of finished requests since Start,
-	// CachedTokensTotal those of them that a cache had.
+	// PromptTokensTotal counts the tokens of prompts that were evaluated since Start, and
+	// CachedTokensTotal those that were not, as a cache had them: what clients asked is the sum, as
+	// with llama-server's prompt_tokens_total and prompt_tokens_cached_total.
 	PromptTokensTotal int64
 	CachedTokensTotal int64
 	// DraftTokensTotal counts the draft tokens of answers since Start: guessed, to evaluate

@@ -675,8 +675,8 @@ type StatusResponse struct {
 	Capabilities []string `protobuf:"bytes,14,rep,name=capabilities,proto3" json:"capabilities,omitempty"`
 	// The worker serves only connections to its data socket that begin with data_opening, which it takes away.
 	DataGuarded bool `protobuf:"varint,15,opt,name=data_guarded,json=dataGuarded,proto3" json:"data_guarded,omitempty"`
-	// Tokens of the prompts of finished requests since Start, and of those the ones that were not evaluated
-	// again because a cache had them.
+	// Tokens of prompts that were evaluated since Start, and those that were not, as a cache had them: what clients
+	// asked is the sum, as with llama-server's prompt_tokens_total and prompt_tokens_cached_total.
 	PromptTokensTotal int64 `protobuf:"varint,16,opt,name=prompt_tokens_total,json=promptTokensTotal,proto3" json:"prompt_tokens_total,omitempty"`
 	CachedTokensTotal int64 `protobuf:"varint,17,opt,name=cached_tokens_total,json=cachedTokensTotal,proto3" json:"cached_tokens_total,omitempty"`
 	// Draft tokens (guessed for answers) since Start, and those of them that were accepted.
