@@ -33,15 +33,18 @@ type response struct {
 	// fail tells an error in the words of another API; nil: OpenAI's.
 	fail func(*openai.Error, dialect.About) (int, []byte)
 
+	start time.Time    // of the response
+	began atomic.Int64 // nanoseconds from start to when the write that runs began; 0: none runs
+
 	mu    sync.Mutex  // guards below
-	began time.Time   // when the write that runs began; zero: none runs
-	timer *time.Timer // cuts a write that runs too long; nil: there was none yet
+	timer *time.Timer // looks at began, a limit after it last did at most; nil: nothing was written
+	ended bool
 }
 
 // newResponse returns the response to a request. The caller ends it. net/http clears the deadline
 // of the connection's earlier request.
 func newResponse(inner http.ResponseWriter, limit time.Duration) *response {
-	w := &response{inner: inner, conn: http.NewResponseController(inner), limit: limit}
+	w := &response{inner: inner, conn: http.NewResponseController(inner), limit: limit, start: time.Now()}
 	w.c = http.NewResponseController(w)
 	return w
 }
@@ -81,36 +84,45 @@ func (w *response) FlushError() error {
 	return w.conn.Flush()
 }
 
-// arm bounds the write that begins.
+// arm bounds the write that begins. A stream writes for every token, so that a write only leaves
+// the time and the timer looks for it.
 func (w *response) arm() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.began = time.Now()
-	if w.timer == nil {
-		w.timer = time.AfterFunc(w.limit, w.late)
-		return
+	w.began.Store(int64(max(time.Since(w.start), 1)))
+	if w.timer == nil { // nobody else sets it
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.timer = time.AfterFunc(w.limit, w.look)
 	}
-	w.timer.Reset(w.limit)
 }
 
-func (w *response) disarm() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.began = time.Time{}
-	w.timer.Stop()
-}
+func (w *response) disarm() { w.began.Store(0) }
 
-// late ends a write that runs too long.
-func (w *response) late() {
+// look ends a write that runs too long, and comes back when the one that runs, or the next, would.
+func (w *response) look() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if !w.began.IsZero() && time.Since(w.began) >= w.limit {
-		w.deadline(time.Now())
+	next := w.limit
+	if began := w.began.Load(); began != 0 {
+		if next = time.Duration(began) + w.limit - time.Since(w.start); next <= 0 {
+			w.deadline(time.Now())
+			return
+		}
+	}
+	if !w.ended {
+		w.timer.Reset(next)
 	}
 }
 
 // end gives the client the limit to take what the server has still in its buffers.
-func (w *response) end() { w.deadline(time.Now().Add(w.limit)) }
+func (w *response) end() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.ended = true
+	if w.timer != nil {
+		w.timer.Stop()
+	}
+	w.deadline(time.Now().Add(w.limit))
+}
 
 // deadline sets the write deadline of the connection or, in HTTP/2, of the stream, where it fires
 // whether something is written or not. A recorder in a test has none.

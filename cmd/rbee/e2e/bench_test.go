@@ -122,8 +122,14 @@ func bareHop(b *testing.B) time.Duration {
 	return median(took)
 }
 
-// reverseProxy starts testdata/reverseproxy in front of a worker's socket and gives its base URL.
-func reverseProxy(b *testing.B, worker pluginhost.Attachment, mode ...string) string {
+// proxy is a running testdata/reverseproxy.
+type proxy struct {
+	base string // URL
+	pid  int
+}
+
+// reverseProxy starts testdata/reverseproxy in front of a worker's socket.
+func reverseProxy(b *testing.B, worker pluginhost.Attachment, mode ...string) proxy {
 	b.Helper()
 	dir := shortDir(b)
 	exe := filepath.Join(dir, "reverseproxy")
@@ -142,7 +148,7 @@ func reverseProxy(b *testing.B, worker pluginhost.Attachment, mode ...string) st
 	})
 	addr, err := bufio.NewReader(stdout).ReadString('\n')
 	must.NoError(b, err)
-	return "http://" + strings.TrimSpace(addr)
+	return proxy{"http://" + strings.TrimSpace(addr), cmd.Process.Pid}
 }
 
 // BenchmarkRelay compares a stream through the queen with the same stream from the worker's own
@@ -161,8 +167,8 @@ func BenchmarkRelay(b *testing.B) {
 	}{
 		{&http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return dialWorker(ctx, worker) }}}, "http://worker"},
 		{&http.Client{Transport: &http.Transport{}}, "http://" + a.addr},
-		{&http.Client{Transport: &http.Transport{}}, reverseProxy(b, worker)},
-		{&http.Client{Transport: &http.Transport{}}, reverseProxy(b, worker, "copy")},
+		{&http.Client{Transport: &http.Transport{}}, reverseProxy(b, worker).base},
+		{&http.Client{Transport: &http.Transport{}}, reverseProxy(b, worker, "copy").base},
 	}
 	const direct, through, peer, bare, n = 0, 1, 2, 3, 4
 	orders := [][n]int{{0, 1, 2, 3}, {1, 3, 0, 2}, {2, 0, 3, 1}, {3, 2, 1, 0}} // each once in each place, none always behind the same
