@@ -51,6 +51,7 @@ type Hive struct {
 	// the hive has not said.
 	Unconfined  string    `json:"unconfined,omitempty"`
 	Problems    []string  `json:"problems,omitempty"` // worker types that cannot be installed or used, with what to do; at most 16
+	Probing     bool      `json:"probing,omitempty"`  // it still looks what its worker types find: Devices and WorkerTypes may lack some
 	LastBeat    time.Time `json:"last_beat,omitzero"`
 	RPCAddress  string    `json:"rpc_address,omitempty"` // host:port; empty: only reachable in its own process
 	Draining    bool      `json:"draining"`              // gets no new worker, and its workers no new request

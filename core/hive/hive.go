@@ -368,6 +368,7 @@ func (h *Hive) report(ctx context.Context) *queenv1.LinkRequest {
 	req := &queenv1.LinkRequest{Unloads: true, Hive: wire.HiveToProto(core.Hive{
 		ID: h.opts.ID, Name: h.opts.Name, Version: h.opts.Version, OS: runtime.GOOS, Arch: runtime.GOARCH, Incarnation: h.incarnation,
 		Devices: devices, WorkerTypes: types, RPCAddress: h.rpcAddress(), Unconfined: h.plugins.Confinement(), Problems: h.problems(),
+		Probing: h.probing(),
 	})}
 	for _, w := range h.all() {
 		req.Workers = append(req.Workers, wire.WorkerToProto(w.view(h.opts.ID, h.keepAlive())))

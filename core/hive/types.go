@@ -102,6 +102,7 @@ func (h *Hive) probe(ctx context.Context, t *workerType) error {
 	digest, err := h.plugins.CodeDigest(t.spec)
 	if err != nil {
 		t.note(sdk.Info{}, sdkworker.Fingerprint{Problem: err.Error()}, "")
+		h.typesChanged()
 		return nil
 	}
 	if _, _, found := t.probedAs(digest); found {
@@ -258,6 +259,14 @@ func (h *Hive) probed(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// probing reports whether a worker type has not been probed yet.
+func (h *Hive) probing() bool {
+	return slices.ContainsFunc(h.typeList(), func(t *workerType) bool {
+		_, _, found := t.known()
+		return !found
+	})
 }
 
 // typeViews is the worker types as far as they are probed, those that are not without devices.

@@ -46,7 +46,7 @@ func TestSteadyClusterWritesNothing(t *testing.T) {
 				// registry.
 				h.change(func(h *fakeHive) {
 					h.hive.Devices[0].FreeBytes, h.hive.Unconfined = int64(i), fmt.Sprint("reason ", i)
-					h.hive.Problems = []string{fmt.Sprint("problem ", i)}
+					h.hive.Problems, h.hive.Probing = []string{fmt.Sprint("problem ", i)}, i%2 == 1
 					h.workers[0].Load = core.Load{Active: i, Queued: 1, TokensPerSecond: 3, TokensTotal: int64(i), KVUsedTokens: i}
 					h.workers[0], h.workers[1] = h.workers[1], h.workers[0]
 				})
@@ -62,6 +62,7 @@ func TestSteadyClusterWritesNothing(t *testing.T) {
 		must.Eq(t, 99, h.Devices[0].FreeBytes)
 		must.Eq(t, "reason 99", h.Unconfined)
 		must.Eq(t, []string{"problem 99"}, h.Problems)
+		must.True(t, h.Probing)
 		status, err := c.q.Status(t.Context())
 		must.NoError(t, err)
 		must.SliceContains(t, status.Problems, "hive "+h.Name+": problem 99")

@@ -389,13 +389,14 @@ func (r *Remote) tellLog(ctx context.Context, m *machine, l layout, run Run) {
 }
 
 // awaitReady waits until the registry has the hive as ready, after a start later than the given
-// one.
+// one, and the hive knows its devices. It does not wait for these beyond the patience.
 func (r *Remote) awaitReady(ctx context.Context, m *machine, l layout, id string, before core.Hive, run Run) (core.Hive, error) {
 	deadline := time.Now().Add(r.o.Patience)
 	stopped := 0 // how often the service was found stopped
 	for n := 1; ; n++ {
 		h, err := r.o.Cluster.Hive(ctx, id)
-		if err == nil && h.Status == core.HiveReady && h.Incarnation != before.Incarnation {
+		ready := err == nil && h.Status == core.HiveReady && h.Incarnation != before.Incarnation
+		if ready && (!h.Probing || time.Now().After(deadline)) {
 			return h, nil
 		}
 		if n%lifePolls == 0 {

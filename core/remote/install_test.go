@@ -20,12 +20,14 @@ import (
 func TestInstallUpgradeStopStartUninstall(t *testing.T) {
 	t.Parallel()
 	g := newRig(t)
+	g.cluster.probing = 3
 	must.NoError(t, os.MkdirAll(filepath.Join(g.home, ".local/share/other"), 0o700))
 	before := g.tree()
 
 	first, err := g.install(func(r *core.Request) { r.Name = "gpu" })
 	must.NoError(t, err)
 	must.Eq(t, "feedbeef", first.Hive)
+	must.Len(t, 1, first.Devices)
 	must.Eq(t, ServiceNone, first.Service)
 	must.StrHasPrefix(t, "1.0-", first.Build)
 	must.False(t, first.Already)

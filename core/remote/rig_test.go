@@ -177,6 +177,7 @@ type fakeCluster struct {
 	stays    bool // it may not leave
 	mintErr  error
 	draining bool
+	probing  int // for how many more answers the hive does not know its devices
 }
 
 func (f *fakeCluster) note(format string, args ...any) {
@@ -220,6 +221,10 @@ func (f *fakeCluster) Hive(_ context.Context, hive string) (core.Hive, error) {
 		h := core.Hive{ID: "feedbeef", Name: "gpu", Status: core.HiveDown, Incarnation: uint64(strings.Count(string(b), "\n")), Draining: f.draining}
 		if f.alive() != 0 {
 			h.Status = core.HiveReady
+			if h.Probing = f.probing > 0; !h.Probing {
+				h.Devices = []core.Device{{ID: "cpu", Kind: "cpu"}}
+			}
+			f.probing--
 		}
 		return h, nil
 	}

@@ -24,6 +24,7 @@ func HiveToProto(h core.Hive) *queenv1.Hive {
 		RpcAddress:  h.RPCAddress,
 		Unconfined:  h.Unconfined,
 		Problems:    h.Problems,
+		Probing:     h.Probing,
 	}
 }
 
@@ -41,6 +42,7 @@ func HiveFromProto(h *queenv1.Hive) core.Hive {
 		RPCAddress:  h.GetRpcAddress(),
 		Unconfined:  h.GetUnconfined(),
 		Problems:    h.GetProblems(),
+		Probing:     h.GetProbing(),
 	}
 }
 

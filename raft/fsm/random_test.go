@@ -183,7 +183,7 @@ func records(t testing.TB, f *fsm.FSM) []byte {
 func TestEveryFieldSurvives(t *testing.T) {
 	t.Parallel()
 	h := core.Hive{}
-	fill(t, reflect.ValueOf(&h).Elem(), "LastBeat", "FreeBytes", "Unconfined", "Problems", "CreateIndex", "ModifyIndex")
+	fill(t, reflect.ValueOf(&h).Elem(), "LastBeat", "FreeBytes", "Unconfined", "Problems", "Probing", "CreateIndex", "ModifyIndex")
 	h.Status, h.RPCAddress = core.HiveSuspect, "h:1"
 	w := core.Worker{}
 	fill(t, reflect.ValueOf(&w).Elem(), "Load", "CreateIndex", "ModifyIndex")

@@ -18,7 +18,7 @@ func SameHive(told, registered *core.Hive) bool {
 // recordOf returns the part of a hive that SameHive compares.
 func recordOf(h *core.Hive) *core.Hive {
 	r := *h
-	r.Unconfined, r.Problems, r.LastBeat = "", nil, time.Time{} // of reports alone
+	r.Unconfined, r.Problems, r.Probing, r.LastBeat = "", nil, false, time.Time{} // of reports alone
 	r.Draining, r.CreateIndex, r.ModifyIndex = false, 0, 0
 	r.Devices = slices.Clone(nonNil(r.Devices))
 	for i := range r.Devices {

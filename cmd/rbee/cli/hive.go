@@ -97,6 +97,9 @@ func (a *app) hiveFacts(h core.Hive) *term.Facts {
 	f.Add("Version", h.Version)
 	f.Add("System", h.OS+"/"+h.Arch)
 	f.Add("Worker types", strings.Join(h.WorkerTypes, ", "))
+	if h.Probing {
+		f.Add("Probing", "its worker types are still being probed: devices may be missing")
+	}
 	f.Add("Unconfined", h.Unconfined)
 	f.Add("Problems", strings.Join(h.Problems, "\n"))
 	f.Add("Devices", deviceLines(h.Devices))

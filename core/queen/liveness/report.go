@@ -134,12 +134,12 @@ func (r *Report) registered(s *state.Snapshot) (same bool, old *core.Hive) {
 // share lets a report that the registry has use the registry's memory: most of what hives say is
 // said again and again.
 func (r *Report) share(s *state.Snapshot, old *core.Hive) {
-	free, unconfined, problems := r.Hive.Devices, r.Hive.Unconfined, r.Hive.Problems
+	told := r.Hive
 	r.Hive = *old
-	r.Hive.Unconfined, r.Hive.Problems = unconfined, problems
+	r.Hive.Unconfined, r.Hive.Problems, r.Hive.Probing = told.Unconfined, told.Problems, told.Probing
 	r.Hive.Devices = slices.Clone(old.Devices)
 	for i := range r.Hive.Devices {
-		r.Hive.Devices[i].FreeBytes = free[i].FreeBytes
+		r.Hive.Devices[i].FreeBytes = told.Devices[i].FreeBytes
 	}
 	i := 0
 	s.EachWorkerOfHive(nil, old.ID, func(w *core.Worker) bool {

@@ -94,7 +94,7 @@ func (v *View) AddTo(h *core.Hive) {
 		return
 	}
 	h.LastBeat = v.Report.At
-	h.Unconfined, h.Problems = v.Report.Hive.Unconfined, v.Report.Hive.Problems
+	h.Unconfined, h.Problems, h.Probing = v.Report.Hive.Unconfined, v.Report.Hive.Problems, v.Report.Hive.Probing
 	for i := range h.Devices {
 		d := &h.Devices[i]
 		if at := slices.IndexFunc(v.Report.Hive.Devices, func(told core.Device) bool { return told.ID == d.ID }); at >= 0 {

@@ -3217,7 +3217,10 @@ type Hive struct {
 	// Why its plugins are not confined as they could be; empty: they are. Not kept in the registry.
 	Unconfined string `protobuf:"bytes,10,opt,name=unconfined,proto3" json:"unconfined,omitempty"`
 	// What it cannot do, for people; at most 16. Not kept in the registry.
-	Problems      []string `protobuf:"bytes,11,rep,name=problems,proto3" json:"problems,omitempty"`
+	Problems []string `protobuf:"bytes,11,rep,name=problems,proto3" json:"problems,omitempty"`
+	// It still looks what its worker types are and find: devices and worker_types may lack some. Not
+	// kept in the registry.
+	Probing       bool `protobuf:"varint,12,opt,name=probing,proto3" json:"probing,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3327,6 +3330,13 @@ func (x *Hive) GetProblems() []string {
 		return x.Problems
 	}
 	return nil
+}
+
+func (x *Hive) GetProbing() bool {
+	if x != nil {
+		return x.Probing
+	}
+	return false
 }
 
 type Worker struct {
@@ -3848,7 +3858,7 @@ const file_queen_v1_queen_proto_rawDesc = "" +
 	"rpcAddress\"Z\n" +
 	"\rRenewResponse\x12'\n" +
 	"\x0fca_certificates\x18\x01 \x01(\fR\x0ecaCertificates\x12 \n" +
-	"\vcertificate\x18\x02 \x01(\fR\vcertificate\"\xba\x02\n" +
+	"\vcertificate\x18\x02 \x01(\fR\vcertificate\"\xd4\x02\n" +
 	"\x04Hive\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
@@ -3864,7 +3874,8 @@ const file_queen_v1_queen_proto_rawDesc = "" +
 	"unconfined\x18\n" +
 	" \x01(\tR\n" +
 	"unconfined\x12\x1a\n" +
-	"\bproblems\x18\v \x03(\tR\bproblems\"\xcd\x02\n" +
+	"\bproblems\x18\v \x03(\tR\bproblems\x12\x18\n" +
+	"\aprobing\x18\f \x01(\bR\aprobing\"\xcd\x02\n" +
 	"\x06Worker\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04type\x18\x02 \x01(\tR\x04type\x12\x18\n" +
