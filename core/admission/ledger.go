@@ -42,7 +42,7 @@ type Refusal struct {
 	Retry time.Duration
 }
 
-// Ledger counts what keys do. Whoever runs requests for them is a holder.
+// Ledger counts what keys do. A holder runs requests for them.
 type Ledger struct {
 	accounts map[string]*account
 	heard    map[string]time.Time // holders

@@ -37,7 +37,7 @@ func Join(ctx context.Context, cfg *config.Config, tokenAtHost string) error {
 	return join(ctx, cfg, tokenAtHost)
 }
 
-// join is Join for whoever holds the lock of the data folder.
+// join is Join for a caller that holds the lock of the data folder.
 func join(ctx context.Context, cfg *config.Config, tokenAtHost string) error {
 	const op = "join the cluster"
 	if cfg.TLS.Given() {

@@ -282,7 +282,7 @@ func (n *network) conn(id, address string, role core.Role) (grpc.ClientConnInter
 	return c, nil
 }
 
-// probe is a connection to whoever is a queen with this id at an address.
+// probe is a connection to a queen with this id at an address.
 func (n *network) probe(id, address string) (grpc.ClientConnInterface, error) {
 	c, err := n.probes.Conn(id, address, core.RoleQueen)
 	if err != nil {

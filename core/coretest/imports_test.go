@@ -27,6 +27,7 @@ var allowed = []struct {
 	{"plugins/sdk", []string{"proto/plugin/v1"}},
 	{"plugins/sdk/openai", nil},
 	{"plugins/sdk/origin", []string{"plugins/sdk"}},
+	{"plugins/sdk/origin/origintest", nil},
 	{"plugins/sdk/worker", []string{"plugins/sdk", "proto/plugin/v1", "proto/worker/v1"}},
 	{"plugins/sdk/worker/child", nil},
 	{"plugins/sdk/worker/forward", []string{"plugins/sdk/openai"}},

@@ -23,7 +23,7 @@ var (
 // streams knows what runs, so that a stop can wait for it, and end it with a reason instead of a
 // silent cut. The zero value is ready.
 type streams struct {
-	lame   atomic.Bool  // the server stops: whoever gets an answer is told to connect to another one
+	lame   atomic.Bool  // the server stops: clients that get an answer are told to connect to another one
 	active atomic.Int64 // requests of all kinds that are being answered
 	last   atomic.Int64 // when the last request began or ended, in nanoseconds since 1970; kept only while lame
 

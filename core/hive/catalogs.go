@@ -38,7 +38,7 @@ type catalogs struct {
 
 type source struct {
 	spec pluginhost.Spec
-	gate chan struct{} // holds one: whoever took it may start or end the process and use the fields below
+	gate chan struct{} // holds one: its taker may start or end the process and use the fields below
 
 	proc      catalogProcess // nil: not running
 	users     int

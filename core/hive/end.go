@@ -98,7 +98,7 @@ func (h *Hive) endWorker(w *worker, e ending) error {
 		}
 	}
 	w.asked = true
-	w.keep = e.keep && (first || w.keep) // whoever retires it for good has the last word
+	w.keep = e.keep && (first || w.keep) // retiring for good has the last word
 	w.mu.Unlock()
 	if !first {
 		return nil

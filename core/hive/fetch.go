@@ -52,7 +52,7 @@ func (s *fileSources) Next(_ context.Context, failed error) (store.Source, error
 		s.asked++
 	}
 	if s.asked > 2 || core.KindOf(failed) == core.Integrity {
-		return nil, nil // wrong bytes come from the same place whoever brings them
+		return nil, nil // wrong bytes come from the same place by any way
 	}
 	if failed != nil {
 		s.log("%v; its catalog source goes on", failed)

@@ -99,7 +99,7 @@ type Hive struct {
 	catalogs    *catalogs
 	swarm       *swarm.Client // nil: there are no other hives
 	beat        *beater
-	building    chan struct{} // holds one: whoever put it in may build
+	building    chan struct{} // holds one: the build that put it in may run
 
 	tasks   chan func(ctx context.Context) // run by Run, which waits for them
 	adopted chan struct{}                  // closed when the workers of an earlier agent are taken over

@@ -27,7 +27,7 @@ const (
 // workerType is one worker type of the hive and what its probe found.
 type workerType struct {
 	spec pluginhost.Spec
-	gate chan struct{} // holds one: whoever took it may probe
+	gate chan struct{} // holds one: its taker may probe
 	// built says that the plugin was built on this hive: it has no file in the plugin folder, and
 	// lies in the store alone.
 	built bool

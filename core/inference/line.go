@@ -169,7 +169,7 @@ func (l *lines) began(model string) {
 	r.leases++
 }
 
-// ended forgets a lease that took so long and wakes whoever waits for its slot.
+// ended forgets a lease that took so long and wakes the request that waits for its slot.
 func (l *lines) ended(model string, took time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

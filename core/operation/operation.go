@@ -31,7 +31,7 @@ const (
 	// is said by the operation's fields.
 	RunsOnQueen Runs = "queen"
 	// RunsOverSSH is the machine of the queen that is asked, which reaches another one with the SSH
-	// identity of whoever runs its agent.
+	// identity of the user who runs its agent.
 	RunsOverSSH Runs = "ssh"
 )
 

@@ -111,7 +111,7 @@ func (h *Host) prepare(u *confine.User, cmd *exec.Cmd, c Confined) error {
 		return err
 	}
 	for _, path := range c.Read {
-		// What is hidden stays so, whoever names it.
+		// What is hidden stays so, even where somebody names it.
 		if h.o.Walls.Rules.Access(path) == confine.None {
 			continue
 		}
@@ -274,7 +274,7 @@ func (h *Host) rules(c Confined) confine.Rules {
 	allow := func(access confine.Access, paths []string) {
 		for _, path := range paths {
 			real, err := filepath.EvalSymlinks(path)
-			// What the host's rules hide is no plugin's, whoever names it.
+			// What the host's rules hide is open to no plugin, even where somebody names it.
 			if err != nil || !filepath.IsAbs(path) || w.Rules.Access(real) == confine.None || rules.Access(real) >= access {
 				continue
 			}

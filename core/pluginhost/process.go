@@ -48,7 +48,7 @@ type launch struct {
 	tethered bool
 }
 
-// process is a plugin process and the connection to it. Whoever made it ends it or lets it go.
+// process is a plugin process and the connection to it. Its maker ends it or lets it go.
 type process struct {
 	name    string // for messages: worker plugin "cpu"
 	client  *goplugin.Client

@@ -217,8 +217,8 @@ func (s *soakSearch) from(said []token, raw string) bool {
 // prompt that is read in one piece and one whose last token is read alone (x86-64 with AVX2).
 const drawMargin = 2 * llamatest.Margin
 
-// tied reports whether the sampler chooses t where logits are other than they are by the margin: for
-// the likeliest one its own, and for a draw all of them, in the ways that move the borders of its
+// tied reports whether the sampler chooses t where logits are other than they are by the margin:
+// for the likeliest one its own, and for a draw all of them, in the ways that move the borders of its
 // part of the distribution furthest: what lies on one side of it is likelier, and what lies on the
 // other less so.
 func (s *soakSearch) tied(said []token, logits []float32, t token) bool {

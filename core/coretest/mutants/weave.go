@@ -215,7 +215,7 @@ func (p *goPackage) callOf(f *source, d *ast.FuncDecl, name string) string {
 }
 
 // reach is where a test that may notice the edit comes by: the statement around it or, as a branch
-// that does nothing differs only for whoever takes it, the branch's first.
+// that does nothing differs only for those who take it, the branch's first.
 func (p *goPackage) reach(f *source, e *edit) int {
 	at := e.start
 	ast.Inspect(f.tree, func(n ast.Node) bool {

@@ -206,7 +206,7 @@ func (l *Link) Close() {
 	p.link = nil
 	m.links--
 	if l.heard != nil {
-		close(l.heard) // whoever waits looks at what is now
+		close(l.heard) // those that wait look at what is now
 		l.heard = nil
 	}
 	if p.report == nil && p.graceUntil.IsZero() {

@@ -85,7 +85,7 @@ func (s *Starter) Resolve(ctx context.Context, name string) (string, router.Star
 const RegistrationPatience = 10 * time.Second
 
 // maxClaims bounds how often one request decides where its model starts, against other queens that
-// decide it at the same time: whoever loses follows the winner's.
+// decide it at the same time: the loser follows the winner's.
 const maxClaims = 4
 
 // errAlreadyThere says that there is nothing to start.

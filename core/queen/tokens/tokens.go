@@ -208,7 +208,7 @@ func checkBounds(r *core.TokenRequest) error {
 	if len(r.Models) == 0 && len(r.Limits) == 0 {
 		return nil
 	}
-	// Whoever may operate asks models by jobs, and an administrator makes tokens.
+	// A token that may operate asks models by jobs, and an administrator makes tokens.
 	if slices.Contains(r.Scopes, core.ScopeOperate) || slices.Contains(r.Scopes, core.ScopeAdmin) || !slices.Contains(r.Scopes, core.ScopeInfer) {
 		return core.Errorf(core.Invalid, "models and limits are for tokens with the scope infer, alone or with read").Hint(
 			"A token with operate or admin could lift its own limits: make two tokens.")

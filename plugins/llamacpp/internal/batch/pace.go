@@ -13,7 +13,7 @@ const (
 	leastChunk = 16
 	// plainSteps is by how many steps without prompts a step may last longer, where that is more
 	// than Config.PromptPause: on a slow machine, or with a large model, that fits few tokens, and
-	// whoever waits for a first token would wait for long.
+	// requests that wait for a first token would wait for long.
 	plainSteps = 3
 	// soloTime and soloChunk bound a step that has prompts alone. It holds up nobody who is being
 	// answered, but a short prompt that comes after it began, and a cancellation.
