@@ -241,7 +241,7 @@ func (b *backend) Status(context.Context) (worker.Status, error) {
 	st.State, st.ContextTokens, st.Capabilities = worker.StateReady, r.facts.contextTokens, r.facts.capabilities
 	r.gate.Fill(&st)
 	r.mu.Lock()
-	st.PromptTokensTotal, st.CachedTokensTotal = r.prompt, r.cached
+	st.PromptTokensTotal, st.CachedTokensTotal = max(r.prompt-r.cached, 0), r.cached
 	r.mu.Unlock()
 	if failed != "" {
 		st.State, st.Problem = worker.StateFailed, failed
