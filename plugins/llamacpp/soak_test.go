@@ -223,9 +223,9 @@ func (s *soakSearch) from(said []token, raw string) bool {
 const drawMargin = 2 * llamatest.Margin
 
 // tied reports whether the sampler chooses t where logits are other than they are by the margin:
-// for the likeliest one its own, and for a draw all of them, in the ways that move the borders of its
-// part of the distribution furthest: what lies on one side of it is likelier, and what lies on the
-// other less so.
+// for the likeliest one its own, and for a draw all of them, in the ways that move the borders of
+// its part of the distribution furthest: what lies on one side of it is likelier, and what lies on
+// the other less so.
 func (s *soakSearch) tied(said []token, logits []float32, t token) bool {
 	other := slices.Clone(logits)
 	other[t] += llamatest.Margin
