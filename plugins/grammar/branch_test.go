@@ -94,7 +94,6 @@ func TestNamesNeedNoObjects(t *testing.T) {
 	must.NoError(t, err)
 	m := g.NewMatcher(wordVocabulary())
 	must.NoError(t, m.AcceptBytes([]byte(`{"b":1,"q`)))
-	before := 0
 	known := func() (n int) {
 		for _, f := range g.frames {
 			if f.obj != nil {
@@ -103,7 +102,7 @@ func TestNamesNeedNoObjects(t *testing.T) {
 		}
 		return n
 	}
-	before = known()
+	before := known()
 	must.NoError(t, m.Mask(make([]uint64, m.v.MaskLen())))
 	must.Eq(t, before, known())
 }

@@ -585,7 +585,7 @@ func (s *rxSet) edges(r rx) *rxEdges {
 	e := &rxEdges{}
 	known := map[uint64]rx{}
 	for _, c := range from {
-		d := rxNone
+		var d rx
 		if len(b.classes) > maxAlike {
 			d = s.derive(r, c)
 		} else {

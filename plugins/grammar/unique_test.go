@@ -3,6 +3,7 @@ package grammar_test
 import (
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"github.com/shoenig/test/must"
@@ -50,6 +51,6 @@ func TestManyUniqueItems(t *testing.T) {
 	for i := range 300 {
 		doc = fmt.Appendf(doc, `{"id":%d,"tags":["a",{"n":"%d"}]},`, i, i%7)
 	}
-	must.True(t, g.Accepts(append(doc[:len(doc):len(doc)], "{}]"...)))
+	must.True(t, g.Accepts(append(slices.Clip(doc), "{}]"...)))
 	must.False(t, g.Accepts(append(doc, `{"tags":["a",{"n":"3"}],"id":3}]`...)))
 }
