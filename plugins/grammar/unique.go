@@ -328,10 +328,11 @@ func (c *compiler) ways(n *node, enough, depth int) int {
 	return min(count, enough)
 }
 
-// waysOfObject returns in how many ways an object can go on from k, up to enough.
+// waysOfObject returns in how many ways an object can go on from k, up to enough. What relates its
+// properties, or their number, is left out, so that they may be fewer.
 func (c *compiler) waysOfObject(k frameKey, order Order, enough, depth int) int {
 	o := k.obj
-	if o.free != rxNone || o.min > 0 || o.max >= 0 || len(o.deps)+len(o.some) > 0 {
+	if o.free != rxNone {
 		return enough
 	}
 	total := 1
@@ -350,11 +351,9 @@ func (c *compiler) waysOfObject(k frameKey, order Order, enough, depth int) int 
 	return total
 }
 
-// waysOfArray returns in how many ways an array can go on from item number at, up to enough.
+// waysOfArray returns in how many ways an array can go on from item number at, up to enough. What
+// relates its items is left out, so that they may be fewer.
 func (c *compiler) waysOfArray(a *arrNode, at, enough, depth int) int {
-	if len(a.contains) > 0 || a.unique {
-		return enough
-	}
 	end := a.max
 	if ok, err := c.satisfiable(a.rest); err != nil || !ok {
 		if end < 0 || end > len(a.prefix) {

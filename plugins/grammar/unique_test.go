@@ -25,6 +25,7 @@ func TestUniqueItemsHaveNoDeadEnds(t *testing.T) {
 		`{"type":"array","items":{"anyOf":[{"type":"object","maxProperties":0},{"type":"object","properties":{"b":{}},"required":["b"]}]},"uniqueItems":true}`,
 		`{"type":"array","items":{"anyOf":[{"type":"object","properties":{"a":{"const":1}},"required":["a"],"additionalProperties":false},{"type":"object","properties":{"b":{"const":2}},"required":["b"],"additionalProperties":false}]},"uniqueItems":true,"minItems":2}`,
 		`{"type":"array","items":{"type":"array","items":{"const":1},"maxItems":1},"uniqueItems":true}`,
+		`{"type":"array","items":{"type":"array","items":false,"uniqueItems":true},"uniqueItems":true}`,
 	} {
 		t.Run(schema, func(t *testing.T) {
 			t.Parallel()
