@@ -28,8 +28,8 @@ func (c *conns) closeUnused() {
 }
 
 // lameDuck goes on to answer what comes on open connections, each answer with the word that the
-// connection is closed after it, until nothing has come for a while: then any client that still has a
-// connection does not use it, and closing it fails no request. It returns at end at the latest.
+// connection is closed after it, until nothing has come for a while: then any client that still has
+// a connection does not use it, and closing it fails no request. It returns at end at the latest.
 func (g *Gateway) lameDuck(c *conns, end <-chan struct{}) {
 	tick := time.NewTicker(max(g.o.LameDuck/20, time.Millisecond))
 	defer tick.Stop()

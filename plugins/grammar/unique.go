@@ -220,8 +220,8 @@ func (g *Grammar) opened(k frameKey, l *leaf) (*frame, bool) {
 	return g.frame(k), g.c.waysOfArray(k.arr, 0, n+1, 0) > n
 }
 
-// holdsComposite reports whether c may be a value of the object or array of k. It is certain only where no
-// keyword relates several properties or items.
+// holdsComposite reports whether c may be a value of the object or array of k. It is certain only
+// where no keyword relates several properties or items.
 func (c *compiler) holdsComposite(k frameKey, v *composite, all map[string]*composite) bool {
 	if v == nil {
 		return false

@@ -11,8 +11,8 @@ import (
 	"github.com/rbee-project/rbee/plugins/grammar"
 )
 
-// TestUniqueItemsHaveNoDeadEnds writes arrays of few different objects and arrays at random: an item
-// that begins like former ones can always become another one.
+// TestUniqueItemsHaveNoDeadEnds writes arrays of few different objects and arrays at random: an
+// item that begins like former ones can always become another one.
 func TestUniqueItemsHaveNoDeadEnds(t *testing.T) {
 	t.Parallel()
 	for _, schema := range []string{

@@ -120,8 +120,8 @@ func (r *soakRequest) send(t testing.TB, w *testWorker) {
 }
 
 // check holds each answer against the plain loop, with a sampler of its own that has the request's
-// seed. Where that goes another way, as it may where hardly anything is unlikely, the answer must be
-// what a worker gives that has nothing else to do.
+// seed. Where that goes another way, as it may where hardly anything is unlikely, the answer must
+// be what a worker gives that has nothing else to do.
 func (r *soakRequest) check(t testing.TB, m *model, loop *llamatest.Loop, alone *testWorker) error {
 	t.Helper()
 	for i, text := range r.texts {

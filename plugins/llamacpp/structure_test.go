@@ -218,10 +218,9 @@ func TestRuleFails(t *testing.T) {
 // TestMaskBench answers under many schemas of MaskBench and prints how many answers came to their
 // end and were valid, and the speed beside free answers of the same length. Both take turns, a few
 // dozen answers each, so that other work of the machine slows both; the processor time of the whole
-// process stands beside the time that passed. Nothing is guessed: that pays by how much a text repeats
-// itself, with a schema or without. RBEE_TEST_MASKBENCH names the file,
-// RBEE_TEST_SCHEMAS how many schemas are taken, evenly spread, RBEE_TEST_LIMIT after how long no
-// other turn begins.
+// process stands beside the time that passed. Nothing is guessed: that pays by how much a text
+// repeats itself, with a schema or without. RBEE_TEST_MASKBENCH names the file, RBEE_TEST_SCHEMAS
+// how many schemas are taken, evenly spread, RBEE_TEST_LIMIT after how long no other turn begins.
 func TestMaskBench(t *testing.T) {
 	path := os.Getenv("RBEE_TEST_MASKBENCH")
 	if path == "" {

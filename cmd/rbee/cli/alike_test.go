@@ -40,7 +40,7 @@ func TestCommandsAreAlike(t *testing.T) {
 					t.Errorf("%s has no --dry-run", path)
 				}
 			}
-			if _, args, takes := strings.Cut(sub.Use, " "); takes && !strings.HasPrefix(args, "--") && !slices.Contains(free, args) && !slices.Contains(byName, path) {
+			if _, args, takes := strings.Cut(sub.Use, " "); takes && !strings.HasPrefix(strings.TrimPrefix(args, "["), "--") && !slices.Contains(free, args) && !slices.Contains(byName, path) {
 				if sub.ValidArgsFunction == nil && len(sub.ValidArgs) == 0 {
 					t.Errorf("%s does not complete %s", path, args)
 				}

@@ -19,7 +19,8 @@ import (
 	"github.com/rbee-project/rbee/core/token"
 )
 
-// maxJoinTTL bounds the life of a join token: anybody who has it can take a machine into the cluster.
+// maxJoinTTL bounds the life of a join token: anybody who has it can take a machine into the
+// cluster.
 const maxJoinTTL = 24 * time.Hour
 
 func (a *app) tokenCommand() *cobra.Command {
