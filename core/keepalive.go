@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"math"
 	"strconv"
-	"strings"
 	"time"
 )
 
@@ -45,7 +44,7 @@ func ReadKeepAlive(value []byte) (d time.Duration, set bool, err error) {
 		if err := json.Unmarshal(value, &text); err != nil {
 			return 0, false, Errorf(Invalid, "keep_alive is not a valid string")
 		}
-	case text[0] != '-' && !strings.Contains("0123456789", text[:1]):
+	case text[0] != '-' && (text[0] < '0' || text[0] > '9'):
 		return 0, false, Errorf(Invalid, "keep_alive must be a number of seconds or a duration").Hint(`Give it such as 300 or "5m".`)
 	}
 	d, err = ParseKeepAlive(text)

@@ -203,7 +203,8 @@ func (s *server) completion(w http.ResponseWriter, r *http.Request) {
 // text returns what a completion asks for, but its format.
 func (s *server) text(req *openai.CompletionRequest, maxTokens int) (*ask, error) {
 	out := newRequest()
-	a, err := &ask{request: out, sampling: &req.Sampling}, error(nil)
+	a := &ask{request: out, sampling: &req.Sampling}
+	var err error
 	if a.count, a.best, err = s.count(&req.Sampling, req.BestOf, len(req.Prompt.Texts)+len(req.Prompt.Tokens)); err != nil {
 		return nil, err
 	}

@@ -37,8 +37,10 @@ func TestWrongAnswers(t *testing.T) {
 		"Ollama's line":           {"POST /api/chat", "application/x-ndjson", `{"model":"m","created_at":"2026-01-01T00:00:00Z","message":{"role":"assistant","content":"x"},"done":true}` + "\n", 200, "done_reason"},
 		"an unknown event":        {"POST /v1/messages", "text/event-stream", "event: progress\ndata: {\"type\":\"progress\"}\n\n", 200, "oneOf"},
 		"another name":            {"POST /v1/messages", "text/event-stream", "event: ping\ndata: {\"type\":\"message_stop\"}\n\n", 200, `"ping" has the type "message_stop"`},
-		"a number left out": {"POST /v1/responses", "text/event-stream",
-			"data: {\"type\":\"error\",\"code\":null,\"message\":\"x\",\"sequence_number\":0}\n\ndata: {\"type\":\"error\",\"code\":null,\"message\":\"x\",\"sequence_number\":2}\n\n", 200, "number 2, not 1"},
+		"a number left out": {
+			"POST /v1/responses", "text/event-stream",
+			"data: {\"type\":\"error\",\"code\":null,\"message\":\"x\",\"sequence_number\":0}\n\ndata: {\"type\":\"error\",\"code\":null,\"message\":\"x\",\"sequence_number\":2}\n\n", 200, "number 2, not 1",
+		},
 		"Anthropic's models": {"GET /v1/models", "application/json", `{"object":"list","data":[]}`, 200, ""},
 		"another route":      {"GET /v1/jobs", "application/json", `[]`, 200, ""},
 	} {

@@ -279,7 +279,7 @@ func (c *Cluster) Sync(ctx context.Context, want core.Consistency) (core.ReadInf
 	}
 	switch {
 	case want == core.ConsistencyStale && s.NoLeader != nil:
-		return core.ReadInfo{Index: 42, LastContact: core.Duration(3 * time.Second), Stale: true}, nil
+		return core.ReadInfo{Index: 42, LastContact: core.Duration(3 * time.Second), Stale: true}, nil //nolint:nilerr // a stale read needs no leader
 	case want == core.ConsistencyStale:
 		return core.ReadInfo{Index: 42, Leader: leader, LastContact: core.Duration(20 * time.Millisecond), Stale: true}, nil
 	case s.Silent:

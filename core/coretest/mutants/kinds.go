@@ -18,8 +18,10 @@ type site struct {
 
 func (c *site) add(kind string, from, to token.Pos, texts ...string) {
 	start, end := c.p.offset(from), c.p.offset(to)
-	c.found(&edit{file: c.file, folder: c.p.folder, line: c.p.fset.Position(from).Line, kind: kind, function: c.function,
-		start: start, end: end, old: string(c.file.text[start:end]), to: texts})
+	c.found(&edit{
+		file: c.file, folder: c.p.folder, line: c.p.fset.Position(from).Line, kind: kind, function: c.function,
+		start: start, end: end, old: string(c.file.text[start:end]), to: texts,
+	})
 }
 
 func (c *site) text(n ast.Node) string { return c.p.text(c.file, n) }

@@ -234,8 +234,10 @@ var errLate = errors.New("took too long")
 // exec runs a program in a folder of the module and returns what it printed.
 func (b sandbox) exec(ctx context.Context, limit time.Duration, folder string, args ...string) (string, error) {
 	if b.isolated {
-		args = append([]string{"unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child",
-			"sh", "-c", enter, "sh", b.module, folder}, args...)
+		args = append([]string{
+			"unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child",
+			"sh", "-c", enter, "sh", b.module, folder,
+		}, args...)
 	}
 	limited, stop := context.WithTimeout(ctx, limit)
 	defer stop()

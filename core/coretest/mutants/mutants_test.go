@@ -38,16 +38,20 @@ func TestAnyEdits(t *testing.T) {
 		want       []string
 	}{
 		{"a condition", `func f(a bool) { if a { println() } }`, []string{
-			"negcond: a -> !(a)", "emptyif: { println() } -> { }", "remcall: println() -> "}},
+			"negcond: a -> !(a)", "emptyif: { println() } -> { }", "remcall: println() -> ",
+		}},
 		{"an error", `func f(err error) error { if err != nil { return err }; return nil }`, []string{
-			"droperr: { return err } -> { }", "retnil: err -> nil"}},
+			"droperr: { return err } -> { }", "retnil: err -> nil",
+		}},
 		{"operators", `func f(a, b int) bool { return a+1 < b && b == 2 }`, []string{
 			"retzero: a+1 < b && b == 2 -> false", "logic: a+1 < b && b == 2 -> a+1 < b", "logic: a+1 < b && b == 2 -> b == 2",
 			"logic: && -> ||", "cmp: < -> <=", "arith: + -> -", "const: 1 -> (1 + 1)", "const: 1 -> (1 - 1)", "eq: == -> !=",
-			"const: 2 -> (2 + 1)", "const: 2 -> (2 - 1)"}},
+			"const: 2 -> (2 + 1)", "const: 2 -> (2 - 1)",
+		}},
 		{"text is not added up", `func f(a string) string { return a + a }`, []string{`retzero: a + a -> ""`}},
 		{"a literal's results are its own", `func f() func() string { return func() string { return "a" } }`, []string{
-			`retzero: func() string { return "a" } -> nil`, `retzero: "a" -> ""`}},
+			`retzero: func() string { return "a" } -> nil`, `retzero: "a" -> ""`,
+		}},
 		{"outside of functions", `const n = 1`, []string{"const: 1 -> (1 + 1)", "const: 1 -> (1 - 1)"}},
 		{"text for people", `type a int; func (a) String() string { return "a" }`, nil},
 	} {
