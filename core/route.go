@@ -22,10 +22,11 @@ type RouteRecord struct {
 	Path       string           `json:"path"`  // "/v1/chat/completions"
 	Model      string           `json:"model"` // Model.ID; where no worker of it was found, what was asked for, at most 128 characters
 	Stream     bool             `json:"stream"`
-	Waited     Duration         `json:"waited"`     // until there was a worker to ask
-	Candidates []RouteCandidate `json:"candidates"` // the workers that could answer, best first
-	Refused    []RouteRefusal   `json:"refused"`    // the model's other workers; at most 32 of them
-	Attempts   []RouteAttempt   `json:"attempts"`   // the workers that were asked, in order
+	Waited     Duration         `json:"waited"`               // until there was a worker to ask
+	WaitedFor  []string         `json:"waited_for,omitempty"` // what for, in order, for people; at most 16
+	Candidates []RouteCandidate `json:"candidates"`           // the workers that could answer, best first
+	Refused    []RouteRefusal   `json:"refused"`              // the model's other workers; at most 32 of them
+	Attempts   []RouteAttempt   `json:"attempts"`             // the workers that were asked, in order
 	State      RouteState       `json:"state"`
 	Status     int              `json:"status"`            // of the HTTP answer; 0: none yet, or the client was gone
 	Problem    Kind             `json:"problem,omitempty"` // why it failed

@@ -68,7 +68,7 @@ func (p *process) buildHive(ctx context.Context) error {
 		Jobs: p.jobs, Store: blobs, Plugins: plugins, WorkerSpecs: workers, CatalogSpecs: catalogs, Origins: origins, Queens: queens, Peers: peers, Logger: p.log,
 		KeepFiles: !cfg.Hive.Download.Seed, UploadLimit: p.upload,
 		StopWorkersOnExit: !cfg.Hive.KeepWorkers, Build: buildOptions(cfg.Hive.Build, p.opts.Suite), Engines: cfg.Hive.Engines.Allow,
-		Slots: cfg.Hive.Slots, ContextTokens: cfg.Hive.ContextTokens, Threads: cfg.Hive.Threads, StopGrace: cfg.Hive.StopGrace, WorkerTimeout: cfg.Hive.WorkerTimeout,
+		Slots: cfg.Hive.Slots, ContextTokens: cfg.Hive.ContextTokens, Threads: cfg.Hive.Threads, MemoryLimit: int64(cfg.Hive.MemoryLimit), StopGrace: cfg.Hive.StopGrace, WorkerTimeout: cfg.Hive.WorkerTimeout,
 	})
 	return err
 }

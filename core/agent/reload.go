@@ -16,7 +16,7 @@ import (
 // as well.
 func reloadable() []string {
 	return []string{
-		"log_level", "hive.slots", "hive.context_tokens", "hive.threads", "hive.stop_grace", "hive.download.rate_limit", "hive.download.upload_limit",
+		"log_level", "hive.slots", "hive.context_tokens", "hive.threads", "hive.memory_limit", "hive.stop_grace", "hive.download.rate_limit", "hive.download.upload_limit",
 		"hive.engines.allow",
 	}
 }
@@ -51,7 +51,7 @@ func (p *process) reload(ctx context.Context, cfg *config.Config) error {
 			return err
 		}
 		d := hive.Defaults{
-			Slots: cfg.Hive.Slots, ContextTokens: cfg.Hive.ContextTokens, Threads: cfg.Hive.Threads, StopGrace: cfg.Hive.StopGrace, Engines: cfg.Hive.Engines.Allow,
+			Slots: cfg.Hive.Slots, ContextTokens: cfg.Hive.ContextTokens, Threads: cfg.Hive.Threads, MemoryLimit: int64(cfg.Hive.MemoryLimit), StopGrace: cfg.Hive.StopGrace, Engines: cfg.Hive.Engines.Allow,
 		}
 		if err := p.bees.Reload(d, workers, catalogs); err != nil {
 			return err

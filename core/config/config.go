@@ -117,6 +117,9 @@ type Hive struct {
 	// ContextTokens is the number of positions per slot, unless a spawn sets it; 0: what the model
 	// was trained for, as far as memory allows.
 	ContextTokens int
+	// MemoryLimit bounds the main memory that all workers of the hive take together, as their
+	// estimates say; 0: what the machine or its control group has.
+	MemoryLimit Bytes
 	// CPU threads of a worker, unless a spawn sets them; 0: the worker's choice
 	Threads   int
 	StopGrace time.Duration // how long running requests may go on when a worker is stopped

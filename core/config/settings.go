@@ -75,6 +75,7 @@ func settings() []setting {
 		{name: "queen.body_memory", field: func(c *Config) any { return &c.Queen.BodyMemory }, check: checkBodyMemory},
 		{name: "hive.enabled", field: func(c *Config) any { return &c.Hive.Enabled }},
 		{name: "hive.slots", field: func(c *Config) any { return &c.Hive.Slots }, check: func(c *Config) string { return checkRange(c.Hive.Slots, 1, 1024) }},
+		{name: "hive.memory_limit", field: func(c *Config) any { return &c.Hive.MemoryLimit }, check: func(c *Config) string { return checkBytes(c.Hive.MemoryLimit, 0, 1<<50) }},
 		{name: "hive.context_tokens", field: func(c *Config) any { return &c.Hive.ContextTokens }, check: func(c *Config) string { return checkRange(c.Hive.ContextTokens, 0, 1<<24) }},
 		{name: "hive.threads", field: func(c *Config) any { return &c.Hive.Threads }, check: func(c *Config) string { return checkRange(c.Hive.Threads, 0, 4096) }},
 		{name: "hive.stop_grace", field: func(c *Config) any { return &c.Hive.StopGrace }, check: func(c *Config) string { return checkDuration(c.Hive.StopGrace, 0, time.Hour, "0s", "1h") }},

@@ -74,7 +74,7 @@ var allowed = []struct {
 	{"core/gobuild", []string{"core", "core/hostinfo"}},
 	{"core/plugintest", []string{"core", "plugins/sdk/..."}},
 	{"core/remote", []string{"core", "core/disk", "core/job", "core/operation", "core/ssh"}},
-	{"core/hive", []string{"core", "core/disk", "core/modelname", "core/operation", "core/job", "core/store", "core/download", "core/gguf", "core/hostinfo", "core/pluginhost", "core/plugintest", "core/gobuild", "core/wire", "core/rpc", "core/swarm", "proto/...", "plugins/sdk/..."}},
+	{"core/hive", []string{"core", "core/disk", "core/modelname", "core/operation", "core/job", "core/store", "core/download", "core/gguf", "core/hostinfo", "core/pluginhost", "core/plugintest", "core/gobuild", "core/sched", "core/wire", "core/rpc", "core/swarm", "proto/...", "plugins/sdk/..."}},
 	{"core/inference/sse", []string{"plugins/sdk/openai"}},
 	{"core/inference/conn", []string{"core"}},
 	{"core/admission", nil},

@@ -190,9 +190,10 @@ type fit struct {
 
 // memory is what a device can give.
 type memory struct {
-	Device    string
-	FreeBytes int64 // of what nobody has reserved
-	Known     bool  // false: the device cannot tell, so everything fits
+	Device     string
+	FreeBytes  int64 // of what nobody has reserved
+	TotalBytes int64
+	Known      bool // false: the device cannot tell, so everything fits
 }
 
 // chooseFit finds the context of a worker. want is per slot, 0 leaves it open: then it is the
@@ -204,13 +205,7 @@ func chooseFit(m memory, model string, slots, want, trained int, estimate func(c
 		return fit{}, core.Errorf(core.Invalid, "check memory: a context of %d tokens is more than %s was trained for", want, model).Hint(
 			"Ask for at most %d, or leave it out.", trained)
 	}
-	ctx := want
-	if ctx == 0 {
-		ctx = defaultContextTokens
-		if trained > 0 {
-			ctx = min(ctx, trained)
-		}
-	}
+	ctx := mostFit(want, trained)
 	for {
 		need := estimate(ctx)
 		if !m.Known || need == 0 || need <= m.FreeBytes {

@@ -25,6 +25,7 @@ import (
 	"github.com/rbee-project/rbee/core/job"
 	"github.com/rbee-project/rbee/core/operation"
 	"github.com/rbee-project/rbee/core/pluginhost"
+	"github.com/rbee-project/rbee/core/sched"
 	"github.com/rbee-project/rbee/core/store"
 	"github.com/rbee-project/rbee/core/swarm"
 	"github.com/rbee-project/rbee/core/wire"
@@ -74,6 +75,7 @@ type Options struct {
 	StopWorkersOnExit bool
 	Slots             int                                                     // of a worker, where a spawn does not say; 0: 4
 	ContextTokens     int                                                     // per slot, where a spawn does not say; 0: the model's own, as far as memory allows, at most 4096
+	MemoryLimit       int64                                                   // bytes of main memory that all workers take together; 0: what there is
 	Threads           int                                                     // of a worker, where a spawn does not say; 0: the worker's choice
 	StopGrace         time.Duration                                           // how long running requests may go on when a worker process is deleted; 0: 10 s
 	WorkerTimeout     time.Duration                                           // for a worker that neither tells its state nor works before it is killed; 0: 60 s
@@ -106,8 +108,8 @@ type Hive struct {
 	ending  chan struct{}                  // closed when Run is told to end
 	over    chan struct{}                  // closed when Run takes no more tasks
 
-	defaults    atomic.Pointer[Defaults]
-	clusterKeep atomic.Int64 // the cluster's setting keep_alive, in nanoseconds
+	defaults atomic.Pointer[Defaults]
+	cluster  atomic.Pointer[rules] // never nil
 
 	takeAlong atomic.Bool // workers end with Run, whatever the options say
 
@@ -115,7 +117,8 @@ type Hive struct {
 	workers  map[string]*worker
 	types    []*workerType            // replaced, never changed
 	exits    []exit                   // oldest first
-	reserved map[string]int64         // bytes of each device that loading workers are about to take
+	reserved map[string]reservation   // by worker id: what loading workers are about to take
+	waiters  []*waiter                // loads that wait for room, in their order
 	released uint64                   // counts the ends of reservations
 	launches map[string]int           // folders of binaries that workers are about to run from
 	loads    map[string]int           // models that workers are about to load
@@ -160,14 +163,14 @@ func newHive(opts Options, s shelf, p pluginHost) (*Hive, error) {
 	h := &Hive{
 		opts: opts, log: opts.Logger.Named("hive"), now: opts.Now, disk: disk, store: s, plugins: p, types: newTypes(opts.WorkerSpecs),
 		tasks: make(chan func(context.Context)), adopted: make(chan struct{}), ending: make(chan struct{}), over: make(chan struct{}),
-		workers: map[string]*worker{}, reserved: map[string]int64{}, launches: map[string]int{}, leaving: map[string]bool{}, building: make(chan struct{}, 1),
+		workers: map[string]*worker{}, reserved: map[string]reservation{}, launches: map[string]int{}, leaving: map[string]bool{}, building: make(chan struct{}, 1),
 		engineNews: make(chan struct{}, 1), loads: map[string]int{}, deleting: map[string]chan struct{}{}, stock: stock{turn: make(chan struct{}, 1), news: make(chan struct{}, 1)},
 		prefixSecret: make([]byte, sha256.Size),
 	}
 	_, _ = rand.Read(h.prefixSecret) // never fails
 	h.boundStates()
-	h.setDefaults(Defaults{Slots: opts.Slots, ContextTokens: opts.ContextTokens, Threads: opts.Threads, StopGrace: opts.StopGrace, Engines: opts.Engines})
-	h.clusterKeep.Store(int64(core.DefaultKeepAlive))
+	h.setDefaults(Defaults{Slots: opts.Slots, ContextTokens: opts.ContextTokens, Threads: opts.Threads, MemoryLimit: opts.MemoryLimit, StopGrace: opts.StopGrace, Engines: opts.Engines})
+	h.cluster.Store(&rules{keepAlive: core.DefaultKeepAlive, swap: sched.Swap{MaxWait: core.DefaultSwapWait, MinWarm: core.DefaultSwapWarm}})
 	if h.incarnation, err = disk.nextIncarnation(h.now()); err != nil {
 		return nil, err
 	}
@@ -371,7 +374,7 @@ func (h *Hive) report(ctx context.Context) *queenv1.LinkRequest {
 		Probing: h.probing(),
 	})}
 	for _, w := range h.all() {
-		req.Workers = append(req.Workers, wire.WorkerToProto(w.view(h.opts.ID, h.keepAlive())))
+		req.Workers = append(req.Workers, wire.WorkerToProto(w.view(h.opts.ID, h.rules().keepAlive)))
 	}
 	return req
 }

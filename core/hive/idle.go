@@ -1,9 +1,11 @@
 package hive
 
 import (
+	"math"
 	"time"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/sched"
 	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
 )
 
@@ -16,6 +18,21 @@ type tenancy struct {
 	// for good; nil: it did not say.
 	wanted   *time.Duration
 	wantedAt time.Time // when that request began or ended
+	// share is the part of the recent time in which the worker had requests, from 0 to 1; older
+	// time counts less and less.
+	share float64
+}
+
+// shareTime is the time after which what was counts for a third in tenancy.share.
+const shareTime = 10 * time.Minute
+
+// note counts the time since the last look, in which the worker had requests or not.
+func (t *tenancy) note(busy bool, since time.Duration) {
+	keep := math.Exp(-since.Seconds() / shareTime.Seconds())
+	t.share *= keep
+	if busy {
+		t.share += 1 - keep
+	}
 }
 
 // tell takes in what a queen uses the worker for and reports whether that changes anything.
@@ -91,7 +108,7 @@ func (w *worker) overstays(cluster time.Duration, now time.Time) (idle time.Dura
 
 // unloadIdle retires a worker that nobody has used for its time. Its state was asked for just now.
 func (h *Hive) unloadIdle(w *worker) {
-	idle, due := w.overstays(h.keepAlive(), time.Now())
+	idle, due := w.overstays(h.rules().keepAlive, time.Now())
 	if !due {
 		return
 	}
@@ -101,13 +118,24 @@ func (h *Hive) unloadIdle(w *worker) {
 	}
 }
 
-// keepAlive is the cluster's setting, as a queen said last.
-func (h *Hive) keepAlive() time.Duration { return time.Duration(h.clusterKeep.Load()) }
+// rules are the cluster's settings of how workers come and go.
+type rules struct {
+	keepAlive time.Duration
+	swap      sched.Swap
+}
+
+// rules returns the cluster's settings, as a queen said last.
+func (h *Hive) rules() *rules { return h.cluster.Load() }
 
 // told takes in what a queen says of its use of workers and of the cluster's settings.
 func (h *Hive) told(queen string, resp *queenv1.LinkResponse) {
 	if t := resp.GetTenancy(); t.GetKeepAlive() != nil {
-		h.clusterKeep.Store(int64(t.GetKeepAlive().AsDuration()))
+		now := *h.rules()
+		now.keepAlive = t.GetKeepAlive().AsDuration()
+		if t.GetSwapWait() != nil && t.GetSwapWarm() != nil {
+			now.swap = sched.Swap{MaxWait: t.GetSwapWait().AsDuration(), MinWarm: t.GetSwapWarm().AsDuration()}
+		}
+		h.cluster.Store(&now)
 	}
 	now := time.Now()
 	for _, u := range resp.GetUses() {

@@ -29,7 +29,7 @@ func (h *Hive) detailed(ctx context.Context, m core.Model) (core.Model, error) {
 	devices, _ := h.devices(free)
 	for _, d := range devices {
 		h.mu.Lock()
-		d.FreeBytes = max(d.FreeBytes-h.reserved[d.ID], 0)
+		d.FreeBytes = h.roomLocked(d).FreeBytes
 		h.mu.Unlock()
 		f := fitOn(d, m, header, h.defaults.Load().Slots, h.wantedContext(0, m))
 		f.Hive = h.opts.ID
@@ -58,16 +58,23 @@ func fitOn(d core.Device, m core.Model, header *gguf.File, slots, want int) core
 	return f
 }
 
+// mostFit is the context with which chooseFit begins.
+func mostFit(want, trained int) int {
+	switch {
+	case want > 0:
+		return want
+	case trained > 0:
+		return min(defaultContextTokens, trained)
+	}
+	return defaultContextTokens
+}
+
 // leastFit is the context at which chooseFit gives up.
 func leastFit(want, trained int) int {
-	ctx := want
-	if ctx > 0 {
-		return ctx
+	if want > 0 {
+		return want
 	}
-	ctx = defaultContextTokens
-	if trained > 0 {
-		ctx = min(ctx, trained)
-	}
+	ctx := mostFit(want, trained)
 	for ctx/2 >= leastContextTokens {
 		ctx /= 2
 	}

@@ -14,6 +14,7 @@ import (
 // Options.
 type Defaults struct {
 	Slots, ContextTokens, Threads int
+	MemoryLimit                   int64
 	StopGrace                     time.Duration
 	Engines                       []string
 }

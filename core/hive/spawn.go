@@ -59,7 +59,7 @@ func (h *Hive) spawn(ctx context.Context, r core.Request, run *job.Run) (core.Sp
 		return core.SpawnResult{}, err
 	}
 	h.tell(ctx)
-	return core.SpawnResult{Worker: w.view(h.opts.ID, h.keepAlive()), PID: w.pid()}, nil
+	return core.SpawnResult{Worker: w.view(h.opts.ID, h.rules().keepAlive), PID: w.pid()}, nil
 }
 
 // typeFor chooses the worker type of a spawn with a model of an architecture, which is empty while
@@ -103,7 +103,7 @@ func (h *Hive) load(ctx context.Context, r core.Request, t *workerType, binary c
 	if err != nil {
 		return nil, errors.Join(said("launch worker "+t.name(), err), os.RemoveAll(h.disk.runDir(id)))
 	}
-	hd, loaded, err := h.fit(ctx, r, p, model, run)
+	hd, loaded, err := h.fit(ctx, r, id, p, model, run)
 	if err != nil {
 		h.discard(p, id)
 		return nil, err
@@ -212,81 +212,4 @@ func (h *Hive) discard(p workerProcess, id string) {
 	<-p.Done()
 	h.letGo(id, p)
 	h.clean(id)
-}
-
-// fit chooses the device and size of a worker, and reserves its memory until release is called.
-func (h *Hive) fit(ctx context.Context, r core.Request, p workerProcess, model core.Model, run *job.Run) (hd handle, release func(), err error) {
-	slots := cmp.Or(r.Slots, h.defaults.Load().Slots)
-	want, replica := h.wantedContext(r.ContextTokens, model), false
-	if want == 0 && r.ReplicaContext > 0 {
-		want, replica = r.ReplicaContext, true
-		if model.ContextTokens > 0 {
-			want = min(want, model.ContextTokens)
-		}
-	}
-	choose := func(memory) (fit, error) { return fit{ContextTokens: r.ContextTokens}, nil } // its server knows better
-	var extra beside                                                                        // of the type's settings
-	if !isByName(model) {
-		header, err := h.store.Header(model.ID)
-		if err != nil {
-			return handle{}, nil, err
-		}
-		estimate := func(contextTokens int) int64 {
-			return extra.add(header.EstimateBytes(slots, contextTokens), slots, contextTokens)
-		}
-		choose = func(m memory) (fit, error) {
-			f, err := chooseFit(m, model.ID, slots, want, model.ContextTokens, estimate)
-			if err != nil && replica {
-				err = core.WithHint(err, "The model's other workers have %d tokens, and all of them are to answer alike. %s Or choose another context for this one: --context (context_tokens).",
-					want, core.HintOf(err))
-			}
-			return f, err
-		}
-	}
-	for {
-		h.mu.Lock()
-		released := h.released
-		h.mu.Unlock()
-		f, err := p.FingerprintOnce(ctx)
-		if err != nil {
-			return handle{}, nil, said("probe worker", err)
-		}
-		if f.Problem != "" {
-			return handle{}, nil, unsupported("spawn worker", p.Attachment().Type, f.Problem)
-		}
-		for _, w := range f.Warnings {
-			run.Log("%s", w)
-		}
-		extra = h.besideOf(f)
-		device, err := chooseDevice(devicesOf(f), r.Device)
-		if err != nil {
-			return handle{}, nil, err
-		}
-		h.mu.Lock()
-		if h.released != released { // another load ended meanwhile: what it took may or may not be in the report
-			h.mu.Unlock()
-			continue
-		}
-		room := memory{Device: device.ID, FreeBytes: max(device.FreeBytes-h.reserved[device.ID], 0), Known: device.TotalBytes > 0}
-		size, err := choose(room)
-		if err == nil {
-			h.reserved[device.ID] += size.EstimateBytes
-		}
-		h.mu.Unlock()
-		if err != nil {
-			return handle{}, nil, err
-		}
-		hd := handle{
-			Format: handleFormat, Attachment: p.Attachment(), Model: model.ID, ModelDigest: model.Digest, Device: device.ID, Slots: slots,
-			ContextTokens: size.ContextTokens, MemoryBytes: size.EstimateBytes, Threads: cmp.Or(r.Threads, h.defaults.Load().Threads), CreatedAt: h.now(),
-		}
-		return hd, func() {
-			h.mu.Lock()
-			defer h.mu.Unlock()
-			h.released++
-			if h.reserved[device.ID] -= size.EstimateBytes; h.reserved[device.ID] <= 0 {
-				delete(h.reserved, device.ID)
-			}
-		}, nil
-	}
 }

@@ -296,6 +296,12 @@ func (h *Hive) devices(free int64) (devices []core.Device, types []string) {
 			if d.Kind == kindCPU && free > 0 {
 				d.FreeBytes = free
 			}
+			if d.Kind == kindCPU {
+				h.mu.Lock()
+				room := h.roomLocked(d)
+				h.mu.Unlock()
+				d.FreeBytes, d.TotalBytes = room.FreeBytes, room.TotalBytes
+			}
 			// Devices of one id are one device, and the type that has its kind's name knows it
 			// best.
 			switch i := slices.IndexFunc(devices, func(o core.Device) bool { return o.ID == d.ID }); {

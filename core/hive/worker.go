@@ -179,6 +179,9 @@ func (w *worker) noteStatus(s sdkworker.Status, at time.Time) bool {
 	if w.heard.IsZero() || s.Active == 0 || s.TokensTotal != w.status.TokensTotal || s.KVUsedTokens != w.status.KVUsedTokens {
 		w.moved = now
 	}
+	if !w.heard.IsZero() {
+		w.tenancy.note(w.status.Active+w.status.Queued > 0 || s.TokensTotal != w.status.TokensTotal, now.Sub(w.heard))
+	}
 	if s.Active+s.Queued > 0 || w.status.Active+w.status.Queued > 0 || s.TokensTotal != w.status.TokensTotal {
 		w.tenancy.used = now
 	}

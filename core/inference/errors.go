@@ -59,6 +59,8 @@ type busy struct {
 	full  bool          // its own queue is full: it is asked again as soon as it may have room
 	after time.Duration // when it wants to be asked again
 	short bool          // it takes requests, but none of this length
+	// leaving says that it takes no request any more.
+	leaving bool
 	// answer is passed on where no other worker helps; nil: err is.
 	answer *Answer
 }

@@ -14,6 +14,8 @@ const (
 	maxRecordWorkers = 8192 // starts of workers whose requests are counted
 	maxFailures      = 8    // remembered failures of one worker
 	maxRefusals      = 32   // remembered refusals of one request
+	maxWaits         = 16   // remembered waits of one request
+	maxWaitText      = 256  // bytes of one
 )
 
 // Records remembers how the latest requests were routed and counts what each worker was sent. It is
@@ -68,6 +70,16 @@ func (m *Records) picked(e *routed, found []core.Candidate, refused []core.Route
 	e.candidates, e.record.Refused, e.record.Waited = found, refused[:min(len(refused), maxRefusals)], core.Duration(waited)
 	if len(found) > 0 {
 		e.record.Model = found[0].Worker.Model
+	}
+}
+
+// waits records what the request waits for.
+func (m *Records) waits(e *routed, phase string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	phase = clip(phase, maxWaitText)
+	if w := e.record.WaitedFor; len(w) < maxWaits && !slices.Contains(w, phase) {
+		e.record.WaitedFor = append(slices.Clip(w), phase)
 	}
 }
 

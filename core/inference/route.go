@@ -14,18 +14,45 @@ import (
 
 // route has the router choose a worker, or start one. A stream is told how far that is.
 func (c *call) route() error {
-	q := Query{RequestID: c.r.ID, Key: c.r.Key, Model: c.facts.model, Terms: c.r.Terms, KeepAlive: c.facts.keepAlive, Patience: c.s.o.StartTimeout}
-	ctx := c.ctx
+	lease, err := c.await(Query{RequestID: c.r.ID, Key: c.r.Key, Model: c.facts.model, Terms: c.r.Terms, KeepAlive: c.facts.keepAlive})
+	c.lease = lease
+	return err
+}
+
+// reroute has the router choose a worker again, or start one, for a request whose worker went before
+// it took the request: that is nobody's failure.
+func (c *call) reroute(q Query) (Lease, error) {
+	q.Other = false
+	return c.await(q)
+}
+
+// await returns a lease on a worker for the query, and waits for one to be started where there is
+// none. What it waited for is recorded, and told to a stream.
+func (c *call) await(q Query) (Lease, error) {
+	q.Patience = c.s.o.StartTimeout
+	ctx, note := c.ctx, func(core.Progress) {}
 	if c.facts.stream {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithCancel(ctx)
 		defer cancel()
 		p := &progress{c: c, gone: cancel}
-		q.Progress = p.note
+		note = p.note
 		defer p.stop()
 	}
-	var err error
-	c.lease, err = c.acquire(ctx, q)
+	phase := ""
+	q.Progress = func(p core.Progress) {
+		if p.Phase != "" && p.Phase != phase {
+			phase = p.Phase
+			c.s.records.waits(c.record, phase)
+		}
+		note(p)
+	}
+	lease, err := c.acquire(ctx, q)
+	return lease, c.routeError(ctx, err)
+}
+
+// routeError returns the failure to find a worker, as clients are told it.
+func (c *call) routeError(ctx context.Context, err error) error {
 	switch {
 	case err == nil:
 		return nil

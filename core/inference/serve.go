@@ -31,6 +31,7 @@ const (
 	fullBusy, defaultBusy, maxBusy = 250 * time.Millisecond, time.Second, 30 * time.Second
 
 	codeOverloaded = openai.CodeOverloaded
+	codeDraining   = "draining" // of a worker that is on its way out
 )
 
 // Request is one inference request.
@@ -227,7 +228,11 @@ func (c *call) run() error {
 		if isBusy && full.short {
 			contextOver = max(contextOver, c.lease.Worker.ContextTokens)
 		}
-		next, routeErr := c.acquire(c.ctx, Query{RequestID: c.r.ID, Key: c.r.Key, Model: c.lease.Worker.Model, Terms: c.r.Terms, KeepAlive: c.facts.keepAlive, Tried: tried, ContextOver: contextOver, Other: true})
+		q := Query{RequestID: c.r.ID, Key: c.r.Key, Model: c.lease.Worker.Model, Terms: c.r.Terms, KeepAlive: c.facts.keepAlive, Tried: tried, ContextOver: contextOver, Other: true}
+		next, routeErr := c.acquire(c.ctx, q)
+		if routeErr != nil && c.ctx.Err() == nil && (again && !failed.sent || isBusy && full.leaving) {
+			next, routeErr = c.reroute(q)
+		}
 		if _, waited := errors.AsType[*OverloadError](routeErr); waited && isBusy && full.full {
 			return routeErr
 		}
@@ -378,6 +383,8 @@ func (c *call) busy(resp *http.Response) error {
 		}
 	case e.Code != nil && *e.Code == codeOverloaded:
 		b.full, b.after = true, fullBusy
+	case e.Code != nil && *e.Code == codeDraining:
+		b.leaving = true
 	}
 	return b
 }

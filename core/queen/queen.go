@@ -12,6 +12,7 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/job"
@@ -112,11 +113,8 @@ func New(o Options) *Queen {
 	q.blobs = newBlobService(q)
 	q.liveness = liveness.New(liveness.Options{
 		Registry: o.Registry, ID: o.ID, Logger: o.Logger, MinFSM: q.Members.MinFSM, Pinger: o.Pinger, Suspected: o.Suspected, TermChanged: q.blobs.board.Clear, Now: o.Now,
-		Uses: func(hive string) []liveness.Use { return q.Router.Uses(hive) },
-		KeepAlive: func() time.Duration {
-			keep, _ := registry.Setting(o.Registry, setting.KeepAlive)
-			return keep
-		},
+		Uses:    func(hive string) []liveness.Use { return q.Router.Uses(hive) },
+		Tenancy: func() *queenv1.Tenancy { return tenancy(o.Registry) },
 	})
 	var self grpc.ClientConnInterface
 	var queenConn func(node, address string, role core.Role) (grpc.ClientConnInterface, error)
@@ -144,6 +142,14 @@ func New(o Options) *Queen {
 		o.Jobs.Handle(q.operations())
 	}
 	return q
+}
+
+// tenancy is the cluster's settings of how workers come and go, for hives.
+func tenancy(r *registry.Registry) *queenv1.Tenancy {
+	keep, _ := registry.Setting(r, setting.KeepAlive)
+	wait, _ := registry.Setting(r, setting.SwapWait)
+	warm, _ := registry.Setting(r, setting.SwapWarm)
+	return &queenv1.Tenancy{KeepAlive: durationpb.New(keep), SwapWait: durationpb.New(wait), SwapWarm: durationpb.New(warm)}
 }
 
 // Register adds the services of a queen, for hives, other queens and machines that join, to a gRPC

@@ -20,6 +20,8 @@ type Demand struct {
 	// EstimateBytes is the device memory with the model's own context; a hive with less reduces the
 	// context. 0: unknown.
 	EstimateBytes int64
+	// OnRequest says that a request needs it: workers that were started by hand make room as well.
+	OnRequest bool
 }
 
 // Room describes a hive that may get a new worker.
@@ -29,6 +31,9 @@ type Room struct {
 	HasModel bool                // nothing needs to be fetched
 	Binaries []core.WorkerBinary // installed worker types; may be incomplete
 	Workers  int                 // workers it runs now
+	// Idle and Busy are the bytes of each device that workers hold which may make room, without
+	// requests and with.
+	Idle, Busy map[string]int64
 }
 
 // Placement is the hive that gets a new worker. The hive itself chooses the device: it knows best
@@ -39,9 +44,10 @@ type Placement struct {
 }
 
 // Place chooses the hive for a new worker: one that is ready, can run the worker type and has a
-// device with MinBytes free; among those, one with EstimateBytes free, then one that has the model,
-// then the one with the most free memory, then the one with the fewest workers. If no hive fits, ok
-// is false and the refusals list every hive with the reason, for each device the bytes it lacks.
+// device with MinBytes free; where none has, one on which idle workers can make room, then one on
+// which busy ones can. Among those, one with EstimateBytes free, then one that has the model, then
+// the one with the most free memory, then the one with the fewest workers. If no hive fits, ok is
+// false and the refusals list every hive with the reason, for each device the bytes it lacks.
 //
 // A hive is not refused for an unreported device or device size: it judges itself when it starts
 // the worker.
@@ -50,6 +56,7 @@ func Place(d Demand, rooms []Room) (p Placement, refused []Refusal, ok bool) {
 		room  Room
 		free  int64
 		whole bool // with the model's own context
+		level level
 	}
 	var fits []fit
 	for _, r := range rooms {
@@ -58,7 +65,7 @@ func Place(d Demand, rooms []Room) (p Placement, refused []Refusal, ok bool) {
 			refused = append(refused, Refusal{Name: cmp.Or(r.Hive.Name, r.Hive.ID), Reason: v.reason, MissingBytes: v.missing})
 			continue
 		}
-		fits = append(fits, fit{r, v.free, v.free >= d.EstimateBytes || v.unknown})
+		fits = append(fits, fit{r, v.free, v.free >= d.EstimateBytes || v.unknown, v.level})
 	}
 	slices.SortFunc(refused, func(a, b Refusal) int { return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.Reason, b.Reason)) })
 	if len(fits) == 0 {
@@ -66,6 +73,7 @@ func Place(d Demand, rooms []Room) (p Placement, refused []Refusal, ok bool) {
 	}
 	best := slices.MinFunc(fits, func(a, b fit) int {
 		return cmp.Or(
+			cmp.Compare(a.level, b.level),
 			cmp.Compare(rank(a.whole), rank(b.whole)),
 			cmp.Compare(rank(a.room.HasModel), rank(b.room.HasModel)),
 			cmp.Compare(b.free, a.free),
@@ -75,6 +83,10 @@ func Place(d Demand, rooms []Room) (p Placement, refused []Refusal, ok bool) {
 	})
 	reason := "only hive"
 	switch {
+	case best.level == levelIdle:
+		reason = "unloads idle workers"
+	case best.level == levelBusy:
+		reason = "waits for busy workers"
 	case len(fits) == 1 && len(rooms) > 1:
 		reason = fmt.Sprintf("only one of %d hives that can", len(rooms))
 	case len(fits) > 1 && best.room.HasModel:
@@ -99,6 +111,23 @@ type verdict struct {
 	unknown bool // a device's size is unknown, so it is assumed to be enough
 	reason  string
 	missing int64 // on the device that lacks least; 0: refused for another reason
+	level   level // of the best device
+}
+
+// level is whose memory a worker takes.
+type level int
+
+const (
+	levelFree level = iota // nobody's
+	levelIdle              // of workers without requests
+	levelBusy              // also of workers with requests
+)
+
+// room returns the bytes of a device at each level.
+func (r Room) room(dev core.Device) [3]int64 {
+	free := dev.FreeBytes
+	idle := min(free+r.Idle[dev.ID], max(dev.TotalBytes, free))
+	return [3]int64{free, idle, min(idle+r.Busy[dev.ID], max(dev.TotalBytes, idle))}
 }
 
 func judge(d Demand, r Room) verdict {
@@ -131,20 +160,34 @@ func judge(d Demand, r Room) verdict {
 	var v verdict
 	var reasons []string
 	fits := false
+	v.level = levelBusy
 	for _, dev := range devices {
-		missing := d.MinBytes - dev.FreeBytes
+		room := r.room(dev)
+		missing := d.MinBytes - room[levelBusy]
 		switch {
 		case dev.Problem != "":
 			reasons = append(reasons, fmt.Sprintf("%s cannot be used: %s", dev.ID, dev.Problem))
 		case dev.TotalBytes > 0 && missing > 0:
-			reasons = append(reasons, fmt.Sprintf("%s lacks %d bytes: %d needed, %d of %d free",
-				dev.ID, missing, d.MinBytes, dev.FreeBytes, dev.TotalBytes))
+			could := ""
+			if more := room[levelBusy] - room[levelFree]; more > 0 {
+				could = fmt.Sprintf(", %d more if workers unload", more)
+			}
+			reasons = append(reasons, fmt.Sprintf("%s lacks %d bytes: %d needed, %d of %d free%s",
+				dev.ID, missing, d.MinBytes, dev.FreeBytes, dev.TotalBytes, could))
 			if v.missing == 0 || missing < v.missing {
 				v.missing = missing
 			}
 		default:
+			at := levelFree
+			for dev.TotalBytes > 0 && room[at] < d.MinBytes {
+				at++
+			}
+			if !fits || at < v.level {
+				v.level, v.free = at, room[at]
+			} else if at == v.level {
+				v.free = max(v.free, room[at])
+			}
 			fits = true
-			v.free = max(v.free, dev.FreeBytes)
 			v.unknown = v.unknown || dev.TotalBytes == 0
 		}
 	}

@@ -25,7 +25,17 @@ var KeepAlive = keeping(Spec{ // constant
 	Name: "keep_alive", Default: "5m", Doc: "how long a worker that was started for a request stays after its last one, unless a request says otherwise",
 })
 
-var all = []Spec{KeepAlive.Spec, TokenGrace.Spec} // constant; sorted by name
+// SwapWait and SwapWarm are how models that cannot be loaded together take turns.
+var ( // constant
+	SwapWait = duration(Spec{
+		Name: "swap_wait", Default: "10s", Doc: "how long a model that a request needs waits for room that workers with requests hold, before those take no new request",
+	}, 0, time.Hour)
+	SwapWarm = duration(Spec{
+		Name: "swap_warm", Default: "5s", Doc: "how long a worker serves at least before it makes room for another model",
+	}, 0, time.Hour)
+)
+
+var all = []Spec{KeepAlive.Spec, SwapWait.Spec, SwapWarm.Spec, TokenGrace.Spec} // constant; sorted by name
 
 // Spec describes a setting.
 type Spec struct {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -141,6 +142,7 @@ func (a *app) writeRoute(w io.Writer, r core.RouteRecord, hives []core.Hive) err
 		f.Addf("Status", "%d", r.Status)
 	}
 	f.Add("Waited", millis(r.Waited))
+	f.Add("Waited for", strings.Join(r.WaitedFor, "; "))
 	f.Add("First token", millis(r.FirstToken))
 	f.Add("Took", millis(r.Took))
 	f.Add("Tokens", term.Count(r.Tokens))

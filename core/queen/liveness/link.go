@@ -316,15 +316,11 @@ func (l *Link) Answer() (resp *queenv1.LinkResponse, over error) {
 		}
 		return true
 	})
-	resp.Uses, resp.Tenancy = m.usesOf(l.peer.id), m.tenancy()
-	return resp, nil
-}
-
-func (m *Monitor) tenancy() *queenv1.Tenancy {
-	if m.opts.KeepAlive == nil {
-		return nil
+	resp.Uses = m.usesOf(l.peer.id)
+	if m.opts.Tenancy != nil {
+		resp.Tenancy = m.opts.Tenancy()
 	}
-	return &queenv1.Tenancy{KeepAlive: durationpb.New(m.opts.KeepAlive())}
+	return resp, nil
 }
 
 // usesOf returns what this queen uses the workers of a hive for, for the hive.

@@ -76,9 +76,9 @@ type Options struct {
 	// Uses returns what this queen uses the workers of a hive for. It is called without a lock.
 	// nil: hives are not told.
 	Uses func(hive string) []Use
-	// KeepAlive returns the cluster's setting of that name; nil: hives are not told.
-	KeepAlive func() time.Duration
-	Now       func() time.Time // stamps reports; nil: time.Now
+	// Tenancy returns the cluster's settings of how workers come and go; nil: hives are not told.
+	Tenancy func() *queenv1.Tenancy
+	Now     func() time.Time // stamps reports; nil: time.Now
 }
 
 // Use is what a queen uses one start of a worker for.

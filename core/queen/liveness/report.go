@@ -78,8 +78,13 @@ func bound(l *core.Load) {
 	}
 	l.TokensTotal, l.KVUsedTokens = max(l.TokensTotal, 0), max(l.KVUsedTokens, 0)
 	l.DraftTokens = max(l.DraftTokens, 0)
+	l.MemoryBytes = min(max(l.MemoryBytes, 0), maxMemory)
 	l.AcceptedTokens = min(max(l.AcceptedTokens, 0), l.DraftTokens)
 }
+
+// maxMemory is more than any device has; so much less than an int64 holds that sums do not
+// overflow.
+const maxMemory = 1 << 50
 
 // maxRate is more tokens a second than any machine makes.
 const maxRate = 1e9

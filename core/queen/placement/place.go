@@ -48,8 +48,25 @@ func NewPlacer(o Options) *Placer {
 func (p *Placer) place(d sched.Demand, m knownModel, among []core.Hive, refused []sched.Refusal) (string, error) {
 	d.MinBytes, d.EstimateBytes = m.sizeBytes, m.estimateBytes
 	perHive := map[string]int{}
+	idle, busy := map[string]map[string]int64{}, map[string]map[string]int64{}
 	for _, w := range p.registry.View().Workers(nil) {
 		perHive[w.Hive]++
+		told := p.liveness.Hive(w.Hive).Report
+		if told == nil {
+			continue
+		}
+		said := told.Find(w.ID, w.Nonce)
+		if said == nil || said.Load.Pinned || w.Model == m.id || !said.Load.Unloads && !d.OnRequest {
+			continue // it makes no room
+		}
+		into := idle
+		if w.State != core.WorkerReady || said.Load.Active+said.Load.Queued > 0 {
+			into = busy
+		}
+		if into[w.Hive] == nil {
+			into[w.Hive] = map[string]int64{}
+		}
+		into[w.Hive][w.Device] += said.Load.MemoryBytes
 	}
 	rooms := make([]sched.Room, 0, len(among))
 	for _, h := range among {
@@ -57,7 +74,7 @@ func (p *Placer) place(d sched.Demand, m knownModel, among []core.Hive, refused 
 			refused = append(refused, sched.Refusal{Name: h.Name, Reason: "does not have the model and cannot fetch it"})
 			continue
 		}
-		rooms = append(rooms, sched.Room{Hive: h, HasModel: m.has(h.ID), Workers: perHive[h.ID]})
+		rooms = append(rooms, sched.Room{Hive: h, HasModel: m.has(h.ID), Workers: perHive[h.ID], Idle: idle[h.ID], Busy: busy[h.ID]})
 	}
 	chosen, more, ok := sched.Place(d, rooms)
 	if ok {

@@ -217,11 +217,11 @@ func (s *Starter) claimStart(ctx context.Context, m knownModel) (core.Job, error
 func (s *Starter) placeStart(m knownModel, live []core.Hive, refused []sched.Refusal) (string, error) {
 	fresh := slices.DeleteFunc(slices.Clone(live), func(h core.Hive) bool { return s.seen.rests(m.id, h.ID) })
 	if len(fresh) > 0 && len(fresh) < len(live) {
-		if hive, err := s.place(sched.Demand{Model: m.id}, m, fresh, slices.Clone(refused)); err == nil {
+		if hive, err := s.place(sched.Demand{Model: m.id, OnRequest: true}, m, fresh, slices.Clone(refused)); err == nil {
 			return hive, nil
 		}
 	}
-	return s.place(sched.Demand{Model: m.id}, m, live, refused)
+	return s.place(sched.Demand{Model: m.id, OnRequest: true}, m, live, refused)
 }
 
 // submitStart submits the worker_spawn of a decision, or returns the job that it already is.

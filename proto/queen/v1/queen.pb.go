@@ -776,7 +776,11 @@ func (x *Use) GetKeepAlive() *durationpb.Duration {
 type Tenancy struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// How long a worker without a time of its own stays without requests; negative: for good.
-	KeepAlive     *durationpb.Duration `protobuf:"bytes,1,opt,name=keep_alive,json=keepAlive,proto3" json:"keep_alive,omitempty"`
+	KeepAlive *durationpb.Duration `protobuf:"bytes,1,opt,name=keep_alive,json=keepAlive,proto3" json:"keep_alive,omitempty"`
+	// How long a load waits for workers with requests before they take no new one, and how long a
+	// worker serves at least before it makes room.
+	SwapWait      *durationpb.Duration `protobuf:"bytes,2,opt,name=swap_wait,json=swapWait,proto3" json:"swap_wait,omitempty"`
+	SwapWarm      *durationpb.Duration `protobuf:"bytes,3,opt,name=swap_warm,json=swapWarm,proto3" json:"swap_warm,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -814,6 +818,20 @@ func (*Tenancy) Descriptor() ([]byte, []int) {
 func (x *Tenancy) GetKeepAlive() *durationpb.Duration {
 	if x != nil {
 		return x.KeepAlive
+	}
+	return nil
+}
+
+func (x *Tenancy) GetSwapWait() *durationpb.Duration {
+	if x != nil {
+		return x.SwapWait
+	}
+	return nil
+}
+
+func (x *Tenancy) GetSwapWarm() *durationpb.Duration {
+	if x != nil {
+		return x.SwapWarm
 	}
 	return nil
 }
@@ -3691,10 +3709,12 @@ const file_queen_v1_queen_proto_rawDesc = "" +
 	"\tin_flight\x18\x03 \x01(\x05R\binFlight\x12/\n" +
 	"\x05since\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x05since\x128\n" +
 	"\n" +
-	"keep_alive\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\tkeepAlive\"C\n" +
+	"keep_alive\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\tkeepAlive\"\xb3\x01\n" +
 	"\aTenancy\x128\n" +
 	"\n" +
-	"keep_alive\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\tkeepAlive\"\x93\x01\n" +
+	"keep_alive\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\tkeepAlive\x126\n" +
+	"\tswap_wait\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\bswapWait\x126\n" +
+	"\tswap_warm\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\bswapWarm\"\x93\x01\n" +
 	"\vClusterView\x123\n" +
 	"\x06queens\x18\x01 \x03(\v2\x1b.rbee.queen.v1.QueenAddressR\x06queens\x12\x18\n" +
 	"\arevoked\x18\x02 \x03(\tR\arevoked\x12\x1f\n" +
@@ -4052,68 +4072,70 @@ var file_queen_v1_queen_proto_depIdxs = []int32{
 	56, // 10: rbee.queen.v1.Use.since:type_name -> google.protobuf.Duration
 	56, // 11: rbee.queen.v1.Use.keep_alive:type_name -> google.protobuf.Duration
 	56, // 12: rbee.queen.v1.Tenancy.keep_alive:type_name -> google.protobuf.Duration
-	11, // 13: rbee.queen.v1.ClusterView.queens:type_name -> rbee.queen.v1.QueenAddress
-	0,  // 14: rbee.queen.v1.ClaimRequest.stage:type_name -> rbee.queen.v1.BlobStage
-	14, // 15: rbee.queen.v1.ClaimResponse.seeders:type_name -> rbee.queen.v1.Seeder
-	56, // 16: rbee.queen.v1.ClaimResponse.again:type_name -> google.protobuf.Duration
-	27, // 17: rbee.queen.v1.SightResponse.hives:type_name -> rbee.queen.v1.HiveSight
-	56, // 18: rbee.queen.v1.HiveSight.silence:type_name -> google.protobuf.Duration
-	30, // 19: rbee.queen.v1.AnnounceRequest.self:type_name -> rbee.queen.v1.Announcement
-	30, // 20: rbee.queen.v1.AnnounceResponse.self:type_name -> rbee.queen.v1.Announcement
-	1,  // 21: rbee.queen.v1.KeptRequest.act:type_name -> rbee.queen.v1.KeptAct
-	34, // 22: rbee.queen.v1.AdmitRequest.history:type_name -> rbee.queen.v1.LimitHistory
-	35, // 23: rbee.queen.v1.LimitHistory.slots:type_name -> rbee.queen.v1.LimitSlot
-	37, // 24: rbee.queen.v1.AdmitResponse.states:type_name -> rbee.queen.v1.LimitState
-	39, // 25: rbee.queen.v1.SettleRequest.settled:type_name -> rbee.queen.v1.Settled
-	54, // 26: rbee.queen.v1.SettleRequest.running:type_name -> rbee.queen.v1.SettleRequest.RunningEntry
-	2,  // 27: rbee.queen.v1.StandingResponse.standing:type_name -> rbee.queen.v1.Standing
-	10, // 28: rbee.queen.v1.JoinResponse.view:type_name -> rbee.queen.v1.ClusterView
-	57, // 29: rbee.queen.v1.Hive.devices:type_name -> rbee.hive.v1.Device
-	53, // 30: rbee.queen.v1.Worker.load:type_name -> rbee.queen.v1.Load
-	56, // 31: rbee.queen.v1.Load.silence:type_name -> google.protobuf.Duration
-	56, // 32: rbee.queen.v1.Load.stalled:type_name -> google.protobuf.Duration
-	56, // 33: rbee.queen.v1.Load.keep_alive:type_name -> google.protobuf.Duration
-	56, // 34: rbee.queen.v1.Load.idle:type_name -> google.protobuf.Duration
-	56, // 35: rbee.queen.v1.Load.load_took:type_name -> google.protobuf.Duration
-	3,  // 36: rbee.queen.v1.RegistryService.Link:input_type -> rbee.queen.v1.LinkRequest
-	12, // 37: rbee.queen.v1.BlobService.Claim:input_type -> rbee.queen.v1.ClaimRequest
-	15, // 38: rbee.queen.v1.ClusterService.Apply:input_type -> rbee.queen.v1.ApplyRequest
-	17, // 39: rbee.queen.v1.ClusterService.ReadIndex:input_type -> rbee.queen.v1.ReadIndexRequest
-	19, // 40: rbee.queen.v1.ClusterService.TransferLeadership:input_type -> rbee.queen.v1.TransferLeadershipRequest
-	21, // 41: rbee.queen.v1.ClusterService.RemoveQueen:input_type -> rbee.queen.v1.RemoveQueenRequest
-	23, // 42: rbee.queen.v1.ClusterService.LeaveNode:input_type -> rbee.queen.v1.LeaveNodeRequest
-	25, // 43: rbee.queen.v1.ClusterService.Sight:input_type -> rbee.queen.v1.SightRequest
-	28, // 44: rbee.queen.v1.ClusterService.Announce:input_type -> rbee.queen.v1.AnnounceRequest
-	31, // 45: rbee.queen.v1.ClusterService.Kept:input_type -> rbee.queen.v1.KeptRequest
-	33, // 46: rbee.queen.v1.ClusterService.Admit:input_type -> rbee.queen.v1.AdmitRequest
-	38, // 47: rbee.queen.v1.ClusterService.Settle:input_type -> rbee.queen.v1.SettleRequest
-	41, // 48: rbee.queen.v1.ClusterService.SaveSnapshot:input_type -> rbee.queen.v1.SaveSnapshotRequest
-	43, // 49: rbee.queen.v1.ClusterService.RestoreSnapshot:input_type -> rbee.queen.v1.RestoreSnapshotRequest
-	47, // 50: rbee.queen.v1.JoinService.Join:input_type -> rbee.queen.v1.JoinRequest
-	45, // 51: rbee.queen.v1.JoinService.Standing:input_type -> rbee.queen.v1.StandingRequest
-	49, // 52: rbee.queen.v1.JoinService.Renew:input_type -> rbee.queen.v1.RenewRequest
-	7,  // 53: rbee.queen.v1.RegistryService.Link:output_type -> rbee.queen.v1.LinkResponse
-	13, // 54: rbee.queen.v1.BlobService.Claim:output_type -> rbee.queen.v1.ClaimResponse
-	16, // 55: rbee.queen.v1.ClusterService.Apply:output_type -> rbee.queen.v1.ApplyResponse
-	18, // 56: rbee.queen.v1.ClusterService.ReadIndex:output_type -> rbee.queen.v1.ReadIndexResponse
-	20, // 57: rbee.queen.v1.ClusterService.TransferLeadership:output_type -> rbee.queen.v1.TransferLeadershipResponse
-	22, // 58: rbee.queen.v1.ClusterService.RemoveQueen:output_type -> rbee.queen.v1.RemoveQueenResponse
-	24, // 59: rbee.queen.v1.ClusterService.LeaveNode:output_type -> rbee.queen.v1.LeaveNodeResponse
-	26, // 60: rbee.queen.v1.ClusterService.Sight:output_type -> rbee.queen.v1.SightResponse
-	29, // 61: rbee.queen.v1.ClusterService.Announce:output_type -> rbee.queen.v1.AnnounceResponse
-	32, // 62: rbee.queen.v1.ClusterService.Kept:output_type -> rbee.queen.v1.KeptResponse
-	36, // 63: rbee.queen.v1.ClusterService.Admit:output_type -> rbee.queen.v1.AdmitResponse
-	40, // 64: rbee.queen.v1.ClusterService.Settle:output_type -> rbee.queen.v1.SettleResponse
-	42, // 65: rbee.queen.v1.ClusterService.SaveSnapshot:output_type -> rbee.queen.v1.SaveSnapshotResponse
-	44, // 66: rbee.queen.v1.ClusterService.RestoreSnapshot:output_type -> rbee.queen.v1.RestoreSnapshotResponse
-	48, // 67: rbee.queen.v1.JoinService.Join:output_type -> rbee.queen.v1.JoinResponse
-	46, // 68: rbee.queen.v1.JoinService.Standing:output_type -> rbee.queen.v1.StandingResponse
-	50, // 69: rbee.queen.v1.JoinService.Renew:output_type -> rbee.queen.v1.RenewResponse
-	53, // [53:70] is the sub-list for method output_type
-	36, // [36:53] is the sub-list for method input_type
-	36, // [36:36] is the sub-list for extension type_name
-	36, // [36:36] is the sub-list for extension extendee
-	0,  // [0:36] is the sub-list for field type_name
+	56, // 13: rbee.queen.v1.Tenancy.swap_wait:type_name -> google.protobuf.Duration
+	56, // 14: rbee.queen.v1.Tenancy.swap_warm:type_name -> google.protobuf.Duration
+	11, // 15: rbee.queen.v1.ClusterView.queens:type_name -> rbee.queen.v1.QueenAddress
+	0,  // 16: rbee.queen.v1.ClaimRequest.stage:type_name -> rbee.queen.v1.BlobStage
+	14, // 17: rbee.queen.v1.ClaimResponse.seeders:type_name -> rbee.queen.v1.Seeder
+	56, // 18: rbee.queen.v1.ClaimResponse.again:type_name -> google.protobuf.Duration
+	27, // 19: rbee.queen.v1.SightResponse.hives:type_name -> rbee.queen.v1.HiveSight
+	56, // 20: rbee.queen.v1.HiveSight.silence:type_name -> google.protobuf.Duration
+	30, // 21: rbee.queen.v1.AnnounceRequest.self:type_name -> rbee.queen.v1.Announcement
+	30, // 22: rbee.queen.v1.AnnounceResponse.self:type_name -> rbee.queen.v1.Announcement
+	1,  // 23: rbee.queen.v1.KeptRequest.act:type_name -> rbee.queen.v1.KeptAct
+	34, // 24: rbee.queen.v1.AdmitRequest.history:type_name -> rbee.queen.v1.LimitHistory
+	35, // 25: rbee.queen.v1.LimitHistory.slots:type_name -> rbee.queen.v1.LimitSlot
+	37, // 26: rbee.queen.v1.AdmitResponse.states:type_name -> rbee.queen.v1.LimitState
+	39, // 27: rbee.queen.v1.SettleRequest.settled:type_name -> rbee.queen.v1.Settled
+	54, // 28: rbee.queen.v1.SettleRequest.running:type_name -> rbee.queen.v1.SettleRequest.RunningEntry
+	2,  // 29: rbee.queen.v1.StandingResponse.standing:type_name -> rbee.queen.v1.Standing
+	10, // 30: rbee.queen.v1.JoinResponse.view:type_name -> rbee.queen.v1.ClusterView
+	57, // 31: rbee.queen.v1.Hive.devices:type_name -> rbee.hive.v1.Device
+	53, // 32: rbee.queen.v1.Worker.load:type_name -> rbee.queen.v1.Load
+	56, // 33: rbee.queen.v1.Load.silence:type_name -> google.protobuf.Duration
+	56, // 34: rbee.queen.v1.Load.stalled:type_name -> google.protobuf.Duration
+	56, // 35: rbee.queen.v1.Load.keep_alive:type_name -> google.protobuf.Duration
+	56, // 36: rbee.queen.v1.Load.idle:type_name -> google.protobuf.Duration
+	56, // 37: rbee.queen.v1.Load.load_took:type_name -> google.protobuf.Duration
+	3,  // 38: rbee.queen.v1.RegistryService.Link:input_type -> rbee.queen.v1.LinkRequest
+	12, // 39: rbee.queen.v1.BlobService.Claim:input_type -> rbee.queen.v1.ClaimRequest
+	15, // 40: rbee.queen.v1.ClusterService.Apply:input_type -> rbee.queen.v1.ApplyRequest
+	17, // 41: rbee.queen.v1.ClusterService.ReadIndex:input_type -> rbee.queen.v1.ReadIndexRequest
+	19, // 42: rbee.queen.v1.ClusterService.TransferLeadership:input_type -> rbee.queen.v1.TransferLeadershipRequest
+	21, // 43: rbee.queen.v1.ClusterService.RemoveQueen:input_type -> rbee.queen.v1.RemoveQueenRequest
+	23, // 44: rbee.queen.v1.ClusterService.LeaveNode:input_type -> rbee.queen.v1.LeaveNodeRequest
+	25, // 45: rbee.queen.v1.ClusterService.Sight:input_type -> rbee.queen.v1.SightRequest
+	28, // 46: rbee.queen.v1.ClusterService.Announce:input_type -> rbee.queen.v1.AnnounceRequest
+	31, // 47: rbee.queen.v1.ClusterService.Kept:input_type -> rbee.queen.v1.KeptRequest
+	33, // 48: rbee.queen.v1.ClusterService.Admit:input_type -> rbee.queen.v1.AdmitRequest
+	38, // 49: rbee.queen.v1.ClusterService.Settle:input_type -> rbee.queen.v1.SettleRequest
+	41, // 50: rbee.queen.v1.ClusterService.SaveSnapshot:input_type -> rbee.queen.v1.SaveSnapshotRequest
+	43, // 51: rbee.queen.v1.ClusterService.RestoreSnapshot:input_type -> rbee.queen.v1.RestoreSnapshotRequest
+	47, // 52: rbee.queen.v1.JoinService.Join:input_type -> rbee.queen.v1.JoinRequest
+	45, // 53: rbee.queen.v1.JoinService.Standing:input_type -> rbee.queen.v1.StandingRequest
+	49, // 54: rbee.queen.v1.JoinService.Renew:input_type -> rbee.queen.v1.RenewRequest
+	7,  // 55: rbee.queen.v1.RegistryService.Link:output_type -> rbee.queen.v1.LinkResponse
+	13, // 56: rbee.queen.v1.BlobService.Claim:output_type -> rbee.queen.v1.ClaimResponse
+	16, // 57: rbee.queen.v1.ClusterService.Apply:output_type -> rbee.queen.v1.ApplyResponse
+	18, // 58: rbee.queen.v1.ClusterService.ReadIndex:output_type -> rbee.queen.v1.ReadIndexResponse
+	20, // 59: rbee.queen.v1.ClusterService.TransferLeadership:output_type -> rbee.queen.v1.TransferLeadershipResponse
+	22, // 60: rbee.queen.v1.ClusterService.RemoveQueen:output_type -> rbee.queen.v1.RemoveQueenResponse
+	24, // 61: rbee.queen.v1.ClusterService.LeaveNode:output_type -> rbee.queen.v1.LeaveNodeResponse
+	26, // 62: rbee.queen.v1.ClusterService.Sight:output_type -> rbee.queen.v1.SightResponse
+	29, // 63: rbee.queen.v1.ClusterService.Announce:output_type -> rbee.queen.v1.AnnounceResponse
+	32, // 64: rbee.queen.v1.ClusterService.Kept:output_type -> rbee.queen.v1.KeptResponse
+	36, // 65: rbee.queen.v1.ClusterService.Admit:output_type -> rbee.queen.v1.AdmitResponse
+	40, // 66: rbee.queen.v1.ClusterService.Settle:output_type -> rbee.queen.v1.SettleResponse
+	42, // 67: rbee.queen.v1.ClusterService.SaveSnapshot:output_type -> rbee.queen.v1.SaveSnapshotResponse
+	44, // 68: rbee.queen.v1.ClusterService.RestoreSnapshot:output_type -> rbee.queen.v1.RestoreSnapshotResponse
+	48, // 69: rbee.queen.v1.JoinService.Join:output_type -> rbee.queen.v1.JoinResponse
+	46, // 70: rbee.queen.v1.JoinService.Standing:output_type -> rbee.queen.v1.StandingResponse
+	50, // 71: rbee.queen.v1.JoinService.Renew:output_type -> rbee.queen.v1.RenewResponse
+	55, // [55:72] is the sub-list for method output_type
+	38, // [38:55] is the sub-list for method input_type
+	38, // [38:38] is the sub-list for extension type_name
+	38, // [38:38] is the sub-list for extension extendee
+	0,  // [0:38] is the sub-list for field type_name
 }
 
 func init() { file_queen_v1_queen_proto_init() }

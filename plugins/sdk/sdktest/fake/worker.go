@@ -215,7 +215,11 @@ func (w *Worker) fingerprint() worker.Fingerprint {
 	c := w.knobs()
 	f := worker.Fingerprint{Problem: c.Problem, ByName: c.ByName, Models: c.Models, Checks: []worker.Check{{Name: "words", Passed: c.Problem == "", Detail: "the words of a prompt can be told apart"}}}
 	for _, d := range c.Devices {
-		f.Devices = append(f.Devices, worker.Device{ID: d.ID, Kind: "fake", Name: "Fake device " + d.ID, TotalBytes: d.TotalBytes, FreeBytes: d.FreeBytes})
+		kind := "fake"
+		if d.ID == "cpu" { // main memory, of which hosts know more
+			kind = d.ID
+		}
+		f.Devices = append(f.Devices, worker.Device{ID: d.ID, Kind: kind, Name: "Fake device " + d.ID, TotalBytes: d.TotalBytes, FreeBytes: d.FreeBytes})
 	}
 	if len(f.Devices) == 0 {
 		f.Devices = []worker.Device{{ID: "fake:0", Kind: "fake", Name: "Fake device", TotalBytes: 8 << 30, FreeBytes: 8 << 30}}
