@@ -63,8 +63,8 @@ func (h *Hive) roomLocked(d core.Device) memory {
 	return m
 }
 
-// residentsLocked returns the workers on a device, for a load of a model. Whoever starts a worker by
-// hand takes the room of those that unload by themselves; a request also takes that of idle workers
+// residentsLocked returns the workers on a device, for a load of a model. Whoever starts a worker
+// by hand takes the room of those that unload by themselves; a request also takes that of workers
 // that were started by hand, last.
 func (h *Hive) residentsLocked(device, model string, onRequest bool) []sched.Resident {
 	keepAlive := h.rules().keepAlive
@@ -237,8 +237,8 @@ func (h *Hive) fit(ctx context.Context, r core.Request, id string, p workerProce
 	}
 }
 
-// makeRoom has workers go for a load, and returns when it is worth while to look again. Errors: only
-// ctx's.
+// makeRoom has workers go for a load, and returns when it is worth while to look again. Errors:
+// ctx's, Unavailable when the hive ends.
 func (h *Hive) makeRoom(ctx context.Context, turn sched.Turn, model string, run *job.Run) error {
 	timer := time.NewTimer(min(max(turn.Wait, time.Millisecond), roomPoll))
 	defer timer.Stop()

@@ -19,8 +19,8 @@ func (c *call) route() error {
 	return err
 }
 
-// reroute has the router choose a worker again, or start one, for a request whose worker went before
-// it took the request: that is nobody's failure.
+// reroute has the router choose a worker again, or start one, for a request whose worker went
+// before it took the request: that is nobody's failure.
 func (c *call) reroute(q Query) (Lease, error) {
 	q.Other = false
 	return c.await(q)

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/shoenig/test/must"
+
+	"github.com/rbee-project/rbee/core"
 )
 
 func anybody(Resident) bool { return true }
@@ -110,4 +112,94 @@ func TestTurnProperties(t *testing.T) {
 	for _, kind := range []string{"unload", "never", "wait"} {
 		must.Greater(t, 300, kinds[kind], must.Sprint(kind))
 	}
+}
+
+// A hive on which nobody needs to go is chosen before one where idle workers do, and that before
+// one where busy ones do; a refusal counts what could go.
+func TestPlaceMakesRoom(t *testing.T) {
+	t.Parallel()
+	room := func(id string, free, idle, busy int64) Room {
+		dev := core.Device{ID: "cpu", Kind: "cpu", TotalBytes: 100, FreeBytes: free}
+		return Room{
+			Hive: core.Hive{ID: id, Name: id, Status: core.HiveReady, WorkerTypes: []string{"cpu"}, Devices: []core.Device{dev}},
+			Idle: map[string]int64{"cpu": idle}, Busy: map[string]int64{"cpu": busy},
+		}
+	}
+	free, idle, busy := room("free", 50, 0, 0), room("idle", 40, 60, 0), room("busy", 40, 0, 60)
+	for _, tt := range []struct {
+		rooms        []Room
+		hive, reason string
+	}{
+		{[]Room{busy, idle, free}, "free", "most free memory"},
+		{[]Room{busy, idle}, "idle", "unloads idle workers"},
+		{[]Room{busy, room("full", 0, 0, 0)}, "busy", "waits for busy workers"},
+	} {
+		p, _, ok := Place(Demand{Model: "m", MinBytes: 50}, tt.rooms)
+		must.True(t, ok)
+		must.Eq(t, tt.hive, p.Hive)
+		must.Eq(t, tt.reason, p.Reason)
+	}
+	_, refused, ok := Place(Demand{Model: "m", MinBytes: 90}, []Room{room("h", 10, 20, 30)})
+	must.False(t, ok)
+	must.Eq(t, 30, refused[0].MissingBytes)
+	must.StrContains(t, refused[0].Reason, "cpu lacks 30 bytes: 90 needed, 10 of 100 free, 50 more if workers unload")
+}
+
+// Over random clusters: what is chosen has room, with what may go; nothing is refused that has; and
+// the order of the hives does not matter.
+func TestPlaceProperties(t *testing.T) {
+	t.Parallel()
+	r := rand.New(rand.NewPCG(17, 2))
+	chosen := 0
+	for range 5000 {
+		rooms := make([]Room, r.IntN(5))
+		for i := range rooms {
+			id := fmt.Sprintf("h%d", i)
+			h := core.Hive{ID: id, Name: id, Status: core.HiveReady, Draining: r.IntN(6) == 0, WorkerTypes: []string{"cpu"}}
+			rooms[i] = Room{Suspect: r.IntN(6) == 0, HasModel: r.IntN(2) == 0, Workers: r.IntN(3), Idle: map[string]int64{}, Busy: map[string]int64{}}
+			for d := range 1 + r.IntN(3) {
+				dev := core.Device{ID: fmt.Sprintf("cpu:%d", d), Kind: "cpu", TotalBytes: 10, FreeBytes: int64(r.IntN(11))}
+				used := dev.TotalBytes - dev.FreeBytes
+				rooms[i].Idle[dev.ID] = int64(r.IntN(int(used) + 1))
+				rooms[i].Busy[dev.ID] = int64(r.IntN(int(used-rooms[i].Idle[dev.ID]) + 1))
+				h.Devices = append(h.Devices, dev)
+			}
+			rooms[i].Hive = h
+		}
+		d := Demand{Model: "m", MinBytes: int64(1 + r.IntN(12))}
+		best := func(x Room) (level int) {
+			if x.Suspect || x.Hive.Draining {
+				return 3
+			}
+			level = 3
+			for _, dev := range x.Hive.Devices {
+				have := dev.FreeBytes
+				for at, more := range []int64{0, x.Idle[dev.ID], x.Busy[dev.ID]} {
+					if have += more; have >= d.MinBytes {
+						level = min(level, at)
+					}
+				}
+			}
+			return level
+		}
+		p, refused, ok := Place(d, rooms)
+		least, able := 3, 0
+		for _, x := range rooms {
+			if at := best(x); at < 3 {
+				able++
+				least = min(least, at)
+			}
+		}
+		must.Eq(t, able > 0, ok)
+		must.Len(t, len(rooms)-able, refused)
+		if ok {
+			chosen++
+			i := slices.IndexFunc(rooms, func(x Room) bool { return x.Hive.ID == p.Hive })
+			must.Eq(t, least, best(rooms[i]), must.Sprint("somebody has to go who need not"))
+		}
+		r.Shuffle(len(rooms), func(i, j int) { rooms[i], rooms[j] = rooms[j], rooms[i] })
+		again, _, _ := Place(d, rooms)
+		must.Eq(t, p.Hive, again.Hive)
+	}
+	must.Greater(t, 1000, chosen)
 }
