@@ -51,7 +51,11 @@ func (h *Hive) roomLocked(d core.Device) memory {
 	if d.Kind != kindCPU {
 		return m
 	}
-	if limit := h.defaults.Load().MemoryLimit; limit > 0 && (!m.Known || limit < m.TotalBytes) {
+	limit := int64(0)
+	if d := h.defaults.Load(); d != nil { // a hive that is not complete yet has none
+		limit = d.MemoryLimit
+	}
+	if limit > 0 && (!m.Known || limit < m.TotalBytes) {
 		if !m.Known {
 			m.FreeBytes = limit
 		}
@@ -259,7 +263,7 @@ func (h *Hive) makeRoom(ctx context.Context, turn sched.Turn, model string, run 
 		}
 		h.log.Info("unloads a worker to make room", "worker", w.id(), "model", w.handle.Model, "for", model, "busy", r.Busy)
 		run.Log("worker %s with %s unloads to make room", w.id(), w.handle.Model)
-		if err := h.endWorker(w, ending{grace: defaultRetireGrace}); err != nil {
+		if err := h.endWorker(w, ending{grace: defaultRetireGrace, keep: true}); err != nil {
 			return err
 		}
 		last = w
