@@ -17,8 +17,11 @@ const roomPoll = 250 * time.Millisecond
 
 // reservation is memory that a loading worker is about to take.
 type reservation struct {
-	device string
-	bytes  int64
+	device    string
+	bytes     int64
+	model     string
+	keepAlive string // as in the handle
+	pinned    bool
 }
 
 // waiter is a load that waits for room on a device. Loads take their turns in the order in which
@@ -69,7 +72,7 @@ func (h *Hive) roomLocked(d core.Device) memory {
 
 // residentsLocked returns the workers on a device, for a load of a model. Whoever starts a worker
 // by hand takes the room of those that unload by themselves; a request also takes that of workers
-// that were started by hand, last.
+// that were started by hand, last. A load that has no worker yet is one that loads.
 func (h *Hive) residentsLocked(device, model string, onRequest bool) []sched.Resident {
 	keepAlive := h.rules().keepAlive
 	var list []sched.Resident
@@ -89,6 +92,15 @@ func (h *Hive) residentsLocked(device, model string, onRequest bool) []sched.Res
 		w.mu.Unlock()
 		r.Fixed = w.handle.Pinned || r.Model == model || r.Stays && !onRequest
 		list = append(list, r)
+	}
+	for id, l := range h.reserved {
+		if _, ok := h.workers[id]; ok || l.device != device {
+			continue
+		}
+		stays := (&tenancy{}).keep(l.keepAlive, keepAlive) < 0
+		list = append(list, sched.Resident{
+			Worker: id, Model: l.model, Bytes: l.bytes, Stays: stays, Busy: true, Fixed: l.pinned || l.model == model || stays && !onRequest,
+		})
 	}
 	return list
 }
@@ -215,7 +227,7 @@ func (h *Hive) fit(ctx context.Context, r core.Request, id string, p workerProce
 		switch {
 		case err != nil:
 		case at.found:
-			h.reserved[id] = reservation{at.device.ID, at.size.EstimateBytes}
+			h.reserved[id] = reservation{at.device.ID, at.size.EstimateBytes, model.ID, r.KeepAlive, r.Pin}
 		case wait.device == "":
 			wait.device, wait.since = at.device.ID, time.Now()
 			h.waiters = append(h.waiters, wait)

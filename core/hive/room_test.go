@@ -124,6 +124,27 @@ func TestBusyWorkersMakeRoom(t *testing.T) {
 	must.Eq(t, "other", r.queen.workers()[0].Model)
 }
 
+// A load whose room another load has reserved, which has no worker yet, waits for its turn.
+func TestLoadsThatBeginTogether(t *testing.T) {
+	t.Parallel()
+	r := tightRig(t, time.Hour, 0)
+	r.hive.mu.Lock()
+	r.hive.reserved["first"] = reservation{device: "cpu", bytes: r.hive.defaults.Load().MemoryLimit, model: "tiny", keepAlive: core.KeepAliveDefault}
+	r.hive.mu.Unlock()
+	job := r.submit(tight("other", core.KeepAliveDefault))
+	coretest.Eventually(t, patience, func() error {
+		r.hive.mu.Lock()
+		defer r.hive.mu.Unlock()
+		if len(r.hive.waiters) == 0 {
+			return fmt.Errorf("nothing waits")
+		}
+		return nil
+	})
+	r.hive.unreserve("first")
+	job, _ = r.follow(job.ID)
+	must.Eq(t, core.JobSucceeded, job.State)
+}
+
 // A worker serves for a while before it makes room, however short its use.
 func TestWarmWorkersStay(t *testing.T) {
 	t.Parallel()
