@@ -16,7 +16,8 @@ const (
 	DefaultKeepAlive = 5 * time.Minute
 	// DefaultSwapWait and DefaultSwapWarm are the defaults of the cluster's settings of how models
 	// take turns.
-	DefaultSwapWait, DefaultSwapWarm = 10 * time.Second, 5 * time.Second
+	DefaultSwapWait = 10 * time.Second
+	DefaultSwapWarm = 5 * time.Second
 	// MaxKeepAlive is the longest time that a worker stays without requests; a longer one is for
 	// good.
 	MaxKeepAlive = 365 * 24 * time.Hour

@@ -102,7 +102,7 @@ func (g *Gateway) props(w *response, r *http.Request) error {
 		})
 	}
 	return g.look(w, r, "/props", model, func(model string, body []byte) ([]byte, error) {
-		var all, told = map[string]json.RawMessage{}, map[string]any{"model_alias": model, "model_path": model}
+		all, told := map[string]json.RawMessage{}, map[string]any{"model_alias": model, "model_path": model}
 		if err := json.Unmarshal(body, &all); err != nil {
 			return nil, core.Wrap(err, core.Internal, "read the worker's answer")
 		}

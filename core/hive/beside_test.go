@@ -28,8 +28,12 @@ func TestBeside(t *testing.T) {
 	must.NoError(t, file.Close())
 
 	b := r.hive.besideOf(sdkworker.Fingerprint{BesideBytes: 7, Beside: []sdkworker.ModelFile{
-		{Path: adapter, Role: sdkworker.RoleAdapter}, {Path: tinyModel, Role: sdkworker.RoleDraft}, {Path: adapter, Role: sdkworker.RoleDraft},
-		{Path: filepath.Dir(adapter), Role: sdkworker.RoleAdapter}, {Path: adapter + ".gone", Role: sdkworker.RoleAdapter}, {Path: adapter, Role: "projector"},
+		{Path: adapter, Role: sdkworker.RoleAdapter},
+		{Path: tinyModel, Role: sdkworker.RoleDraft},
+		{Path: adapter, Role: sdkworker.RoleDraft},
+		{Path: filepath.Dir(adapter), Role: sdkworker.RoleAdapter},
+		{Path: adapter + ".gone", Role: sdkworker.RoleAdapter},
+		{Path: adapter, Role: "projector"},
 	}})
 	must.Eq(t, 5+7+1000+header.EstimateDraft(2, 512).Total(), b.add(5, 2, 512))
 	must.Zero(t, b.add(0, 2, 512), must.Sprint("unknown stays unknown"))

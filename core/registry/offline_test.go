@@ -72,8 +72,10 @@ func (c *cluster) saved(t *testing.T) *registry.Snapshot {
 // founding is of a raft folder that is not there yet.
 func (c *cluster) founding(t *testing.T) registry.Founding {
 	t.Helper()
-	return registry.Founding{Dir: filepath.Join(t.TempDir(), "raft"), Identity: c.id, Node: c.node, Now: time.Now(), Logger: hclog.NewNullLogger(),
-		Old: filepath.Join(t.TempDir(), "old")}
+	return registry.Founding{
+		Dir: filepath.Join(t.TempDir(), "raft"), Identity: c.id, Node: c.node, Now: time.Now(), Logger: hclog.NewNullLogger(),
+		Old: filepath.Join(t.TempDir(), "old"),
+	}
 }
 
 // contents are what a raft folder holds.

@@ -59,13 +59,14 @@ func Evict(missing int64, residents []Resident, may func(Resident) bool) (gone [
 		return nil, missing - freed
 	}
 	chosen := able[:n]
-	for i := len(chosen) - 1; i >= 0; i-- { // the most costly are spared first
-		if freed-chosen[i].Bytes >= missing {
-			freed -= chosen[i].Bytes
-			chosen = slices.Delete(chosen, i, i+1)
+	spared := map[string]bool{}
+	for _, r := range slices.Backward(chosen) { // the most costly are spared first
+		if freed-r.Bytes >= missing {
+			freed -= r.Bytes
+			spared[r.Worker] = true
 		}
 	}
-	return chosen, 0
+	return slices.DeleteFunc(chosen, func(r Resident) bool { return spared[r.Worker] }), 0
 }
 
 // Swap is how models that cannot be loaded together take turns. Requests for a model that is loaded
