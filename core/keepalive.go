@@ -14,9 +14,9 @@ const (
 	KeepForever time.Duration = -1
 	// DefaultKeepAlive is the default of the cluster's setting.
 	DefaultKeepAlive = 5 * time.Minute
-	// DefaultSwapWait and DefaultSwapWarm are the defaults of the cluster's settings of how models
-	// take turns.
+	// DefaultSwapWait is the default of the cluster's setting swap_wait.
 	DefaultSwapWait = 10 * time.Second
+	// DefaultSwapWarm is the default of the cluster's setting swap_warm.
 	DefaultSwapWarm = 5 * time.Second
 	// MaxKeepAlive is the longest time that a worker stays without requests; a longer one is for
 	// good.
