@@ -49,7 +49,7 @@ func TestAnswersAsThePlainLoop(t *testing.T) {
 			}
 
 			s := w.stream(t.Context(), t, question(r.Question, limit+`,"stream":true`), nil)
-			must.Eq(t, text, s.text) // the same request alone, in the same worker: to the bit
+			must.Eq(t, text, s.text) // the same request alone, in the same worker
 			must.True(t, s.done)
 			must.Nil(t, s.usage)
 			must.Eq(t, whole.Choices[0].FinishReason, s.finish)

@@ -32,7 +32,13 @@ type Loop struct {
 	ctx   llama.Context
 	mem   llama.Memory
 	vocab llama.Vocab
+	most  int     // tokens of a prompt that are read at once
 	read  []Token // what the context has
+}
+
+// Settings say how a loop computes. The zero value is as the engine does by itself.
+type Settings struct {
+	Piece int // tokens of a prompt that are read at once; 0: all
 }
 
 // Answer is what the plain loop says to a prompt.
@@ -55,17 +61,27 @@ func Load(t testing.TB, dir string) {
 // New returns a loop over the model at path, in a copy of its own. The libraries must be loaded.
 func New(t testing.TB, path string) *Loop {
 	t.Helper()
+	return NewWith(t, path, Settings{})
+}
+
+// NewWith is New with settings.
+func NewWith(t testing.TB, path string, s Settings) *Loop {
+	t.Helper()
 	model, err := llama.ModelLoadFromFile(path, llama.ModelDefaultParams())
 	noError(t, err)
 	t.Cleanup(func() { noError(t, llama.ModelFree(model)) })
 	params := llama.ContextDefaultParams()
 	params.NCtx, params.NThreads, params.NThreadsBatch = contextTokens, 1, 1
+	most := contextTokens
+	if s.Piece > 0 {
+		most = s.Piece
+	}
 	ctx, err := llama.InitFromModel(model, params)
 	noError(t, err)
 	t.Cleanup(func() { noError(t, llama.Free(ctx)) })
 	mem, err := llama.GetMemory(ctx)
 	noError(t, err)
-	return &Loop{ctx: ctx, mem: mem, vocab: llama.ModelGetVocab(model)}
+	return &Loop{ctx: ctx, mem: mem, vocab: llama.ModelGetVocab(model), most: most}
 }
 
 // Tokens returns the tokens of a rendered prompt.
@@ -180,9 +196,18 @@ func (l *Loop) decode(t testing.TB, tokens []Token) []choice {
 	return ranked
 }
 
-// evaluate adds tokens to the context and returns the logits after the last of them, in the
-// engine's memory.
+// evaluate adds tokens to the context, in pieces, and returns the logits after the last of them, in
+// the engine's memory.
 func (l *Loop) evaluate(t testing.TB, tokens []Token) []float32 {
+	t.Helper()
+	for len(tokens) > l.most {
+		l.step(t, tokens[:l.most])
+		tokens = tokens[l.most:]
+	}
+	return l.step(t, tokens)
+}
+
+func (l *Loop) step(t testing.TB, tokens []Token) []float32 {
 	t.Helper()
 	list := make([]llama.Token, len(tokens))
 	for i, t := range tokens {

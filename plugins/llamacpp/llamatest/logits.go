@@ -5,8 +5,47 @@ import (
 	"testing"
 )
 
-// Logits returns the logits after a prompt, read in one piece, and what is said after it, read a
-// token at a time. It goes on from the last call where that had the same prompt. They are valid
+// roundingCuts is how many places Rounding cuts a prompt at.
+const roundingCuts = 8
+
+// Rounding returns how far logits after a prompt move by how it is read: the greatest difference of
+// one between the loop's usual way and the other ways of the same loop: all but the last token and
+// then that, a token at a time, cut in two at several places. It is 0 where the kernels add up in
+// the same order for each number of rows.
+func (l *Loop) Rounding(t testing.TB, prompt []Token) float32 {
+	t.Helper()
+	n := len(prompt)
+	usual := slices.Clone(l.inParts(t, prompt, nil))
+	ways := [][]int{{n - 1}, nil}
+	for at := 1; at < n; at++ {
+		ways[1] = append(ways[1], at)
+		if at%max(1, n/roundingCuts) == 0 {
+			ways = append(ways, []int{at})
+		}
+	}
+	greatest := float32(0)
+	for _, cuts := range ways {
+		for i, logit := range l.inParts(t, prompt, cuts) {
+			greatest = max(greatest, logit-usual[i], usual[i]-logit)
+		}
+	}
+	return greatest
+}
+
+// inParts returns the logits after a prompt that is cut before the given positions.
+func (l *Loop) inParts(t testing.TB, prompt []Token, cuts []int) []float32 {
+	t.Helper()
+	l.rewind(t, 0)
+	at := 0
+	for _, cut := range cuts {
+		l.evaluate(t, prompt[at:cut])
+		at = cut
+	}
+	return l.evaluate(t, prompt[at:])
+}
+
+// Logits returns the logits after a prompt, read as the settings say, and what is said after it,
+// read a token at a time. It goes on from the last call where that had the same prompt. They are valid
 // until the next call.
 func (l *Loop) Logits(t testing.TB, prompt, said []Token) []float32 {
 	t.Helper()
