@@ -45,8 +45,8 @@ func (l *Loop) inParts(t testing.TB, prompt []Token, cuts []int) []float32 {
 }
 
 // Logits returns the logits after a prompt, read as the settings say, and what is said after it,
-// read a token at a time. It goes on from the last call where that had the same prompt. They are valid
-// until the next call.
+// read a token at a time. It goes on from the last call where that had the same prompt. They are
+// valid until the next call.
 func (l *Loop) Logits(t testing.TB, prompt, said []Token) []float32 {
 	t.Helper()
 	n := len(prompt)
