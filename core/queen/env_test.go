@@ -159,6 +159,7 @@ type fakeHive struct {
 	blob      *hivev1.FindBlobResponse
 	asked     int  // for a blob
 	tells     bool // what its store has
+	unloads   bool // workers that nobody uses
 	told      *queenv1.Inventory
 	// run does what a job does; nil: spawn of a worker after a second.
 	run func(ctx context.Context, r core.Request, run *job.Run) (any, error)
@@ -325,7 +326,7 @@ func (h *fakeHive) beat(ctx context.Context) (*queenv1.LinkResponse, error) {
 }
 
 func (h *fakeHive) reportLocked() *queenv1.LinkRequest {
-	r := &queenv1.LinkRequest{Hive: wire.HiveToProto(h.hive), Workers: wire.All(h.workers, wire.WorkerToProto)}
+	r := &queenv1.LinkRequest{Unloads: h.unloads, Hive: wire.HiveToProto(h.hive), Workers: wire.All(h.workers, wire.WorkerToProto)}
 	if now := wire.InventoryToProto(core.Inventory{Models: h.models, Offers: h.items, OffersKnown: true}); h.tells && !proto.Equal(now, h.told) {
 		r.Inventory, h.told = now, now
 	}

@@ -11,6 +11,26 @@ import (
 	"github.com/rbee-project/rbee/core/job"
 )
 
+// A hive that does not unload workers is not told when to: it would refuse the request.
+func TestKeepAliveOfOlderHives(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, "")
+		h := c.newHive("h1")
+		h.run = func(context.Context, core.Request, *job.Run) (any, error) { return core.SpawnResult{}, nil }
+		h.addModel("m")
+		for _, unloads := range []bool{false, true} {
+			h.change(func(h *fakeHive) { h.unloads = unloads })
+			h.mustBeat()
+			_, err := c.q.Jobs.Submit(t.Context(), core.Request{Operation: core.OpWorkerSpawn, Model: "m", Hive: "h1", KeepAlive: core.KeepAliveDefault}, false)
+			must.NoError(t, err)
+			synctest.Wait()
+			got := h.submitted()
+			must.Eq(t, unloads, got[len(got)-1].KeepAlive == core.KeepAliveDefault)
+		}
+	})
+}
+
 // A further worker with a model gets the context of the first one, whatever the hives call it, so
 // that all answer a long prompt alike.
 func TestReplicaContext(t *testing.T) {

@@ -46,7 +46,7 @@ func (a *app) ensureWorker(ctx context.Context, c *client.Client, model string) 
 		}
 	}
 	fmt.Fprintf(a.stderr, "No worker serves %s: starting one.\n", term.Line(model))
-	job, err := a.runJob(ctx, c, core.Request{Operation: core.OpWorkerSpawn, Model: model})
+	job, err := a.runJob(ctx, c, core.Request{Operation: core.OpWorkerSpawn, Model: model, KeepAlive: core.KeepAliveDefault})
 	if err != nil {
 		return "", err
 	}

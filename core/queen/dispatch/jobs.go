@@ -140,6 +140,9 @@ func (d *Dispatcher) SubmitTo(ctx context.Context, node string, r core.Request) 
 	if s, err := operation.Find(r.Operation); err == nil && !s.Runs.OnQueen() {
 		r.Hive = node // elsewhere it is what the operation is about
 	}
+	if r.KeepAlive == core.KeepAliveDefault && !d.hives.Unload(node) {
+		r.KeepAlive = "" // an older hive refuses the field, and keeps its workers
+	}
 	text, err := json.Marshal(r)
 	if err != nil {
 		return core.Job{}, core.Wrap(err, core.Internal, "encode request")

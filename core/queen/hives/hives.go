@@ -45,6 +45,13 @@ func (h *Hives) List() []core.Hive {
 	return hives
 }
 
+// Unload reports whether a hive has said that it unloads workers that nobody uses: older ones do
+// not.
+func (h *Hives) Unload(id string) bool {
+	told := h.opts.Liveness.Hive(id).Report
+	return told != nil && told.Unloads
+}
+
 // Named finds a hive by id, unique name, or core.LocalHive. Errors: NotFound; Conflict when several
 // have the name.
 func (h *Hives) Named(ctx context.Context, name string) (core.Hive, error) {

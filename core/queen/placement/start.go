@@ -227,10 +227,7 @@ func (s *Starter) placeStart(m knownModel, live []core.Hive, refused []sched.Ref
 // submitStart submits the worker_spawn of a decision, or returns the job that it already is.
 func (s *Starter) submitStart(ctx context.Context, m knownModel, at state.Start) (core.Job, error) {
 	argument, _, _ := m.on(at.Hive)
-	r := core.Request{Operation: core.OpWorkerSpawn, Model: argument, RequestID: at.Request}
-	if told := s.liveness.Hive(at.Hive).Report; told != nil && told.Unloads { // an older one refuses the field
-		r.KeepAlive = core.KeepAliveDefault
-	}
+	r := core.Request{Operation: core.OpWorkerSpawn, Model: argument, RequestID: at.Request, KeepAlive: core.KeepAliveDefault}
 	j, err := s.jobs.SubmitTo(ctx, at.Hive, r)
 	if err != nil {
 		return core.Job{}, startError(ctx, m.id, err)
