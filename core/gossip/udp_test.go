@@ -120,9 +120,8 @@ func TestRealSockets(t *testing.T) {
 	var pings sync.WaitGroup
 	for range 100 {
 		pings.Go(func() {
-			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-			defer cancel()
-			must.NoError(t, a.Ping(ctx, id(3)))
+			// A packet may be lost on a busy machine.
+			coretest.Eventually(t, 10*time.Second, func() error { return a.Ping(t.Context(), id(3)) })
 		})
 	}
 	pings.Wait()

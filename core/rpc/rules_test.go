@@ -43,6 +43,8 @@ var mayCall = map[string]string{ // constant
 	"/rbee.queen.v1.ClusterService/Announce":           "q",
 	"/rbee.queen.v1.ClusterService/Sight":              "q",
 	"/rbee.queen.v1.ClusterService/Kept":               "q",
+	"/rbee.queen.v1.ClusterService/Admit":              "q",
+	"/rbee.queen.v1.ClusterService/Settle":             "q",
 	"/rbee.queen.v1.ClusterService/SaveSnapshot":       "q",
 	"/rbee.queen.v1.ClusterService/RestoreSnapshot":    "q",
 	"/rbee.queen.v1.JoinService/Join":                  "a",

@@ -193,7 +193,20 @@ func (in *interp) recase(how string, t Text) (Text, error) {
 	}), nil
 }
 
+// ascii has every character of ASCII at its number, so that its letters need no memory.
+var ascii = func() string {
+	b := make([]byte, utf8.RuneSelf)
+	for i := range b {
+		b[i] = byte(i)
+	}
+	return string(b)
+}()
+
 func upper(r rune) string {
+	if r < utf8.RuneSelf {
+		r = unicode.ToUpper(r)
+		return ascii[r : r+1]
+	}
 	if r == 'ß' {
 		return "SS"
 	}
@@ -201,6 +214,10 @@ func upper(r rune) string {
 }
 
 func lower(r rune) string {
+	if r < utf8.RuneSelf {
+		r = unicode.ToLower(r)
+		return ascii[r : r+1]
+	}
 	if r == 'İ' {
 		return "i̇"
 	}

@@ -53,7 +53,7 @@ func (m *mortal) Start(_ context.Context, s worker.StartSpec, _ func(worker.Prog
 		w.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(w).Encode(openai.ChatResponse{
 			Object: openai.ObjectChat, Model: s.ModelID,
-			Choices: []openai.ChatChoice{{Message: openai.AnswerMessage{Role: "assistant", Content: new("alive")}, FinishReason: "stop"}},
+			ID: "chatcmpl-mortal", Choices: []openai.ChatChoice{{Message: openai.AnswerMessage{Role: "assistant", Content: new("alive")}, FinishReason: "stop"}},
 		})
 	}), nil
 }
