@@ -396,8 +396,7 @@ func TestRetiringLetsRequestsFinish(t *testing.T) {
 worker "slow" {
   plugin = "rbee-worker-fake"
   config {
-    token_delay = "100ms"
-    tokens      = 50
+    token_delay = "300ms"
   }
 }`})
 	w := r.spawn("slow")
@@ -407,7 +406,7 @@ worker "slow" {
 	}
 	answers := make(chan answer, 1)
 	go func() {
-		text, err := r.ask(t.Context(), w.Worker.ID, strings.Repeat("word ", 50))
+		text, err := r.ask(t.Context(), w.Worker.ID, strings.Repeat("word ", 16))
 		answers <- answer{text, err}
 	}()
 	r.told(patience, func(list []core.Worker) error {
@@ -434,7 +433,7 @@ worker "slow" {
 	must.False(t, exit.Forced)
 	a := <-answers
 	must.NoError(t, a.err)
-	must.Eq(t, 50, len(strings.Fields(a.text)))
+	must.Eq(t, 16, len(strings.Fields(a.text)))
 	r.told(patience, count(0))
 	again := result1[core.ExitResult](r, core.Request{Operation: core.OpActiveWorkerRetire, Worker: w.Worker.ID})
 	must.True(t, again.AlreadyGone)
