@@ -36,7 +36,7 @@ func tightRig(t *testing.T, wait, warm time.Duration) *rig {
 worker "tight" {
   plugin = "rbee-worker-fake"
   config {
-    token_delay = "100ms"
+    token_delay = "400ms"
     tokens      = 20
     device {
       id          = "cpu"
