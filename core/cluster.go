@@ -89,7 +89,7 @@ type Token struct {
 // TokenUsePrecision is how much later than Token.LastUsedAt a token may have been used.
 const TokenUsePrecision = 10 * time.Minute
 
-// MayAsk says whether an API token may ask the model with the id.
+// MayAsk reports whether an API token may use the model with this id.
 func (t Token) MayAsk(model string) bool {
 	return len(t.Models) == 0 || slices.Contains(t.Models, model)
 }
@@ -105,7 +105,8 @@ type TokenRequest struct {
 	Roles  []Role    `json:"roles,omitempty"`  // join; empty: hive. A queen may run workers as well: queen stands for both
 	TTL    Duration  `json:"ttl,omitempty"`    // api: 0 is for ever; join: 0 is 1 hour, at most 24 hours
 
-	// api, with the scopes infer and read alone: whoever may do more could lift its own limits.
+	// Only for API tokens with the scopes infer and read: a stronger token could raise its own
+	// limits.
 	Models []string `json:"models,omitempty"` // by any of their names
 	Limits []Limit  `json:"limits,omitempty"`
 	// Priority is for any API token.

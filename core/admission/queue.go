@@ -62,7 +62,7 @@ func NewQueue[V any](limit int) *Queue[V] {
 }
 
 // Join appends a ticket and reports whether there was room. In a full queue a key that has fewer
-// tickets than another one takes the place of the latest of whoever has most, which is returned.
+// tickets than another one replaces the latest ticket of the key with most, which is returned.
 func (q *Queue[V]) Join(t *Ticket[V]) (evicted *Ticket[V], ok bool) {
 	t.Cost = min(max(t.Cost, 1), maxCost)
 	s := q.share(t.Key)

@@ -67,7 +67,7 @@ An API token is sent with requests, as RBEE_TOKEN, or as the key of an OpenAI cl
   operate  change what runs and what is stored
   admin    change who may do what
 --scope, --model, --limit and --priority are for API tokens, so that --type can be left out with them; the scope is infer where only they are given.
-A token with --model or --limit has the scopes infer and read at most: with others it could lift its own limits.
+A token with --model or --limit can have only the scopes infer and read: a stronger one could raise its own limits.
 
 --model names a model that it may ask, by any of its names; with none it may ask all. An alias means the model that it has now.
 --limit bounds what is done with it at all queens together, within rolling windows of a second, minute, hour or day:

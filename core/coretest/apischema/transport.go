@@ -16,7 +16,7 @@ import (
 type Transport struct {
 	Base    http.RoundTripper
 	Schemas *Schemas
-	// Report is told of each answer that is not as its schema says. It is called by whoever reads
+	// Report is called for each answer that does not match its schema, by the goroutine that reads
 	// the answer.
 	Report func(error)
 	// Skip leaves out what a test makes up itself; nil: nothing.
