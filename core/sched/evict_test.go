@@ -114,6 +114,68 @@ func TestTurnProperties(t *testing.T) {
 	}
 }
 
+// A load that waits looks again when something is due, and says whom it waits for; a worker that
+// loads is not ended, however short a time workers are to serve.
+func TestTurnWaits(t *testing.T) {
+	t.Parallel()
+	s := Swap{MaxWait: 10 * time.Second, MinWarm: 5 * time.Second}
+	busy := Resident{Worker: "w", Model: "m", Bytes: 4, Busy: true, Ready: time.Minute}
+	loads := Resident{Worker: "w", Model: "m", Bytes: 4, Busy: true}
+	young := func(d time.Duration) Resident { return Resident{Worker: "w", Model: "m", Bytes: 4, Ready: d} }
+	ending := Resident{Worker: "w", Bytes: 4, Ending: true, Ready: time.Minute}
+	for _, tt := range []struct {
+		name   string
+		swap   Swap
+		waited time.Duration
+		of     []Resident
+		want   Turn
+	}{
+		{"requests", s, 0, []Resident{busy}, Turn{Wait: time.Second, For: "worker w, which answers requests with m"}},
+		{"requests, shortly before the end of waiting", s, s.MaxWait - 20*time.Millisecond, []Resident{busy}, Turn{Wait: 20 * time.Millisecond, For: "worker w, which answers requests with m"}},
+		{"requests, at the end of waiting", s, s.MaxWait, []Resident{busy}, Turn{Unload: []Resident{busy}, For: "requests that are running"}},
+		{"just loaded", s, s.MaxWait, []Resident{young(time.Second)}, Turn{Wait: time.Second, For: "worker w, which has just loaded m"}},
+		{"warm soon", s, s.MaxWait, []Resident{young(s.MinWarm - time.Millisecond)}, Turn{Wait: time.Millisecond, For: "worker w, which has just loaded m"}},
+		{"warm", s, 0, []Resident{young(s.MinWarm)}, Turn{Unload: []Resident{young(s.MinWarm)}, For: "idle workers to unload"}},
+		{"loads", s, time.Hour, []Resident{loads}, Turn{Wait: time.Second, For: "worker w, which loads m"}},
+		{"loads, and no worker need be warm", Swap{MaxWait: time.Second}, time.Hour, []Resident{loads}, Turn{Wait: time.Second, For: "worker w, which loads m"}},
+		{"ends already", s, time.Hour, []Resident{ending}, Turn{Wait: time.Second, For: "a worker that is ending"}},
+		{"never", s, 0, nil, Turn{Missing: 4}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			got := tt.swap.Turn(4, tt.waited, tt.of)
+			must.Eq(t, tt.want, got)
+			must.Eq(t, tt.want.Missing > 0, got.Never())
+		})
+	}
+}
+
+// The cheapest to lose goes first: the idle before the busy, those that would unload by themselves
+// before those that stay, then by cost, then the longest idle, then by name.
+func TestEvictOrder(t *testing.T) {
+	t.Parallel()
+	sorted := []Resident{
+		{Worker: "b", Idle: 2 * time.Second},
+		{Worker: "a", Idle: time.Second},
+		{Worker: "c", Idle: time.Second},
+		{Worker: "d", LoadTook: time.Second, Share: 0.5, Idle: time.Hour},
+		{Worker: "0", Stays: true, Idle: time.Hour},
+		{Worker: "1", Busy: true},
+		{Worker: "2", Busy: true, LoadTook: time.Second, Share: 1},
+		{Worker: "3", Busy: true, Stays: true},
+	}
+	for i := range sorted {
+		sorted[i].Bytes = 1
+	}
+	shuffled := slices.Clone(sorted)
+	slices.Reverse(shuffled)
+	for n := range sorted {
+		gone, short := Evict(int64(n), shuffled, anybody)
+		must.Zero(t, short)
+		must.Eq(t, names(sorted[:n]), names(gone))
+	}
+}
+
 // A hive on which nobody needs to go is chosen before one where idle workers do, and that before
 // one where busy ones do; a refusal counts what could go.
 func TestPlaceMakesRoom(t *testing.T) {

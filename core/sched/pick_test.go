@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/shoenig/test/must"
@@ -28,6 +29,7 @@ func suspect(why string) func(*Prospect) { return func(p *Prospect) { p.Suspect 
 func model(m string) func(*Prospect)     { return func(p *Prospect) { p.Worker.Model = m } }
 func busy(p *Prospect)                   { p.Busy = true }
 func draining(p *Prospect)               { p.Draining = true }
+func lacks(what string) func(*Prospect)  { return func(p *Prospect) { p.Lacks = what } }
 func load(active, queued int) func(*Prospect) {
 	return func(p *Prospect) { p.Load = core.Load{Active: active, Queued: queued} }
 }
@@ -62,6 +64,13 @@ func TestPickWorker(t *testing.T) {
 			name:      "refusals",
 			prospects: []Prospect{worker("e", state("odd")), worker("d", suspect("did not answer")), worker("c", state(core.WorkerFailed)), worker("b", state(core.WorkerRetiring)), worker("a", state(core.WorkerLoading)), worker("f", draining), worker("g", draining, suspect("gone"))},
 			refused:   []string{"a is still loading", "b is retiring", "c failed to load", "d is avoided: did not answer", `e is in the unknown state "odd"`, "f is on a hive that drains", "g is avoided: gone"},
+		},
+		{
+			// One that cannot do it does not hide those after it, and says what it lacks.
+			name:      "a capability that some do not have",
+			prospects: []Prospect{worker("a", lacks("images")), worker("b"), worker("c", lacks("tools"))},
+			want:      []string{"b"}, reasons: []string{"only worker"},
+			refused: []string{"a cannot do images", "c cannot do tools"},
 		},
 		{
 			name: "less busy of two, whatever is drawn first", prospects: []Prospect{worker("a", inFlight(2)), worker("b", inFlight(1))}, draws: []int{1, 0},
@@ -125,6 +134,8 @@ func TestPickWorker(t *testing.T) {
 					reasons = append(reasons, g.Reason)
 				}
 				for _, r := range refused {
+					must.Eq(t, strings.Contains(r.Reason, "is busy"), r.Busy)
+					must.Eq(t, r.Lacks != "", r.Reason == "cannot do "+r.Lacks)
 					refusals = append(refusals, r.String())
 				}
 				must.Eq(t, c.want, ids)

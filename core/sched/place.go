@@ -160,7 +160,6 @@ func judge(d Demand, r Room) verdict {
 	var v verdict
 	var reasons []string
 	fits := false
-	v.level = levelBusy
 	for _, dev := range devices {
 		room := r.room(dev)
 		missing := d.MinBytes - room[levelBusy]

@@ -102,6 +102,28 @@ func TestPlace(t *testing.T) {
 			want: "a", reason: "only hive",
 		},
 		{
+			// Neither what another type's binary knows nor what a damaged one knew counts.
+			name: "the devices of a type, among other binaries", demand: Demand{Type: "cpu", MinBytes: 700},
+			rooms: []Room{room("a", gpu(8000, ""), func(r *Room) {
+				r.Binaries = []core.WorkerBinary{
+					{Type: "cuda", Devices: []core.Device{{ID: "cuda:0"}}},
+					{Type: "cpu", Damaged: "no manifest", Devices: []core.Device{{ID: "cuda:0"}}},
+					{Type: "cpu", Devices: []core.Device{{ID: "cpu"}}},
+				}
+			})},
+			refused: []string{"name-a cpu lacks 100 bytes: 700 needed, 600 of 1000 free"},
+		},
+		{
+			name: "the devices of a type, after another binary", demand: Demand{Type: "cpu", MinBytes: 700},
+			rooms: []Room{room("a", gpu(8000, ""), func(r *Room) {
+				r.Binaries = []core.WorkerBinary{
+					{Type: "cuda", Devices: []core.Device{{ID: "cuda:0"}}},
+					{Type: "cpu", Devices: []core.Device{{ID: "cuda:0"}}},
+				}
+			})},
+			want: "a", reason: "only hive",
+		},
+		{
 			name: "device with a problem", demand: Demand{Device: "cuda:0"}, rooms: []Room{room("a", gpu(8000, "driver is too old"))},
 			refused: []string{"name-a cuda:0 cannot be used: driver is too old"},
 		},
