@@ -28,6 +28,8 @@ type facts struct {
 	// keepAlive is how long the worker is to be kept after the request, negative: for good; nil: it
 	// does not say.
 	keepAlive *time.Duration
+	// prompt and tools are parts of the body as the client wrote them; nil: it has none.
+	prompt, tools []byte
 }
 
 // FieldError names the field of a request that an error is about.
@@ -115,6 +117,12 @@ func readFacts(body []byte, otherwise string) (facts, error) {
 				f.keepAlive = &keep
 			}
 		default:
+			switch string(key) {
+			case "messages", "prompt":
+				f.prompt = value
+			case "tools":
+				f.tools = value
+			}
 			f.wants |= wantsOf(string(key), value)
 		}
 		return true, nil

@@ -8,6 +8,7 @@ package inference
 import (
 	"context"
 	"fmt"
+	"hash/maphash"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -28,6 +29,10 @@ type Terms struct {
 	// Needs are the capabilities without which a worker cannot answer; see core.Capabilities. A
 	// worker that does not say what it can do is not refused for them.
 	Needs []string
+	// Prefix are the marks of the prompt: hashes of ever longer beginnings of it, with who asks and
+	// its tools, made with a secret of this process. A worker that was sent the same ones lately
+	// need not read that part again. None: it is short.
+	Prefix []uint64
 }
 
 // Query is what a Router must know of a request to choose a worker for it.
@@ -220,6 +225,7 @@ type Service struct {
 	lines     lines
 	notes     notes
 	answers   atomic.Int64 // bytes of answers that are not streamed
+	seed      maphash.Seed // of Terms.Prefix
 
 	mu       sync.Mutex // guards below
 	budget   *admission.Budget
@@ -254,7 +260,7 @@ func New(o Options) *Service {
 	}
 	s := &Service{
 		budget: admission.NewBudget(retryRatio, retryReserve), suspects: admission.NewSuspects(o.RefuseDeadly),
-		o: o, log: o.Logger, meter: o.Meter, workers: conn.NewPools(o.Dial, o.DialTimeout), records: newRecords(),
+		o: o, log: o.Logger, meter: o.Meter, workers: conn.NewPools(o.Dial, o.DialTimeout), records: newRecords(), seed: maphash.MakeSeed(),
 	}
 	s.lines.limit = o.QueueLimit
 	if s.log == nil {

@@ -113,7 +113,8 @@ func (s *Service) Serve(ctx context.Context, r Request, client Client) error {
 	if r.KeepAlive != nil {
 		f.keepAlive = r.KeepAlive
 	}
-	r.Needs = f.needs(r.Path)
+	r.Needs, r.Prefix = f.needs(r.Path), s.prefix(&r, &f)
+	f.prompt, f.tools = nil, nil // the body may be released before the request ends
 	c := &call{s: s, ctx: ctx, r: r, facts: f, client: client}
 	c.record = s.records.begin(core.RouteRecord{RequestID: r.ID, At: r.At, Path: r.Path, Model: clipModel(f.model), Stream: f.stream})
 	err = c.run()

@@ -30,6 +30,7 @@ func model(m string) func(*Prospect)     { return func(p *Prospect) { p.Worker.M
 func busy(p *Prospect)                   { p.Busy = true }
 func draining(p *Prospect)               { p.Draining = true }
 func lacks(what string) func(*Prospect)  { return func(p *Prospect) { p.Lacks = what } }
+func shared(n int) func(*Prospect)       { return func(p *Prospect) { p.Shared = n } }
 func load(active, queued int) func(*Prospect) {
 	return func(p *Prospect) { p.Load = core.Load{Active: active, Queued: queued} }
 }
@@ -45,6 +46,26 @@ func TestPickWorker(t *testing.T) {
 		refused   []string
 	}{
 		{name: "nobody"},
+		{
+			name: "who read most of the prompt", prospects: []Prospect{worker("a"), worker("b", shared(1)), worker("c", shared(3), inFlight(1)), worker("d", shared(3), inFlight(2))},
+			draws: []int{0, 0}, want: []string{"c", "a", "b", "d"}, reasons: []string{"has read the beginning of the prompt", "next: 0 of 4 slots busy", "next: 0 of 4 slots busy", "next: 2 of 4 slots busy"},
+		},
+		{
+			name: "who read it has its share of requests already", prospects: []Prospect{worker("a"), worker("b", shared(3), inFlight(3))},
+			want: []string{"a", "b"}, reasons: []string{"least busy of 2", "next: 3 of 4 slots busy"}, draws: []int{0, 0},
+		},
+		{
+			name: "who read most has its share, and who read less has not", prospects: []Prospect{worker("a"), worker("b", shared(3), inFlight(3)), worker("c", shared(1))},
+			want: []string{"c", "a", "b"}, draws: []int{0, 0},
+		},
+		{
+			name: "who read it has no free slot", prospects: []Prospect{worker("a", inFlight(3)), worker("b", shared(3), inFlight(4))},
+			want: []string{"a", "b"},
+		},
+		{
+			name: "who read it is avoided", prospects: []Prospect{worker("a"), worker("b", shared(3), suspect("silent"))},
+			want: []string{"a"}, refused: []string{"b is avoided: silent"},
+		},
 		{name: "another model", prospects: []Prospect{worker("a", model("other"))}},
 		{
 			name: "only worker", prospects: []Prospect{worker("a"), worker("b", model("other"))},
@@ -260,5 +281,22 @@ func BenchmarkPickWorker(b *testing.B) {
 				_, _ = PickWorker("m", given, rng.IntN)
 			}
 		})
+	}
+}
+
+// However many requests begin alike, no worker has much more than its share of them while others
+// have free slots.
+func TestPickWorkerSharesACrowd(t *testing.T) {
+	t.Parallel()
+	rng := rand.New(rand.NewPCG(1, 2))
+	prospects := []Prospect{worker("a", slots(16), shared(9)), worker("b", slots(16)), worker("c", slots(16)), worker("d", slots(16))}
+	for n := 1; n <= 60; n++ {
+		got, _ := PickWorker("m", prospects, rng.IntN)
+		for i := range prospects {
+			if p := &prospects[i]; p.Worker.ID == got[0].Worker.ID {
+				p.InFlight++
+			}
+			must.LessEq(t, n*5/16+2, prospects[i].InFlight, must.Sprint(n))
+		}
 	}
 }

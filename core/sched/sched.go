@@ -27,6 +27,8 @@ type Prospect struct {
 	Busy bool
 	// Lacks is a capability that the request needs and the worker does not have; empty: none.
 	Lacks string
+	// Shared is how much of the prompt it was sent before, in marks: see inference.Terms.
+	Shared int
 }
 
 // busy returns the worker's number of requests, as far as known: what the hive reported (which
@@ -77,6 +79,9 @@ func (r Refusal) String() string { return r.Name + " " + r.Reason }
 // (among all if no slot is free): the power of two choices, which keeps several queens with reports
 // of the same age from all choosing the same worker. The rest follow by load.
 //
+// Before that comes one that has read the beginning of the prompt, as long as it has a free slot
+// and its share of the requests: see holder.
+//
 // rnd(n) returns a number in [0, n); it is called only if there is a choice.
 func PickWorker(model string, prospects []Prospect, rnd func(n int) int) ([]core.Candidate, []Refusal) {
 	able := make([]Prospect, 0, len(prospects))
@@ -103,8 +108,43 @@ func PickWorker(model string, prospects []Prospect, rnd func(n int) int) ([]core
 	if len(able) == 0 {
 		return nil, refused
 	}
+	if i := holder(able); i >= 0 {
+		first := able[i]
+		rest, _ := order(slices.Delete(able, i, i+1), rnd)
+		return candidates(slices.Insert(rest[:min(len(rest), MaxCandidates-1)], 0, first), "has read the beginning of the prompt"), refused
+	}
+	ranked, reason := order(able, rnd)
+	return candidates(ranked, reason), refused
+}
+
+// holder returns the index of the worker that has read most of the prompt, of those with a free
+// slot; -1: there is none. It has no more requests than a quarter more than the mean of all, for
+// its slots, and one: many prompts may begin alike, and one worker is not to answer them all while
+// others are idle.
+func holder(able []Prospect) int {
+	if len(able) < 2 || !slices.ContainsFunc(able, func(p Prospect) bool { return p.Shared > 0 }) {
+		return -1
+	}
+	busy, slots := 0, 0
+	for _, p := range able {
+		busy, slots = busy+p.busy(), slots+p.slots()
+	}
+	best := -1
+	for i, p := range able {
+		if p.Shared == 0 || !p.free() || 4*slots*(p.busy()-1) > 5*busy*p.slots() {
+			continue
+		}
+		if best < 0 || cmp.Or(cmp.Compare(able[best].Shared, p.Shared), byLoad(p, able[best])) < 0 { // the least busy of equals
+			best = i
+		}
+	}
+	return best
+}
+
+// order returns the workers best first, MaxCandidates of them at most, and why the first is.
+func order(able []Prospect, rnd func(n int) int) ([]Prospect, string) {
 	if len(able) > MaxCandidates {
-		return fewOf(able, rnd), refused
+		return fewOf(able, rnd)
 	}
 	slices.SortFunc(able, byLoad)
 
@@ -126,15 +166,15 @@ func PickWorker(model string, prospects []Prospect, rnd func(n int) int) ([]core
 	first := able[best]
 	copy(able[1:], able[:best])
 	able[0] = first
-	return candidates(able[:min(len(able), MaxCandidates)], reason), refused
+	return able, reason
 }
 
 // MaxCandidates is the most workers that PickWorker returns.
 const MaxCandidates = 16
 
-// fewOf does PickWorker's work for so many workers that sorting them would cost more than it helps.
+// fewOf does order's work for so many workers that sorting them would cost more than it helps.
 // It draws in the same way, among the workers in their input order.
-func fewOf(able []Prospect, rnd func(n int) int) []core.Candidate {
+func fewOf(able []Prospect, rnd func(n int) int) ([]Prospect, string) {
 	// The free ones first.
 	pool := 0
 	for i := range able {
@@ -163,7 +203,7 @@ func fewOf(able []Prospect, rnd func(n int) int) []core.Candidate {
 		}
 		few = slices.Insert(few, 1+at, p)
 	}
-	return candidates(few, reason)
+	return few, reason
 }
 
 // candidates returns the ranked workers; reason is that of the first.

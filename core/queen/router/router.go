@@ -79,6 +79,7 @@ type Router struct {
 	mu        sync.Mutex // guards below
 	uses      uses
 	busyUntil map[instance]time.Time // workers that said that they take no request now
+	memory    memory
 }
 
 // New returns a router that has sent no request.
@@ -86,7 +87,7 @@ func New(o Options) *Router {
 	if o.Rand == nil {
 		o.Rand = rand.IntN
 	}
-	return &Router{opts: o, uses: uses{}, busyUntil: map[instance]time.Time{}}
+	return &Router{opts: o, uses: uses{}, busyUntil: map[instance]time.Time{}, memory: newMemory(maxMarks)}
 }
 
 // Route implements inference.Router. While a worker serves the model it reads this queen's replica
@@ -152,7 +153,7 @@ func (r *Router) Route(ctx context.Context, q inference.Query) (inference.Lease,
 // lease counts a request at the first of the workers until it is released.
 func (r *Router) lease(found []core.Candidate, refused []sched.Refusal, q *inference.Query) inference.Lease {
 	w := found[0].Worker
-	end := r.begin(&w, q.KeepAlive)
+	end := r.begin(&w, q)
 	signs := func() inference.Signs { return r.signs(w.Hive, w.ID, w.Nonce) }
 	return inference.NewLease(found, refusals(refused), signs, func(o inference.Outcome) {
 		end()
@@ -275,6 +276,7 @@ func (r *Router) candidates(ws registry.WatchSet, id string, query *inference.Qu
 	prospects := few[:0]
 	view := r.opts.Registry.View()
 	r.mu.Lock()
+	have := r.memory.have(query.Prefix)
 	view.EachRoute(ws, id, func(w *core.Worker, h *core.Hive) bool {
 		if excluded(query, w) {
 			return true
@@ -287,6 +289,9 @@ func (r *Router) candidates(ws registry.WatchSet, id string, query *inference.Qu
 			p.Draining = true
 		}
 		p.Lacks = w.Capabilities.Lacks(query.Needs)
+		if have != nil {
+			p.Shared = have[r.memory.hash(w)]
+		}
 		switch {
 		case p.Draining, p.Lacks != "":
 		case w.State == core.WorkerLoading && p.Suspect == "":
@@ -362,8 +367,10 @@ func instanceOf(w *core.Worker) instance { return instance{w.Hive, w.Nonce} }
 
 // begin counts a request that is sent to a worker until end is called, once. A request that says
 // how long the worker is to be kept has its hive told of its end at once.
-func (r *Router) begin(w *core.Worker, keepAlive *time.Duration) (end func()) {
+func (r *Router) begin(w *core.Worker, q *inference.Query) (end func()) {
+	keepAlive := q.KeepAlive
 	r.mu.Lock()
+	r.memory.sent(q.Prefix, w)
 	use := r.uses.begin(w, keepAlive, time.Now())
 	r.mu.Unlock()
 	return func() {

@@ -110,6 +110,43 @@ func TestRouteCountsLeases(t *testing.T) {
 	})
 }
 
+// A conversation goes on where it began, unless that worker has too much to do.
+func TestRouteFollowsConversations(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, 2)
+		a, b := r.hive.Workers[0].ID, r.hive.Workers[1].ID
+		turn := func(marks ...uint64) inference.Lease {
+			t.Helper()
+			l, err := r.route(inference.Query{Terms: inference.Terms{Prefix: marks}})
+			must.NoError(t, err)
+			return l
+		}
+		first := turn(1, 2)
+		other := turn(7, 8)
+		must.Eq(t, []string{a, b}, []string{first.Worker.ID, other.Worker.ID})
+		first.Release(inference.Outcome{})
+		other.Release(inference.Outcome{})
+		for range 3 {
+			second := turn(7, 8, 9)
+			must.Eq(t, b, second.Worker.ID)
+			must.Eq(t, "has read the beginning of the prompt", second.Reason)
+			second.Release(inference.Outcome{})
+		}
+		var crowd []inference.Lease
+		for range 6 {
+			crowd = append(crowd, turn(7, 8))
+		}
+		count := map[string]int{}
+		for _, l := range crowd {
+			count[l.Worker.ID]++
+			l.Release(inference.Outcome{})
+		}
+		must.Between(t, 2, count[a], 3) // the other one helps
+		must.Eq(t, 6, count[a]+count[b])
+	})
+}
+
 // What becomes of a request decides what its worker gets next.
 func TestRouteOutcomes(t *testing.T) {
 	t.Parallel()
