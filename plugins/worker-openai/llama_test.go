@@ -23,7 +23,7 @@ func llamaServer(t testing.TB) string {
 	t.Helper()
 	path := os.Getenv("RBEE_TEST_LLAMA_SERVER")
 	if path == "" {
-		t.Skip("RBEE_TEST_LLAMA_SERVER names no llama-server: no registry that make may use publishes one under a version that stays")
+		t.Skip("RBEE_TEST_LLAMA_SERVER names no llama-server: `make test-llama-server` fetches one and sets it")
 	}
 	return path
 }

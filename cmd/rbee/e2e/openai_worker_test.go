@@ -1,0 +1,230 @@
+package e2e
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/shoenig/test/must"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/coretest"
+	"github.com/rbee-project/rbee/plugins/sdk/openai"
+)
+
+// installedLlamaServer is the path of a real llama-server.
+func installedLlamaServer(t testing.TB) string {
+	t.Helper()
+	path := os.Getenv("RBEE_TEST_LLAMA_SERVER")
+	if path == "" {
+		t.Skip("RBEE_TEST_LLAMA_SERVER names no llama-server: `make test-llama-server` fetches one and sets it")
+	}
+	return path
+}
+
+// llamaBlock is a worker block that has the plugin run a llama-server.
+func llamaBlock(t testing.TB, name string) string {
+	t.Helper()
+	template, err := filepath.Abs("../../../plugins/worker-openai/testdata/tools.jinja")
+	must.NoError(t, err)
+	return fmt.Sprintf(`worker %q {
+  plugin = "rbee-worker-openai"
+  config {
+    preset        = "llama-server"
+    program       = %q
+    args          = ["--embeddings", "--pooling", "mean", "--chat-template-file", %q]
+    capabilities  = ["chat", "completions", "embeddings", "json_schema", "logprobs", "tools", "vision"]
+    devices       = ["cpu"]
+    start_timeout = "2m"
+  }
+}
+`, name, installedLlamaServer(t), template)
+}
+
+// long is a stream of which the first event has come.
+type long struct {
+	resp   *http.Response
+	events *openai.EventReader
+}
+
+func startLong(t *testing.T, a *agent, model string) long {
+	t.Helper()
+	resp, err := http.Post("http://"+a.addr+"/v1/completions", "application/json",
+		strings.NewReader(fmt.Sprintf(`{"model":%q,"prompt":"Once","max_tokens":450,"ignore_eos":true,"stream":true}`, model)))
+	must.NoError(t, err)
+	t.Cleanup(func() { _ = resp.Body.Close() })
+	must.Eq(t, 200, resp.StatusCode)
+	l := long{resp, openai.NewEventReader(resp.Body)}
+	_, err = l.events.Next()
+	must.NoError(t, err)
+	return l
+}
+
+// end reads the rest and says how it ended: with [DONE], or why not.
+func (l long) end() error {
+	for {
+		e, err := l.events.Next()
+		switch {
+		case err != nil:
+			return err
+		case e.IsDone():
+			return nil
+		}
+		if err := openai.ErrorIn([]byte(e.Data)); err != nil {
+			return err
+		}
+	}
+}
+
+// promptTokens is what an answer says that its prompt was.
+func promptTokens(t *testing.T, body string) int {
+	t.Helper()
+	var r openai.ChatResponse
+	must.NoError(t, json.Unmarshal([]byte(body), &r), must.Sprint(body))
+	must.NotNil(t, r.Usage)
+	return r.Usage.PromptTokens
+}
+
+// A real llama-server under a real agent, as somebody runs it who has one: everything that it can do
+// passes through, its refusals too; its workers are killed, drained and replaced while clients ask;
+// and a second type takes servers over by their addresses.
+func TestLlamaServerWorker(t *testing.T) {
+	t.Parallel()
+	a := startAgent(t, agentOptions{store: shortDir(t), config: oneMachine + llamaBlock(t, "llama")})
+	first := a.spawn("--type", "llama", "--slots", "2", "--context", "512", "--threads", "1")
+	must.Eq(t, "llama", first.Worker.Type)
+	chat := func(more map[string]any) (int, string) {
+		t.Helper()
+		body := map[string]any{"model": "rbee-tiny", "max_tokens": 24, "temperature": 0, "messages": []any{map[string]any{"role": "user", "content": "Hi"}}}
+		for k, v := range more {
+			body[k] = v
+		}
+		status, _, text := postJSON(t, a, "/v1/chat/completions", body)
+		return status, text
+	}
+
+	status, body := chat(nil)
+	must.Eq(t, 200, status, must.Sprint(body))
+	must.StrContains(t, body, `"model":"rbee-tiny"`)
+	must.StrContains(t, body, `"timings"`) // llama-server's own words, as they are
+	must.NoError(t, startLong(t, a, "rbee-tiny").end())
+	status, body = chat(map[string]any{"response_format": map[string]any{"type": "json_schema", "json_schema": map[string]any{"name": "x", "schema": map[string]any{"enum": []string{"maybe"}}}}})
+	must.Eq(t, 200, status, must.Sprint(body))
+	must.StrContains(t, body, `"\"maybe\""`)
+	tool := []any{map[string]any{"type": "function", "function": map[string]any{
+		"name": "look_up", "parameters": map[string]any{"type": "object", "properties": map[string]any{"word": map[string]string{"type": "string"}}, "required": []string{"word"}},
+	}}}
+	_, without := chat(nil)
+	status, body = chat(map[string]any{"tools": tool, "tool_choice": "auto"})
+	must.Eq(t, 200, status, must.Sprint(body))
+	must.Greater(t, promptTokens(t, without)+20, promptTokens(t, body)) // its template has written the tool down
+	status, _, body = postJSON(t, a, "/v1/embeddings", map[string]any{"model": "rbee-tiny", "input": []string{"a", "b"}})
+	must.Eq(t, 200, status, must.Sprint(body))
+	must.Eq(t, 2, strings.Count(body, `"embedding":[`))
+	image := []any{map[string]any{"role": "user", "content": []any{map[string]any{"type": "image_url", "image_url": map[string]string{"url": "data:image/png;base64,AAAA"}}}}}
+	status, body = chat(map[string]any{"messages": image})
+	must.NotEq(t, 200, status)
+	must.StrContains(t, body, "image input is not supported")
+	status, body = chat(map[string]any{"grammar": "root ::= ("})
+	must.Eq(t, 400, status, must.Sprint(body))
+
+	t.Log("a second replica takes over what a killed one leaves")
+	second := a.spawn("--type", "llama", "--slots", "2", "--context", "512", "--threads", "1")
+	must.NotEq(t, first.Worker.ID, second.Worker.ID)
+	children := jsonOf[core.Process](a, "worker", "process", "get", fmt.Sprint(first.PID), "--hive", "localhost").Children
+	must.NotEq(t, 0, len(children))
+	must.NoError(t, syscall.Kill(children[0], syscall.SIGKILL))
+	coretest.Eventually(t, patience, func() error {
+		workers := jsonOf[[]core.Worker](a, "worker", "list")
+		if len(workers) != 1 || workers[0].ID != second.Worker.ID {
+			return fmt.Errorf("workers: %+v", workers)
+		}
+		return nil
+	})
+	for range 4 {
+		status, body = chat(nil)
+		must.Eq(t, 200, status, must.Sprint(body))
+	}
+	must.StrContains(t, a.log.String(), "the server llama-server ended by itself (signal killed)")
+
+	t.Log("a retired worker brings its stream to the end, and its server ends with it")
+	server := jsonOf[core.Process](a, "worker", "process", "get", fmt.Sprint(second.PID), "--hive", "localhost").Children
+	stream := startLong(t, a, "rbee-tiny")
+	retired := make(chan result, 1)
+	go func() { retired <- a.rbee("worker", "retire", second.Worker.ID, "--yes") }()
+	must.NoError(t, stream.end())
+	r := <-retired
+	must.Eq(t, 0, r.code, must.Sprint(r.stderr))
+	for _, pid := range server {
+		must.ErrorIs(t, syscall.Kill(pid, 0), syscall.ESRCH)
+	}
+}
+
+// Servers that run already are used by their addresses: two replicas, of which one goes away.
+func TestLlamaServerByURL(t *testing.T) {
+	t.Parallel()
+	owner := startAgent(t, agentOptions{store: shortDir(t), config: oneMachine + llamaBlock(t, "llama")})
+	var fronts []*httptest.Server
+	var urls []string
+	for range 2 {
+		w := owner.spawn("--type", "llama", "--slots", "2", "--context", "512", "--threads", "1")
+		front := httptest.NewServer(serverOf(t, owner, w))
+		t.Cleanup(front.Close)
+		fronts, urls = append(fronts, front), append(urls, front.URL)
+	}
+	list, err := json.Marshal(urls)
+	must.NoError(t, err)
+	a := startAgent(t, agentOptions{store: shortDir(t), config: oneMachine + fmt.Sprintf("worker \"theirs\" {\n  plugin = \"rbee-worker-openai\"\n  config {\n    preset = \"llama-server\"\n    url = %s\n  }\n}\n", list)})
+	ask := func() {
+		t.Helper()
+		status, _, body := postJSON(t, a, "/v1/chat/completions", map[string]any{
+			"model": "rbee-tiny", "max_tokens": 4, "messages": []map[string]string{{"role": "user", "content": "hello"}},
+		})
+		must.Eq(t, 200, status, must.Sprint(body))
+	}
+	// It is started by the first request that names a model which the servers list.
+	ask()
+	workers := jsonOf[[]core.Worker](a, "worker", "list")
+	must.Len(t, 1, workers)
+	must.Eq(t, "theirs", workers[0].Type)
+	must.True(t, slices.Contains(workers[0].Capabilities.List(), "chat"))
+	fronts[0].CloseClientConnections()
+	fronts[0].Close()
+	for range 4 {
+		ask()
+	}
+}
+
+// serverOf is the server of a worker, found by the socket in its command line.
+func serverOf(t *testing.T, a *agent, w core.SpawnResult) http.Handler {
+	t.Helper()
+	p := jsonOf[core.Process](a, "worker", "process", "get", fmt.Sprint(w.PID), "--hive", "localhost")
+	for _, pid := range p.Children {
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+		must.NoError(t, err)
+		args := strings.Split(string(text), "\x00")
+		i := slices.Index(args, "--host")
+		must.GreaterEq(t, 0, i)
+		socket := args[i+1]
+		proxy := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: "server"})
+		proxy.FlushInterval = -1
+		proxy.Transport = &http.Transport{DisableKeepAlives: true, Dial: func(string, string) (net.Conn, error) {
+			return net.DialTimeout("unix", socket, 5*time.Second)
+		}}
+		return proxy
+	}
+	t.Fatal(errors.New("the worker has no server"))
+	return nil
+}
