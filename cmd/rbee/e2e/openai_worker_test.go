@@ -97,9 +97,8 @@ func promptTokens(t *testing.T, body string) int {
 	return r.Usage.PromptTokens
 }
 
-// A real llama-server under a real agent, as somebody runs it who has one: everything that it can do
-// passes through, its refusals too; its workers are killed, drained and replaced while clients ask;
-// and a second type takes servers over by their addresses.
+// A real llama-server under a real agent: everything that it can do passes through, its refusals
+// too, while its workers are killed, drained and replaced.
 func TestLlamaServerWorker(t *testing.T) {
 	t.Parallel()
 	a := startAgent(t, agentOptions{store: shortDir(t), config: oneMachine + llamaBlock(t, "llama")})
