@@ -70,7 +70,7 @@ func TestLlamaServer(t *testing.T) {
 	st, err := r.Status(t.Context())
 	must.NoError(t, err)
 	must.Eq(t, 512, st.ContextTokens)
-	must.Eq(t, "chat completions embeddings json_schema logprobs", strings.Join(st.Capabilities, " "))
+	must.Eq(t, "chat completions embeddings json_schema logprobs tokenize", strings.Join(st.Capabilities, " "))
 
 	ask := func(more string) (int, string) {
 		return r.post(t, "/v1/chat/completions", `{"model":"tiny","max_tokens":24,"temperature":0,"messages":[{"role":"user","content":"Hi"}]`+more+`}`)
@@ -110,7 +110,7 @@ func TestLlamaServerTools(t *testing.T) {
 	template, err := filepath.Abs("testdata/tools.jinja")
 	must.NoError(t, err)
 	r := startLlama(t, llamaConfig(t, fields{"args": []string{"--chat-template-file", template}}))
-	must.Eq(t, "chat completions json_schema logprobs tools", r.can(t))
+	must.Eq(t, "chat completions json_schema logprobs tokenize tools", r.can(t))
 	status, body := r.post(t, "/v1/chat/completions", request)
 	must.Eq(t, 200, status, must.Sprint(body))
 	status, _ = startLlama(t, llamaConfig(t, nil)).post(t, "/v1/chat/completions", request)

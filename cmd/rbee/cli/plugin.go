@@ -25,7 +25,7 @@ func (a *app) pluginCommand() *cobra.Command {
 		Aliases: []string{"plugins"},
 		Short:   "Plugins of this machine: worker types and catalog sources",
 	}
-	cmd.AddCommand(a.pluginListCommand(), a.pluginSchemaCommand(), a.pluginTestCommand(), a.pluginSuiteCommand())
+	cmd.AddCommand(a.pluginListCommand(), a.pluginSchemaCommand(), a.pluginNewCommand(), a.pluginTestCommand(), a.pluginSuiteCommand())
 	return cmd
 }
 

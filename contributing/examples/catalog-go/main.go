@@ -32,9 +32,9 @@ func list(context.Context) (models []catalog.Manifest, err error) {
 	return models, err
 }
 
-func main() {
-	simple.Serve(simple.Source{
-		Info: sdk.Info{Name: "shelf", Version: "0.1.0", Summary: "Has what is on its shelf."}, List: list,
-		Open: func(_ context.Context, f catalog.File) (io.ReadCloser, error) { return shelf.Open("shelf/" + f.Ref) },
-	})
+func source() simple.Source {
+	return simple.Source{Info: sdk.Info{Name: "shelf", Version: "0.1.0", Summary: "Has what is on its shelf."}, List: list,
+		Open: func(_ context.Context, f catalog.File) (io.ReadCloser, error) { return shelf.Open("shelf/" + f.Ref) }}
 }
+
+func main() { simple.Serve(source()) }
