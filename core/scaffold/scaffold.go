@@ -1,5 +1,5 @@
-// Package scaffold writes the Go module of a new plugin: one that builds, and passes the conformance
-// suite.
+// Package scaffold writes the Go module of a new plugin: one that builds, and passes the
+// conformance suite.
 package scaffold
 
 import (

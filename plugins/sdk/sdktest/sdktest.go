@@ -38,6 +38,9 @@ import (
 // patience is how long a plugin may take for what should be immediate.
 const patience = 10 * time.Second
 
+// startTime is how long a plugin may take until it has printed the handshake line, as with a host.
+const startTime = 20 * time.Second
+
 // inProcess serves register over a connection in memory.
 func inProcess(t testing.TB, register func(*grpc.Server)) *grpc.ClientConn {
 	t.Helper()
@@ -420,7 +423,7 @@ func start(t testing.TB, kind sdk.Kind, path string, env []string) *started {
 		RunnerFunc:       run.runner,
 		SkipHostEnv:      true,
 		UnixSocketConfig: &goplugin.UnixSocketConfig{TempDir: run.dir},
-		StartTimeout:     patience,
+		StartTimeout:     startTime,
 		AutoMTLS:         kind != sdk.KindWorker,
 		Logger:           hclog.NewNullLogger(),
 	})

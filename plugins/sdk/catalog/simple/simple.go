@@ -17,8 +17,8 @@ type Source struct {
 	// Info needs Name, Version and Summary. Its Kind is filled in, and the capability "url".
 	Info sdk.Info
 	// List returns what the source has. A reference in it is exact: a Manifest's Ref stands for the
-	// same files each time. The Kind of one without is a model, its Name is its Ref, and each of its
-	// files belongs to it.
+	// same files each time. A Manifest may leave out Kind (a model), Name (its Ref), and the Ref of
+	// its files.
 	List func(ctx context.Context) ([]catalog.Manifest, error)
 	// Open returns the bytes of a file, from its beginning. One that can seek is not read up to an
 	// offset. Where all files have a URL it may be nil: the host then fetches them itself.
