@@ -1,9 +1,11 @@
 package e2e
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -15,7 +17,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/shoenig/test/must"
 
@@ -82,7 +83,7 @@ func (l long) end() error {
 		case e.IsDone():
 			return nil
 		}
-		if err := openai.ErrorIn([]byte(e.Data)); err != nil {
+		if err := openai.ErrorIn(e.Data); err != nil {
 			return err
 		}
 	}
@@ -107,9 +108,7 @@ func TestLlamaServerWorker(t *testing.T) {
 	chat := func(more map[string]any) (int, string) {
 		t.Helper()
 		body := map[string]any{"model": "rbee-tiny", "max_tokens": 24, "temperature": 0, "messages": []any{map[string]any{"role": "user", "content": "Hi"}}}
-		for k, v := range more {
-			body[k] = v
-		}
+		maps.Copy(body, more)
 		status, _, text := postJSON(t, a, "/v1/chat/completions", body)
 		return status, text
 	}
@@ -219,8 +218,8 @@ func serverOf(t *testing.T, a *agent, w core.SpawnResult) http.Handler {
 		socket := args[i+1]
 		proxy := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: "server"})
 		proxy.FlushInterval = -1
-		proxy.Transport = &http.Transport{DisableKeepAlives: true, Dial: func(string, string) (net.Conn, error) {
-			return net.DialTimeout("unix", socket, 5*time.Second)
+		proxy.Transport = &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
 		}}
 		return proxy
 	}

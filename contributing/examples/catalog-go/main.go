@@ -1,6 +1,4 @@
 // Command rbee-catalog-shelf is a catalog source in one file: the models of a folder.
-//
-//	go build -o rbee-catalog-shelf . && rbee plugin test ./rbee-catalog-shelf --ref hello
 package main
 
 import (
@@ -33,8 +31,10 @@ func list(context.Context) (models []catalog.Manifest, err error) {
 }
 
 func source() simple.Source {
-	return simple.Source{Info: sdk.Info{Name: "shelf", Version: "0.1.0", Summary: "Has what is on its shelf."}, List: list,
-		Open: func(_ context.Context, f catalog.File) (io.ReadCloser, error) { return shelf.Open("shelf/" + f.Ref) }}
+	info := sdk.Info{Name: "shelf", Version: "0.1.0", Summary: "Has what is on its shelf."}
+	return simple.Source{Info: info, List: list, Open: func(_ context.Context, f catalog.File) (io.ReadCloser, error) {
+		return shelf.Open("shelf/" + f.Ref)
+	}}
 }
 
 func main() { simple.Serve(source()) }
