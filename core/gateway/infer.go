@@ -102,13 +102,7 @@ func (c *openaiClient) Send(block []byte) error {
 		h.Set("X-Accel-Buffering", "no")
 		c.w.WriteHeader(http.StatusOK)
 	}
-	if _, err := c.w.Write(block); err != nil {
-		return err
-	}
-	if err := c.w.c.Flush(); err != nil && !errors.Is(err, http.ErrNotSupported) {
-		return err
-	}
-	return nil
+	return c.w.send(block)
 }
 
 // Answer implements inference.Client.

@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"errors"
 	"net/http"
 	"sync"
 	"sync/atomic"
@@ -75,6 +76,22 @@ func (w *response) Write(b []byte) (int, error) {
 	w.arm()
 	defer w.disarm()
 	return w.inner.Write(b)
+}
+
+// send writes b and flushes it, as one write of the bound.
+func (w *response) send(b []byte) error {
+	if w.status == 0 {
+		w.WriteHeader(http.StatusOK)
+	}
+	w.arm()
+	defer w.disarm()
+	if _, err := w.inner.Write(b); err != nil {
+		return err
+	}
+	if err := w.conn.Flush(); err != nil && !errors.Is(err, http.ErrNotSupported) {
+		return err
+	}
+	return nil
 }
 
 // FlushError sends what was written. An http.ResponseController calls it.

@@ -35,8 +35,9 @@ func (c *call) relay(body io.Reader, cancel context.CancelFunc) error {
 	for {
 		n, readErr := sp.Fill(body)
 		block, events := sp.Next()
+		now := time.Now() // once for each read: a clock costs as much as the cut
 		if n > 0 {
-			c.dog.fed(events > 0)
+			c.dog.fed(now, events > 0)
 		}
 		if len(block) > 0 {
 			if err := c.send(block); err != nil {
@@ -44,7 +45,7 @@ func (c *call) relay(body io.Reader, cancel context.CancelFunc) error {
 				return err
 			}
 			if events > 0 { // counted after they are on their way
-				c.count(sp, events)
+				c.count(sp, events, now)
 			}
 		}
 		switch {
@@ -80,9 +81,9 @@ func (c *call) cutOff(err error) error {
 	return lostBy(err)
 }
 
-// count meters the events of one read.
-func (c *call) count(sp *sse.Splitter, events int) {
-	m, now := c.s.meter, time.Now()
+// count meters the events of one read, which ended at now.
+func (c *call) count(sp *sse.Splitter, events int, now time.Time) {
+	m := c.s.meter
 	if !c.sent {
 		c.sent = true
 		c.releaseBody()

@@ -27,7 +27,7 @@ func TestRelayAllocatesNothing(t *testing.T) { // not parallel: it counts alloca
 		if len(block) != len(event) || events != 1 {
 			t.Fatal("not the event")
 		}
-		c.count(sp, events)
+		c.count(sp, events, time.Now())
 	})
 	must.Zero(t, allocs)
 }
@@ -43,7 +43,7 @@ func BenchmarkRelayEvent(b *testing.B) {
 		r.Reset(oneToken)
 		_, _ = sp.Fill(r)
 		_, events := sp.Next()
-		c.count(sp, events)
+		c.count(sp, events, time.Now())
 	}
 }
 

@@ -41,9 +41,9 @@ func (d *watchdog) tick() time.Duration {
 	return min(d.o.HungTimeout, d.o.TokenTimeout, d.o.FirstTokenTimeout) / 3
 }
 
-// fed notes that the worker has sent something, and whether an event was in it.
-func (d *watchdog) fed(event bool) {
-	d.heard.Store(int64(time.Since(d.start)))
+// fed notes that the worker has sent something by now, and whether an event was in it.
+func (d *watchdog) fed(now time.Time, event bool) {
+	d.heard.Store(int64(now.Sub(d.start)))
 	if event && !d.token.Load() {
 		d.token.Store(true)
 	}

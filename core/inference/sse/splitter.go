@@ -112,10 +112,11 @@ func CompletionTokens(data []byte) int64 { return count(data, `"completion_token
 // quotes of a key would be escaped.
 func count(data []byte, key string) (n int64) {
 	const digits = 12
-	i := bytes.LastIndex(data, []byte(key))
-	if i < 0 {
+	// Index alone has an instruction of the processor for it, and nearly every event lacks the key.
+	if !bytes.Contains(data, []byte(key)) {
 		return 0
 	}
+	i := bytes.LastIndex(data, []byte(key))
 	for k, c := range bytes.TrimLeft(data[i+len(key):], " ") {
 		if c < '0' || c > '9' || k >= digits {
 			break
