@@ -80,6 +80,7 @@ func (e engineArm) chatWith(ctx context.Context, more map[string]any, tokens int
 	for r := bufio.NewReader(resp.Body); ; {
 		line, err := r.ReadString('\n')
 		if errors.Is(err, io.EOF) {
+			other += line
 			break
 		}
 		if err != nil {
@@ -148,6 +149,9 @@ func percentile(list []time.Duration, p float64) time.Duration {
 	return list[min(len(list)-1, int(p*float64(len(list))))]
 }
 
+// peerName is what the table calls the peer.
+const peerName = "llama-server"
+
 // engineModel returns the path of the model to measure with.
 func engineModel(b *testing.B) string {
 	b.Helper()
@@ -173,7 +177,7 @@ func llamaServer(b *testing.B, exe, model string, slots, contextTokens int) engi
 		_ = cmd.Process.Signal(syscall.SIGKILL) // it holds nothing
 		_ = cmd.Wait()
 	})
-	arm := engineArm{name: "llama-server", base: "http://peer", model: "peer", client: overSocket(func(ctx context.Context) (net.Conn, error) { return (&net.Dialer{}).DialContext(ctx, "unix", socket) })}
+	arm := engineArm{name: peerName, base: "http://peer", model: "peer", client: overSocket(func(ctx context.Context) (net.Conn, error) { return (&net.Dialer{}).DialContext(ctx, "unix", socket) })}
 	coretest.Eventually(b, patience, func() error {
 		resp, err := arm.client.Get(arm.base + "/health")
 		if err != nil {
@@ -242,10 +246,14 @@ func (e engineArm) measure(ctx context.Context, seed, scale int, f engineFigures
 	list := map[string]any{"type": "array", "minItems": 100, "items": map[string]any{"type": "object", "properties": map[string]any{"name": map[string]any{"type": "string", "maxLength": 8}, "age": map[string]any{"type": "integer"}}, "required": []string{"name", "age"}, "additionalProperties": false}}
 	form := map[string]any{"response_format": map[string]any{"type": "json_schema", "json_schema": map[string]any{"name": "list", "schema": list}}}
 	start := time.Now()
-	if a, err = e.chatWith(ctx, form, tokens, user(words(seed+510, 20))); err != nil {
+	switch a, err = e.chatWith(ctx, form, tokens, user(words(seed+510, 20))); {
+	case err == nil:
+		f.add("JSON tokens/s", float64(tokens-1)/(time.Since(start)-a.first).Seconds())
+	case e.name == peerName: // its grammars fail with some vocabularies
+		fmt.Printf("%s has no JSON: %v\n", e.name, err)
+	default:
 		return err
 	}
-	f.add("JSON tokens/s", float64(tokens-1)/(time.Since(start)-a.first).Seconds())
 
 	// Long prompts are admitted while four streams run.
 	var streams [4]engineAnswer
@@ -329,8 +337,12 @@ func BenchmarkEngine(b *testing.B) {
 		for arm := range arms {
 			values := slices.Sorted(slices.Values(figures[arm][name]))
 			n := len(values)
+			if n == 0 {
+				fmt.Fprintf(&table, " | %s –", arms[arm].name)
+				continue
+			}
 			fmt.Fprintf(&table, " | %s %.1f (%.1f–%.1f)", arms[arm].name, values[n/2], values[n/4], values[n*3/4])
-			if len(arms) == 3 && arm < 2 {
+			if len(arms) == 3 && arm < 2 && len(figures[2][name]) == n {
 				var ratios []float64
 				for i, v := range figures[arm][name] {
 					ratios = append(ratios, v/figures[2][name][i])
