@@ -97,7 +97,7 @@ func (x *routeIndex) with(changed map[string]*routes) *routeIndex {
 		i := x.part(model)
 		if !own[i] {
 			own[i] = true
-			next.parts[i] = make(map[string]*routes, len(x.parts[i])+1)
+			next.parts[i] = make(map[string]*routes, len(x.parts[i]))
 			maps.Copy(next.parts[i], x.parts[i])
 		}
 		if r == nil {

@@ -120,16 +120,16 @@ func TestChoose(t *testing.T) {
 // What is woven compiles, whatever the function looks like, and does without edits what it did.
 func TestWeave(t *testing.T) {
 	for _, c := range []struct{ name, text, want string }{
-		{"a function", `func f(a int) int { return a + 1 }`, "return f__m1(a)"},
-		{"nothing returned", `func f(a *int) { *a = 1 }`, "f__m1(a); return"},
-		{"names are missing", `func f(int, string) int { return 1 }`, "return f__m1(mutantP0, mutantP1)"},
-		{"blank names", `func f(_ int, b ...string) int { return 1 }`, "return f__m1(mutantP0, b...)"},
-		{"a method", `type a struct{ n int }; func (x *a) f() { x.n++ }`, "x.f__m1(); return"},
-		{"a receiver without a name", `type a struct{}; func (a) f() int { return 1 }`, "return mutantP0.f__m1()"},
-		{"type parameters", `func f[K comparable, V any](m map[K]V) int { return len(m) + 1 }`, "return f__m1[K, V](m)"},
-		{"a type's parameters", `type a[T any] struct{}; func (x a[T]) f(T) int { return 1 }`, "return x.f__m1(mutantP0)"},
-		{"a result with a name", `func f() (err error) { if true { return err }; return nil }`, "return f__m1()"},
-		{"a literal within", `func f() func() int { return func() int { return 1 } }`, "return f__m1()"},
+		{"a function", `func f(a int) int { return a + 1 }`, "return m1__f(a)"},
+		{"nothing returned", `func f(a *int) { *a = 1 }`, "m1__f(a); return"},
+		{"names are missing", `func f(int, string) int { return 1 }`, "return m1__f(mutantP0, mutantP1)"},
+		{"blank names", `func f(_ int, b ...string) int { return 1 }`, "return m1__f(mutantP0, b...)"},
+		{"a method", `type a struct{ n int }; func (x *a) f() { x.n++ }`, "x.m1__f(); return"},
+		{"a receiver without a name", `type a struct{}; func (a) f() int { return 1 }`, "return mutantP0.m1__f()"},
+		{"type parameters", `func f[K comparable, V any](m map[K]V) int { return len(m) + 1 }`, "return m1__f[K, V](m)"},
+		{"a type's parameters", `type a[T any] struct{}; func (x a[T]) f(T) int { return 1 }`, "return x.m1__f(mutantP0)"},
+		{"a result with a name", `func f() (err error) { if true { return err }; return nil }`, "return m1__f()"},
+		{"a literal within", `func f() func() int { return func() int { return 1 } }`, "return m1__f()"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			p := parsed(t, c.text)

@@ -91,7 +91,8 @@ func (p *goPackage) weave(f *source, edits map[int]*edit) (text []byte, alone []
 		if _, ok := calls[d]; !ok {
 			order = append(order, d)
 		}
-		name := fmt.Sprintf("%s__m%d", d.Name.Name, n)
+		// In small letters: a test that calls every method of a type must not find the copies.
+		name := fmt.Sprintf("m%d__%s", n, d.Name.Name)
 		calls[d] += fmt.Sprintf("\n\tcase %d:\n\t\t%s", n, p.callOf(f, d, name))
 		copies.WriteString("\n" + p.copyOf(f, d, name, e) + "\n")
 		all = append(all, insertion{at: p.reach(f, e), text: fmt.Sprintf("mutantHit(%d); ", n)})
