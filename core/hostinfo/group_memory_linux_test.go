@@ -27,6 +27,10 @@ func TestGroupMemory(t *testing.T) {
 		"version 1 in a container": {"5:memory:/docker/x\n", map[string]string{"memory/memory.limit_in_bytes": "3000\n", "memory/memory.usage_in_bytes": "10\n"}, 3000, 10, true},
 		"both, the tighter":        {"5:memory:/\n0::/\n", map[string]string{"memory/memory.limit_in_bytes": "3000\n", "memory/memory.usage_in_bytes": "10\n", "memory.max": "900\n", "memory.current": "1\n"}, 900, 1, true},
 		"neither":                  {"5:cpu:/x\n0::/x\n", nil, 0, 0, false},
+		"after others":             {"x\n1:name=systemd:/x\n3:cpu:/x\n0::/\n", map[string]string{"memory.max": "900\n", "memory.current": "100\n", "memory.stat": "inactive_file x\n"}, 900, 100, true},
+		"no use":                   {"0::/\n", map[string]string{"memory.max": "900\n"}, 0, 0, false},
+		"another's group":          {"7::/\n0:x:/\n", map[string]string{"memory.max": "900\n", "memory.current": "100\n"}, 0, 0, false},
+		"as tight":                 {"0::/a\n", map[string]string{"a/memory.max": "50\n", "a/memory.current": "10\n", "memory.max": "90\n", "memory.current": "50\n"}, 50, 10, true},
 		"garbage":                  {"x\n5:memory\n", map[string]string{"memory.max": "1\n"}, 0, 0, false},
 	} {
 		root := t.TempDir()
@@ -38,5 +42,25 @@ func TestGroupMemory(t *testing.T) {
 		must.Eq(t, tt.ok, ok, must.Sprint(name))
 		must.Eq(t, tt.limit, limit, must.Sprint(name))
 		must.Eq(t, tt.used, used, must.Sprint(name))
+	}
+}
+
+// What a control group leaves is never more than the machine has, nor less than nothing.
+func TestMemoryWithin(t *testing.T) {
+	t.Parallel()
+	m := Memory{TotalBytes: 1000, AvailableBytes: 600}
+	for name, c := range map[string]struct {
+		limit, used      int64
+		total, available int64
+	}{
+		"a limit":                  {500, 100, 500, 400},
+		"the machine has less":     {900, 100, 900, 600},
+		"all is used":              {500, 500, 500, 0},
+		"more is used":             {500, 700, 500, 0},
+		"a limit that is none":     {1001, 0, 1000, 600},
+		"a limit of all there is":  {1000, 900, 1000, 600},
+		"a limit of almost all it": {999, 899, 999, 100},
+	} {
+		must.Eq(t, Memory{c.total, c.available}, m.within(c.limit, c.used), must.Sprint(name))
 	}
 }

@@ -73,11 +73,19 @@ func ReadMemory(ctx context.Context) (Memory, error) {
 		return Memory{}, core.Errorf(core.Internal, "read host: memory: %w", err)
 	}
 	m := Memory{TotalBytes: clamp(v.Total), AvailableBytes: clamp(v.Available)}
-	if limit, used, ok := groupMemory(); ok && limit < m.TotalBytes {
+	if limit, used, ok := groupMemory(); ok {
+		m = m.within(limit, used)
+	}
+	return m, nil
+}
+
+// within returns the memory that a control group with this limit and use leaves.
+func (m Memory) within(limit, used int64) Memory {
+	if limit < m.TotalBytes {
 		m.TotalBytes = limit
 		m.AvailableBytes = min(m.AvailableBytes, max(limit-used, 0))
 	}
-	return m, nil
+	return m
 }
 
 // DiskFree returns the bytes that an ordinary user can still write to the file system of dir.

@@ -97,19 +97,30 @@ func ownUser(pid int, others []uint32) error {
 	if err != nil {
 		return gone(pid)
 	}
-	for line := range strings.Lines(string(b)) {
-		ids, found := strings.CutPrefix(line, "Uid:")
-		if !found {
-			continue
-		}
-		if f := strings.Fields(ids); len(f) >= 2 {
-			if uid, err := strconv.ParseUint(f[1], 10, 32); err == nil && (int(uid) == os.Geteuid() || slices.Contains(others, uint32(uid))) {
-				return nil
-			}
-		}
+	uid, ok := effectiveUser(b)
+	switch {
+	case !ok:
+		return core.Errorf(core.Internal, "open process: process %d does not say whom it belongs to", pid)
+	case int(uid) != os.Geteuid() && !slices.Contains(others, uid):
 		return core.Errorf(core.Forbidden, "open process: process %d belongs to another user", pid).Hint("Run the command as that user, or as root.")
 	}
-	return core.Errorf(core.Internal, "open process: process %d does not say whom it belongs to", pid)
+	return nil
+}
+
+// effectiveUser reads the second of the four ids in /proc/<pid>/status: real, effective, saved, of
+// the file system.
+func effectiveUser(status []byte) (uid uint32, ok bool) {
+	for line := range strings.Lines(string(status)) {
+		if ids, found := strings.CutPrefix(line, "Uid:"); found {
+			f := strings.Fields(ids)
+			if len(f) != 4 {
+				return 0, false
+			}
+			n, err := strconv.ParseUint(f[1], 10, 32)
+			return uint32(n), err == nil
+		}
+	}
+	return 0, false
 }
 
 // signalGroup signals exactly the group of the held process on Linux 6.9 and later. Earlier
@@ -157,10 +168,7 @@ func descendants(ctx context.Context, p *process.Process) []*process.Process {
 }
 
 func allStats() map[int]stat {
-	entries, err := os.ReadDir("/proc")
-	if err != nil {
-		return nil
-	}
+	entries, _ := os.ReadDir("/proc") // where there is none, no process can be told
 	out := make(map[int]stat, len(entries))
 	for _, e := range entries {
 		pid, err := strconv.Atoi(e.Name())
@@ -205,30 +213,31 @@ const (
 // process whose program is being replaced shows its mark only afterwards.
 func killMarked(mark string, users []uint32, killed map[int]bool) (again bool) {
 	for pid, s := range allStats() {
-		if s.ended() || s.kernel || killed[pid] {
+		if s.kernel || killed[pid] {
 			continue
 		}
 		has, known := marked(pid, mark)
 		again = again || !known
-		if !has {
-			continue
-		}
-		id, err := Identify(pid)
-		if err != nil || id.Start != s.start {
-			continue
-		}
-		p, err := Open(id, users...)
-		if err != nil {
-			continue
-		}
-		// The pid belonged to the same process from the first look to the hold, so the environment
-		// read in between was its own.
-		if p.Signal(syscall.SIGKILL) == nil {
+		if has && killStarted(pid, s.start, users) {
 			killed[pid], again = true, true
 		}
-		_ = p.Close()
 	}
 	return again
+}
+
+// killStarted kills the process with the pid if it is the one that was started then: if it was so
+// at the first look and is so while it is held, what was read of it in between was its own.
+func killStarted(pid int, start uint64, users []uint32) bool {
+	id, err := Identify(pid)
+	if err != nil || id.Start != start {
+		return false
+	}
+	p, err := Open(id, users...)
+	if err != nil {
+		return false
+	}
+	defer p.Close()
+	return p.Signal(syscall.SIGKILL) == nil
 }
 
 // marked reports whether a process has the mark. It is unknown while the process's program is being
@@ -239,13 +248,8 @@ func marked(pid int, mark string) (has, known bool) {
 		if err != nil {
 			return false, true // it is gone, or another user's
 		}
-		for entry := range bytes.SplitSeq(env, []byte{0}) {
-			if string(entry) == mark {
-				return true, true
-			}
-		}
-		if len(env) > 0 {
-			return false, true
+		if has, known := shows(env, mark); known {
+			return has, true
 		}
 		switch s, err := readStat(pid); {
 		case err != nil || s.ended():
@@ -258,6 +262,16 @@ func marked(pid int, mark string) (has, known bool) {
 		// The new program has been in place since.
 	}
 	return false, false
+}
+
+// shows reports whether an environment has the mark. An empty one does not tell.
+func shows(env []byte, mark string) (has, known bool) {
+	for entry := range bytes.SplitSeq(env, []byte{0}) {
+		if string(entry) == mark {
+			return true, true
+		}
+	}
+	return false, len(env) > 0
 }
 
 func procFile(pid int, name string) string {

@@ -13,7 +13,7 @@ import (
 
 func TestParseStat(t *testing.T) {
 	t.Parallel()
-	tail := " 7 9 9 0 -1 4194560 100 0 0 0 1 2 0 0 20 0 1 0 4242 1000 100"
+	tail := " 7 9 8 0 -1 4194560 100 0 0 0 1 2 0 0 20 0 1 0 4242 1000 100"
 	for name, c := range map[string]struct {
 		in   string
 		want stat
@@ -23,6 +23,10 @@ func TestParseStat(t *testing.T) {
 		"parentheses and space": {in: "12 (a) Z 1 2 (b) Z" + tail, want: stat{state: 'Z', parent: 7, group: 9, start: 4242}},
 		"kernel thread":         {in: "2 (kthreadd) S 0 0 0 0 -1 2129984 0 0 0 0 0 0 0 0 20 0 1 0 3 0 0", want: stat{state: 'S', kernel: true, start: 3}},
 		"its environment":       {in: "12 (sleep) S" + tail + strings.Repeat(" 0", 25) + " 4096 5000 0", want: stat{state: 'S', parent: 7, group: 9, start: 4242, envStart: 4096, envEnd: 5000}},
+		"half of it":            {in: "12 (sleep) S" + tail + strings.Repeat(" 0", 25) + " 4096", want: stat{state: 'S', parent: 7, group: 9, start: 4242, envStart: 4096}},
+		"no more than a start":  {in: "12 (a) S 7 9 8 0 -1 4194560 100 0 0 0 1 2 0 0 20 0 1 0 4242", want: stat{state: 'S', parent: 7, group: 9, start: 4242}},
+		"less than a start":     {in: "12 (a) S 7 9 8 0 -1 4194560 100 0 0 0 1 2 0 0 20 0 1 0", bad: true},
+		"no state":              {in: "12 (a) SS 7 9 8 0 -1 4194560 100 0 0 0 1 2 0 0 20 0 1 0 4242", bad: true},
 		"empty":                 {bad: true},
 		"short":                 {in: "12 (sleep) S 7 9", bad: true},
 		"no number":             {in: "12 (sleep) S x" + tail, bad: true},
@@ -75,10 +79,55 @@ func TestMarked(t *testing.T) {
 	}
 }
 
+// A process belongs to the user that it acts as, not to whom it could become.
 func TestOwnUser(t *testing.T) {
 	t.Parallel()
+	for text, want := range map[string]int{
+		"Name:\ta\nUid:\t1\t2\t3\t4\nGid:\t5\t6\t7\t8\n": 2, "Uid:\t0\t0\t0\t0": 0, "Uid:\t1\t2\t3\n": -1, "Uid:\t1\tx\t3\t4\n": -1, "Uid:\t1\t4294967296\t3\t4\n": -1,
+		"Gid:\t1\t2\t3\t4\n": -1, "": -1,
+	} {
+		uid, ok := effectiveUser([]byte(text))
+		must.Eq(t, want >= 0, ok, must.Sprintf("%q", text))
+		if ok {
+			must.Eq(t, want, int(uid), must.Sprintf("%q", text))
+		}
+	}
 	must.NoError(t, ownUser(os.Getpid(), nil))
 	must.Eq(t, core.NotFound, core.KindOf(ownUser(1<<30, nil)))
+}
+
+// An environment that reads as empty does not say that there is no mark: its program may be on the
+// way.
+func TestShows(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		env        string
+		has, known bool
+	}{
+		"alone":      {"A=1\x00", true, true},
+		"the last":   {"B=1\x00A=1", true, true},
+		"a prefix":   {"A=12\x00", false, true},
+		"a suffix":   {"BA=1\x00", false, true},
+		"nothing":    {"", false, false},
+		"an empty 1": {"\x00", false, true},
+	} {
+		has, known := shows([]byte(c.env), "A=1")
+		must.Eq(t, []bool{c.has, c.known}, []bool{has, known}, must.Sprint(name))
+	}
+}
+
+// A process that has the number by now is not the one whose mark was read.
+func TestKillStarted(t *testing.T) {
+	t.Parallel()
+	cmd, _ := child(t, nil, nil, "sleep", "60")
+	id := identityOf(t, cmd.Process.Pid)
+	must.False(t, killStarted(id.PID, id.Start+1, nil))
+	must.False(t, killStarted(id.PID, id.Start-1, nil))
+	must.False(t, killStarted(1<<30, id.Start, nil))
+	must.False(t, killStarted(os.Getppid(), identityOf(t, os.Getppid()).Start, nil)) // never this one
+	must.True(t, id.Alive())
+	must.True(t, killStarted(id.PID, id.Start, nil))
+	must.Error(t, cmd.Wait())
 }
 
 // A refused process is not held, and those that were killed are let go. Not parallel: it counts

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"syscall"
 	"testing"
@@ -325,13 +326,41 @@ func TestClosedHandle(t *testing.T) {
 
 func TestReadDetailsShowsSockets(t *testing.T) {
 	t.Parallel()
-	path := filepath.Join(t.TempDir(), "s")
-	l, err := net.Listen("unix", path)
-	must.NoError(t, err)
-	defer l.Close()
+	dir := t.TempDir()
+	for i := range 10 { // not in the order of their names
+		path := filepath.Join(dir, strconv.Itoa(i*7%10))
+		l, err := net.Listen("unix", path)
+		must.NoError(t, err)
+		defer l.Close()
+		c, err := net.Dial("unix", path) // the other end has the name, too
+		must.NoError(t, err)
+		defer c.Close()
+		a, err := l.Accept()
+		must.NoError(t, err)
+		defer a.Close()
+	}
 	d, err := ReadDetails(t.Context(), identityOf(t, os.Getpid()))
 	must.NoError(t, err)
-	must.SliceContains(t, d.Sockets, path)
+	for i := range 10 {
+		must.SliceContains(t, d.Sockets, filepath.Join(dir, strconv.Itoa(i)))
+	}
+	must.True(t, slices.IsSorted(d.Sockets))
+	must.Len(t, len(d.Sockets), slices.Compact(slices.Clone(d.Sockets)))
+	must.SliceNotContains(t, d.Sockets, "")
+}
+
+// A process of the group counts although the one that started it has ended.
+func TestUsageCountsTheGroup(t *testing.T) {
+	t.Parallel()
+	cmd, out := child(t, nil, nil, "sh", "-c", `sh -c 'sleep 60 & echo $!'; echo ended; sleep 60`)
+	lines := bufio.NewScanner(out)
+	must.True(t, lines.Scan())
+	orphan, err := strconv.Atoi(lines.Text())
+	must.NoError(t, err)
+	must.True(t, lines.Scan())
+	d, err := ReadDetails(t.Context(), identityOf(t, cmd.Process.Pid))
+	must.NoError(t, err)
+	must.SliceContains(t, d.Children, orphan)
 }
 
 func TestReadHost(t *testing.T) {
@@ -364,6 +393,13 @@ func TestReadHostThatTellsLittle(t *testing.T) {
 	must.Zero(t, h.DiskFreeBytes)
 	must.LessEq(t, 1000<<10, h.Memory.TotalBytes)
 	must.LessEq(t, 500<<10, h.Memory.AvailableBytes)
+	for _, empty := range []string{"cpuinfo", "stat"} {
+		must.NoError(t, os.WriteFile(filepath.Join(proc, empty), nil, 0o600))
+	}
+	h, err = Read(ctx, "")
+	must.NoError(t, err)
+	must.Eq(t, runtime.NumCPU(), h.LogicalCPUs)
+	must.Eq(t, h.LogicalCPUs, h.PhysicalCPUs)
 	must.NoError(t, os.Remove(filepath.Join(proc, "meminfo")))
 	_, err = Read(ctx, "")
 	must.Eq(t, core.Internal, core.KindOf(err))
