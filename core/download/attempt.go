@@ -164,7 +164,7 @@ func (r *run) judgePart(resp *http.Response) (n int64, err error) {
 	return last - first + 1, nil
 }
 
-// copy skips bytes of a reply, then writes n of them (-1: all).
+// copy skips bytes of a reply, then writes n of them (negative: all).
 func (r *run) copy(ctx context.Context, body io.Reader, timer *time.Timer, n, skip int64) error {
 	buf := make([]byte, r.o.o.Limit.piece(readBytes))
 	for {
@@ -190,9 +190,7 @@ func (r *run) copy(ctx context.Context, body io.Reader, timer *time.Timer, n, sk
 				r.failed = err
 				return err
 			}
-			if n >= 0 {
-				n -= int64(len(b))
-			}
+			n -= int64(len(b)) // below 0 it means the same
 		}
 		switch {
 		case errors.Is(err, io.EOF) && (n > 0 || skip > 0):

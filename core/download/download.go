@@ -218,6 +218,12 @@ func parseValidator(text string) (v validator) {
 	return v
 }
 
+// plain is what compares: a weak ETag names the same version as a strong one.
+func (v validator) plain() validator {
+	v.etag = strings.TrimPrefix(v.etag, "W/")
+	return v
+}
+
 // strong returns the value for If-Range; empty if no validator is strong enough.
 func (v validator) strong() string {
 	if v.etag != "" && !strings.HasPrefix(v.etag, "W/") {
@@ -238,16 +244,11 @@ func (o *Origin) take(h http.Header) (same, known bool) {
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	switch {
-	case o.version.empty():
+	if o.version.empty() {
 		o.version = got
 		return true, !got.empty()
-	case got.etag != "" && o.version.etag != "":
-		return strings.TrimPrefix(got.etag, "W/") == strings.TrimPrefix(o.version.etag, "W/"), true
-	case got.modified != "" && o.version.modified != "":
-		return got == o.version, true
 	}
-	return false, true // it had a name before
+	return got.plain() == o.version.plain(), true
 }
 
 func (o *Origin) changed(format string, args ...any) error {
@@ -263,12 +264,10 @@ func fileName(u *url.URL) string {
 }
 
 func sleep(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
 	select {
 	case <-ctx.Done():
 		return ctx.Err()
-	case <-t.C:
+	case <-time.After(d):
 		return nil
 	}
 }

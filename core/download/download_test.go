@@ -186,6 +186,7 @@ func TestDishonestServers(t *testing.T) {
 		"backwards":                {part("bytes 1999-1000/100000", body[1000:2000], "1000"), core.Conflict, "answers with the part"},
 		"numbers with signs":       {part("bytes +1000-+1999/100000", body[1000:2000], "1000"), core.Conflict, "answers with the part"},
 		"no such range":            {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusRequestedRangeNotSatisfiable) }, core.Conflict, "does not have the bytes"},
+		"empty":                    {func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("Content-Length", "0") }, core.Conflict, "it has 0 bytes"},
 		"whole file, another size": {content(body[:90_000], `"v1"`), core.Conflict, "should have 100000"},
 		"compressed": {func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Encoding", "gzip")

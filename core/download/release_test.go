@@ -244,6 +244,7 @@ func TestParts(t *testing.T) {
 		"beyond the size":        {10, 5, -1, "bytes 5-10/*", core.Conflict},
 		"another total":          {10, 5, 10, "bytes 5-9/11", core.Conflict},
 		"no part but a total":    {10, 5, 10, "bytes */10", core.Conflict},
+		"size unknown":           {0, 5, 10, "bytes 5-9/10", ""},
 		"a part of what was not": {10, 0, 10, "bytes 0-9/10", core.Conflict},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -278,6 +279,9 @@ func TestEarlyEnd(t *testing.T) {
 			"goes on":            {10, 0, []string{"01234", "0123456789"}, "0123456789", ""},
 			"within the skipped": {10, 5, []string{"012", "0123456789"}, "56789", ""},
 			"no size":            {0, 5, []string{"0123456789"}, "56789", ""},
+			"not even the start": {0, 5, []string{"012", "", "01", "012", "0123456789"}, "56789", ""},
+			"never comes":        {0, 5, []string{"012", "", "01", "012", "", "0123"}, "", core.Unavailable},
+			"comes empty":        {10, 0, []string{"", "", "", "", "", ""}, "", core.Unavailable},
 			"too much":           {10, 5, []string{"0123456789x"}, "", core.Conflict},
 			"too much, later":    {10, 5, []string{"0123456789|x"}, "56789", core.Conflict},
 		} {
@@ -296,6 +300,96 @@ func TestEarlyEnd(t *testing.T) {
 			must.Eq(t, len(tc.bodies), asked)
 		}
 	})
+}
+
+// A server may send less than it is asked for: the rest is asked for then.
+func TestShortParts(t *testing.T) {
+	t.Parallel()
+	for _, size := range []int64{10, 0} {
+		data, asked := "0123456789", []string{}
+		o := offline(t, size, func(r *http.Request) (*http.Response, error) {
+			asked = append(asked, r.Header.Get("Range"))
+			first, _, _, _ := download.ParseContentRange("bytes " + strings.TrimPrefix(r.Header.Get("Range"), "bytes=") + "/10")
+			resp := origintest.Reply(http.StatusPartialContent, io.NopCloser(strings.NewReader(data[first:first+2])))
+			resp.Header.Set("Content-Range", fmt.Sprintf("bytes %d-%d/10", first, first+1))
+			return resp, nil
+		})
+		var got bytes.Buffer
+		must.NoError(t, o.Fetch(t.Context(), 2, 8, &got))
+		must.Eq(t, "234567", got.String())
+		must.Eq(t, []string{"bytes=2-7", "bytes=4-7", "bytes=6-7"}, asked)
+	}
+}
+
+// What a server sends along with an error is for the message, and is read as far as that needs.
+func TestErrorBodyIsBounded(t *testing.T) {
+	t.Parallel()
+	read := 0
+	o := offline(t, 10, func(*http.Request) (*http.Response, error) {
+		return origintest.Reply(http.StatusNotFound, io.NopCloser(readerFunc(func(b []byte) (int, error) {
+			if read += len(b); read > 1<<20 {
+				return 0, io.EOF
+			}
+			return copy(b, bytes.Repeat([]byte{'x'}, len(b))), nil
+		}))), nil
+	})
+	must.Eq(t, core.NotFound, core.KindOf(o.Fetch(t.Context(), 0, 10, io.Discard)))
+	must.LessEq(t, 8<<10, read)
+}
+
+type readerFunc func(b []byte) (int, error)
+
+func (f readerFunc) Read(b []byte) (int, error) { return f(b) }
+
+// Where the redirects end, "wait" and "there is nothing behind the end" are answers about the file.
+// Any other refusal is of the address, which is looked up again.
+func TestDirectAddressRefuses(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		for status, want := range map[int]string{
+			http.StatusForbidden: "redirect direct direct redirect direct", http.StatusNotFound: "redirect direct direct redirect direct",
+			http.StatusBadRequest: "redirect direct direct redirect direct", 499: "redirect direct direct redirect direct",
+			http.StatusTooManyRequests: "redirect direct direct direct", http.StatusInternalServerError: "redirect direct direct direct",
+			http.StatusRequestedRangeNotSatisfiable: "redirect direct direct",
+		} {
+			var asked []string
+			o := offline(t, 10, func(r *http.Request) (*http.Response, error) {
+				if r.URL.Path != "/direct" {
+					asked = append(asked, "redirect")
+					resp := origintest.Reply(http.StatusFound, http.NoBody)
+					resp.Header.Set("Location", "/direct")
+					return resp, nil
+				}
+				asked = append(asked, "direct")
+				if len(asked) == 3 {
+					return origintest.Reply(status, http.NoBody), nil
+				}
+				resp := origintest.Reply(http.StatusPartialContent, io.NopCloser(strings.NewReader("01234")))
+				resp.Header.Set("Content-Range", "bytes 0-4/10")
+				return resp, nil
+			})
+			must.NoError(t, o.Fetch(t.Context(), 0, 5, io.Discard))
+			err := o.Fetch(t.Context(), 0, 5, io.Discard)
+			must.Eq(t, status == http.StatusRequestedRangeNotSatisfiable, err != nil, must.Sprint(status, err))
+			must.Eq(t, want, strings.Join(asked, " "), must.Sprint(status))
+		}
+	})
+}
+
+// What a server says about a part is read to the letter, or not at all.
+func TestParseContentRange(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string][3]int64{
+		"bytes 5-9/10": {5, 9, 10}, "bytes 0-0/1": {0, 0, 1}, "bytes 5-9/*": {5, 9, -1}, "bytes */10": {0, -1, 10}, "bytes */*": {0, -1, -1}, "bytes */0": {0, -1, 0},
+		"bytes 9-5/10": {}, "bytes 5-10/10": {}, "bytes 5-9": {}, "bytes 5/10": {}, "bytes 5-/10": {}, "bytes -9/10": {}, "bytes=5-9/10": {}, "bytes 5-9/": {},
+		"bytes 5-9/x": {}, "bytes 5-9/-1": {}, "bytes +5-9/10": {}, "bytes 5-9/10 ": {}, "": {}, "bytes 5-9/99999999999999999999": {}, "bytes 5-:/10": {}, "bytes /-9/10": {},
+	} {
+		first, last, total, ok := download.ParseContentRange(text)
+		must.Eq(t, want != [3]int64{}, ok, must.Sprintf("%q", text))
+		if ok {
+			must.Eq(t, want, [3]int64{first, last, total}, must.Sprintf("%q", text))
+		}
+	}
 }
 
 // Without a digest only the server's name for the file tells that what it sends belongs to what is
@@ -396,11 +490,19 @@ func TestLimiterKeepsTime(t *testing.T) {
 		l.SetRate(10_000)
 		must.Eq(t, time.Second, send(t.Context(), 10_000), must.Sprint("the slow part is forgotten"))
 
+		// Whoever gives up knows how much went through.
+		ctx, cancel = context.WithTimeout(t.Context(), 1500*time.Millisecond)
+		defer cancel()
+		n, err := l.Writer(ctx, io.Discard).Write(make([]byte, 20_000))
+		must.ErrorIs(t, err, context.DeadlineExceeded)
+		must.Between(t, 14_000, n, 15_360)
+		time.Sleep(time.Hour) // what was promised to it
+
 		// What comes through does so evenly: in tenths of a second's worth.
 		var most int
 		w := l.Writer(t.Context(), writerFunc(func(b []byte) (int, error) { most = max(most, len(b)); return len(b), nil }))
 		l.SetRate(100_000)
-		_, err := w.Write(make([]byte, 100_000))
+		_, err = w.Write(make([]byte, 100_000))
 		must.NoError(t, err)
 		must.Eq(t, 10_000, most)
 	})
