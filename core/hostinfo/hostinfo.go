@@ -4,6 +4,7 @@ package hostinfo
 
 import (
 	"context"
+	"math"
 	"os"
 	"runtime"
 
@@ -48,10 +49,11 @@ func Read(ctx context.Context, dir string) (Host, error) {
 	if h.Memory, err = ReadMemory(ctx); err != nil {
 		return Host{}, err
 	}
-	if h.LogicalCPUs, err = cpu.CountsWithContext(ctx, true); err != nil || h.LogicalCPUs < 1 {
+	// 0 where they are not known
+	if h.LogicalCPUs, _ = cpu.CountsWithContext(ctx, true); h.LogicalCPUs < 1 {
 		h.LogicalCPUs = runtime.NumCPU()
 	}
-	if h.PhysicalCPUs, err = cpu.CountsWithContext(ctx, false); err != nil || h.PhysicalCPUs < 1 {
+	if h.PhysicalCPUs, _ = cpu.CountsWithContext(ctx, false); h.PhysicalCPUs < 1 {
 		h.PhysicalCPUs = h.LogicalCPUs
 	}
 	if avg, err := load.AvgWithContext(ctx); err == nil {
@@ -99,9 +101,5 @@ func DiskFree(ctx context.Context, dir string) (int64, error) {
 }
 
 func clamp(v uint64) int64 {
-	const most = 1<<63 - 1
-	if v > most {
-		return most
-	}
-	return int64(v)
+	return int64(min(v, math.MaxInt64)) //nolint:gosec // it fits
 }

@@ -134,15 +134,19 @@ func signalGroup(held *os.Process, id Identity, sig syscall.Signal) error {
 	err := held.WithHandle(func(handle uintptr) {
 		_, _, errno = syscall.Syscall6(pidfdSendSignal, handle, uintptr(sig), 0, toProcessGroup, 0, 0)
 	})
-	switch {
-	case err == nil && errno == 0:
-		return nil
-	case err == nil && errno != syscall.EINVAL && errno != syscall.ENOSYS:
-		return errno
-	case err != nil && !errors.Is(err, os.ErrNoHandle):
-		return err
+	if err == nil && errno != 0 {
+		err = errno
 	}
-	return syscall.Kill(-id.PID, sig)
+	if cannotByHandle(err) {
+		return syscall.Kill(-id.PID, sig)
+	}
+	return err
+}
+
+// cannotByHandle reports whether the error says that this kernel knows no groups by handle. No
+// other error may lead to a signal by number: the number may be another group's by now.
+func cannotByHandle(err error) bool {
+	return errors.Is(err, syscall.EINVAL) || errors.Is(err, syscall.ENOSYS) || errors.Is(err, os.ErrNoHandle)
 }
 
 // descendants returns the processes that p started, directly or not, and those of its group.

@@ -4,6 +4,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/shoenig/test/must"
@@ -27,6 +28,7 @@ func TestParseStat(t *testing.T) {
 		"no more than a start":  {in: "12 (a) S 7 9 8 0 -1 4194560 100 0 0 0 1 2 0 0 20 0 1 0 4242", want: stat{state: 'S', parent: 7, group: 9, start: 4242}},
 		"less than a start":     {in: "12 (a) S 7 9 8 0 -1 4194560 100 0 0 0 1 2 0 0 20 0 1 0", bad: true},
 		"no state":              {in: "12 (a) SS 7 9 8 0 -1 4194560 100 0 0 0 1 2 0 0 20 0 1 0 4242", bad: true},
+		"no name":               {in: "S" + tail, bad: true},
 		"empty":                 {bad: true},
 		"short":                 {in: "12 (sleep) S 7 9", bad: true},
 		"no number":             {in: "12 (sleep) S x" + tail, bad: true},
@@ -58,6 +60,10 @@ func TestMarked(t *testing.T) {
 		_ = bare.Process.Kill()
 		_ = bare.Wait()
 	})
+	ended := exec.Command("true")
+	ended.Env = []string{"RBEE_TEST_MARK=a"}
+	must.NoError(t, ended.Start())
+	t.Cleanup(func() { _ = ended.Wait() })
 	for name, tt := range map[string]struct {
 		pid        int
 		mark       string
@@ -67,6 +73,7 @@ func TestMarked(t *testing.T) {
 		"another":        {cmd.Process.Pid, "RBEE_TEST_MARK=b", false, true},
 		"longer":         {cmd.Process.Pid, "RBEE_TEST_MARK=aa", false, true},
 		"no environment": {bare.Process.Pid, "RBEE_TEST_MARK=a", false, true},
+		"ended":          {ended.Process.Pid, "RBEE_TEST_MARK=a", false, true},
 		"no process":     {1 << 30, "RBEE_TEST_MARK=a", false, true},
 	} {
 		// Until the program is in place, the environment is that of this process, or not there.
@@ -76,6 +83,16 @@ func TestMarked(t *testing.T) {
 		})
 		has, known := marked(tt.pid, tt.mark)
 		must.Eq(t, []bool{tt.has, tt.known}, []bool{has, known}, must.Sprint(name))
+	}
+}
+
+// A group is signalled by its number only where the kernel cannot do better.
+func TestCannotByHandle(t *testing.T) {
+	t.Parallel()
+	for err, want := range map[error]bool{
+		nil: false, syscall.EINVAL: true, syscall.ENOSYS: true, os.ErrNoHandle: true, syscall.ESRCH: false, syscall.EPERM: false, os.ErrProcessDone: false,
+	} {
+		must.Eq(t, want, cannotByHandle(err), must.Sprint(err))
 	}
 }
 

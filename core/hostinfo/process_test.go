@@ -4,7 +4,9 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
+	"math"
 	"net"
 	"os"
 	"os/exec"
@@ -349,6 +351,26 @@ func TestReadDetailsShowsSockets(t *testing.T) {
 	must.SliceNotContains(t, d.Sockets, "")
 }
 
+// Descendants count however deep they are, also where each is in a session of its own.
+func TestUsageCountsDescendants(t *testing.T) {
+	t.Parallel()
+	const depth = 6
+	mark := "RBEE_TEST_MARK=" + t.TempDir()
+	script := `if [ "$1" -gt 0 ]; then setsid sh -c "$0" "$0" $(($1-1)) & wait; else echo $$; sleep 60; fi`
+	cmd, out := child(t, nil, []string{mark}, "sh", "-c", script, script, strconv.Itoa(depth))
+	t.Cleanup(func() {
+		_, err := KillMarked(mark)
+		must.NoError(t, err)
+	})
+	deepest, err := strconv.Atoi(line(t, out))
+	must.NoError(t, err)
+	d, err := ReadDetails(t.Context(), identityOf(t, cmd.Process.Pid))
+	must.NoError(t, err)
+	must.SliceContains(t, d.Children, deepest)
+	must.GreaterEq(t, depth, len(d.Children))
+	must.True(t, slices.IsSorted(d.Children))
+}
+
 // A process of the group counts although the one that started it has ended.
 func TestUsageCountsTheGroup(t *testing.T) {
 	t.Parallel()
@@ -400,9 +422,34 @@ func TestReadHostThatTellsLittle(t *testing.T) {
 	must.NoError(t, err)
 	must.Eq(t, runtime.NumCPU(), h.LogicalCPUs)
 	must.Eq(t, h.LogicalCPUs, h.PhysicalCPUs)
+
+	// Two threads of one core, and how busy it is.
+	const cpus = "processor: %d\nphysical id: 0\ncore id: 0\ncpu cores: 1\n\n"
+	must.NoError(t, os.WriteFile(filepath.Join(proc, "loadavg"), []byte("0.25 0.50 0.75 1/2 3\n"), 0o600))
+	for threads := 1; threads < 3; threads++ {
+		text := ""
+		for i := range threads {
+			text += fmt.Sprintf(cpus, i)
+		}
+		must.NoError(t, os.WriteFile(filepath.Join(proc, "cpuinfo"), []byte(text), 0o600))
+		h, err = Read(ctx, "")
+		must.NoError(t, err)
+		must.Eq(t, threads, h.LogicalCPUs)
+		must.Eq(t, 1, h.PhysicalCPUs)
+		must.Eq(t, []float64{0.25, 0.5, 0.75}, []float64{h.Load1, h.Load5, h.Load15})
+	}
 	must.NoError(t, os.Remove(filepath.Join(proc, "meminfo")))
 	_, err = Read(ctx, "")
 	must.Eq(t, core.Internal, core.KindOf(err))
+}
+
+func TestClamp(t *testing.T) {
+	t.Parallel()
+	for _, v := range []uint64{0, 1, math.MaxInt64 - 1, math.MaxInt64} {
+		must.Eq(t, v, uint64(clamp(v)))
+	}
+	must.Eq(t, int64(math.MaxInt64), clamp(math.MaxInt64+1))
+	must.Eq(t, int64(math.MaxInt64), clamp(math.MaxUint64))
 }
 
 // eventually waits for what the operating system does in its own time.
