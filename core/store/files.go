@@ -17,7 +17,6 @@ const (
 
 // lockedFile opens a file of the store, creates it if missing, and waits for its lock.
 func (s *Store) lockedFile(ctx context.Context, name string) (*os.File, error) {
-	var poll *time.Ticker
 	for {
 		f, err := s.root.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
 		if err != nil {
@@ -37,14 +36,10 @@ func (s *Store) lockedFile(ctx context.Context, name string) (*os.File, error) {
 		if locked {
 			continue // its last owner published or removed it meanwhile
 		}
-		if poll == nil {
-			poll = time.NewTicker(lockPoll)
-			defer poll.Stop()
-		}
 		select {
 		case <-ctx.Done():
 			return nil, ctx.Err()
-		case <-poll.C:
+		case <-time.After(lockPoll):
 		}
 	}
 }

@@ -117,12 +117,12 @@ func parseDigest(text string) (digest, error) {
 
 // humanBytes formats n for people: "1.5 GiB".
 func humanBytes(n int64) string {
-	const units = "KMGTPE"
+	const units = "KMGTPE" // no int64 needs more
 	if n < 1<<10 {
 		return fmt.Sprintf("%d bytes", n)
 	}
 	v, i := float64(n)/(1<<10), 0
-	for v >= 1<<10 && i < len(units)-1 {
+	for v >= 1<<10 {
 		v /= 1 << 10
 		i++
 	}

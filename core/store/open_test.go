@@ -52,6 +52,27 @@ func TestNothingStaysOpen(t *testing.T) {
 		return b.Close()
 	})
 
+	step("a folder in place of a blob", func() error {
+		hex := strings.Repeat("0f", 32)
+		must.NoError(t, os.Mkdir(filepath.Join(s.Dir(), "blobs", "sha256-"+hex), 0o700))
+		_, err := s.OpenBlob("sha256:" + hex)
+		return refused(core.Integrity, err)
+	})
+	step("no journal", func() error {
+		other := another(9)
+		must.NoError(t, os.Mkdir(filepath.Join(s.Dir(), "partial", strings.Replace(sha256Of(other), ":", "-", 1)+".journal"), 0o700))
+		_, err := s.PutModel(t.Context(), spec("j", other, sha256Of(other)), store.Fetch((&origin{body: other}).fetch), nil)
+		must.Error(t, err)
+		return nil
+	})
+	step("a store that cannot be one", func() error {
+		dir := t.TempDir()
+		must.NoError(t, os.WriteFile(filepath.Join(dir, "blobs"), nil, 0o600))
+		_, err := store.Open(dir, nil)
+		must.Error(t, err)
+		return nil
+	})
+
 	archive := goodArchive(t)
 	from := store.Fetch((&origin{body: archive}).fetch)
 	binary := binarySpec(t, archive)

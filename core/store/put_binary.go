@@ -393,9 +393,6 @@ func (p *putting) publish(ctx context.Context, stage *stage) (revision, error) {
 	if err := stage.sync(); err != nil {
 		return revision{}, err
 	}
-	if err := p.s.step("publish"); err != nil {
-		return revision{}, err
-	}
 	typeDir := path.Join(workersDir, p.spec.Type)
 	if err := p.s.root.MkdirAll(typeDir, 0o700); err != nil {
 		return revision{}, err
@@ -418,6 +415,9 @@ func (p *putting) publish(ctx context.Context, stage *stage) (revision, error) {
 			}
 		}
 		r := revision{typ: p.spec.Type, version: p.version, number: number, folder: path.Join(typeDir, folderName(p.version, number))}
+		if err := p.s.step("publish"); err != nil {
+			return revision{}, err
+		}
 		err = p.s.publish(stage.folder, r.folder)
 		if taken(err) || errors.Is(err, fs.ErrExist) {
 			continue // another process was faster

@@ -19,7 +19,7 @@ type sink struct {
 	first int64 // segments first to next-1 are taken
 	next  int64
 	err   error
-	fatal bool // err is the disk's or the caller's, so another source would not help
+	fatal bool // err is the disk's, so another source would not help
 }
 
 // Write takes the next bytes of the file.
@@ -37,7 +37,6 @@ func (w *sink) Write(b []byte) (int, error) {
 // write writes the bytes that belong to one segment.
 func (w *sink) write(b []byte) (int, error) {
 	if err := w.ctx.Err(); err != nil {
-		w.fatal = true
 		return 0, err
 	}
 	i := w.pos / segmentBytes

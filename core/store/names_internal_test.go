@@ -1,0 +1,78 @@
+package store
+
+import (
+	"context"
+	"math"
+	"path/filepath"
+	"testing"
+
+	"github.com/shoenig/test/must"
+
+	"github.com/rbee-project/rbee/core"
+)
+
+func TestHumanBytes(t *testing.T) {
+	t.Parallel()
+	for n, want := range map[int64]string{
+		0: "0 bytes", 1023: "1023 bytes", 1 << 10: "1.0 KiB", 1536: "1.5 KiB", 1<<20 - 1: "1024.0 KiB", 1 << 20: "1.0 MiB", 3 << 30: "3.0 GiB", 5 << 40: "5.0 TiB",
+		1 << 50: "1.0 PiB", 1 << 60: "1.0 EiB", math.MaxInt64: "8.0 EiB",
+	} {
+		must.Eq(t, want, humanBytes(n))
+	}
+}
+
+// Of each phase, who waits is told the newest, once.
+func TestWatcher(t *testing.T) {
+	t.Parallel()
+	w := &watcher{news: make(chan struct{}, 1)}
+	for _, p := range []core.Progress{{Phase: "a", Done: 1}, {Phase: "a", Done: 2}, {Phase: "b", Done: 1}} {
+		w.add(p)
+	}
+	must.Eq(t, 1, len(w.news))
+	must.Eq(t, []core.Progress{{Phase: "a", Done: 2}, {Phase: "b", Done: 1}}, w.take())
+	must.SliceEmpty(t, w.take())
+	w.add(core.Progress{Phase: "b", Done: 2})
+	must.Eq(t, []core.Progress{{Phase: "b", Done: 2}}, w.take())
+}
+
+// Whoever stops waiting is told nothing more, and what nobody wants any more is forgotten.
+func TestFlightsForget(t *testing.T) {
+	t.Parallel()
+	var g flights[int]
+	started, finish, done := make(chan struct{}), make(chan struct{}), make(chan int)
+	go func() {
+		v, err := g.do(t.Context(), "key", nil, func(_ context.Context, report func(core.Progress)) (int, error) {
+			close(started)
+			<-finish
+			report(core.Progress{Phase: "late"})
+			return 7, nil
+		})
+		must.NoError(t, err)
+		done <- v
+	}()
+	<-started
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	f := g.all["key"]
+	for range 3 {
+		_, err := g.do(ctx, "key", nil, nil)
+		must.ErrorIs(t, err, context.Canceled)
+	}
+	must.MapLen(t, 0, f.watchers)
+	close(finish)
+	must.Eq(t, 7, <-done)
+	must.MapLen(t, 0, g.all)
+}
+
+// What was noted of the files of a folder goes with it: another may come in its place.
+func TestForgetFolder(t *testing.T) {
+	t.Parallel()
+	s := openStore(t)
+	for _, name := range []string{"workers/a/1/x", "workers/a/1/y", "workers/a/10/x"} {
+		s.noteOther(name, "sha256:0", stamp{})
+	}
+	s.forgetFolder("workers/a/1")
+	must.MapLen(t, 1, s.checked.others)
+	must.MapContainsKey(t, s.checked.others, "workers/a/10/x\x00sha256:0")
+	must.Eq(t, filepath.Join(s.dir, "a", "b"), s.abs("a/b"))
+}
