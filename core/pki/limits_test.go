@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -103,9 +104,9 @@ func TestParseCAReadsEverything(t *testing.T) {
 		"two URIs":         {own(func(c *x509.Certificate) { c.URIs = append(c.URIs, c.URIs[0]) }), false},
 		"may not sign":     {own(func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageCRLSign }), false},
 		"another block":    {pem.EncodeToMemory(&pem.Block{Type: "TRUSTED CERTIFICATE", Bytes: parseCert(t, good).Raw}), false},
-		"a key beside it":  {append(good[:len(good):len(good)], ca.KeyPEM()...), false},
+		"a key beside it":  {append(slices.Clip(good), ca.KeyPEM()...), false},
 		"text beside it":   {append([]byte("the CA of home\n"), good...), true},
-		"more than a file": {append(good[:len(good):len(good)], make([]byte, 1<<20)...), false},
+		"more than a file": {append(slices.Clip(good), make([]byte, 1<<20)...), false},
 	} {
 		_, err := pki.ParseCA(c.cert, ca.KeyPEM())
 		must.Eq(t, c.good, err == nil, must.Sprint(name, err))

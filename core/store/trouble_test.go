@@ -249,7 +249,7 @@ func TestPhases(t *testing.T) {
 
 // waiting is a source that sends nothing until its context ends, after its first connection has
 // failed.
-type waiting struct{ ended int }
+type waiting struct{}
 
 func (w *waiting) Name() string     { return "waiting" }
 func (w *waiting) Connections() int { return 4 }
