@@ -2,9 +2,11 @@ package state_test
 
 import (
 	"fmt"
+	"reflect"
 	"testing"
 	"time"
 
+	"github.com/hashicorp/go-memdb"
 	"github.com/shoenig/test/must"
 
 	"github.com/rbee-project/rbee/core"
@@ -180,4 +182,121 @@ func TestSameHive(t *testing.T) {
 		})
 	}
 	must.True(t, state.SameHive(&core.Hive{}, &core.Hive{Devices: []core.Device{}, WorkerTypes: []string{}}))
+}
+
+// Every table is read back as it was written, one row by its id and all of them in order, and what
+// is not there is not there.
+func TestEveryTableIsReadBack(t *testing.T) {
+	t.Parallel()
+	s := state.New()
+	update(t, s, func(tx *state.Txn) {
+		for _, id := range []string{"b", "a"} {
+			tx.PutSetting(state.Setting{Name: id, Value: "v" + id, Index: 3})
+			tx.PutStart(state.Start{Model: id, Hive: "h" + id, Served: "s", Request: "r", Registered: true, Index: 4})
+			tx.PutAlias(core.Alias{Name: id})
+			tx.PutNode(core.Node{ID: id, Name: "n" + id})
+			tx.PutToken(core.Token{ID: id, Name: "t" + id})
+			tx.PutTombstone(state.Tombstone{Hive: id, Incarnation: 5})
+			tx.PutRevokedToken(state.RevokedToken{Token: id, Index: 6})
+			tx.PutHive(core.Hive{ID: id})
+			tx.PutWorker(core.Worker{ID: id, Hive: "h", Model: "m"})
+			tx.PutWorker(core.Worker{ID: id, Hive: "h0", Model: "m"})
+		}
+		start, ok := tx.Start("a")
+		must.True(t, ok)
+		must.Eq(t, "ha", start.Hive)
+		must.True(t, tx.RevokedToken("a"))
+		must.False(t, tx.RevokedToken("c"))
+		token, ok := tx.Token("a")
+		must.True(t, ok)
+		must.Eq(t, "ta", token.Name)
+	})
+	snap := s.Snapshot()
+	for _, id := range []string{"a", "b", "c", ""} {
+		there := id == "a" || id == "b"
+		set, ok := snap.Setting(nil, id)
+		must.Eq(t, there, ok)
+		start, ok := snap.Start(nil, id)
+		must.Eq(t, there, ok)
+		alias, ok := snap.Alias(nil, id)
+		must.Eq(t, there, ok)
+		node, ok := snap.Node(nil, id)
+		must.Eq(t, there, ok)
+		token, ok := snap.Token(nil, id)
+		must.Eq(t, there, ok)
+		hive, ok := snap.Hive(nil, id)
+		must.Eq(t, there, ok)
+		worker, ok := snap.Worker(nil, "h", id)
+		must.Eq(t, there, ok)
+		with := snap.WorkersWithID(nil, id)
+		if !there {
+			must.NotNil(t, with)
+			must.SliceEmpty(t, with)
+			must.Eq(t, state.Setting{}, set)
+			must.Eq(t, state.Start{}, start)
+			continue
+		}
+		must.Eq(t, state.Setting{Name: id, Value: "v" + id, Index: 3}, set)
+		must.Eq(t, state.Start{Model: id, Hive: "h" + id, Served: "s", Request: "r", Registered: true, Index: 4}, start)
+		must.Eq(t, []string{id, "n" + id, "t" + id, id, id}, []string{alias.Name, node.Name, token.Name, hive.ID, worker.ID})
+		must.Len(t, 2, with)
+		must.Eq(t, []string{"h", "h0"}, []string{with[0].Hive, with[1].Hive})
+	}
+	must.Eq(t, "a", snap.Settings(nil)[0].Name)
+	must.Eq(t, "a", snap.Starts(nil)[0].Model)
+	must.Eq(t, "a", snap.Aliases(nil)[0].Name)
+	must.Eq(t, "a", snap.Tombstones(nil)[0].Hive)
+	must.Eq(t, "a", snap.RevokedTokens(nil)[0].Token)
+	must.Eq(t, []int{2, 2, 2, 2, 2}, []int{len(snap.Settings(nil)), len(snap.Starts(nil)), len(snap.Aliases(nil)), len(snap.Tombstones(nil)), len(snap.RevokedTokens(nil))})
+	n := 0
+	snap.EachWorkerOfHive(nil, "h", func(w *core.Worker) bool { n++; return w.Hive == "h" })
+	must.Eq(t, 2, n)
+	snap.EachHive(nil, func(h *core.Hive) bool { n++; return h.ID != "" })
+	must.Eq(t, 4, n)
+}
+
+// Whatever a caller does with what it was given, the registry stays as it is: no list is shared.
+func TestNothingIsShared(t *testing.T) {
+	t.Parallel()
+	s := state.New()
+	filledWithLists := func(row any) {
+		v := reflect.ValueOf(row).Elem()
+		for i := range v.NumField() {
+			if f := v.Field(i); f.Kind() == reflect.Slice {
+				f.Set(reflect.MakeSlice(f.Type(), 1, 1))
+			}
+		}
+	}
+	token, node, hive, cluster := core.Token{ID: "a"}, core.Node{ID: "a"}, core.Hive{ID: "a"}, core.Cluster{ID: "a"}
+	for _, row := range []any{&token, &node, &hive, &cluster} {
+		filledWithLists(row)
+	}
+	update(t, s, func(tx *state.Txn) {
+		tx.PutToken(token)
+		tx.PutNode(node)
+		tx.PutHive(hive)
+		tx.PutCluster(cluster)
+	})
+	get := func(ws memdb.WatchSet) []any {
+		snap := s.Snapshot()
+		token, _ := snap.Token(ws, "a")
+		node, _ := snap.Node(ws, "a")
+		hive, _ := snap.Hive(ws, "a")
+		cluster, _ := snap.Cluster(ws)
+		return []any{token, node, hive, cluster, snap.Tokens(ws)[0], snap.Nodes(ws)[0], snap.Hives(ws)[0]}
+	}
+	first, second := get(nil), get(nil)
+	lists := 0
+	for i := range first {
+		a, b := reflect.ValueOf(first[i]), reflect.ValueOf(second[i])
+		for f := range a.NumField() {
+			// Those of reports alone are not in the registry.
+			if name := a.Type().Field(f).Name; a.Field(f).Kind() == reflect.Slice && name != "Problems" {
+				lists++
+				must.Eq(t, 1, a.Field(f).Len())
+				must.True(t, a.Field(f).Pointer() != b.Field(f).Pointer(), must.Sprintf("%s of %s", name, a.Type()))
+			}
+		}
+	}
+	must.Greater(t, 15, lists)
 }
