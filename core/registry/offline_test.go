@@ -23,6 +23,7 @@ import (
 
 // cluster is one queen's identity and the registry of its cluster.
 type cluster struct {
+	dir  string // the machine's data folder
 	id   *pki.Identity
 	seed *pki.Seed
 	node core.Node
@@ -31,12 +32,13 @@ type cluster struct {
 
 func newCluster(t *testing.T) *cluster {
 	t.Helper()
-	made, err := pki.Init(t.TempDir(), pki.InitOptions{
+	dir := t.TempDir()
+	made, err := pki.Init(dir, pki.InitOptions{
 		Name: "hill", NodeID: "aaaaaaaa", NodeName: "one", RPCAddress: "127.0.0.1:7834", Roles: []core.Role{core.RoleQueen},
 		Token: core.Token{ID: "op", Kind: core.TokenAPI, SecretHash: bytes.Repeat([]byte{1}, 32), Scopes: []core.Scope{core.ScopeAdmin}}, Now: time.Now(),
 	})
 	must.NoError(t, err)
-	c := &cluster{id: made.Identity}
+	c := &cluster{dir: dir, id: made.Identity}
 	c.seed, err = c.id.Seed()
 	must.NoError(t, err)
 	c.node = core.Node{ID: "aaaaaaaa", Name: "one", Roles: []core.Role{core.RoleQueen}, RPCAddress: "127.0.0.1:7834", KeyHash: bytes.Repeat([]byte{2}, 32)}
@@ -104,6 +106,18 @@ func TestFound(t *testing.T) {
 	must.Eq(t, snap.Cluster, now) // its keys are the machine's: nothing is told anew
 	n, _ := s.Node(nil, "aaaaaaaa")
 	must.Eq(t, c.node.RPCAddress, n.RPCAddress)
+	must.StrContains(t, configuration(t, o.Dir), `"127.0.0.1:7834"`)
+}
+
+// configuration is raft's own list of servers in a folder that was made from a snapshot.
+func configuration(t *testing.T, dir string) string {
+	t.Helper()
+	found, err := filepath.Glob(filepath.Join(dir, "snapshots", "*", "meta.json"))
+	must.NoError(t, err)
+	must.Len(t, 1, found)
+	b, err := os.ReadFile(found[0])
+	must.NoError(t, err)
+	return string(b)
 }
 
 // A snapshot becomes the registry of no other cluster, nor of a machine that cannot use it.
@@ -121,6 +135,19 @@ func TestFoundRefuses(t *testing.T) {
 		}, core.Integrity},
 		{"gossip keys sealed with another key", func(t *testing.T, c *cluster, _ *registry.Founding) {
 			c.apply(t, fsm.SetKeyring(newCluster(t).seed.SealedGossipKeys, 1))
+		}, core.Integrity},
+		{"of certificates made elsewhere, gossip keys sealed with another key", func(t *testing.T, c *cluster, _ *registry.Founding) {
+			c.init(t, c.id.Cluster(), nil)
+			c.apply(t, fsm.SetKeyring(newCluster(t).seed.SealedGossipKeys, 1))
+		}, core.Integrity},
+		{"an old folder in use", func(t *testing.T, _ *cluster, o *registry.Founding) {
+			o.Old = t.TempDir()
+			n, err := node.Open(node.Options{ID: "aaaaaaaa", Dir: o.Old})
+			must.NoError(t, err)
+			t.Cleanup(func() { must.NoError(t, n.Shutdown()) })
+		}, core.InUse},
+		{"a machine whose gossip keys are damaged", func(t *testing.T, c *cluster, _ *registry.Founding) {
+			must.NoError(t, os.WriteFile(filepath.Join(c.dir, pki.Folder, "gossip.key"), []byte("x"), 0o600))
 		}, core.Integrity},
 		{"a machine that is revoked", func(t *testing.T, c *cluster, _ *registry.Founding) { c.apply(t, fsm.RevokeNode("aaaaaaaa")) }, core.Conflict},
 	} {
@@ -156,6 +183,7 @@ func TestFoundAlone(t *testing.T) {
 	o.Identity = nil
 	_, err := c.saved(t).Found(o)
 	must.NoError(t, err)
+	must.StrContains(t, configuration(t, o.Dir), `"in-process/aaaaaaaa"`)
 	_, ok := contents(t, o.Dir).Hive(nil, "h1")
 	must.True(t, ok)
 }
@@ -204,6 +232,20 @@ func TestFoundGossipKeys(t *testing.T) {
 	sealed, err := c.id.OpenGossipKeys(now.SealedGossipKeys)
 	must.NoError(t, err)
 	must.Eq(t, all, sealed)
+}
+
+// A machine that has lost its gossip keys takes those of the snapshot.
+func TestFoundGossipKeysLost(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t)
+	were, err := c.id.GossipKeys()
+	must.NoError(t, err)
+	must.NoError(t, os.Remove(filepath.Join(c.dir, pki.Folder, "gossip.key")))
+	_, err = c.saved(t).Found(c.founding(t))
+	must.NoError(t, err)
+	are, err := c.id.GossipKeys()
+	must.NoError(t, err)
+	must.Eq(t, were, are)
 }
 
 // No more keys than a cluster may have; the machine's own stay.

@@ -46,10 +46,11 @@ func openNode(t *testing.T) (*registry.Registry, *node.Node) {
 // leader answers what is passed on to the leader.
 type leader struct {
 	grpc.ClientConnInterface
-	r     *registry.Registry
-	calls []string
-	fail  error
-	mute  bool // it never answers
+	r        *registry.Registry
+	calls    []string
+	requests []string // the ids of what it was to write
+	fail     error
+	mute     bool // it never answers
 }
 
 func (l *leader) Invoke(ctx context.Context, method string, req, resp any, _ ...grpc.CallOption) error {
@@ -64,6 +65,7 @@ func (l *leader) Invoke(ctx context.Context, method string, req, resp any, _ ...
 		if err := proto.Unmarshal(req.GetCommand(), &c); err != nil {
 			return err
 		}
+		l.requests = append(l.requests, c.GetRequestId())
 		result, err := l.r.Apply(ctx, c.GetRequestId(), &c)
 		if err != nil {
 			return err

@@ -58,8 +58,9 @@ func TestSettings(t *testing.T) {
 		v, err = r.Reset(ctx, name)
 		must.NoError(t, err)
 		must.Eq(t, unset, v)
-		_, err = r.Reset(ctx, "zzz")
+		v, err = r.Reset(ctx, "zzz")
 		must.NoError(t, err)
+		must.Eq(t, core.Setting{Name: "zzz"}, v)
 		must.Len(t, len(setting.All()), r.Settings())
 
 		_, err = r.Reset(ctx, "zzz")

@@ -23,6 +23,12 @@ func TestSealedSnapshots(t *testing.T) {
 	data, err := unsealed(sealed)
 	must.NoError(t, err)
 	must.Eq(t, "the registry, in parts", string(data))
+	// Also one of nothing has a seal.
+	var none bytes.Buffer
+	must.NoError(t, NewSealing(&none).Seal())
+	data, err = unsealed(none.Bytes())
+	must.NoError(t, err)
+	must.SliceEmpty(t, data)
 	for n := range sealed {
 		_, err := unsealed(sealed[:n])
 		must.Eq(t, core.Integrity, core.KindOf(err), must.Sprint(n))
