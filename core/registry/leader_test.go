@@ -1,6 +1,7 @@
 package registry_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -27,6 +28,8 @@ type role struct {
 	problem  error
 	readFail error
 }
+
+func (r *role) LastContact() time.Duration { return 3 * time.Second }
 
 func (r *role) Leader() string     { return r.leader }
 func (r *role) IsLeader() bool     { return r.leads() }
@@ -113,6 +116,11 @@ func TestWriteThroughLeader(t *testing.T) {
 		err := r.Write(t.Context(), "", fsm.PutAlias(core.Alias{Name: "\xff"}))
 		must.Eq(t, core.Invalid, core.KindOf(err))
 		must.SliceEmpty(t, l.calls)
+		looks := 0
+		_, err = registry.LookUp(t.Context(), r, func() (int, error) { looks++; return 3, nil })
+		must.NoError(t, err)
+		must.Eq(t, 1, looks)
+		must.SliceEmpty(t, l.calls, must.Sprint("what is found needs no leader"))
 		must.NoError(t, r.Write(t.Context(), "to rest", fsm.SyncHive(core.Hive{ID: "h1"}, nil)))
 		must.NoError(t, r.Write(t.Context(), strings.Repeat("x", fsm.MaxIDBytes), fsm.RemoveHive("h1")))
 		must.NoError(t, r.Write(t.Context(), strings.Repeat("x", fsm.MaxIDBytes+1), fsm.RemoveHive("h1")))
@@ -175,8 +183,10 @@ func TestReadWhileLeadershipIsLost(t *testing.T) {
 		must.Eq(t, "q9", info.Leader)
 		must.Len(t, 1, l.calls)
 		own.leads = func() bool { return false }
-		time.Sleep(time.Second)
-		must.Eq(t, own.LastContact(), r.Silence())
+		must.Eq(t, 3*time.Second, r.Silence())
+		own.leads = func() bool { return true }
+		must.Zero(t, r.Silence(), must.Sprint("a leader hears itself"))
+		own.leads = func() bool { return false }
 		r.Attach(func() bool { return false }, nil)
 		must.Zero(t, r.Silence(), must.Sprint("whoever is alone waits for nobody"))
 	})
@@ -205,6 +215,15 @@ type failing struct{ err error }
 
 func (f failing) Write([]byte) (int, error) { return 0, f.err }
 
+// fullOnce loses the first piece.
+type fullOnce struct{ fail error }
+
+func (f *fullOnce) Write(b []byte) (int, error) {
+	err := f.fail
+	f.fail = nil
+	return len(b), err
+}
+
 // A snapshot of which not all comes, or that cannot be written, is none.
 func TestSnapshotBreaksOff(t *testing.T) {
 	t.Parallel()
@@ -223,7 +242,15 @@ func TestSnapshotBreaksOff(t *testing.T) {
 		conn := serve(t, streams{s: s})
 		follows.Attach(func() bool { return false }, conn)
 		must.ErrorIs(t, follows.SaveSnapshot(t.Context(), failing{broken}), broken)
+		must.ErrorIs(t, follows.SaveSnapshot(t.Context(), &fullOnce{fail: broken}), broken)
+		var kept bytes.Buffer
+		must.NoError(t, follows.SaveSnapshot(t.Context(), &kept))
+		r.Attach(func() bool { return false }, nil)
+		_, err := follows.RestoreSnapshot(t.Context(), bytes.NewReader(kept.Bytes()))
+		must.ErrorContains(t, err, "does not lead")
 		must.NoError(t, conn.Close())
+		_, err = follows.RestoreSnapshot(t.Context(), bytes.NewReader(kept.Bytes()))
+		must.Error(t, err)
 		must.Error(t, follows.SaveSnapshot(t.Context(), io.Discard))
 	})
 }

@@ -2,6 +2,7 @@ package origin_test
 
 import (
 	"bytes"
+	"compress/gzip"
 	"context"
 	"errors"
 	"fmt"
@@ -167,7 +168,9 @@ func TestReplyDeadline(t *testing.T) {
 func TestCancelEndsAPause(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
+		asked := 0
 		c := origin.NewForTest(origin.Options{Backoff: time.Hour}, func(*http.Request) (*http.Response, error) {
+			asked++
 			return origintest.Reply(http.StatusServiceUnavailable, http.NoBody), nil
 		})
 		for name, f := range map[string]func(ctx context.Context) error{
@@ -179,6 +182,8 @@ func TestCancelEndsAPause(t *testing.T) {
 			must.Error(t, f(ctx), must.Sprint(name))
 			cancel()
 			must.Eq(t, time.Second, time.Since(began), must.Sprint(name))
+			must.Eq(t, 1, asked, must.Sprint(name))
+			asked = 0
 		}
 	})
 }
@@ -260,18 +265,12 @@ func TestConnectionDeadlines(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must.NoError(t, err)
 	t.Cleanup(func() { _ = l.Close() }) // nobody accepts: the kernel does
-	resolver := &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		<-ctx.Done()
-		return nil, ctx.Err()
-	}}
 	for name, tc := range map[string]struct {
 		o       origin.Options
 		address string
 	}{
 		"header":          {origin.Options{HeaderTimeout: 50 * time.Millisecond}, "http://" + l.Addr().String()},
 		"TLS":             {origin.Options{DialTimeout: 50 * time.Millisecond}, "https://" + l.Addr().String()},
-		"name":            {origin.Options{DialTimeout: 50 * time.Millisecond, Resolver: resolver}, "http://origin.example"},
-		"name of a proxy": {origin.Options{DialTimeout: 50 * time.Millisecond, Resolver: resolver, Environ: []string{"HTTP_PROXY=http://proxy.example"}}, "http://origin.example"},
 		"header by proxy": {origin.Options{HeaderTimeout: 50 * time.Millisecond, Environ: []string{"HTTP_PROXY=http://" + l.Addr().String()}}, "http://origin.example"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -376,4 +375,119 @@ func TestEndlessBodies(t *testing.T) {
 	resp.Header.Set("Content-Encoding", "gzip")
 	_, err = c.Get(t.Context(), "https://origin.example/", nil)
 	must.ErrorIs(t, err, sdk.ErrTooLarge)
+}
+
+// A name that nobody resolves is given up in time, that of an origin and that of a proxy.
+func TestNameDeadline(t *testing.T) {
+	t.Parallel()
+	for _, proxies := range [][]string{nil, {"HTTP_PROXY=http://proxy.example"}} {
+		t.Run(fmt.Sprint(proxies), func(t *testing.T) {
+			t.Parallel()
+			given := make(chan struct{})
+			resolver := &net.Resolver{PreferGo: true, Dial: func(context.Context, string, string) (net.Conn, error) {
+				<-given // longer than a resolver's own patience
+				return nil, errors.New("no server of names")
+			}}
+			c, err := origin.New(origin.Options{DialTimeout: 50 * time.Millisecond, Resolver: resolver, Environ: proxies})
+			must.NoError(t, err)
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			defer cancel()
+			req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://origin.example", nil)
+			must.NoError(t, err)
+			_, err = c.Do(req)
+			must.ErrorIs(t, err, sdk.ErrUnavailable)
+			must.NoError(t, ctx.Err())
+			close(given)
+		})
+	}
+}
+
+// A reply may be as large as its bound, and is asked for packed; what unpacks to much more than it
+// is, is not unpacked to see how much.
+func TestReplyBounds(t *testing.T) {
+	t.Parallel()
+	var resp *http.Response
+	c := origin.NewForTest(origin.Options{}, func(r *http.Request) (*http.Response, error) {
+		must.Eq(t, "gzip", r.Header.Get("Accept-Encoding"))
+		return resp, nil
+	})
+	get := func(body io.Reader, length int64, encoding string) (int, error) {
+		resp = origintest.Reply(http.StatusOK, io.NopCloser(body))
+		resp.ContentLength = length
+		resp.Header.Set("Content-Encoding", encoding)
+		reply, err := c.Get(t.Context(), "https://origin.example/", nil)
+		return len(reply.Body), err
+	}
+	whole := make([]byte, origin.MaxReplyBytes+1)
+	for _, length := range []int64{-1, origin.MaxReplyBytes} {
+		n, err := get(bytes.NewReader(whole[1:]), length, "")
+		must.NoError(t, err)
+		must.Eq(t, origin.MaxReplyBytes, n)
+	}
+	for _, length := range []int64{-1, origin.MaxReplyBytes + 1} {
+		_, err := get(bytes.NewReader(whole), length, "identity")
+		must.ErrorIs(t, err, sdk.ErrTooLarge)
+	}
+	// A small one may be packed as tightly as it likes.
+	_, err := get(packed(t, 256<<10), -1, "gzip")
+	must.NoError(t, err)
+	_, err = get(packed(t, 400<<10), -1, "gzip")
+	must.ErrorIs(t, err, sdk.ErrTooLarge)
+	bomb := packed(t, 64<<20)
+	all := bomb.Len()
+	_, err = get(bomb, -1, "gzip")
+	must.ErrorIs(t, err, sdk.ErrTooLarge)
+	must.Less(t, all/2, all-bomb.Len(), must.Sprint("it was read to its end"))
+}
+
+// packed is that many zeros.
+func packed(t *testing.T, size int) *bytes.Buffer {
+	t.Helper()
+	var b bytes.Buffer
+	z := gzip.NewWriter(&b)
+	_, err := z.Write(make([]byte, size))
+	must.NoError(t, err)
+	must.NoError(t, z.Close())
+	return &b
+}
+
+// "There is nothing behind the end" is believed only of the file that was expected.
+func TestFetchNothingBehindTheEnd(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		size, from int64
+		says       string
+		good       bool
+	}{
+		"size unknown":              {0, 5, "bytes */5", true},
+		"a shorter file":            {10, 5, "bytes */5", false},
+		"another place":             {10, 5, "bytes */10", false},
+		"unknown, another place":    {0, 5, "bytes */10", false},
+		"nothing about the length":  {0, 5, "bytes */*", false},
+		"nothing at all":            {0, 5, "", false},
+		"nothing, from the start":   {10, 0, "", false},
+		"as long as what was there": {0, 0, "bytes */0", true},
+	} {
+		c := origin.NewForTest(origin.Options{}, func(*http.Request) (*http.Response, error) {
+			resp := origintest.Reply(http.StatusRequestedRangeNotSatisfiable, http.NoBody)
+			resp.Header.Set("Content-Range", tc.says)
+			return resp, nil
+		})
+		err := c.Fetch(t.Context(), "https://origin.example/", nil, tc.size, tc.from, io.Discard)
+		must.Eq(t, tc.good, err == nil, must.Sprint(name, err))
+		must.Eq(t, !tc.good, errors.Is(err, sdk.ErrIntegrity), must.Sprint(name))
+	}
+}
+
+// More than was announced is not the file, also where that was nothing.
+func TestFetchOfMoreThanNothing(t *testing.T) {
+	t.Parallel()
+	c := origin.NewForTest(origin.Options{}, func(*http.Request) (*http.Response, error) {
+		resp := origintest.Reply(http.StatusOK, io.NopCloser(strings.NewReader("x")))
+		resp.ContentLength = 0
+		return resp, nil
+	})
+	var got bytes.Buffer
+	must.ErrorIs(t, c.Fetch(t.Context(), "https://origin.example/", nil, 0, 0, &got), sdk.ErrIntegrity)
+	must.Zero(t, got.Len())
 }

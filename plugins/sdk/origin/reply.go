@@ -145,12 +145,10 @@ func again(ctx context.Context, backoff time.Duration, attempt int, err error) b
 	if s, ok := errors.AsType[*StatusError](err); ok {
 		wait = max(wait, s.RetryAfter)
 	}
-	timer := time.NewTimer(wait)
-	defer timer.Stop()
 	select {
 	case <-ctx.Done():
 		return false
-	case <-timer.C:
+	case <-time.After(wait):
 		return true
 	}
 }

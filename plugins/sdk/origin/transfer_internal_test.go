@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"strings"
 	"testing"
 	"time"
 
@@ -67,5 +68,31 @@ func TestDefaultDeadlines(t *testing.T) {
 		must.Eq(t, 15*time.Second, tr.TLSHandshakeTimeout)
 		must.Eq(t, 30*time.Second, tr.ResponseHeaderTimeout)
 		must.Eq(t, 30*time.Second, tr.IdleConnTimeout)
+	}
+}
+
+// Networks are taken as they are meant: one of IPv4 that is written as IPv6 is one of IPv4.
+func TestParsePrefixes(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]string{
+		"10.0.0.0/8": "[10.0.0.0/8]", "10.1.2.3/32": "[10.1.2.3/32]", "::ffff:10.1.2.3/120": "[10.1.2.0/24]", "::ffff:0.0.0.0/96": "[0.0.0.0/0]",
+		"fd00::1/128": "[fd00::1/128]", "fd00::1/96": "[fd00::/96]", "fd00::/8": "[fd00::/8]",
+		"10.0.0.0/33": "", "10.1.2.3": "[10.1.2.3/32]", "fd00::1": "[fd00::1/128]", "fd00::1%eth0": "", "": "", "host/8": "", "fd00::1%eth0/64": "",
+	} {
+		got, err := ParsePrefixes([]string{text})
+		must.Eq(t, want != "", err == nil, must.Sprintf("%q: %v", text, err))
+		if want != "" {
+			must.Eq(t, want, fmt.Sprint(got), must.Sprint(text))
+		}
+	}
+}
+
+// An origin that asks for a pause within the bound is waited for; beyond, the person is told.
+func TestRetryAfterAtTheBound(t *testing.T) {
+	t.Parallel()
+	for _, wait := range []time.Duration{0, MaxRetryAfter, MaxRetryAfter + time.Second} {
+		err := &StatusError{Status: http.StatusServiceUnavailable, RetryAfter: wait}
+		must.Eq(t, wait <= MaxRetryAfter, Temporary(err))
+		must.Eq(t, wait > MaxRetryAfter, strings.Contains(sdk.HintOf(explainStatus(err, err)), "try again in"), must.Sprint(wait))
 	}
 }
