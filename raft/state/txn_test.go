@@ -260,9 +260,8 @@ func TestNothingIsShared(t *testing.T) {
 	t.Parallel()
 	s := state.New()
 	filledWithLists := func(row any) {
-		v := reflect.ValueOf(row).Elem()
-		for i := range v.NumField() {
-			if f := v.Field(i); f.Kind() == reflect.Slice {
+		for _, f := range reflect.ValueOf(row).Elem().Fields() {
+			if f.Kind() == reflect.Slice {
 				f.Set(reflect.MakeSlice(f.Type(), 1, 1))
 			}
 		}
