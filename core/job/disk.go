@@ -175,6 +175,7 @@ func (m *Manager) keep(j *job, l *logFile) {
 			j.path = ""
 			m.mu.Unlock()
 			m.remove([]string{gone})
+			_ = disk.SyncFolder(m.opts.Dir) // nor after a loss of power
 		}
 		m.mu.Lock()
 		for _, e := range batch {

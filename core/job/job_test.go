@@ -141,6 +141,11 @@ func TestEnds(t *testing.T) {
 			failure: &core.Failure{Kind: core.Internal, Message: "encode the result: json: unsupported type: func()"},
 		},
 		{
+			name: "a result that is too large for a message", state: core.JobFailed,
+			fn:      func(context.Context, *job.Run) (any, error) { return strings.Repeat("x", 3<<20-1), nil }, // and two quotes
+			failure: &core.Failure{Kind: core.TooLarge, Message: "keep the result: it has 3145729 bytes; at most 3145728 are kept"},
+		},
+		{
 			name: "cancelled", cancel: true, state: core.JobCancelled,
 			fn:      func(ctx context.Context, _ *job.Run) (any, error) { <-ctx.Done(); return nil, ctx.Err() },
 			failure: &core.Failure{Kind: core.Cancelled, Message: "the job was cancelled"},
@@ -220,13 +225,16 @@ func TestProgressIsCoalesced(t *testing.T) {
 			return nil, nil
 		})
 		var last time.Time
-		seq := int64(0)
+		began, seq := time.Now(), int64(0)
 		must.NoError(t, m.Events(t.Context(), j.ID, 0, func(e core.Event) error {
 			seq++
 			must.Eq(t, seq, e.Seq)
 			if e.Kind == core.EventProgress && e.Progress.Phase == "a" {
 				must.True(t, last.IsZero() || e.At.Sub(last) >= 100*time.Millisecond)
 				last = e.At
+			}
+			if e.Kind == core.EventProgress && e.Progress.Phase != "c" {
+				must.LessEq(t, 1100*time.Millisecond, e.At.Sub(began), must.Sprint("it waited for another word"))
 			}
 			_, text, _ := strings.Cut(brief(e), " ")
 			seen = append(seen, text)
@@ -439,12 +447,14 @@ func TestLateWords(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newManager(t, job.Options{})
 		var run *job.Run
-		j := m.Start(core.OpModelDownload, "", func(_ context.Context, r *job.Run) (any, error) {
-			run = r
+		var left context.Context // of what the operation left behind: it ends with the job
+		j := m.Start(core.OpModelDownload, "", func(ctx context.Context, r *job.Run) (any, error) {
+			run, left = r, ctx
 			must.StrHasSuffix(t, "-hive-1", r.ID())
 			return nil, nil
 		})
 		synctest.Wait()
+		must.ErrorIs(t, left.Err(), context.Canceled)
 		run.Log("late")
 		run.Progress(core.Progress{Phase: "late"})
 		time.Sleep(time.Second)
@@ -477,6 +487,24 @@ func FuzzOwner(f *testing.F) {
 			must.StrHasSuffix(t, "-"+hive, id)
 			must.Eq(t, 26+1+len(hive), len(id))
 		}
+	})
+}
+
+// Later phases push out quiet ones, but none whose last word was not told.
+func TestManyPhases(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		m := newManager(t, job.Options{})
+		j := m.Start(core.OpModelDownload, "", func(_ context.Context, r *job.Run) (any, error) {
+			for i := range 40 {
+				r.Progress(core.Progress{Phase: fmt.Sprint("file ", i), Total: 2})
+			}
+			r.Progress(core.Progress{Phase: "file 39", Done: 1, Total: 2})
+			r.Progress(core.Progress{Phase: "file 38", Done: 2, Total: 2})
+			return nil, nil
+		})
+		told := briefs(follow(t, m, j.ID, 0))
+		must.Eq(t, []string{"41 file 38 2/2", "42 file 39 1/2", "43 succeeded"}, told[40:])
 	})
 }
 

@@ -132,7 +132,7 @@ func createLog(dir string, h header) (*logFile, error) {
 	}
 	if err != nil {
 		f.Close()
-		_ = os.Remove(l.path)
+		_ = disk.Remove(l.path)
 		return nil, err
 	}
 	return l, nil
@@ -202,6 +202,7 @@ func (l *logFile) renew(events []core.Event) error {
 	}
 	if err != nil {
 		f.Close()
+		_ = os.Remove(l.path + ".new") // half a file would keep a full disk full
 		return core.Wrap(err, core.Internal, "keep a job")
 	}
 	l.f.Close()

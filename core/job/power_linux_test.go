@@ -2,8 +2,10 @@ package job_test
 
 import (
 	"context"
+	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 	"syscall"
 	"testing"
@@ -11,29 +13,82 @@ import (
 	"github.com/shoenig/test/must"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/coretest"
 	"github.com/rbee-project/rbee/core/coretest/disktrace"
 	"github.com/rbee-project/rbee/core/job"
 )
 
+// limited makes files of this process end after so many bytes, which is what a full disk does; a
+// negative number ends that. The process must be of this test alone.
+func limited(t *testing.T) (limit func(bytes int64)) {
+	t.Helper()
+	signal.Ignore(syscall.SIGXFSZ)
+	var free syscall.Rlimit
+	must.NoError(t, syscall.Getrlimit(syscall.RLIMIT_FSIZE, &free))
+	return func(bytes int64) {
+		now := free
+		if bytes >= 0 {
+			now.Cur = uint64(bytes)
+		}
+		must.NoError(t, syscall.Setrlimit(syscall.RLIMIT_FSIZE, &now))
+	}
+}
+
 // The end of a job whose file could not be written for a while is on the disk as well.
 func TestPowerLossJobAfterTrouble(t *testing.T) {
 	disktrace.Check(t, disktrace.Scenario{Run: func(t *testing.T, dir string, ack func(string)) {
-		signal.Ignore(syscall.SIGXFSZ) // the scenario has this process for itself
-		var free syscall.Rlimit
-		must.NoError(t, syscall.Getrlimit(syscall.RLIMIT_FSIZE, &free))
-		limit := func(bytes uint64) {
-			must.NoError(t, syscall.Setrlimit(syscall.RLIMIT_FSIZE, &syscall.Rlimit{Cur: bytes, Max: free.Max}))
-		}
+		limit := limited(t)
 		trouble := make(chan error, 10)
 		m := open(t, filepath.Join(dir, "jobs"), job.Options{Trouble: func(_ string, err error) { trouble <- err }})
 		j := m.Start(core.OpStatus, "", func(_ context.Context, r *job.Run) (any, error) {
 			limit(1000)
 			r.Log("%s", strings.Repeat("x", 4000))
 			must.Error(t, <-trouble)
-			limit(free.Cur)
+			limit(-1)
 			return result{42}, nil
 		})
 		must.NoError(t, m.Events(t.Context(), j.ID, 0, func(core.Event) error { return nil }))
 		ack("a job that ended")
+	}})
+}
+
+// A full disk takes a job's file, at its beginning or at its end, and nothing else: the job ends as
+// it would, and neither half a file nor an open one stays.
+func TestFullDiskLeavesNothing(t *testing.T) {
+	disktrace.Check(t, disktrace.Scenario{Run: func(t *testing.T, dir string, ack func(string)) {
+		debug.SetGCPercent(-1) // the collector would close what leaks
+		limit := limited(t)
+		dir = filepath.Join(dir, "jobs")
+		trouble := make(chan error, 10)
+		m := open(t, dir, job.Options{Trouble: func(_ string, err error) { trouble <- err }})
+		for name, fill := range map[string]func(r *job.Run){
+			"at its beginning": nil,
+			"at its end": func(r *job.Run) {
+				limit(1000)
+				r.Log("%s", strings.Repeat("x", 4000))
+			},
+		} {
+			if fill == nil {
+				limit(0)
+			}
+			j := m.Start(core.OpStatus, "", func(_ context.Context, r *job.Run) (any, error) {
+				if fill != nil {
+					fill(r)
+				}
+				must.Error(t, <-trouble)
+				return result{42}, nil
+			})
+			must.NoError(t, m.Events(t.Context(), j.ID, 0, func(core.Event) error { return nil }))
+			limit(-1)
+			got, err := m.Get(j.ID)
+			must.NoError(t, err)
+			must.Eq(t, core.JobSucceeded, got.State, must.Sprint(name))
+		}
+		must.NoError(t, m.Close(t.Context()))
+		must.SliceEmpty(t, coretest.OpenBelow(t, dir))
+		entries, err := os.ReadDir(dir)
+		must.NoError(t, err)
+		must.SliceEmpty(t, entries)
+		ack("nothing")
 	}})
 }

@@ -1,6 +1,7 @@
 package job
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -181,14 +182,6 @@ func trim(events []core.Event, n int) []core.Event {
 
 // after returns a copy of the events with a number greater than seq.
 func (h *history) after(seq int64) []core.Event {
-	i, _ := slices.BinarySearchFunc(h.events, seq+1, func(e core.Event, s int64) int {
-		switch {
-		case e.Seq < s:
-			return -1
-		case e.Seq > s:
-			return 1
-		}
-		return 0
-	})
+	i, _ := slices.BinarySearchFunc(h.events, seq+1, func(e core.Event, s int64) int { return cmp.Compare(e.Seq, s) })
 	return slices.Clone(h.events[i:])
 }
