@@ -34,7 +34,7 @@ func listenData(socket, opening string, log hclog.Logger) (*dataServer, error) {
 	if !dir.IsDir() || dir.Mode().Perm()&0o077 != 0 {
 		return nil, fmt.Errorf("folder of the data socket %s has mode %s: only its owner may enter it (0700): %w", filepath.Dir(socket), dir.Mode(), sdk.ErrInvalid)
 	}
-	l, err := net.Listen("unix", socket)
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: socket, Net: "unix"})
 	if err != nil {
 		return nil, fmt.Errorf("data socket: %w: %w", err, sdk.ErrInvalid)
 	}

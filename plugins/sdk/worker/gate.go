@@ -143,8 +143,7 @@ func (g *Gate) leave() {
 
 func (g *Gate) quietLocked() {
 	if g.active+g.queued == 0 && g.quiet != nil {
-		close(g.quiet)
-		g.quiet = nil
+		close(g.quiet) // once: nobody enters a Gate that drains
 	}
 }
 

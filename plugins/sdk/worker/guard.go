@@ -10,21 +10,19 @@ import (
 // guard takes connections that begin with opening, which their readers do not see. It keeps out
 // other programs of the same user, which can reach the socket.
 type guard struct {
-	net.Listener
+	*net.UnixListener
 	opening string
 }
 
 func (g guard) Accept() (net.Conn, error) {
-	c, err := g.Listener.Accept()
-	if err != nil || g.opening == "" {
-		return c, err
+	c, err := g.AcceptUnix()
+	switch {
+	case err != nil:
+		return nil, err
+	case g.opening == "":
+		return c, nil
 	}
-	u, ok := c.(*net.UnixConn)
-	if !ok {
-		_ = c.Close()
-		return nil, errors.New("the data socket is not a unix socket")
-	}
-	return &guardedConn{UnixConn: u, opening: g.opening}, nil
+	return &guardedConn{UnixConn: c, opening: g.opening}, nil
 }
 
 // guardedConn checks the opening at its first Read, which has the deadline that the server gives

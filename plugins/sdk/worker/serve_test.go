@@ -241,6 +241,13 @@ func TestStartGuarded(t *testing.T) {
 	must.Error(t, err)
 }
 
+// Hosts and plugins of different versions have the same bounds.
+func TestBoundsOfTheProtocol(t *testing.T) {
+	t.Parallel()
+	must.Eq(t, []int{64, 256, 32, 32}, []int{MaxPrefixKey, MaxDataOpening, MaxCapabilities, MaxCapabilityBytes})
+	must.Eq(t, []int{16 << 20, 256}, []int{MaxQueuedBody, MaxQueued})
+}
+
 // A type that serves models by name gets no file.
 func TestStartByName(t *testing.T) {
 	t.Parallel()
