@@ -7,6 +7,7 @@ import (
 
 	"github.com/shoenig/test/must"
 
+	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/coretest"
 )
 
@@ -30,5 +31,13 @@ func TestFailedOpenLeavesNothing(t *testing.T) {
 	must.NoError(t, os.Mkdir(path+tipSuffix, 0o700))
 	_, err := Open(path, Options{})
 	must.Error(t, err)
+	must.SliceEmpty(t, coretest.OpenBelow(t, dir))
+
+	must.NoError(t, os.Remove(path+tipSuffix))
+	must.NoError(t, open(t, path).Close())
+	_, err = Open(path, Options{openFile: func(name string, _ int, perm os.FileMode) (*os.File, error) {
+		return os.OpenFile(name, os.O_RDONLY, perm) // its first write fails
+	}})
+	must.Eq(t, core.Unavailable, core.KindOf(err), must.Sprint(err))
 	must.SliceEmpty(t, coretest.OpenBelow(t, dir))
 }
