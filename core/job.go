@@ -12,6 +12,7 @@ type Operation string
 const (
 	OpWorkerDownload          Operation = "worker_download"
 	OpWorkerBuild             Operation = "worker_build"
+	OpWorkerUpgrade           Operation = "worker_upgrade"
 	OpWorkerBinaryList        Operation = "worker_binary_list"
 	OpWorkerBinaryGet         Operation = "worker_binary_get"
 	OpWorkerBinaryDelete      Operation = "worker_binary_delete"

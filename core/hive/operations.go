@@ -13,6 +13,7 @@ func (h *Hive) operations() job.Funcs {
 	funcs := job.Funcs{}
 	job.Does(funcs, operation.WorkerDownload, h.workerDownload)
 	job.Does(funcs, operation.WorkerBuild, h.workerBuild)
+	job.Does(funcs, operation.WorkerUpgrade, h.workerUpgrade)
 	job.Does(funcs, operation.WorkerBinaryDelete, h.binaryDelete)
 	job.Does(funcs, operation.WorkerSpawn, h.spawn)
 	job.Does(funcs, operation.WorkerProcessDelete, h.processDelete)

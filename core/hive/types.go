@@ -31,6 +31,8 @@ type workerType struct {
 	// built says that the plugin was built on this hive: it has no file in the plugin folder, and
 	// lies in the store alone.
 	built bool
+	// upgrading is held while its workers are replaced.
+	upgrading sync.Mutex
 
 	mu     sync.Mutex // guards below
 	found  bool       // the probe has answered, or said why it does not

@@ -26,6 +26,16 @@ var ( // constant
 		},
 	})
 
+	WorkerUpgrade = of[core.UpgradeResult](Spec{
+		Name: core.OpWorkerUpgrade, Title: "WorkerUpgrade", Summary: "Replace the workers of a type by such of its plugin as it is now; all stay as they are when one does not start.",
+		Runs: RunsOnHive, CLI: []string{"worker upgrade"}, Test: "TestOperations",
+		Fields: []Field{
+			{Name: "type", Required: true, Doc: "worker type, such as cpu"},
+			{Name: "version", Doc: "version of the engine, of its package or of the worker binary; empty: the plugin's first choice"},
+			{Name: "grace", Doc: "time that running requests of the replaced workers may go on"},
+		},
+	})
+
 	WorkerBinaryList = of[[]core.WorkerBinary](Spec{
 		Name: core.OpWorkerBinaryList, Number: 3, Title: "WorkerBinaryList", Summary: "List the worker binaries of a hive, damaged ones included.",
 		Runs: RunsOnQueen, AsksHive: true, Get: "/v1/hives/{hive}/binaries", CLI: []string{"worker binary list"}, Test: "TestOperations",
@@ -111,7 +121,7 @@ func keepStateField() Field {
 
 func workers() []Spec {
 	return []Spec{
-		WorkerDownload.Spec, WorkerBuild.Spec, WorkerBinaryList.Spec, WorkerBinaryGet.Spec,
+		WorkerDownload.Spec, WorkerBuild.Spec, WorkerUpgrade.Spec, WorkerBinaryList.Spec, WorkerBinaryGet.Spec,
 		WorkerBinaryDelete.Spec, WorkerSpawn.Spec, WorkerProcessList.Spec, WorkerProcessGet.Spec,
 		WorkerProcessDelete.Spec, ActiveWorkerList.Spec, ActiveWorkerGet.Spec, ActiveWorkerRetire.Spec,
 	}

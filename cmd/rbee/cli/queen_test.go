@@ -202,6 +202,11 @@ func (q *fakeQueen) Submit(_ context.Context, r core.Request, _ bool) (core.Job,
 			}
 			run.Log("building %s", r.Source)
 			return core.WorkerBinary{ID: r.Type + "@1.0", Type: r.Type, Version: "1.0", Source: "build:" + r.Source, Devices: []core.Device{}, InUseBy: []string{}}, nil
+		case core.OpWorkerUpgrade:
+			if r.Type == "broken" {
+				return nil, core.Errorf(core.Internal, "upgrade worker type broken: it does not start").Hint("The workers of before go on.")
+			}
+			return core.UpgradeResult{Type: r.Type, Binary: r.Type + "@2.0", Replaced: []core.Replacement{{Old: "w1", New: "w2", Model: "rbee-tiny"}}}, nil
 		case core.OpSettingSet:
 			return q.SetSetting(r)
 		case core.OpWorkerBinaryDelete:

@@ -27,7 +27,7 @@ func (a *app) workerCommand() *cobra.Command {
 	retire := a.stopCommand()
 	retire.Use, retire.Aliases = "retire ID|MODEL...", []string{"stop"}
 	download := a.binaryDownloadCommand()
-	cmd.AddCommand(a.workerSpawnCommand(), list, a.workerGetCommand(), retire, a.processCommand(), a.binaryCommand(), download, a.workerBuildCommand())
+	cmd.AddCommand(a.workerSpawnCommand(), list, a.workerGetCommand(), retire, a.processCommand(), a.binaryCommand(), download, a.workerBuildCommand(), a.workerUpgradeCommand())
 	return cmd
 }
 

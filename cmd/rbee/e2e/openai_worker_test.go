@@ -102,7 +102,13 @@ func promptTokens(t *testing.T, body string) int {
 // too, while its workers are killed, drained and replaced.
 func TestLlamaServerWorker(t *testing.T) {
 	t.Parallel()
-	a := startAgent(t, agentOptions{store: shortDir(t), config: oneMachine + llamaBlock(t, "llama")})
+	plugins := t.TempDir()
+	for _, name := range []string{"rbee-worker-openai", "rbee-catalog-builtin"} {
+		data, err := os.ReadFile(filepath.Join(binDir(t), "plugins", name))
+		must.NoError(t, err)
+		must.NoError(t, os.WriteFile(filepath.Join(plugins, name), data, 0o755))
+	}
+	a := startAgent(t, agentOptions{store: shortDir(t), config: oneMachine + llamaBlock(t, "llama"), args: []string{"-plugin-dir", plugins}})
 	first := a.spawn("--type", "llama", "--slots", "2", "--context", "512", "--threads", "1")
 	must.Eq(t, "llama", first.Worker.Type)
 	chat := func(more map[string]any) (int, string) {
@@ -157,13 +163,35 @@ func TestLlamaServerWorker(t *testing.T) {
 	}
 	must.StrContains(t, a.log.String(), "the server llama-server ended by itself (signal killed)")
 
-	t.Log("a retired worker brings its stream to the end, and its server ends with it")
-	server := jsonOf[core.Process](a, "worker", "process", "get", fmt.Sprint(second.PID), "--hive", "localhost").Children
+	t.Log("an upgrade replaces it while a stream goes on")
+	exe := filepath.Join(plugins, "rbee-worker-openai")
+	data, err := os.ReadFile(exe)
+	must.NoError(t, err)
+	must.NoError(t, os.WriteFile(exe+".new", append(data, 0), 0o755)) // other code, as far as its digest goes
+	must.NoError(t, os.Rename(exe+".new", exe))
 	stream := startLong(t, a, "rbee-tiny")
-	retired := make(chan result, 1)
-	go func() { retired <- a.rbee("worker", "retire", second.Worker.ID, "--yes") }()
+	upgraded := make(chan result, 1)
+	go func() { upgraded <- a.rbee("worker", "upgrade", "llama", "--format", "json") }()
 	must.NoError(t, stream.end())
-	r := <-retired
+	r := <-upgraded
+	must.Eq(t, 0, r.code, must.Sprint(r.stdout, r.stderr))
+	var up core.UpgradeResult
+	must.NoError(t, json.Unmarshal([]byte(r.stdout), &up))
+	must.Len(t, 1, up.Replaced)
+	must.Eq(t, second.Worker.ID, up.Replaced[0].Old)
+	status, body = chat(nil)
+	must.Eq(t, 200, status, must.Sprint(body))
+	third := up.Replaced[0].New
+
+	t.Log("a retired worker brings its stream to the end, and its server ends with it")
+	processes := jsonOf[[]core.Process](a, "worker", "process", "list", "--hive", "localhost")
+	must.Len(t, 1, processes)
+	server := jsonOf[core.Process](a, "worker", "process", "get", fmt.Sprint(processes[0].PID), "--hive", "localhost").Children
+	stream = startLong(t, a, "rbee-tiny")
+	retired := make(chan result, 1)
+	go func() { retired <- a.rbee("worker", "retire", third, "--yes") }()
+	must.NoError(t, stream.end())
+	r = <-retired
 	must.Eq(t, 0, r.code, must.Sprint(r.stderr))
 	for _, pid := range server {
 		must.ErrorIs(t, syscall.Kill(pid, 0), syscall.ESRCH)

@@ -308,6 +308,9 @@ func (o *contract) workerSpawn() {
 	again := asJob[core.SpawnResult](o, r) // through another queen, and still one worker
 	must.Eq(o.t, o.first.ID, again.Worker.ID)
 	o.second = cli[core.SpawnResult](o, "worker", "spawn", "--model", "rbee-tiny", "--hive", "hive-2", "--threads", "1").Worker
+	// Their plugin is the one that they run: nothing is replaced.
+	must.SliceEmpty(o.t, asJob[core.UpgradeResult](o, core.Request{Operation: core.OpWorkerUpgrade, Type: "cpu", Hive: "hive-1"}).Replaced)
+	must.SliceEmpty(o.t, cli[core.UpgradeResult](o, "worker", "upgrade", "cpu", "--hive", "hive-2").Replaced)
 	must.ErrorContains(o.t, o.fails(core.Request{Operation: core.OpWorkerSpawn, Model: "rbee-tiny", Hive: "hive-1", Slots: 1024, ContextTokens: 1 << 24}), "trained for")
 }
 
