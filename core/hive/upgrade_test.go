@@ -50,7 +50,7 @@ func (r *rig) serving() []string {
 	return ids
 }
 
-// Workers of an earlier plugin are replaced by such of the one that is there now, of the same sizes.
+// Workers of an earlier plugin are replaced by such of the one that is there now, as large as they.
 func TestUpgradeReplacesWorkers(t *testing.T) {
 	t.Parallel()
 	r, settings, old := upgradeRig(t)
