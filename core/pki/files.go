@@ -400,14 +400,11 @@ func readMode(root *os.Root, name string, forbidden fs.FileMode) ([]byte, error)
 	if st.Mode().Perm()&forbidden != 0 {
 		return nil, core.Errorf(core.Forbidden, "other users may read %s", filepath.Join(root.Name(), name)).Hint("chmod 600 %s", filepath.Join(root.Name(), name))
 	}
-	b, err := io.ReadAll(io.LimitReader(f, maxFileBytes+1))
-	if err != nil {
-		return nil, core.Wrap(err, core.Internal, "read "+name)
-	}
-	if len(b) > maxFileBytes {
+	if st.Size() > maxFileBytes {
 		return nil, damaged(name + " is too large")
 	}
-	return b, nil
+	b, err := io.ReadAll(io.LimitReader(f, maxFileBytes)) // it may grow
+	return b, core.Wrap(err, core.Internal, "read "+name)
 }
 
 func syncDir(dir string) error {

@@ -234,6 +234,8 @@ func TestCreateRefuses(t *testing.T) {
 	must.StrContains(t, core.HintOf(err), "rbee tls cert create")
 	_, err = id.SealGossipKeys(pki.Secrets{pki.NewGossipKey()})
 	must.Eq(t, core.Unsupported, core.KindOf(err))
+	_, err = id.OpenGossipKeys([]byte("sealed"))
+	must.Eq(t, core.Unsupported, core.KindOf(err))
 	_, err = id.GossipKeys()
 	must.Eq(t, core.NotFound, core.KindOf(err))
 	st, err := os.Stat(filepath.Join(dir, pki.Folder))

@@ -32,6 +32,11 @@ func TestVouch(t *testing.T) {
 		must.Eq(t, i.Node().ID, n.ID)
 		must.Eq(t, i.Node().KeyHash, n.KeyHash)
 	}
+	// A signature that was made over no connection would be good at any.
+	c, unbound, err := hive.Vouch(nil)
+	must.NoError(t, err)
+	_, err = queen.CheckVouch(c, unbound, nil)
+	must.Eq(t, core.Unauthenticated, core.KindOf(err))
 	certificate, signature := vouch(hive)
 	_, others := vouch(old)
 	foreign, foreignSignature := vouch(twin)
