@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"math"
+	"os"
 	"path/filepath"
 	"testing"
 
@@ -75,4 +76,24 @@ func TestForgetFolder(t *testing.T) {
 	must.MapLen(t, 1, s.checked.others)
 	must.MapContainsKey(t, s.checked.others, "workers/a/10/x\x00sha256:0")
 	must.Eq(t, filepath.Join(s.dir, "a", "b"), s.abs("a/b"))
+}
+
+// What was read since the program began and has not changed is not read again before each start.
+func TestCheckReadsOnce(t *testing.T) {
+	t.Parallel()
+	s := openStore(t)
+	exe := filepath.Join(t.TempDir(), "plugin")
+	must.NoError(t, os.WriteFile(exe, []byte("code"), 0o600))
+	_, err := s.PutBinary(t.Context(), BinarySpec{Type: "x", Version: "1.0.0", Executable: exe, Source: "local"}, nil, nil)
+	must.NoError(t, err)
+	r, err := s.binary("x")
+	must.NoError(t, err)
+	for _, want := range []int64{4, 0, 0} {
+		read := int64(0)
+		must.NoError(t, s.verifyBinary(t.Context(), r, true, func(n int64) { read += n }))
+		must.Eq(t, want, read)
+	}
+	read := int64(0)
+	must.NoError(t, s.verifyBinary(t.Context(), r, false, func(n int64) { read += n }))
+	must.Eq(t, 4, read)
 }

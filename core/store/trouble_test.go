@@ -318,3 +318,147 @@ func TestHugeRecord(t *testing.T) {
 		must.StrContains(t, list[0].Damaged, says, must.Sprint(fmt.Sprint(size)))
 	}
 }
+
+// A model whose source lists other files now is replaced, however many they are, and has each of
+// its names once.
+func TestModelOfOtherFiles(t *testing.T) {
+	t.Parallel()
+	s := open(t, t.TempDir())
+	put(t, s, "m", another(1))
+	parts := badgguf.Split()
+	in := specOf("m", parts...)
+	in.Aliases = []string{"n", "n", "m"}
+	for range 2 {
+		m, err := s.PutModel(t.Context(), in, serve(parts...), nil)
+		must.NoError(t, err)
+		must.Len(t, 3, m.Files)
+		must.Eq(t, []string{"n"}, m.Aliases)
+	}
+	m := put(t, s, "m", another(1))
+	must.Len(t, 1, m.Files)
+	must.Eq(t, []string{"n"}, m.Aliases)
+}
+
+// What a worker has loaded stays, all parts of it, when nothing in the catalog needs it any more.
+func TestLoadedPartsStay(t *testing.T) {
+	t.Parallel()
+	s := open(t, t.TempDir())
+	parts := badgguf.Split()
+	put(t, s, "m", parts...)
+	_, _, err := s.Model("m") // makes the folder of its parts
+	must.NoError(t, err)
+	put(t, s, "m", another(1))
+	for _, loaded := range []string{sha256Of(parts[0]), ""} {
+		r, err := s.GC(time.Now(), store.InUse{Models: []string{loaded, "no digest"}, Folder: nobody}, false)
+		must.NoError(t, err)
+		if loaded != "" {
+			must.SliceEmpty(t, r.Removed)
+			continue
+		}
+		must.Len(t, 3, r.Removed)
+	}
+	must.Len(t, 1, files(t, s, "blobs"))
+}
+
+// All transfers that rest too long go, each with its journal.
+func TestEveryOldPartialGoes(t *testing.T) {
+	t.Parallel()
+	s := open(t, t.TempDir())
+	for i := range 3 {
+		body := noise(2*mib + i)
+		must.Error(t, s.EnsureBlob(t.Context(), fileSpec(body), from(&place{body: body, stop: stopAt(mib, core.Unavailable)})))
+	}
+	must.Len(t, 6, files(t, s, "partial"))
+	r, err := s.GC(time.Now().Add(25*time.Hour), store.InUse{Folder: nobody}, false)
+	must.NoError(t, err)
+	must.Len(t, 3, r.Removed)
+	must.SliceEmpty(t, files(t, s, "partial"))
+}
+
+// Where not even the text of a record can be read, no file goes: it may be that record's.
+func TestDeleteBesideAnUnreadableRecord(t *testing.T) {
+	t.Parallel()
+	s := open(t, t.TempDir())
+	put(t, s, "m", another(1))
+	must.NoError(t, os.Mkdir(filepath.Join(s.Dir(), "models", "odd.json"), 0o700))
+	_, err := s.DeleteModel("m", false)
+	must.ErrorContains(t, err, "delete model m: ")
+	must.Len(t, 1, files(t, s, "blobs"))
+}
+
+// Of several damaged worker binaries the newest is shown, and a damaged one is nobody's
+// predecessor: a person may want to look at it.
+func TestDamagedBinariesOfAType(t *testing.T) {
+	t.Parallel()
+	s := open(t, t.TempDir())
+	var all []core.WorkerBinary
+	for _, version := range []string{"2.0.0", "1.0.0", "3.0.0"} {
+		b, err := s.PutBinary(t.Context(), store.BinarySpec{Type: "x", Version: version, Executable: pluginExecutable(t, version), Source: "local"}, nil, nil)
+		must.NoError(t, err)
+		all = append(all, b)
+		timer := time.NewTimer(2 * time.Millisecond) // their ages are told in milliseconds
+		<-timer.C
+	}
+	newest := func() string {
+		b, err := s.Binary("x")
+		must.NoError(t, err)
+		return b.Version
+	}
+	must.Eq(t, "3.0.0", newest())
+	damage := func(b core.WorkerBinary) { must.NoError(t, os.Truncate(filepath.Join(b.Path, "rbee-worker-x"), 1)) }
+	damage(all[2])
+	must.Eq(t, "1.0.0", newest()) // the later of those that are sound
+	damage(all[0])
+	damage(all[1])
+	must.Eq(t, "3.0.0", newest())
+
+	rebuilt := store.BinarySpec{Type: "x", Version: "3.0.0", Executable: pluginExecutable(t, "other code"), Source: "local"}
+	_, err := s.PutBinary(t.Context(), rebuilt, nil, nil)
+	must.NoError(t, err)
+	must.NoError(t, s.RemoveSuperseded(nobody))
+	_, err = os.Stat(all[2].Path)
+	must.NoError(t, err)
+}
+
+// The whole store is read each time that somebody asks for it, whatever was checked before.
+func TestVerifyReadsAll(t *testing.T) {
+	t.Parallel()
+	s := open(t, t.TempDir())
+	b, err := s.PutBinary(t.Context(), pluginFolder(t), nil, nil)
+	must.NoError(t, err)
+	m := put(t, s, "m", another(1))
+	must.NoError(t, s.CheckBinary(t.Context(), b.Path))
+	for range 2 {
+		r, err := s.Verify(t.Context(), func(core.Progress) {})
+		must.NoError(t, err)
+		must.Eq(t, b.SizeBytes+m.SizeBytes, r.CheckedBytes)
+	}
+}
+
+// A digest that does not fit the bytes of one source is counted anew for the next, of either kind,
+// and nobody needs a logger for it.
+func TestNextSourceAfterWrongBytes(t *testing.T) {
+	t.Parallel()
+	body := noise(12345)
+	for _, digest := range []string{sha256Of(body), sha512Of(body)} {
+		s, err := store.Open(t.TempDir(), nil)
+		must.NoError(t, err)
+		f := fileSpec(body)
+		f.Digest = digest
+		must.NoError(t, s.EnsureBlob(t.Context(), f, from(&place{body: noise(12346)[1:]}, &place{body: body})))
+		published(t, s, body)
+		must.NoError(t, s.Close())
+	}
+}
+
+// A file of unknown size that fills the disk is given up: no other source makes room.
+func TestUnknownSizeFillsTheDisk(t *testing.T) {
+	t.Parallel()
+	s := open(t, t.TempDir())
+	s.SetFree(64 << 20)
+	body := make([]byte, 70*mib)
+	second := &place{body: body}
+	err := s.EnsureBlob(t.Context(), store.FileSpec{Path: "big.bin", Digest: sha256Of(body)}, from(&place{body: body}, second))
+	must.Eq(t, core.TooLarge, core.KindOf(err))
+	must.SliceEmpty(t, second.asked)
+}

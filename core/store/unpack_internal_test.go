@@ -53,4 +53,9 @@ func TestArchiveBound(t *testing.T) {
 		}
 		must.Eq(t, core.TooLarge, core.KindOf(walk(size-1)))
 	}
+	// Likewise with its entries.
+	for entries, want := range map[int]core.Kind{1: core.TooLarge, 2: "", 3: ""} {
+		a := archive{file: bytes.NewReader(zipped), prefix: "top/", size: int64(len(zipped)), limits: unpackLimits{entries: entries, bytes: size, nameBytes: 100, depth: 5}}
+		must.Eq(t, want, core.KindOf(a.walk(t.Context(), func(string, *tar.Header, io.Reader) error { return nil })))
+	}
 }
