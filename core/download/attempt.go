@@ -93,8 +93,8 @@ func (r *run) ask(ctx context.Context) (*http.Response, error) {
 // ranged reports whether the request asks for less than the whole file.
 func (r *run) ranged() bool { return r.at > 0 || r.to >= 0 && r.to != r.o.f.SizeBytes }
 
-// judge checks that a reply is what was asked for: after the bytes to skip, its next n bytes (-1:
-// all) are the file's from r.at on.
+// judge checks that a reply is what was asked for: after the bytes to skip, its next n bytes
+// (negative: all) are the file's from r.at on.
 func (r *run) judge(resp *http.Response) (n, skip int64, err error) {
 	o := r.o
 	switch resp.StatusCode {
@@ -141,10 +141,7 @@ func (r *run) judge(resp *http.Response) (n, skip int64, err error) {
 	if size > 0 {
 		whole = size
 	}
-	if whole < 0 {
-		return -1, r.at, nil
-	}
-	return whole - r.at, r.at, nil
+	return whole - r.at, r.at, nil // negative where nobody knows
 }
 
 // judgePart checks the header of a partial reply.

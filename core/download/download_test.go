@@ -209,6 +209,9 @@ func TestDishonestServers(t *testing.T) {
 			err := o.Fetch(t.Context(), 1000, 2000, &b)
 			must.Eq(t, tc.kind, core.KindOf(err), must.Sprint(err))
 			must.ErrorContains(t, err, tc.says)
+			if tc.kind == core.Conflict {
+				must.ErrorContains(t, err, "model.gguf at 127.0.0.1")
+			}
 			must.True(t, bytes.HasPrefix(body[1000:2000], b.Bytes()), must.Sprint("what was written is the file's"))
 		})
 	}

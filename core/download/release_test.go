@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/iotest"
 	"testing/synctest"
 	"time"
 
@@ -227,6 +228,20 @@ func TestFetchIsLimited(t *testing.T) {
 		must.NoError(t, o.Fetch(t.Context(), 0, -1, writerFunc(func(b []byte) (int, error) { most = max(most, len(b)); return len(b), nil })))
 		must.Eq(t, 10*time.Second, time.Since(began).Round(time.Millisecond))
 		must.LessEq(t, 10_000, most)
+
+		// However small the pieces are that come; and whoever gives up does not wait.
+		c.HTTP().Transport = roundTripper(func(*http.Request) (*http.Response, error) {
+			return origintest.Reply(http.StatusOK, io.NopCloser(iotest.OneByteReader(bytes.NewReader(noise(1000))))), nil
+		})
+		o = origins(t, download.File{URL: "https://models.example/m.gguf"}, download.Options{Client: c, Limit: download.NewLimiter(100)})
+		began = time.Now()
+		must.NoError(t, o.Fetch(t.Context(), 0, -1, io.Discard))
+		must.Eq(t, 10*time.Second, time.Since(began).Round(time.Millisecond))
+		ctx, cancel := context.WithTimeout(t.Context(), 1500*time.Millisecond)
+		defer cancel()
+		began = time.Now()
+		must.ErrorIs(t, o.Fetch(ctx, 0, -1, io.Discard), context.DeadlineExceeded)
+		must.Eq(t, 1500*time.Millisecond, time.Since(began))
 	})
 }
 
@@ -305,20 +320,69 @@ func TestEarlyEnd(t *testing.T) {
 // A server may send less than it is asked for: the rest is asked for then.
 func TestShortParts(t *testing.T) {
 	t.Parallel()
-	for _, size := range []int64{10, 0} {
-		data, asked := "0123456789", []string{}
-		o := offline(t, size, func(r *http.Request) (*http.Response, error) {
-			asked = append(asked, r.Header.Get("Range"))
-			first, _, _, _ := download.ParseContentRange("bytes " + strings.TrimPrefix(r.Header.Get("Range"), "bytes=") + "/10")
-			resp := origintest.Reply(http.StatusPartialContent, io.NopCloser(strings.NewReader(data[first:first+2])))
-			resp.Header.Set("Content-Range", fmt.Sprintf("bytes %d-%d/10", first, first+1))
-			return resp, nil
-		})
-		var got bytes.Buffer
-		must.NoError(t, o.Fetch(t.Context(), 2, 8, &got))
-		must.Eq(t, "234567", got.String())
-		must.Eq(t, []string{"bytes=2-7", "bytes=4-7", "bytes=6-7"}, asked)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		began := time.Now()
+		for _, size := range []int64{10, 0} {
+			data, asked := "0123456789", []string{}
+			o := offline(t, size, func(r *http.Request) (*http.Response, error) {
+				asked = append(asked, r.Header.Get("Range"))
+				first, _, _, _ := download.ParseContentRange("bytes " + strings.TrimPrefix(r.Header.Get("Range"), "bytes=") + "/10")
+				resp := origintest.Reply(http.StatusPartialContent, io.NopCloser(strings.NewReader(data[first:first+2])))
+				resp.Header.Set("Content-Range", fmt.Sprintf("bytes %d-%d/10", first, first+1))
+				return resp, nil
+			})
+			var got bytes.Buffer
+			must.NoError(t, o.Fetch(t.Context(), 2, 8, &got))
+			must.Eq(t, "234567", got.String())
+			must.Eq(t, []string{"bytes=2-7", "bytes=4-7", "bytes=6-7"}, asked)
+		}
+		must.Zero(t, time.Since(began), must.Sprint("that is no trouble: there is no pause"))
+	})
+}
+
+// A file of unknown size is as long as its server says, and an end before that is none.
+func TestAnnouncedLength(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		for _, from := range []int64{0, 3} {
+			asked := 0
+			o := offline(t, 0, func(*http.Request) (*http.Response, error) {
+				asked++
+				resp := origintest.Reply(http.StatusOK, io.NopCloser(strings.NewReader("0123456789"[:5*min(asked, 2)])))
+				resp.ContentLength = 10
+				return resp, nil
+			})
+			var got bytes.Buffer
+			must.NoError(t, o.Fetch(t.Context(), from, -1, &got))
+			must.Eq(t, "0123456789"[from:], got.String())
+			must.Eq(t, 2, asked)
+		}
+	})
+}
+
+// A server that is too busy is asked again when it says, unless that is longer than anybody waits.
+func TestLongestPause(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		for seconds, asks := range map[int]int{20: 2, 30: 2, 31: 1} {
+			asked := 0
+			o := offline(t, 1, func(*http.Request) (*http.Response, error) {
+				if asked++; asked == 1 {
+					resp := origintest.Reply(http.StatusTooManyRequests, http.NoBody)
+					resp.Header.Set("Retry-After", fmt.Sprint(seconds))
+					return resp, nil
+				}
+				return origintest.Reply(http.StatusOK, io.NopCloser(strings.NewReader("x"))), nil
+			})
+			began := time.Now()
+			err := o.Fetch(t.Context(), 0, 1, io.Discard)
+			must.Eq(t, asks == 2, err == nil, must.Sprint(seconds, err))
+			must.Eq(t, asks, asked)
+			if err == nil {
+				must.Eq(t, time.Duration(seconds)*time.Second, time.Since(began))
+			}
+		}
+	})
 }
 
 // What a server sends along with an error is for the message, and is read as far as that needs.
@@ -381,7 +445,7 @@ func TestParseContentRange(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string][3]int64{
 		"bytes 5-9/10": {5, 9, 10}, "bytes 0-0/1": {0, 0, 1}, "bytes 5-9/*": {5, 9, -1}, "bytes */10": {0, -1, 10}, "bytes */*": {0, -1, -1}, "bytes */0": {0, -1, 0},
-		"bytes 9-5/10": {}, "bytes 5-10/10": {}, "bytes 5-9": {}, "bytes 5/10": {}, "bytes 5-/10": {}, "bytes -9/10": {}, "bytes=5-9/10": {}, "bytes 5-9/": {},
+		"bytes 9-5/10": {}, "bytes 5-10/10": {}, "bytes 5-9": {}, "bytes 5/10": {}, "bytes 5-/10": {}, "bytes -9/10": {}, "5-9/10": {}, "lines 5-9/10": {}, "bytes=5-9/10": {}, "bytes 5-9/": {},
 		"bytes 5-9/x": {}, "bytes 5-9/-1": {}, "bytes +5-9/10": {}, "bytes 5-9/10 ": {}, "": {}, "bytes 5-9/99999999999999999999": {}, "bytes 5-:/10": {}, "bytes /-9/10": {},
 	} {
 		first, last, total, ok := download.ParseContentRange(text)
@@ -462,6 +526,7 @@ func TestIfRange(t *testing.T) {
 		o := offline(t, 100, func(r *http.Request) (*http.Response, error) {
 			must.Eq(t, want, r.Header.Get("If-Range"), must.Sprint(tag))
 			must.Eq(t, "identity", r.Header.Get("Accept-Encoding"))
+			must.Eq(t, "*/*", r.Header.Get("Accept"))
 			return origintest.Reply(http.StatusNotFound, http.NoBody), nil
 		})
 		o.Expect(tag)

@@ -28,6 +28,8 @@ func TestGroupMemory(t *testing.T) {
 		"both, the tighter":        {"5:memory:/\n0::/\n", map[string]string{"memory/memory.limit_in_bytes": "3000\n", "memory/memory.usage_in_bytes": "10\n", "memory.max": "900\n", "memory.current": "1\n"}, 900, 1, true},
 		"neither":                  {"5:cpu:/x\n0::/x\n", nil, 0, 0, false},
 		"after others":             {"x\n1:name=systemd:/x\n3:cpu:/x\n0::/\n", map[string]string{"memory.max": "900\n", "memory.current": "100\n", "memory.stat": "inactive_file x\n"}, 900, 100, true},
+		"version 1, no limit":      {"5:memory:/\n", map[string]string{"memory/memory.limit_in_bytes": none, "memory/memory.usage_in_bytes": "10\n"}, 9223372036854771712, 10, true},
+		"more than can be":         {"0::/\n", map[string]string{"memory.max": "900\n", "memory.current": "100\n", "memory.stat": "inactive_file 99999999999999999999\n"}, 900, 100, true},
 		"no use":                   {"0::/\n", map[string]string{"memory.max": "900\n"}, 0, 0, false},
 		"another's group":          {"7::/\n0:x:/\n", map[string]string{"memory.max": "900\n", "memory.current": "100\n"}, 0, 0, false},
 		"as tight":                 {"0::/a\n", map[string]string{"a/memory.max": "50\n", "a/memory.current": "10\n", "memory.max": "90\n", "memory.current": "50\n"}, 50, 10, true},

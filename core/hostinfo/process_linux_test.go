@@ -94,13 +94,19 @@ func TestCannotByHandle(t *testing.T) {
 	} {
 		must.Eq(t, want, cannotByHandle(err), must.Sprint(err))
 	}
+	cmd, _ := child(t, nil, nil, "true")
+	held, err := os.FindProcess(cmd.Process.Pid)
+	must.NoError(t, err)
+	must.NoError(t, cmd.Wait())
+	must.ErrorIs(t, signalGroup(held, Identity{PID: cmd.Process.Pid}, syscall.SIGTERM), syscall.ESRCH)
+	must.NoError(t, held.Release())
 }
 
 // A process belongs to the user that it acts as, not to whom it could become.
 func TestOwnUser(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]int{
-		"Name:\ta\nUid:\t1\t2\t3\t4\nGid:\t5\t6\t7\t8\n": 2, "Uid:\t0\t0\t0\t0": 0, "Uid:\t1\t2\t3\n": -1, "Uid:\t1\tx\t3\t4\n": -1, "Uid:\t1\t4294967296\t3\t4\n": -1,
+		"Name:\ta\nUid:\t1\t2\t3\t4\nGid:\t5\t6\t7\t8\n": 2, "Uid:\t0\t0\t0\t0": 0, "Uid:\t1\t2\t3\n": -1, "Uid:\t1\tx\t3\t4\n": -1, "Uid:\t0\t4294967294\t0\t0": 4294967294, "Uid:\t1\t4294967296\t3\t4\n": -1,
 		"Gid:\t1\t2\t3\t4\n": -1, "": -1,
 	} {
 		uid, ok := effectiveUser([]byte(text))

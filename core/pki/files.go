@@ -336,11 +336,9 @@ func writeFolder(dataDir, dir string, files map[string][]byte) error {
 	if err := syncDir(filepath.Dir(filepath.Clean(dataDir))); err != nil && missing != nil {
 		return err
 	}
-	// An empty folder may be left over: a rename replaces nothing that exists.
-	if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return core.Errorf(core.Conflict, "%s: %s is there already: this node is in a cluster", op, dir).Hint(
-			"Use it as it is; or leave that cluster first with \"rbee cluster leave\".")
-	}
+	// An empty folder may be left over: a rename replaces nothing that exists. One that holds
+	// something stays.
+	_ = os.Remove(dir)
 	tmp, err := os.MkdirTemp(dataDir, "."+Folder+"-*") // 0700
 	if err != nil {
 		return core.Wrap(err, core.Internal, op)

@@ -27,6 +27,10 @@ func TestFormatsStay(t *testing.T) {
 	must.NoError(t, err)
 	must.Eq(t, "0123456789abcdef", cluster)
 	must.Eq(t, key, []byte(got))
+	for _, wrong := range []string{text + "A", text + "AA", text + "!", text[:len(text)-1], text[:len(text)-1] + "!", "x" + text, text[1:]} {
+		_, _, err := ParseRecoveryKey(wrong)
+		must.Eq(t, core.Invalid, core.KindOf(err), must.Sprint(wrong))
+	}
 	must.Eq(t, "CA key of cluster a", caKeyLabel("a"))
 	must.Eq(t, "gossip keys of cluster a", gossipKeysLabel("a"))
 }
@@ -94,6 +98,12 @@ func TestPutAndRead(t *testing.T) {
 	// What cannot be removed is told.
 	must.NoError(t, os.MkdirAll(filepath.Join(dir, fileSeed, "x"), 0o700))
 	must.Eq(t, core.Internal, core.KindOf(i.DropSeed()))
+	_, err = i.Seed()
+	must.Error(t, err)
+	must.NoError(t, os.MkdirAll(filepath.Join(dir, fileInfo, "x"), 0o700))
+	i.state.Store(&state{info: info{RPCAddress: "a:1"}})
+	must.Error(t, i.SetRPCAddress("b:1"))
+	must.Eq(t, "a:1", i.RPCAddress())
 	none := &Identity{}
 	_, err = none.get("a")
 	must.ErrorIs(t, err, os.ErrNotExist)

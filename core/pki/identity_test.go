@@ -134,6 +134,8 @@ func TestInitRefuses(t *testing.T) {
 		"no queen":    func(o *pki.InitOptions) { o.Roles = []core.Role{core.RoleHive} },
 		"no token":    func(o *pki.InitOptions) { o.Token = core.Token{} },
 		"join token":  func(o *pki.InitOptions) { o.Token.Kind = core.TokenJoin },
+		"no token id": func(o *pki.InitOptions) { o.Token.ID = "" },
+		"no secret":   func(o *pki.InitOptions) { o.Token.SecretHash = nil },
 		"no node id":  func(o *pki.InitOptions) { o.NodeID = "" },
 		"bad address": func(o *pki.InitOptions) { o.RPCAddress = "10.0.0.1" },
 		"bad host":    func(o *pki.InitOptions) { o.Hosts = []string{"a b"} },
@@ -190,6 +192,9 @@ func TestLoadRefuses(t *testing.T) {
 		}, core.Integrity},
 		"readable key": {func(t *testing.T, d string) {
 			must.NoError(t, os.Chmod(filepath.Join(d, pki.Folder, "node.key"), 0o640))
+		}, core.Forbidden},
+		"key that others may run": {func(t *testing.T, d string) {
+			must.NoError(t, os.Chmod(filepath.Join(d, pki.Folder, "node.key"), 0o601))
 		}, core.Forbidden},
 		"readable seal key": {func(t *testing.T, d string) {
 			must.NoError(t, os.Chmod(filepath.Join(d, pki.Folder, "seal.key"), 0o604))
@@ -393,8 +398,10 @@ func TestLoadFiles(t *testing.T) {
 	key2, cert2 := sign(t, ca, signing{id: "0a0b0c0d", roles: []core.Role{core.RoleQueen}})
 	must.NoError(t, os.WriteFile(f.Certificate, cert2, 0o600))
 	must.Eq(t, core.Integrity, core.KindOf(id.Reload(f))) // the key does not fit
+	must.Eq(t, certPEM, pemOf(id.Certificate().Certificate[0]))
 	must.NoError(t, os.WriteFile(f.Key, key2, 0o600))
 	must.NoError(t, id.Reload(f))
+	must.Eq(t, cert2, pemOf(id.Certificate().Certificate[0]))
 	key3, cert3 := sign(t, ca, signing{id: "ffffffff", roles: []core.Role{core.RoleQueen}})
 	must.NoError(t, os.WriteFile(f.Certificate, cert3, 0o600))
 	must.NoError(t, os.WriteFile(f.Key, key3, 0o600))

@@ -9,6 +9,7 @@ import (
 	"encoding/pem"
 	"fmt"
 	"math/big"
+	"net"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -139,6 +140,37 @@ func TestServerRefusesAnotherCluster(t *testing.T) {
 	client.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &cert, nil }
 	_, serverErr, _ := shake(t, queen.ServerConfig("x"), client)
 	must.ErrorContains(t, serverErr, "it is of another cluster")
+}
+
+// A certificate that does not fit what the node is, or where it is, is renewed at once.
+func TestOutdated(t *testing.T) {
+	t.Parallel()
+	ca := newCA(t, clusterID)
+	made := func(role core.Role, address string, change func(*x509.Certificate)) *pki.Identity {
+		key, certPEM := sign(t, ca, signing{id: "0a0b0c0d", roles: []core.Role{role}, hosts: []string{"10.0.0.7"}})
+		template := parseCert(t, certPEM)
+		if change != nil {
+			change(template)
+		}
+		id, err := pki.Create(t.TempDir(), pki.Material{Name: "box", RPCAddress: address, CAPEM: ca.CertPEM(), NodePEM: resign(t, ca, template), Key: key})
+		must.NoError(t, err)
+		return id
+	}
+	must.False(t, made(core.RoleHive, "10.0.0.9:1", nil).Outdated())
+	must.True(t, made(core.RoleHive, "10.0.0.9:1", func(c *x509.Certificate) { c.IPAddresses = []net.IP{net.IPv4(10, 0, 0, 7)} }).Outdated())
+	must.True(t, made(core.RoleHive, "10.0.0.9:1", func(c *x509.Certificate) { c.DNSNames = append(c.DNSNames, "localhost") }).Outdated())
+	must.False(t, made(core.RoleQueen, "10.0.0.7:1", nil).Outdated())
+	must.False(t, made(core.RoleQueen, "", nil).Outdated())
+	must.True(t, made(core.RoleQueen, "10.0.0.9:1", nil).Outdated())
+	for _, role := range []core.Role{core.RoleHive, core.RoleQueen} {
+		id := made(role, "10.0.0.7:1", nil)
+		must.NoError(t, id.SetRPCAddress("127.0.0.1:1")) // that it covers, and the cluster does not know
+		must.True(t, id.Outdated())
+	}
+	must.NoError(t, made(core.RoleQueen, "", nil).ServerConfig().VerifyConnection(tls.ConnectionState{}), must.Sprint("where nothing is to be negotiated"))
+	key, certPEM := sign(t, ca, signing{id: "0a0b0c0d", roles: []core.Role{core.RoleHive}})
+	_, err := pki.Create(t.TempDir(), pki.Material{CAPEM: append(ca.CertPEM(), certPEM...), NodePEM: certPEM, Key: key})
+	must.ErrorContains(t, err, "a certificate that should be a CA's is not")
 }
 
 // A certificate that has ended is no damage: the node is loaded, and says so.
