@@ -132,6 +132,14 @@ func (in *interp) join(markup bool, parts ...Text) (any, error) {
 	return t, nil
 }
 
+// escape is escapeText within the limits.
+func (in *interp) escape(t Text) (any, error) {
+	if err := in.remake(t, 6); err != nil {
+		return nil, err
+	}
+	return escapeText(t), nil
+}
+
 // escapeText returns the text as HTML; Markup stays as it is.
 func escapeText(t Text) Text {
 	if t.markup {

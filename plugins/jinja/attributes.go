@@ -54,6 +54,9 @@ func (in *interp) index(v, key any) (any, error) {
 	case *undefined:
 		return nil, v.err()
 	case *dict:
+		if err := in.hashing(key); err != nil {
+			return nil, err
+		}
 		if x, ok := v.get(key); ok {
 			return x, nil
 		}
@@ -185,6 +188,9 @@ func dictMethod(d *dict, name string) func(c *call) (any, error) {
 				return nil, err
 			}
 			otherwise := c.arg("default", nil)
+			if err := c.in.hashing(key); err != nil {
+				return nil, err
+			}
 			if _, err := hashKey(key); err != nil {
 				return nil, err
 			}

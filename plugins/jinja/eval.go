@@ -56,6 +56,9 @@ func (d *dictExpr) eval(in *interp, s *scope) (any, error) {
 		if err != nil {
 			return nil, err
 		}
+		if err := in.hashing(key); err != nil {
+			return nil, err
+		}
 		if err := out.set(key, v); err != nil {
 			return nil, err
 		}
@@ -276,10 +279,13 @@ func (in *interp) slice(v any, from, to, by *int) (any, error) {
 			from := v.offset(a)
 			return v.slice(from, max(v.offset(max(a, b)), from)), nil
 		}
-		chars := slices.Collect(v.chars())
-		if err := in.chargeItems(len(chars)); err != nil {
+		if err := in.walk(v); err != nil {
 			return nil, err
 		}
+		if err := in.chargeItems(n); err != nil {
+			return nil, err
+		}
+		chars := slices.AppendSeq(make([]char, 0, n), v.chars())
 		var out textBuilder
 		for i := a; step > 0 && i < b || step < 0 && i > b; i += step {
 			out.addString(chars[i].text, chars[i].client)

@@ -44,15 +44,15 @@ func filterNamed(name string) filter {
 		return filterDictsort
 	case "e", "escape":
 		return func(c *call, v any) (any, error) {
-			return c.onText(v, func(t Text) (any, error) { return escapeText(t), c.in.charge(6 * len(t.s)) })
+			return c.onText(v, c.in.escape)
 		}
 	case "forceescape":
 		return func(c *call, v any) (any, error) {
-			return c.onText(v, func(t Text) (any, error) { return escapeText(t.plain()), c.in.charge(6 * len(t.s)) })
+			return c.onText(v, func(t Text) (any, error) { return c.in.escape(t.plain()) })
 		}
 	case "filesizeformat":
 		return func(c *call, v any) (any, error) {
-			f, err := toNumber(v)
+			f, err := c.in.toNumber(v)
 			return TemplateText(sizeText(f, c.boolean("binary", false))), err
 		}
 	case "first", "last":
@@ -119,8 +119,7 @@ func filterNamed(name string) filter {
 	case "trim":
 		return func(c *call, v any) (any, error) {
 			return c.onText(v, func(t Text) (any, error) {
-				set, err := c.chars("chars")
-				return stripText(t, set, true, true), err
+				return c.strip(t, true, true)
 			})
 		}
 	case "truncate":
@@ -132,8 +131,11 @@ func filterNamed(name string) filter {
 	case "wordcount":
 		return func(c *call, v any) (any, error) {
 			return c.onText(v, func(t Text) (any, error) {
-				word := func(r rune) bool { return r == '_' || unicode.IsLetter(r) || unicode.IsNumber(r) }
-				return int64(len(strings.FieldsFunc(t.s, func(r rune) bool { return !word(r) }))), c.in.step(len(t.s) / 8)
+				if err := c.in.walk(t); err != nil {
+					return nil, err
+				}
+				gap := func(r rune) bool { return r != '_' && !unicode.IsLetter(r) && !unicode.IsNumber(r) }
+				return int64(countFields(t.s, gap)), nil
 			})
 		}
 	case "wordwrap":

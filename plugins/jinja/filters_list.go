@@ -425,6 +425,9 @@ func filterUnique(c *call, v any) (any, error) {
 		if err := c.in.chargeItems(2); err != nil {
 			return nil, err
 		}
+		if err := c.in.hashing(k); err != nil {
+			return nil, err
+		}
 		if _, ok := seen.get(k); ok {
 			continue
 		}

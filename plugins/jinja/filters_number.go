@@ -8,12 +8,15 @@ import (
 )
 
 // toNumber converts a value to a number, as it is or from its text.
-func toNumber(v any) (float64, error) {
+func (in *interp) toNumber(v any) (float64, error) {
 	if n, ok := number(v); ok {
 		return toFloat(n), nil
 	}
 	switch v := v.(type) {
 	case Text:
+		if err := in.walk(v); err != nil {
+			return 0, err
+		}
 		f, ok := parseFloat(v.s)
 		if !ok {
 			return 0, fail("ValueError", "could not convert string to float: %s", reprString(v.s))
@@ -61,11 +64,11 @@ func filterFloat(c *call, v any) (any, error) {
 	if u, ok := v.(*undefined); ok {
 		return nil, u.err()
 	}
-	f, err := toNumber(v)
-	if err != nil {
+	f, err := c.in.toNumber(v)
+	if err != nil && !IsLimit(err) {
 		return otherwise, nil //nolint:nilerr // as Jinja does
 	}
-	return f, nil
+	return f, err
 }
 
 func filterInt(c *call, v any) (any, error) {
@@ -78,13 +81,20 @@ func filterInt(c *call, v any) (any, error) {
 		return nil, u.err()
 	}
 	if t, ok := v.(Text); ok {
-		s := strings.ToLower(strings.TrimFunc(t.s, isSpace))
+		if err := c.in.walk(t); err != nil {
+			return nil, err
+		}
+		s := strings.TrimFunc(t.s, isSpace)
+		if len(s) > maxDigits {
+			return otherwise, nil
+		}
+		s = strings.ToLower(s)
 		for b, prefix := range map[int]string{16: "0x", 8: "0o", 2: "0b"} {
 			if base == b {
 				s = strings.Replace(s, prefix, "", 1)
 			}
 		}
-		if base < 2 || base > 36 || len(s) > maxDigits {
+		if base < 2 || base > 36 {
 			return otherwise, nil
 		}
 		if n, ok := new(big.Int).SetString(strings.ReplaceAll(s, "_", ""), base); ok {
@@ -96,9 +106,12 @@ func filterInt(c *call, v any) (any, error) {
 			return n, nil
 		}
 	}
-	f, err := toNumber(v)
-	if err != nil {
+	f, err := c.in.toNumber(v)
+	if err != nil && !IsLimit(err) {
 		return otherwise, nil //nolint:nilerr // as Jinja does
+	}
+	if err != nil {
+		return nil, err
 	}
 	n, err := truncate(f)
 	if err != nil {

@@ -58,8 +58,14 @@ func filterIndent(c *call, v any) (any, error) {
 		return nil, typeError("can only indent str, not \"%s\"", typeName(v))
 	}
 	return c.onText(v, func(t Text) (any, error) {
-		lines := splitLines(Text{s: t.s + "\n", client: t.client}, false)
-		if err := c.in.chargeItems(len(lines)); err != nil {
+		if err := c.in.charge(len(t.s)); err != nil {
+			return nil, err
+		}
+		lines, err := c.in.lines(Text{s: t.s + "\n", client: t.client}, false)
+		if err != nil {
+			return nil, err
+		}
+		if err := c.in.chargeTexts(len(lines)); err != nil {
 			return nil, err
 		}
 		parts := make([]Text, len(lines))
@@ -110,6 +116,9 @@ func filterReplace(c *call, v any) (any, error) {
 // filterStriptags removes comments and tags and folds white space.
 func filterStriptags(c *call, v any) (any, error) {
 	return c.onText(v, func(t Text) (any, error) {
+		if err := c.in.remake(t, 2); err != nil {
+			return nil, err
+		}
 		var b textBuilder
 		for at := 0; at < len(t.s); {
 			n := strings.IndexByte(t.s[at:], '<')
@@ -133,10 +142,11 @@ func filterStriptags(c *call, v any) (any, error) {
 				return nil, err
 			}
 		}
-		words := splitSpace(unescape(b.text()), -1, false)
-		if err := c.in.chargeItems(len(words)); err != nil {
+		folded := unescape(b.text())
+		if err := c.in.chargeTexts(countWords(folded.s)); err != nil {
 			return nil, err
 		}
+		words := splitSpace(folded, -1, false)
 		return c.in.joinStrings(TemplateText(" "), &list{items: words})
 	})
 }
@@ -167,6 +177,9 @@ func unescape(t Text) Text {
 // unlike str.title's.
 func filterTitle(c *call, v any) (any, error) {
 	return c.onText(v, func(t Text) (any, error) {
+		if err := c.in.remake(t, 1); err != nil {
+			return nil, err
+		}
 		start := true
 		return t.mapRunes(func(r rune) string {
 			first := start
@@ -175,7 +188,7 @@ func filterTitle(c *call, v any) (any, error) {
 				return upper(r)
 			}
 			return lower(r)
-		}), c.in.charge(len(t.s))
+		}), nil
 	})
 }
 
@@ -262,6 +275,9 @@ func filterURLEncode(c *call, v any) (any, error) {
 		if err != nil {
 			return t, err
 		}
+		if err := c.in.remake(t, 3); err != nil {
+			return t, err
+		}
 		return t.mapRunes(func(r rune) string {
 			switch r {
 			case '/':
@@ -270,7 +286,7 @@ func filterURLEncode(c *call, v any) (any, error) {
 				return space
 			}
 			return url.QueryEscape(string(r))
-		}), c.in.charge(3 * len(t.s))
+		}), nil
 	}
 	if _, isText := v.(Text); isText || !isIterable(v) {
 		return quote(v, "/", "%20")
@@ -328,9 +344,13 @@ func filterWordwrap(c *call, v any) (any, error) {
 	}
 	return c.onText(v, func(t Text) (any, error) {
 		var lines []Text
-		for _, line := range splitLines(t, false) {
+		given, err := c.in.lines(t, false)
+		if err != nil {
+			return nil, err
+		}
+		for _, line := range given {
 			l, _ := line.(Text)
-			if err := c.in.chargeItems(len(l.s)/width + countWords(l.s) + 1); err != nil { // at most
+			if err := c.in.chargeTexts(len(l.s)/width + 2*countWords(l.s) + 1); err != nil { // at most
 				return nil, err
 			}
 			lines = append(lines, wrap(l, width, long)...)
@@ -345,7 +365,7 @@ func wrap(t Text, width int, long bool) []Text {
 	}
 	var lines []Text
 	from, at, used := 0, 0, 0 // the line's first byte, the byte after it, its characters
-	if start := len(t.s) - len(stripText(t, "", true, false).s); start < len(t.s) {
+	if start := len(t.s) - len(stripText(t, isSpace, true, false).s); start < len(t.s) {
 		at, used = start, t.slice(0, start).runes() // the first line keeps its indent
 	}
 	for _, w := range splitSpace(t, -1, false) {

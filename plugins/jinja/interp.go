@@ -57,6 +57,21 @@ const scanBytes = 16
 // scan counts the steps of reading a text once.
 func (in *interp) scan(t Text) error { return in.step(len(t.s) / scanBytes) }
 
+// walkBytes is how many bytes of a text are worked through for one step, character by character.
+const walkBytes = 4
+
+// walk counts the steps of working through a text character by character.
+func (in *interp) walk(t Text) error { return in.step(len(t.s) / walkBytes) }
+
+// remake counts the steps of working through a text, and the bytes of what becomes of it, before
+// that is made: up to times as long as the text.
+func (in *interp) remake(t Text, times int) error {
+	if err := in.walk(t); err != nil {
+		return err
+	}
+	return in.charge(times * len(t.s))
+}
+
 // charge counts n bytes before they are made.
 func (in *interp) charge(n int) error {
 	if n > in.bytes || n < 0 {
@@ -70,14 +85,22 @@ func (in *interp) charge(n int) error {
 // value.
 const valueBytes = 40
 
-func (in *interp) chargeItems(n int) error {
-	if n > in.bytes/valueBytes {
+func (in *interp) chargeItems(n int) error { return in.chargeEach(n, valueBytes) }
+
+// textBytes is the charge for an item of a list that is a text of its own: two words for the
+// interface, six for the text, two for who wrote it.
+const textBytes = 80
+
+func (in *interp) chargeTexts(n int) error { return in.chargeEach(n, textBytes) }
+
+func (in *interp) chargeEach(n, size int) error {
+	if n > in.bytes/size {
 		return fail(classLimit, "the template makes too many values")
 	}
 	if err := in.step(n); err != nil {
 		return err
 	}
-	return in.charge(n * valueBytes)
+	return in.charge(n * size)
 }
 
 // enter counts a level of nesting; leave ends it.

@@ -146,7 +146,7 @@ func (in *interp) writeJSON(b *textBuilder, v any, style jsonStyle, level int) e
 	case float64:
 		b.addString(jsonFloat(v), false)
 	case Text:
-		if err := in.charge(len(v.s)); err != nil {
+		if err := in.remake(v, 1); err != nil {
 			return err
 		}
 		writeJSONString(b, v, style.ascii)

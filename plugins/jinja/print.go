@@ -43,7 +43,7 @@ func (in *interp) writeRepr(b *textBuilder, v any) error {
 	}
 	switch v := v.(type) {
 	case Text:
-		if err := in.charge(len(v.s)); err != nil {
+		if err := in.remake(v, 1); err != nil {
 			return err
 		}
 		if v.markup {
@@ -175,8 +175,14 @@ func reprChar(c string, quote byte) string {
 	return fmt.Sprintf("\\U%08x", r)
 }
 
-// reprString prints a Go string as Python's repr does.
+// maxQuoted is how many bytes of a text an error quotes.
+const maxQuoted = 200
+
+// reprString quotes a text for an error.
 func reprString(s string) string {
+	if len(s) > maxQuoted {
+		s = strings.ToValidUTF8(s[:maxQuoted], "") + "…"
+	}
 	var b textBuilder
 	writeReprText(&b, TemplateText(s))
 	return b.b.String()

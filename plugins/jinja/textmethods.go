@@ -14,8 +14,7 @@ func textMethod(name string) func(c *call, t Text) (any, error) {
 		return func(c *call, t Text) (any, error) { return c.in.recase(name, t) }
 	case "strip", "lstrip", "rstrip":
 		return func(c *call, t Text) (any, error) {
-			set, err := c.chars("chars")
-			return stripText(t, set, name != "rstrip", name != "lstrip"), err
+			return c.strip(t, name != "rstrip", name != "lstrip")
 		}
 	case "startswith", "endswith":
 		return func(c *call, t Text) (any, error) { return c.affix(t, name == "startswith") }
@@ -36,8 +35,8 @@ func textMethod(name string) func(c *call, t Text) (any, error) {
 		return func(c *call, t Text) (any, error) { return c.split(t, name == "rsplit") }
 	case "splitlines":
 		return func(c *call, t Text) (any, error) {
-			lines := splitLines(t, c.boolean("keepends", false))
-			return &list{items: lines}, c.in.chargeItems(len(lines))
+			lines, err := c.in.lines(t, c.boolean("keepends", false))
+			return &list{items: lines}, err
 		}
 	case "partition", "rpartition":
 		return func(c *call, t Text) (any, error) { return c.partition(t, name == "rpartition") }
@@ -165,7 +164,7 @@ func cased(s string) bool {
 
 // recase changes the case of letters.
 func (in *interp) recase(how string, t Text) (Text, error) {
-	if err := in.charge(len(t.s)); err != nil {
+	if err := in.remake(t, 1); err != nil {
 		return Text{}, err
 	}
 	switch how {
@@ -247,12 +246,29 @@ func (c *call) chars(name string) (string, error) {
 	return t.s, err
 }
 
-// stripText removes characters of the set at one or both ends; an empty set stands for white space.
-func stripText(t Text, set string, left, right bool) Text {
-	in := isSpace
-	if set != "" {
-		in = func(r rune) bool { return strings.ContainsRune(set, r) }
+// strip removes the characters that the call names, or white space, at one or both ends.
+func (c *call) strip(t Text, left, right bool) (any, error) {
+	set, err := c.chars("chars")
+	if err != nil {
+		return nil, err
 	}
+	if err := c.in.walk(t); err != nil {
+		return nil, err
+	}
+	if set == "" {
+		return stripText(t, isSpace, left, right), nil
+	}
+	if err := c.in.step(len(set)); err != nil {
+		return nil, err
+	}
+	chars := map[rune]bool{}
+	for _, r := range set {
+		chars[r] = true
+	}
+	return stripText(t, func(r rune) bool { return chars[r] }, left, right), nil
+}
+
+func stripText(t Text, in func(rune) bool, left, right bool) Text {
 	from, to := 0, len(t.s)
 	if left {
 		from = len(t.s) - len(strings.TrimLeftFunc(t.s, in))
@@ -355,7 +371,10 @@ func (c *call) split(t Text, right bool) (any, error) {
 		if most >= 0 {
 			n = min(n, most+1)
 		}
-		return c.in.chargeItems(n)
+		return c.in.chargeTexts(n)
+	}
+	if err := c.in.walk(t); err != nil {
+		return nil, err
 	}
 	var items []any
 	if sep == nil {
@@ -380,14 +399,16 @@ func (c *call) split(t Text, right bool) (any, error) {
 }
 
 // countWords returns how many words white space separates in s.
-func countWords(s string) int {
+func countWords(s string) int { return countFields(s, isSpace) }
+
+func countFields(s string, gap func(rune) bool) int {
 	n, within := 0, false
 	for _, r := range s {
-		space := isSpace(r)
-		if !space && !within {
+		between := gap(r)
+		if !between && !within {
 			n++
 		}
-		within = !space
+		within = !between
 	}
 	return n
 }
@@ -424,13 +445,13 @@ func splitSpace(t Text, most int, right bool) []any {
 	var out []any
 	if right {
 		for {
-			t = stripText(t, "", false, true)
+			t = stripText(t, isSpace, false, true)
 			if t.s == "" {
 				break
 			}
 			n := strings.LastIndexFunc(t.s, isSpace)
 			if most == 0 || n < 0 {
-				out = append(out, stripText(t, "", n < 0, true))
+				out = append(out, stripText(t, isSpace, n < 0, true))
 				break
 			}
 			_, size := utf8.DecodeRuneInString(t.s[n:])
@@ -457,29 +478,45 @@ func splitSpace(t Text, most int, right bool) []any {
 	}
 }
 
-// lineEnds lists the characters at which Python's splitlines cuts.
-const lineEnds = "\n\r\v\f\x1c\x1d\x1e\u0085\u2028\u2029"
-
-func splitLines(t Text, keep bool) []any {
-	var out []any
-	from := 0
-	for from < len(t.s) {
-		n := strings.IndexAny(t.s[from:], lineEnds)
-		if n < 0 {
-			return append(out, t.slice(from, len(t.s)))
-		}
-		_, size := utf8.DecodeRuneInString(t.s[from+n:])
-		if strings.HasPrefix(t.s[from+n:], "\r\n") {
-			size = 2
-		}
-		end := from + n
+// lines cuts a text as Python's splitlines does.
+func (in *interp) lines(t Text, keep bool) ([]any, error) {
+	if err := in.walk(t); err != nil {
+		return nil, err
+	}
+	n := 1
+	for from := 0; from < len(t.s); n++ {
+		_, from = lineEnd(t.s, from)
+	}
+	if err := in.chargeTexts(n); err != nil { // before they are made
+		return nil, err
+	}
+	out := make([]any, 0, n)
+	for from := 0; from < len(t.s); {
+		end, next := lineEnd(t.s, from)
 		if keep {
-			end += size
+			end = next
 		}
 		out = append(out, t.slice(from, end))
-		from += n + size
+		from = next
 	}
-	return out
+	return out, nil
+}
+
+// lineEnd returns where the line that begins at from ends, and where the next one begins.
+func lineEnd(s string, from int) (end, next int) {
+	for i := from; i < len(s); i++ {
+		switch b := s[i]; {
+		case b == '\r' && i+1 < len(s) && s[i+1] == '\n':
+			return i, i + 2
+		case b >= '\n' && b <= '\r' || b >= 0x1c && b <= 0x1e:
+			return i, i + 1
+		case b == 0xc2 && strings.HasPrefix(s[i:], "\u0085"):
+			return i, i + 2
+		case b == 0xe2 && (strings.HasPrefix(s[i:], "\u2028") || strings.HasPrefix(s[i:], "\u2029")):
+			return i, i + 3
+		}
+	}
+	return len(s), len(s)
 }
 
 func (c *call) partition(t Text, right bool) (any, error) {
@@ -525,6 +562,11 @@ func (in *interp) replace(t, old, by Text, n int) (Text, error) {
 	}
 	if err := in.charge(n * len(by.s)); err != nil {
 		return Text{}, err
+	}
+	if (t.client != nil || by.client != nil) && n > 0 { // who wrote what: two spans at most for each
+		if err := in.chargeItems(n); err != nil {
+			return Text{}, err
+		}
 	}
 	var b textBuilder
 	from := 0
@@ -612,20 +654,20 @@ func (in *interp) pad(how string, t Text, width int, fill Text) (Text, error) {
 		left = missing/2 + missing&width&1
 		right = missing - left
 	}
+	client := fill.client != nil
 	var b textBuilder
-	for range left {
-		b.add(fill)
-	}
+	b.addString(strings.Repeat(fill.s, left), client)
 	b.add(t)
-	for range right {
-		b.add(fill)
-	}
+	b.addString(strings.Repeat(fill.s, right), client)
 	out := b.text()
 	out.markup = t.markup
 	return out, nil
 }
 
 func (in *interp) expandTabs(t Text, size int) (Text, error) {
+	if err := in.remake(t, 1); err != nil {
+		return Text{}, err
+	}
 	var b textBuilder
 	column := 0
 	for c := range t.chars() {
@@ -646,5 +688,5 @@ func (in *interp) expandTabs(t Text, size int) (Text, error) {
 		column++
 		b.addString(c.text, c.client)
 	}
-	return b.text(), in.charge(len(t.s))
+	return b.text(), nil
 }

@@ -121,6 +121,14 @@ func (d *dict) get(key any) (any, bool) {
 	return d.values[i], true
 }
 
+// hashing counts the steps of what a key's hash takes.
+func (in *interp) hashing(key any) error {
+	if t, ok := key.(Text); ok {
+		return in.scan(t)
+	}
+	return nil
+}
+
 func (d *dict) getString(key string) (any, bool) {
 	if d == nil {
 		return nil, false
@@ -280,10 +288,11 @@ func (in *interp) iterate(v any) ([]any, error) {
 		v.used = true
 		return v.items, nil
 	case Text:
-		if err := in.charge(len(v.s) * valueBytes); err != nil {
+		n := v.runes()
+		if err := in.charge(n * textBytes); err != nil {
 			return nil, err
 		}
-		out := make([]any, 0, len(v.s))
+		out := make([]any, 0, n)
 		for c := range v.chars() {
 			t := Text{s: c.text}
 			if c.client {
@@ -498,6 +507,9 @@ func (in *interp) contains(v, item any) (bool, error) {
 		}
 		return strings.Contains(v.s, t.s), in.scan(v)
 	case *dict:
+		if err := in.hashing(item); err != nil {
+			return false, err
+		}
 		h, err := hashKey(item)
 		if err != nil {
 			return false, err
