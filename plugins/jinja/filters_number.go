@@ -66,7 +66,7 @@ func filterFloat(c *call, v any) (any, error) {
 	}
 	f, err := c.in.toNumber(v)
 	if err != nil && !IsLimit(err) {
-		return otherwise, nil //nolint:nilerr // as Jinja does
+		return otherwise, nil
 	}
 	return f, err
 }
@@ -108,14 +108,14 @@ func filterInt(c *call, v any) (any, error) {
 	}
 	f, err := c.in.toNumber(v)
 	if err != nil && !IsLimit(err) {
-		return otherwise, nil //nolint:nilerr // as Jinja does
+		return otherwise, nil
 	}
 	if err != nil {
 		return nil, err
 	}
 	n, err := truncate(f)
 	if err != nil {
-		return otherwise, nil //nolint:nilerr // as Jinja does
+		return otherwise, nil
 	}
 	return n, nil
 }
