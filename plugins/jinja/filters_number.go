@@ -115,7 +115,7 @@ func filterInt(c *call, v any) (any, error) {
 	}
 	n, err := truncate(f)
 	if err != nil {
-		return otherwise, nil
+		return otherwise, nil //nolint:nilerr // as Jinja does
 	}
 	return n, nil
 }
