@@ -102,6 +102,10 @@ func TestProtocol1(t *testing.T) {
 			must.Eq(t, core.NotFound, core.KindOf(err))
 		})
 	}
+	t.Run("catalog without TLS", func(t *testing.T) {
+		t.Parallel()
+		catalogWithoutTLS(t, dir)
+	})
 }
 
 // Host and plugin agree on the newest version that both speak; where there is none, the host names

@@ -41,8 +41,7 @@ func fingerprintToProto(f Fingerprint) *workerv1.FingerprintResponse {
 }
 
 func fingerprintFromProto(p *workerv1.FingerprintResponse) Fingerprint {
-	f := Fingerprint{Problem: p.GetProblem(), Warnings: p.GetWarnings(), ByName: p.GetByName(), Models: p.GetModels(), Beside: filesFromProto(p.GetBeside()), BesideBytes: max(p.GetBesideBytes(), 0)}
-	f.Beside = f.Beside[:min(len(f.Beside), MaxBeside)]
+	f := Fingerprint{Problem: p.GetProblem(), Warnings: p.GetWarnings(), ByName: p.GetByName(), Models: p.GetModels(), Beside: filesFromProto(p.GetBeside()), BesideBytes: p.GetBesideBytes()}
 	for _, d := range p.GetDevices() {
 		f.Devices = append(f.Devices, Device{
 			ID: d.GetId(), Kind: d.GetKind(), Name: d.GetName(), TotalBytes: d.GetTotalBytes(), FreeBytes: d.GetFreeBytes(), Problem: d.GetProblem(),
@@ -51,7 +50,7 @@ func fingerprintFromProto(p *workerv1.FingerprintResponse) Fingerprint {
 	for _, c := range p.GetChecks() {
 		f.Checks = append(f.Checks, Check{Name: c.GetName(), Passed: c.GetPassed(), Detail: c.GetDetail()})
 	}
-	return f
+	return f.bounded()
 }
 
 func startSpecToProto(s StartSpec) *workerv1.StartRequest {
