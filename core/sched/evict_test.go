@@ -138,6 +138,7 @@ func TestTurnWaits(t *testing.T) {
 		{"warm", s, 0, []Resident{young(s.MinWarm)}, Turn{Unload: []Resident{young(s.MinWarm)}, For: "idle workers to unload"}},
 		{"loads", s, time.Hour, []Resident{loads}, Turn{Wait: time.Second, For: "worker w, which loads m"}},
 		{"loads, and no worker need be warm", Swap{MaxWait: time.Second}, time.Hour, []Resident{loads}, Turn{Wait: time.Second, For: "worker w, which loads m"}},
+		{"loads, and will be warm soon after", Swap{MaxWait: time.Second, MinWarm: 10 * time.Millisecond}, time.Hour, []Resident{loads}, Turn{Wait: time.Second, For: "worker w, which loads m"}},
 		{"ends already", s, time.Hour, []Resident{ending}, Turn{Wait: time.Second, For: "a worker that is ending"}},
 		{"never", s, 0, nil, Turn{Missing: 4}},
 	} {

@@ -131,6 +131,10 @@ func TestPickWorker(t *testing.T) {
 			want: []string{"a", "b"},
 		},
 		{
+			name: "the only worker, though it has read the beginning", prospects: []Prospect{worker("a", shared(1))},
+			want: []string{"a"}, reasons: []string{"only worker"},
+		},
+		{
 			name: "no slots said", prospects: []Prospect{worker("a", slots(0))},
 			want: []string{"a"},
 		},
@@ -253,6 +257,20 @@ func TestPickWorkerOfMany(t *testing.T) {
 		}
 		must.GreaterEq(t, min(max(200-full, 1), 20), len(first))
 	}
+}
+
+// One of many that has read the beginning is one of the candidates, which are no more for it.
+func TestPickWorkerOfManyThatHasRead(t *testing.T) {
+	t.Parallel()
+	var prospects []Prospect
+	for i := range 2 * MaxCandidates {
+		prospects = append(prospects, worker(fmt.Sprintf("w%02d", i)))
+	}
+	prospects[7].Shared = 1
+	got, _ := PickWorker("m", prospects, func(int) int { return 0 })
+	must.Len(t, MaxCandidates, got)
+	must.Eq(t, "w07", got[0].Worker.ID)
+	must.Eq(t, "has read the beginning of the prompt", got[0].Reason)
 }
 
 // Two different ones are drawn of many as well, the first of which need not be the less busy one.

@@ -124,6 +124,19 @@ func TestPlace(t *testing.T) {
 			want: "a", reason: "only hive",
 		},
 		{
+			name: "a type whose devices nobody knows", demand: Demand{Type: "openai", MinBytes: 700},
+			rooms:   []Room{room("a", func(r *Room) { r.Binaries = []core.WorkerBinary{{Type: "openai"}} })},
+			refused: []string{"name-a cpu lacks 100 bytes: 700 needed, 600 of 1000 free"},
+		},
+		{
+			name: "a hive is as good as its best device, the last", demand: Demand{MinBytes: 100}, rooms: []Room{room("a", gpu(8000, "")), room("b", free(900))},
+			want: "a", reason: "most free memory",
+		},
+		{
+			name: "a hive is as good as its best device, the first", demand: Demand{MinBytes: 100}, rooms: []Room{room("a", free(950), gpu(100, "")), room("b", free(900))},
+			want: "a", reason: "most free memory",
+		},
+		{
 			name: "device with a problem", demand: Demand{Device: "cuda:0"}, rooms: []Room{room("a", gpu(8000, "driver is too old"))},
 			refused: []string{"name-a cuda:0 cannot be used: driver is too old"},
 		},
