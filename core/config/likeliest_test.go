@@ -1,8 +1,11 @@
 package config
 
 import (
+	"context"
 	"net/netip"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/shoenig/test/must"
 
@@ -80,4 +83,27 @@ func TestCheckAdvertised(t *testing.T) {
 		must.NotEq(t, "", core.HintOf(err))
 	}
 	must.StrContains(t, core.HintOf((&Config{Bind: Bind{Advertise: "192.0.2.7"}}).CheckAdvertised(t.Context())), "advertise_nat")
+}
+
+// The start of an agent waits three seconds at most for a resolver that is silent, and leaves
+// nothing behind of one that answers.
+func TestCheckAdvertisedLooksUpInTime(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := &Config{Bind: Bind{Advertise: "queen.example"}}
+		began := time.Now()
+		must.NoError(t, c.checkAdvertised(t.Context(), func(ctx context.Context, _, _ string) ([]netip.Addr, error) {
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}))
+		must.Eq(t, 3*time.Second, time.Since(began))
+
+		var of context.Context
+		must.ErrorContains(t, c.checkAdvertised(t.Context(), func(ctx context.Context, _, name string) ([]netip.Addr, error) {
+			of = ctx
+			must.Eq(t, "queen.example", name)
+			return []netip.Addr{netip.MustParseAddr("::ffff:192.0.2.7")}, nil
+		}), "queen.example leads to 192.0.2.7, which is not an address of this machine")
+		must.Error(t, of.Err())
+	})
 }

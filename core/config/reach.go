@@ -118,6 +118,10 @@ const lookupTimeout = 3 * time.Second
 // CheckAdvertised returns why other machines do not reach this one at bind.advertise; nil: nothing
 // is known to be wrong. A name that cannot be looked up now is not wrong. Errors: Invalid.
 func (c *Config) CheckAdvertised(ctx context.Context) error {
+	return c.checkAdvertised(ctx, net.DefaultResolver.LookupNetIP)
+}
+
+func (c *Config) checkAdvertised(ctx context.Context, lookup func(ctx context.Context, network, name string) ([]netip.Addr, error)) error {
 	v := c.Bind.Advertise
 	if v == "" || c.Bind.AdvertiseNAT {
 		return nil
@@ -128,7 +132,7 @@ func (c *Config) CheckAdvertised(ctx context.Context) error {
 	} else {
 		ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
 		defer cancel()
-		if ips, err = net.DefaultResolver.LookupNetIP(ctx, "ip", v); err != nil || len(ips) == 0 {
+		if ips, err = lookup(ctx, "ip", v); err != nil || len(ips) == 0 {
 			return nil // it may be known later
 		}
 	}
