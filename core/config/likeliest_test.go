@@ -98,12 +98,23 @@ func TestCheckAdvertisedLooksUpInTime(t *testing.T) {
 		}))
 		must.Eq(t, 3*time.Second, time.Since(began))
 
-		var of context.Context
+		var ended func() error
 		must.ErrorContains(t, c.checkAdvertised(t.Context(), func(ctx context.Context, _, name string) ([]netip.Addr, error) {
-			of = ctx
+			ended = ctx.Err
 			must.Eq(t, "queen.example", name)
 			return []netip.Addr{netip.MustParseAddr("::ffff:192.0.2.7")}, nil
 		}), "queen.example leads to 192.0.2.7, which is not an address of this machine")
-		must.Error(t, of.Err())
+		must.Error(t, ended())
 	})
+}
+
+// What is listed of this machine is its own: at least loopback, without which no test listens.
+func TestHas(t *testing.T) {
+	t.Parallel()
+	list := interfaceAddresses()
+	must.SliceContainsFunc(t, list, true, func(a interfaceAddress, loopback bool) bool { return a.ip.IsLoopback() == loopback })
+	for _, a := range list {
+		must.True(t, Has(a.ip), must.Sprint(a))
+	}
+	must.False(t, Has(netip.MustParseAddr("192.0.2.7")))
 }

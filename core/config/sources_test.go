@@ -3,6 +3,7 @@ package config_test
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -186,4 +187,26 @@ func TestMisspelt(t *testing.T) {
 		must.StrContains(t, got[0], want)
 		must.StrNotContains(t, got[0], "secret")
 	}
+}
+
+// A name that may stand for many gets the first three of them.
+func TestMisspeltOffersThree(t *testing.T) {
+	t.Parallel()
+	got := config.Misspelt([]string{"RBEE_QUEEN=1"})
+	must.Len(t, 1, got)
+	must.Eq(t, 2, strings.Count(got[0], " or "), must.Sprint(got[0]))
+}
+
+// Every setting has a value of its own, and a file is told which type a text must have.
+func TestEverySettingHasAValue(t *testing.T) {
+	t.Parallel()
+	c, diags := config.Load(nil, environment())
+	must.NoError(t, diags.Err())
+	for _, s := range c.Settings() {
+		must.NotNil(t, s.Value, must.Sprint(s.Name))
+	}
+	file := filepath.Join(t.TempDir(), "x.hcl")
+	must.NoError(t, os.WriteFile(file, []byte("data_dir = [1]\n"), 0o600))
+	_, diags = config.Load([]string{file}, environment())
+	must.ErrorContains(t, diags.Err(), "data_dir must be a string.")
 }

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/shoenig/test/must"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/rbee-project/rbee/core"
 	raftv1 "github.com/rbee-project/rbee/proto/raft/v1"
@@ -54,10 +55,20 @@ func TestValidate(t *testing.T) {
 	must.NoError(t, fsm.Validate(nodeWith(func(n *raftv1.Node) { n.CertificateExpiresUnix = 253402300799 })))
 	must.NoError(t, fsm.Validate(nodeWith(func(n *raftv1.Node) { n.RpcAddress = "h:65535" })))
 	must.NoError(t, fsm.Validate(tokenWith(func(t *raftv1.Token) { t.CreatedUnix, t.TtlSeconds = 0, 100*366*24*60*60 })))
+	uses, types := &raftv1.TouchTokens{}, []string{}
+	for i := range fsm.MaxTokenUses {
+		uses.Uses = append(uses.Uses, &raftv1.TokenUse{Token: fmt.Sprint("t", i)})
+	}
+	for i := range fsm.MaxWorkerTypes {
+		types = append(types, fmt.Sprint("type", i))
+	}
+	must.NoError(t, fsm.Validate(&raftv1.Command{Op: &raftv1.Command_TouchTokens{TouchTokens: uses}}))
+	must.NoError(t, fsm.Validate(with(func(s *raftv1.SyncHive) { s.Hive.WorkerTypes = types })))
 	for name, tt := range map[string]struct {
 		cmd  *raftv1.Command
 		kind core.Kind
 	}{
+		"less memory than none":         {with(func(s *raftv1.SyncHive) { s.Hive.Devices = []*raftv1.Device{{Id: "cpu", TotalBytes: -1}} }), core.Invalid},
 		"a start without a model":       {fsm.ClaimStart(state.Start{Hive: "h", Served: "m", Request: "r"}, ""), core.Invalid},
 		"a start that replaces itself":  {fsm.ClaimStart(state.Start{Model: "m", Hive: "h", Served: "m", Request: "r"}, "r"), core.Invalid},
 		"no uses of tokens":             {&raftv1.Command{Op: &raftv1.Command_TouchTokens{TouchTokens: &raftv1.TouchTokens{}}}, core.TooLarge},
@@ -168,6 +179,21 @@ func TestFitSyncHives(t *testing.T) {
 	must.Between(t, 50, n, 150)
 	must.NoError(t, fsm.Validate(fsm.SyncHives(large[:n])))
 	must.Eq(t, core.TooLarge, core.KindOf(fsm.Validate(fsm.SyncHives(large[:n+2]))))
+
+	// The tags and lengths of many add up.
+	small := many(fsm.MaxHivesPerCommand)
+	for i := range small {
+		for w := range 10 {
+			worker := worker(small[i].Hive.ID, fmt.Sprint("w", i, "-", w), wReady, fmt.Sprint(i, "-", w))
+			worker.Version = strings.Repeat("v", 740)
+			small[i].Workers = append(small[i].Workers, worker)
+		}
+		size := proto.Size(fsm.SyncHive(small[i].Hive, small[i].Workers).GetSyncHive())
+		small[i].Workers[0].Version = strings.Repeat("v", 740+8191-size)
+	}
+	n = fsm.FitSyncHives(small)
+	must.Between(t, fsm.MaxHivesPerCommand-10, n, fsm.MaxHivesPerCommand)
+	must.NoError(t, fsm.Validate(fsm.SyncHives(small[:n])))
 
 	// The largest hive that may be logged alone may be logged in a batch, too.
 	huge := fsm.HiveState{Hive: hive("h", 1, "")}
