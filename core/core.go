@@ -87,6 +87,7 @@ type Worker struct {
 	State         WorkerState  `json:"state"`
 	Nonce         string       `json:"nonce"`                  // random per start: tells this worker from a later one with the same id
 	Capabilities  Capabilities `json:"capabilities,omitempty"` // what it can do with its model; absent: it does not say, and may be asked for anything
+	Replica       string       `json:"replica,omitempty"`      // of a deployment: see Replica.Label; empty: none
 	CreateIndex   uint64       `json:"create_index"`
 	ModifyIndex   uint64       `json:"modify_index"`
 	Load          Load         `json:"load"` // never in raft; zero until the first report

@@ -45,6 +45,12 @@ const (
 	OpActiveWorkerRetire      Operation = "active_worker_retire"
 	OpInfer                   Operation = "infer"
 	OpStatus                  Operation = "status"
+	OpDeploymentPlan          Operation = "deployment_plan"
+	OpDeploymentApply         Operation = "deployment_apply"
+	OpDeploymentList          Operation = "deployment_list"
+	OpDeploymentGet           Operation = "deployment_get"
+	OpDeploymentStop          Operation = "deployment_stop"
+	OpDeploymentRevert        Operation = "deployment_revert"
 	OpSettingList             Operation = "setting_list"
 	OpSettingSet              Operation = "setting_set"
 )
@@ -86,6 +92,7 @@ type Request struct {
 	Threads        int      `json:"threads,omitempty"`
 	KeepAlive      string   `json:"keep_alive,omitempty"` // as ParseKeepAlive reads it, or KeepAliveDefault; empty: the worker stays
 	Pin            bool     `json:"pin,omitempty"`
+	Replica        string   `json:"replica,omitempty"` // of a deployment, that the worker is to be: core.Replica.Label
 	PID            int      `json:"pid,omitempty"`
 	DryRun         bool     `json:"dry_run,omitempty"` // only say what would be done
 	Grace          Duration `json:"grace,omitzero"`    // how long running requests may go on
@@ -115,6 +122,11 @@ type Request struct {
 	Kind  string `json:"kind,omitempty"`  // as in CatalogItem
 	Limit int    `json:"limit,omitempty"` // of a list
 	File  string `json:"file,omitempty"`  // path on the machine of the queen that is asked
+
+	Deployment string `json:"deployment,omitempty"` // name of one
+	Specs      string `json:"specs,omitempty"`      // a list of DeploymentSpec, as JSON
+	Index      int    `json:"index,omitempty"`      // DeploymentPlan.Index
+	Revision   int    `json:"revision,omitempty"`   // DeploymentVersion.Version
 
 	Setting string `json:"setting,omitempty"` // of the cluster
 	Value   string `json:"value,omitempty"`   // of the setting, as text

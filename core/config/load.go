@@ -147,10 +147,26 @@ func rootSchema() *hcl.BodySchema {
 func (l *loader) file(name string) {
 	src, err := os.ReadFile(name)
 	if err != nil {
-		l.add(errorf(nil, "No such configuration", "%s cannot be read: %s.", name, reason(err)))
+		l.add(unreadable(name, err))
 		return
 	}
 	l.source(src, name)
+}
+
+func unreadable(name string, err error) hcl.Diagnostics {
+	return errorf(nil, "No such configuration", "%s cannot be read: %s.", name, reason(err))
+}
+
+// parse parses a file of either syntax.
+func (l *loader) parse(name string) (*hcl.File, hcl.Diagnostics) {
+	src, err := os.ReadFile(name)
+	if err != nil {
+		return nil, unreadable(name, err)
+	}
+	if filepath.Ext(name) == ".json" {
+		return l.parser.ParseJSON(src, name)
+	}
+	return l.parser.ParseHCL(src, name)
 }
 
 // source adds the settings of a file.

@@ -32,6 +32,7 @@ type handle struct {
 	CreatedAt     time.Time             `json:"created_at"`
 	KeepAlive     string                `json:"keep_alive,omitempty"` // as in core.Request
 	Pinned        bool                  `json:"pinned,omitempty"`
+	Replica       string                `json:"replica,omitempty"`      // as in core.Worker
 	MemoryBytes   int64                 `json:"memory_bytes,omitempty"` // that it takes of its device; 0: unknown
 }
 

@@ -24,6 +24,9 @@ func (h *Hive) spawn(ctx context.Context, r core.Request, run *job.Run) (core.Sp
 			return core.SpawnResult{}, err
 		}
 	}
+	if w := h.replica(r.Replica); w != nil {
+		return h.sameReplica(ctx, w)
+	}
 	var version string
 	r.Type, version, _ = strings.Cut(r.Type, "@")
 	if r.Type == "" {
@@ -110,7 +113,7 @@ func (h *Hive) load(ctx context.Context, r core.Request, t *workerType, binary c
 	}
 	defer loaded()
 	hd.Binary, hd.Version = binary.ID, p.Info().Version
-	hd.KeepAlive, hd.Pinned = r.KeepAlive, r.Pin
+	hd.KeepAlive, hd.Pinned, hd.Replica = r.KeepAlive, r.Pin, r.Replica
 	w := newWorker(hd, p, core.WorkerLoading)
 	// The handle is on disk before the model is loaded: an agent that is killed now is followed by
 	// one that knows of the process.

@@ -79,6 +79,7 @@ func (w *worker) view(hive string, keepAlive time.Duration) core.Worker {
 	v := core.Worker{
 		ID: w.id(), Hive: hive, Type: w.handle.Attachment.Type, Version: w.handle.Version, Model: w.handle.Model, ModelDigest: w.handle.ModelDigest,
 		Device: w.handle.Device, Slots: w.handle.Slots, ContextTokens: w.handle.ContextTokens, State: w.state, Nonce: w.handle.Attachment.Nonce,
+		Replica: w.handle.Replica,
 	}
 	if w.statusAt.IsZero() {
 		return v

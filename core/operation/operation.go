@@ -189,7 +189,7 @@ func clip(s string) string {
 }
 
 // all is sorted by number; what is beyond the contract comes last.
-var all = slices.SortedStableFunc(slices.Values(slices.Concat(workers(), models(), hives(), clusters(), settings())), func(a, b Spec) int { // constant
+var all = slices.SortedStableFunc(slices.Values(slices.Concat(workers(), models(), hives(), clusters(), settings(), deployments())), func(a, b Spec) int { // constant
 	return cmp.Compare(uint(a.Number-1), uint(b.Number-1)) // 0 wraps around to the greatest
 })
 

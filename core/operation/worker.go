@@ -67,6 +67,7 @@ var ( // constant
 			{Name: "threads", Max: core.MaxThreads, Doc: "number of processor threads; 0: the hive's default"},
 			{Name: "keep_alive", Max: 40, Doc: "time after its last request in which the worker unloads by itself: a duration, seconds, or default for the cluster's; empty or negative: it stays"},
 			{Name: "pin", Doc: "word that the worker never makes room for another one, and never unloads by itself"},
+			{Name: "replica", Scope: core.ScopeAdmin, Doc: "replica of a deployment that the worker is to be; the leader fills it in"},
 		},
 	})
 

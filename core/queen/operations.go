@@ -45,6 +45,8 @@ func (q *Queen) readFuncs() operation.Answers {
 	operation.Answer(a, operation.ActiveWorkerList, func(ctx context.Context, _ core.Request) ([]core.Worker, error) { return q.hives.Workers(), nil })
 	operation.Answer(a, operation.ActiveWorkerGet, func(ctx context.Context, r core.Request) (core.Worker, error) { return q.hives.Worker(ctx, r.Worker) })
 	operation.Answer(a, operation.SettingList, func(context.Context, core.Request) ([]core.Setting, error) { return q.Registry.Settings(), nil })
+	operation.Answer(a, operation.DeploymentList, q.deploymentList)
+	operation.Answer(a, operation.DeploymentGet, q.deploymentGet)
 	operation.Answer(a, operation.Status, q.status)
 	return a
 }
@@ -69,6 +71,10 @@ func (q *Queen) operations() job.Funcs {
 	job.Does(funcs, operation.SettingSet, q.setSetting)
 	job.Does(funcs, operation.AliasSet, q.aliasSet)
 	job.Does(funcs, operation.AliasRemove, q.aliasRemove)
+	job.Does(funcs, operation.DeploymentPlan, q.deploymentPlan)
+	job.Does(funcs, operation.DeploymentApply, q.deploymentApply)
+	job.Does(funcs, operation.DeploymentStop, q.deploymentStop)
+	job.Does(funcs, operation.DeploymentRevert, q.deploymentRevert)
 	return funcs
 }
 

@@ -17,6 +17,7 @@ import (
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/job"
 	"github.com/rbee-project/rbee/core/operation"
+	"github.com/rbee-project/rbee/core/queen/deployments"
 	"github.com/rbee-project/rbee/core/queen/dispatch"
 	"github.com/rbee-project/rbee/core/queen/hives"
 	"github.com/rbee-project/rbee/core/queen/limits"
@@ -88,6 +89,7 @@ type Queen struct {
 	hives    *hives.Hives
 	placer   *placement.Placer
 	starter  *placement.Starter
+	deploys  *deployments.Controller
 	blobs    *blobService
 	kept     atomic.Pointer[Kept] // nil: nothing is
 }
@@ -137,6 +139,9 @@ func New(o Options) *Queen {
 	})
 	q.starter = placement.NewStarter(q.placer, q.Jobs, q.Members.MinFSM)
 	q.Router = router.New(router.Options{Registry: o.Registry, Liveness: q.liveness, Starter: q.starter, Rand: o.Rand})
+	q.deploys = deployments.New(deployments.Options{
+		Registry: o.Registry, Hives: q.hives, Placer: q.placer, Jobs: q.Jobs, Liveness: q.liveness, Logger: o.Logger.Named("deploy"),
+	})
 	q.reads = q.readFuncs()
 	if o.Jobs != nil {
 		o.Jobs.Handle(q.operations())
@@ -190,7 +195,7 @@ func (q *Queen) duties(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var wg sync.WaitGroup
-	for _, duty := range append(q.Members.Duties(), q.liveness.Lead, q.Tokens.Expire, q.Limits.Lead) {
+	for _, duty := range append(q.Members.Duties(), q.liveness.Lead, q.Tokens.Expire, q.Limits.Lead, q.deploys.Lead) {
 		wg.Go(func() {
 			if err := duty(ctx); err != nil {
 				cancel(err)

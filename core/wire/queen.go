@@ -62,6 +62,7 @@ func WorkerToProto(w core.Worker) *queenv1.Worker {
 		Nonce:         w.Nonce,
 		Load:          LoadToProto(w.Load),
 		Capabilities:  w.Capabilities.List(),
+		Replica:       w.Replica,
 	}
 }
 
@@ -82,6 +83,7 @@ func WorkerFromProto(w *queenv1.Worker, hive string, at time.Time) core.Worker {
 		Nonce:         w.GetNonce(),
 		Load:          LoadFromProto(w.GetLoad(), at),
 		Capabilities:  core.CapabilitiesOf(w.GetCapabilities()),
+		Replica:       w.GetReplica(),
 	}
 }
 

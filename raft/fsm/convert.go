@@ -42,7 +42,7 @@ func workerToProto(w core.Worker) *raftv1.Worker {
 	return &raftv1.Worker{
 		Id: w.ID, Hive: w.Hive, Type: w.Type, Version: w.Version, Model: w.Model, ModelDigest: w.ModelDigest, Device: w.Device,
 		Slots: int32Of(w.Slots), ContextTokens: int32Of(w.ContextTokens), State: string(w.State), Nonce: w.Nonce,
-		CreateIndex: w.CreateIndex, ModifyIndex: w.ModifyIndex, Capabilities: w.Capabilities.List(),
+		CreateIndex: w.CreateIndex, ModifyIndex: w.ModifyIndex, Capabilities: w.Capabilities.List(), Replica: w.Replica,
 	}
 }
 
@@ -51,7 +51,7 @@ func workerFromProto(p *raftv1.Worker) core.Worker {
 		ID: p.GetId(), Hive: p.GetHive(), Type: p.GetType(), Version: p.GetVersion(), Model: p.GetModel(), ModelDigest: p.GetModelDigest(),
 		Device: p.GetDevice(), Slots: int(p.GetSlots()), ContextTokens: int(p.GetContextTokens()), State: core.WorkerState(p.GetState()),
 		Nonce: p.GetNonce(), CreateIndex: p.GetCreateIndex(), ModifyIndex: p.GetModifyIndex(),
-		Capabilities: core.CapabilitiesOf(p.GetCapabilities()),
+		Capabilities: core.CapabilitiesOf(p.GetCapabilities()), Replica: p.GetReplica(),
 	}
 }
 

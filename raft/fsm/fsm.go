@@ -162,6 +162,12 @@ func (f *FSM) operation(c *raftv1.Command) func(*entry) error {
 		return func(e *entry) error { return e.putAlias(op.PutAlias) }
 	case *raftv1.Command_DeleteAlias:
 		return func(e *entry) error { e.DeleteAlias(op.DeleteAlias.GetName()); return nil }
+	case *raftv1.Command_PutDeployments:
+		return func(e *entry) error { return e.putDeployments(op.PutDeployments) }
+	case *raftv1.Command_StopDeployment:
+		return func(e *entry) error { return e.stopDeployment(op.StopDeployment.GetName()) }
+	case *raftv1.Command_PlaceReplicas:
+		return func(e *entry) error { return e.placeReplicas(op.PlaceReplicas) }
 	case *raftv1.Command_PutSetting:
 		return func(e *entry) error { return e.putSetting(op.PutSetting) }
 	}

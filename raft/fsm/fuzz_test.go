@@ -24,7 +24,7 @@ import (
 func FuzzCommand(f *testing.F) {
 	r := rand.New(rand.NewPCG(1, 1))
 	for range 100 {
-		data, err := fsm.Encode(random(r))
+		data, err := fsm.Encode(random(r, fsm.New()))
 		must.NoError(f, err)
 		f.Add(data)
 	}
@@ -77,11 +77,16 @@ func inhabited(t testing.TB) *fsm.FSM {
 		fsm.RotateToken("t3", hash(9), time.Hour),
 		fsm.TouchTokens(map[string]time.Time{"t1": born}),
 		fsm.PutAlias(core.Alias{Name: "gpt", Model: "m"}),
+		fsm.PutDeployments([]core.DeploymentSpec{{Name: "chat", Model: "m", Replicas: 2, Devices: []string{"cpu"}, Hives: []string{"h"}}}, 0),
 		fsm.PutSetting("token_grace", "2h"),
 	} {
 		r := apply(t, m, uint64(i+1), c)
 		must.NoError(t, errors.Join(append(r.Errs, r.Err)...))
 	}
+	index := m.State().AppliedIndex()
+	d, _ := m.State().Snapshot().Deployment(nil, "chat")
+	must.NoError(t, apply(t, m, index+1, fsm.PlaceReplicas("chat", d.ModifyIndex, []core.Replica{{Hive: "h", Device: "cpu"}})).Err)
+	must.NoError(t, apply(t, m, index+2, fsm.StopDeployment("chat")).Err)
 	return m
 }
 

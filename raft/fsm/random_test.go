@@ -20,7 +20,8 @@ import (
 )
 
 // random makes a command out of few names, so that they meet. Each command is there.
-func random(r *rand.Rand) *raftv1.Command {
+func random(r *rand.Rand, f *fsm.FSM) *raftv1.Command {
+	placed, _ := f.State().Snapshot().Deployment(nil, "d0")
 	h := func() string { return fmt.Sprintf("h%d", r.IntN(4)) }
 	sync := func(id string) fsm.HiveState {
 		s := fsm.HiveState{Hive: hive(id, uint64(1+r.IntN(4)), ""), OwnIDs: r.IntN(2) == 0}
@@ -34,7 +35,7 @@ func random(r *rand.Rand) *raftv1.Command {
 		return s
 	}
 	c := func() *raftv1.Command {
-		switch r.IntN(31) {
+		switch r.IntN(34) {
 		case 0:
 			return fsm.RemoveHive(h())
 		case 1:
@@ -85,6 +86,20 @@ func random(r *rand.Rand) *raftv1.Command {
 			return fsm.EndOverlap(fmt.Sprint("t", r.IntN(3)), hash([]byte{1, 10, 11}[r.IntN(3)]))
 		case 27:
 			return fsm.TouchTokens(map[string]time.Time{fmt.Sprint("t", r.IntN(3)): born.Add(time.Duration(r.IntN(100)) * time.Minute), "none": born})
+		case 31:
+			if r.IntN(4) == 0 {
+				return fsm.StopDeployment(fmt.Sprint("d", r.IntN(2)))
+			}
+			return fsm.PutDeployments([]core.DeploymentSpec{{Name: fmt.Sprint("d", r.IntN(2)), Model: "m", Replicas: r.IntN(3)}}, core.DeploymentsIndex(f.State().Snapshot().Deployments(nil)))
+		case 32, 33:
+			var list []core.Replica
+			for i := range r.IntN(3) {
+				list = append(list, core.Replica{Ordinal: i, Hive: h()})
+			}
+			if r.IntN(2) == 0 {
+				list = placed.Placed
+			}
+			return fsm.PlaceReplicas("d0", placed.ModifyIndex-uint64(r.IntN(2)), list)
 		case 14, 15, 16:
 			var list []fsm.HiveState
 			for _, n := range r.Perm(4)[:1+r.IntN(3)] {
@@ -113,7 +128,7 @@ func TestDeterminism(t *testing.T) {
 		refused := 0
 		before := records(t, a)
 		for i := range uint64(300) {
-			c := random(r)
+			c := random(r, a)
 			c.AtUnixNano = born.Add(time.Duration(i) * time.Second).UnixNano()
 			must.NoError(t, fsm.Validate(c))
 			ra, rb := apply(t, a, i+1, c), apply(t, b, i+1, proto.CloneOf(c))
@@ -146,7 +161,7 @@ func TestRepeatedIsOnce(t *testing.T) {
 		r := rand.New(rand.NewPCG(seed, 2))
 		f := fsm.New()
 		for i := uint64(1); i < 600; i += 2 {
-			c := random(r)
+			c := random(r, f)
 			first := apply(t, f, i, c)
 			once := records(t, f)
 			second := apply(t, f, i+1, c)

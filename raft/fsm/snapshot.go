@@ -96,6 +96,11 @@ var recordKinds = []recordKind{
 			return &raftv1.SnapshotRecord{Record: &raftv1.SnapshotRecord_Alias{Alias: aliasToProto(a)}}
 		})
 	}},
+	{"deployment", func(s *state.Snapshot, yield func(*raftv1.SnapshotRecord) bool) {
+		yieldAll(s.Deployments(nil), yield, func(d core.Deployment) *raftv1.SnapshotRecord {
+			return &raftv1.SnapshotRecord{Record: &raftv1.SnapshotRecord_Deployment{Deployment: deploymentToProto(d)}}
+		})
+	}},
 	{"hive", func(s *state.Snapshot, yield func(*raftv1.SnapshotRecord) bool) {
 		s.EachHive(nil, func(h *core.Hive) bool {
 			return yield(&raftv1.SnapshotRecord{Record: &raftv1.SnapshotRecord_Hive{Hive: hiveToProto(*h)}})
@@ -273,6 +278,12 @@ func restore(t *state.Txn, record *raftv1.SnapshotRecord) error {
 			return errors.New("an alias without a name, or there twice")
 		}
 		t.PutAlias(a)
+	case *raftv1.SnapshotRecord_Deployment:
+		d := deploymentFromProto(r.Deployment)
+		if _, twice := t.Deployment(d.Name); twice || !isID(d.Name) {
+			return errors.New("a deployment without a name, or there twice")
+		}
+		t.PutDeployment(d)
 	case *raftv1.SnapshotRecord_Hive:
 		h := hiveFromProto(r.Hive)
 		if _, twice := t.Hive(h.ID); twice || !isID(h.ID) {

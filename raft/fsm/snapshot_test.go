@@ -139,7 +139,7 @@ func TestInspect(t *testing.T) {
 	t.Parallel()
 	info, err := fsm.Inspect(bytes.NewReader(snapshot(t, inhabited(t))))
 	must.NoError(t, err)
-	must.Eq(t, core.SnapshotInfo{Format: 2, FSM: 3, Index: 18, Cluster: "c1", Hives: 2, Workers: 3, Nodes: 3, Tokens: 4}, info)
+	must.Eq(t, core.SnapshotInfo{Format: 2, FSM: 3, Index: 21, Cluster: "c1", Hives: 2, Workers: 3, Nodes: 3, Tokens: 4}, info)
 }
 
 // Records are in the order of their kinds, and each kind in that of its ids.
@@ -147,7 +147,7 @@ func TestSnapshotOrder(t *testing.T) {
 	t.Parallel()
 	r := bytes.NewReader(snapshot(t, inhabited(t)))
 	must.NoError(t, protodelim.UnmarshalFrom(r, &raftv1.SnapshotHeader{}))
-	order := []string{"cluster", "node", "token", "tombstone", "revoked_token", "start", "setting", "alias", "hive", "worker", "retire_intent"}
+	order := []string{"cluster", "node", "token", "tombstone", "revoked_token", "start", "setting", "alias", "deployment", "hive", "worker", "retire_intent"}
 	var last string
 	var kinds []string
 	for {

@@ -73,6 +73,18 @@ var features = []Feature{
 	{Name: "the last use of tokens", Since: 3, Fields: []string{
 		"Command.touch_tokens", "TouchTokens.uses", "TokenUse.token", "TokenUse.used_unix", "Token.last_used_unix",
 	}},
+	{Name: "deployments", Since: 3, Fields: []string{
+		"Command.put_deployments", "PutDeployments.specs", "PutDeployments.expected_index",
+		"Command.stop_deployment", "StopDeployment.name",
+		"Command.place_replicas", "PlaceReplicas.name", "PlaceReplicas.expected_index", "PlaceReplicas.replicas",
+		"DeploymentSpec.name", "DeploymentSpec.model", "DeploymentSpec.replicas", "DeploymentSpec.type", "DeploymentSpec.devices",
+		"DeploymentSpec.hives", "DeploymentSpec.slots", "DeploymentSpec.context_tokens", "DeploymentSpec.priority",
+		"SnapshotRecord.deployment", "Deployment.spec", "Deployment.version", "Deployment.start_version", "Deployment.stopped",
+		"Deployment.changed_unix", "Deployment.replicas", "Deployment.history", "Deployment.spec_index", "Deployment.create_index", "Deployment.modify_index",
+		"DeploymentVersion.version", "DeploymentVersion.spec", "DeploymentVersion.stopped", "DeploymentVersion.changed_unix",
+		"Replica.ordinal", "Replica.version", "Replica.hive", "Replica.device", "Replica.index",
+	}},
+	{Name: "workers of deployments", Since: 3, Fields: []string{"Worker.replica"}, Optional: true},
 	// One row for all settings: a further one is a name that older queens keep and do not read.
 	{Name: "settings of the cluster", Since: 3, Fields: []string{
 		"Command.put_setting", "PutSetting.name", "PutSetting.value", "PutSetting.unset",

@@ -86,6 +86,12 @@ func Validate(c *raftv1.Command) error {
 		}
 	case *raftv1.Command_DeleteAlias:
 		v.some("alias", op.DeleteAlias.GetName(), MaxNameBytes)
+	case *raftv1.Command_PutDeployments:
+		v.specs(op.PutDeployments.GetSpecs())
+	case *raftv1.Command_StopDeployment:
+		v.id("deployment", op.StopDeployment.GetName())
+	case *raftv1.Command_PlaceReplicas:
+		v.replicas(op.PlaceReplicas)
 	case *raftv1.Command_PutSetting:
 		v.id("setting", op.PutSetting.GetName())
 		v.text("value of the setting", op.PutSetting.GetValue(), MaxTextBytes)
@@ -362,6 +368,7 @@ func (v *validator) worker(hive string, w *raftv1.Worker) {
 	v.text("worker model digest", w.GetModelDigest(), MaxTextBytes)
 	v.text("worker device", w.GetDevice(), MaxIDBytes)
 	v.text("worker nonce", w.GetNonce(), MaxIDBytes)
+	v.text("worker replica", w.GetReplica(), MaxIDBytes)
 	if w.GetSlots() < 0 || w.GetContextTokens() < 0 {
 		v.fail(core.Invalid, "worker %s has %d slots of %d tokens", w.GetId(), w.GetSlots(), w.GetContextTokens())
 	}

@@ -25,6 +25,8 @@ const (
 	tableAliases    = "aliases"
 	tableSettings   = "settings"
 
+	tableDeployments = "deployments"
+
 	indexID     = "id"
 	indexPrefix = "id_prefix"
 	indexHive   = "hive"
@@ -105,6 +107,7 @@ func schema() *memdb.DBSchema {
 			many(indexAge, func(s *Start) key { return number(s.Index) })),
 		table(tableSettings, unique(func(s *Setting) key { return text(s.Name) })),
 		table(tableAliases, unique(func(a *core.Alias) key { return text(a.Name) })),
+		table(tableDeployments, unique(func(d *core.Deployment) key { return text(d.Name) })),
 		table(tableRoutes, unique(func(r *routes) key { return text(r.Model) })),
 	}
 	s := &memdb.DBSchema{Tables: map[string]*memdb.TableSchema{}}

@@ -79,6 +79,9 @@ func (a *app) report(cmd *cobra.Command, args []string, err error) int {
 			failure = &core.Failure{Kind: core.Cancelled, Message: "interrupted"}
 		}
 	}
+	if _, ok := errors.AsType[*planError](err); ok && code < exitInterrupted {
+		code = exitPlanFailed
+	}
 	// A wrong flag ends parsing before --format is known, hence the look at the arguments.
 	if a.wantJSON() || asksJSON(args) {
 		_ = writeJSON(a.stderr, map[string]*core.Failure{"error": failure})

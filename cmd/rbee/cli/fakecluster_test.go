@@ -101,6 +101,13 @@ var fakeCPU = core.Device{ID: "cpu", Kind: "cpu", Name: "Some CPU", TotalBytes: 
 // details has the cluster answer with what its lists leave out.
 func (q *fakeQueen) details() {
 	model, binary := q.Answers[core.OpModelGet], q.Answers[core.OpWorkerBinaryGet]
+	operation.Answer(q.Answers, operation.DeploymentList, func(context.Context, core.Request) ([]core.DeploymentStatus, error) {
+		d, err := fakeDeployment("chat", false)
+		return []core.DeploymentStatus{d}, err
+	})
+	operation.Answer(q.Answers, operation.DeploymentGet, func(_ context.Context, r core.Request) (core.DeploymentStatus, error) {
+		return fakeDeployment(r.Deployment, false)
+	})
 	operation.Answer(q.Answers, operation.WorkerProcessList, func(context.Context, core.Request) ([]core.Process, error) { return q.processes(), nil })
 	operation.Answer(q.Answers, operation.WorkerProcessGet, func(_ context.Context, r core.Request) (core.Process, error) {
 		for _, p := range q.processes() {

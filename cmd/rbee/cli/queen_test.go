@@ -184,6 +184,10 @@ func (q *fakeQueen) Submit(_ context.Context, r core.Request, _ bool) (core.Job,
 			return m, err
 		case core.OpAliasSet, core.OpAliasRemove:
 			return q.changeAlias(r)
+		case core.OpDeploymentPlan, core.OpDeploymentApply:
+			return fakePlan(r)
+		case core.OpDeploymentStop, core.OpDeploymentRevert:
+			return fakeDeployment(r.Deployment, r.Operation == core.OpDeploymentStop)
 		case core.OpModelDelete:
 			return q.deleteModel(r)
 		case core.OpStoreVerify:

@@ -81,7 +81,7 @@ Long flags work with one dash, too: -dev is --dev.`,
 		}
 	}
 	group(groupUse, a.inferCommand(), a.runCommand(), a.chatCommand(), a.pullCommand(), a.lsCommand(), a.showCommand(), a.rmCommand(), a.aliasCommand(), a.whyCommand(), a.envCommand(), a.launchCommand())
-	group(groupManage, a.statusCommand(), a.topCommand(), a.psCommand(), a.stopCommand(), a.workerCommand(), a.modelCommand(), a.storeCommand(), a.jobCommand(), a.operationsCommand(), a.hiveCommand(), a.queenCommand(),
+	group(groupManage, a.statusCommand(), a.topCommand(), a.psCommand(), a.stopCommand(), a.planCommand(), a.applyCommand(), a.deploymentCommand(), a.workerCommand(), a.modelCommand(), a.storeCommand(), a.jobCommand(), a.operationsCommand(), a.hiveCommand(), a.queenCommand(),
 		a.catalogCommand(), a.tokenCommand(), a.operatorCommand())
 	group(groupAgent, a.agentCommand(), a.clusterCommand(), a.tlsCommand(), a.pluginCommand(), a.configCommand(), a.versionCommand())
 	_ = root.RegisterFlagCompletionFunc("format", cobra.FixedCompletions([]string{formatTable, formatJSON}, cobra.ShellCompDirectiveNoFileComp))

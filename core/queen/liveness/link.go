@@ -227,7 +227,7 @@ func (l *Link) Take(seq uint64, r *Report, ending bool) error {
 	if !fsm.Knows(m.opts.MinFSM(), "Worker.capabilities") {
 		// Commands leave them out: the registry would never have a report with them.
 		for i := range r.Workers {
-			r.Workers[i].Capabilities = ""
+			r.Workers[i].Capabilities, r.Workers[i].Replica = "", ""
 		}
 	}
 	registry := m.opts.Registry.View()

@@ -3371,7 +3371,9 @@ type Worker struct {
 	Nonce         string                 `protobuf:"bytes,10,opt,name=nonce,proto3" json:"nonce,omitempty"`
 	Load          *Load                  `protobuf:"bytes,11,opt,name=load,proto3" json:"load,omitempty"`
 	// What it can do; empty: it does not say.
-	Capabilities  []string `protobuf:"bytes,12,rep,name=capabilities,proto3" json:"capabilities,omitempty"`
+	Capabilities []string `protobuf:"bytes,12,rep,name=capabilities,proto3" json:"capabilities,omitempty"`
+	// The replica of a deployment that it is: deployment/ordinal/index; empty: none.
+	Replica       string `protobuf:"bytes,13,opt,name=replica,proto3" json:"replica,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3488,6 +3490,13 @@ func (x *Worker) GetCapabilities() []string {
 		return x.Capabilities
 	}
 	return nil
+}
+
+func (x *Worker) GetReplica() string {
+	if x != nil {
+		return x.Replica
+	}
+	return ""
 }
 
 type Load struct {
@@ -3895,7 +3904,7 @@ const file_queen_v1_queen_proto_rawDesc = "" +
 	" \x01(\tR\n" +
 	"unconfined\x12\x1a\n" +
 	"\bproblems\x18\v \x03(\tR\bproblems\x12\x18\n" +
-	"\aprobing\x18\f \x01(\bR\aprobing\"\xcd\x02\n" +
+	"\aprobing\x18\f \x01(\bR\aprobing\"\xe7\x02\n" +
 	"\x06Worker\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04type\x18\x02 \x01(\tR\x04type\x12\x18\n" +
@@ -3909,7 +3918,8 @@ const file_queen_v1_queen_proto_rawDesc = "" +
 	"\x05nonce\x18\n" +
 	" \x01(\tR\x05nonce\x12'\n" +
 	"\x04load\x18\v \x01(\v2\x13.rbee.queen.v1.LoadR\x04load\x12\"\n" +
-	"\fcapabilities\x18\f \x03(\tR\fcapabilities\"\xd3\x04\n" +
+	"\fcapabilities\x18\f \x03(\tR\fcapabilities\x12\x18\n" +
+	"\areplica\x18\r \x01(\tR\areplica\"\xd3\x04\n" +
 	"\x04Load\x12\x16\n" +
 	"\x06active\x18\x01 \x01(\x05R\x06active\x12\x16\n" +
 	"\x06queued\x18\x02 \x01(\x05R\x06queued\x12*\n" +

@@ -56,6 +56,9 @@ type Command struct {
 	//	*Command_RotateToken
 	//	*Command_EndOverlap
 	//	*Command_TouchTokens
+	//	*Command_PutDeployments
+	//	*Command_StopDeployment
+	//	*Command_PlaceReplicas
 	Op            isCommand_Op `protobuf_oneof:"op"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -306,6 +309,33 @@ func (x *Command) GetTouchTokens() *TouchTokens {
 	return nil
 }
 
+func (x *Command) GetPutDeployments() *PutDeployments {
+	if x != nil {
+		if x, ok := x.Op.(*Command_PutDeployments); ok {
+			return x.PutDeployments
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetStopDeployment() *StopDeployment {
+	if x != nil {
+		if x, ok := x.Op.(*Command_StopDeployment); ok {
+			return x.StopDeployment
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetPlaceReplicas() *PlaceReplicas {
+	if x != nil {
+		if x, ok := x.Op.(*Command_PlaceReplicas); ok {
+			return x.PlaceReplicas
+		}
+	}
+	return nil
+}
+
 type isCommand_Op interface {
 	isCommand_Op()
 }
@@ -390,6 +420,18 @@ type Command_TouchTokens struct {
 	TouchTokens *TouchTokens `protobuf:"bytes,29,opt,name=touch_tokens,json=touchTokens,proto3,oneof"`
 }
 
+type Command_PutDeployments struct {
+	PutDeployments *PutDeployments `protobuf:"bytes,30,opt,name=put_deployments,json=putDeployments,proto3,oneof"`
+}
+
+type Command_StopDeployment struct {
+	StopDeployment *StopDeployment `protobuf:"bytes,31,opt,name=stop_deployment,json=stopDeployment,proto3,oneof"`
+}
+
+type Command_PlaceReplicas struct {
+	PlaceReplicas *PlaceReplicas `protobuf:"bytes,32,opt,name=place_replicas,json=placeReplicas,proto3,oneof"`
+}
+
 func (*Command_SyncHive) isCommand_Op() {}
 
 func (*Command_SetHiveStatus) isCommand_Op() {}
@@ -429,6 +471,12 @@ func (*Command_RotateToken) isCommand_Op() {}
 func (*Command_EndOverlap) isCommand_Op() {}
 
 func (*Command_TouchTokens) isCommand_Op() {}
+
+func (*Command_PutDeployments) isCommand_Op() {}
+
+func (*Command_StopDeployment) isCommand_Op() {}
+
+func (*Command_PlaceReplicas) isCommand_Op() {}
 
 // SyncHive registers or renews a hive and makes its workers exactly those given. An incarnation older than the registered one is a conflict.
 type SyncHive struct {
@@ -1557,6 +1605,169 @@ func (x *DeleteAlias) GetName() string {
 	return ""
 }
 
+// PutDeployments says what is to run. What is the same already stays as it is, so that repeating it
+// changes nothing; where anything is to change, the index of the last change that somebody made to
+// any deployment must be the expected one, otherwise it is a conflict.
+type PutDeployments struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Specs         []*DeploymentSpec      `protobuf:"bytes,1,rep,name=specs,proto3" json:"specs,omitempty"`
+	ExpectedIndex uint64                 `protobuf:"varint,2,opt,name=expected_index,json=expectedIndex,proto3" json:"expected_index,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PutDeployments) Reset() {
+	*x = PutDeployments{}
+	mi := &file_raft_v1_raft_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PutDeployments) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PutDeployments) ProtoMessage() {}
+
+func (x *PutDeployments) ProtoReflect() protoreflect.Message {
+	mi := &file_raft_v1_raft_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PutDeployments.ProtoReflect.Descriptor instead.
+func (*PutDeployments) Descriptor() ([]byte, []int) {
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *PutDeployments) GetSpecs() []*DeploymentSpec {
+	if x != nil {
+		return x.Specs
+	}
+	return nil
+}
+
+func (x *PutDeployments) GetExpectedIndex() uint64 {
+	if x != nil {
+		return x.ExpectedIndex
+	}
+	return 0
+}
+
+// StopDeployment has a deployment run nothing. Repeating it changes nothing.
+type StopDeployment struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StopDeployment) Reset() {
+	*x = StopDeployment{}
+	mi := &file_raft_v1_raft_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StopDeployment) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StopDeployment) ProtoMessage() {}
+
+func (x *StopDeployment) ProtoReflect() protoreflect.Message {
+	mi := &file_raft_v1_raft_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StopDeployment.ProtoReflect.Descriptor instead.
+func (*StopDeployment) Descriptor() ([]byte, []int) {
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *StopDeployment) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+// PlaceReplicas says where the replicas of a deployment run, if its modify_index is the expected one;
+// otherwise it is a conflict, unless it is this very change repeated. A replica without an index is
+// new, and gets the command's; one with an index must be there, and stays as it is.
+type PlaceReplicas struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	ExpectedIndex uint64                 `protobuf:"varint,2,opt,name=expected_index,json=expectedIndex,proto3" json:"expected_index,omitempty"`
+	Replicas      []*Replica             `protobuf:"bytes,3,rep,name=replicas,proto3" json:"replicas,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PlaceReplicas) Reset() {
+	*x = PlaceReplicas{}
+	mi := &file_raft_v1_raft_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PlaceReplicas) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PlaceReplicas) ProtoMessage() {}
+
+func (x *PlaceReplicas) ProtoReflect() protoreflect.Message {
+	mi := &file_raft_v1_raft_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PlaceReplicas.ProtoReflect.Descriptor instead.
+func (*PlaceReplicas) Descriptor() ([]byte, []int) {
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *PlaceReplicas) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *PlaceReplicas) GetExpectedIndex() uint64 {
+	if x != nil {
+		return x.ExpectedIndex
+	}
+	return 0
+}
+
+func (x *PlaceReplicas) GetReplicas() []*Replica {
+	if x != nil {
+		return x.Replicas
+	}
+	return nil
+}
+
 // Cluster is what all nodes share. Key material is sealed with a key that is not in the registry.
 type Cluster struct {
 	state            protoimpl.MessageState `protogen:"open.v1"`
@@ -1574,7 +1785,7 @@ type Cluster struct {
 
 func (x *Cluster) Reset() {
 	*x = Cluster{}
-	mi := &file_raft_v1_raft_proto_msgTypes[22]
+	mi := &file_raft_v1_raft_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1586,7 +1797,7 @@ func (x *Cluster) String() string {
 func (*Cluster) ProtoMessage() {}
 
 func (x *Cluster) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_v1_raft_proto_msgTypes[22]
+	mi := &file_raft_v1_raft_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1599,7 +1810,7 @@ func (x *Cluster) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cluster.ProtoReflect.Descriptor instead.
 func (*Cluster) Descriptor() ([]byte, []int) {
-	return file_raft_v1_raft_proto_rawDescGZIP(), []int{22}
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Cluster) GetId() string {
@@ -1676,7 +1887,7 @@ type Node struct {
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_raft_v1_raft_proto_msgTypes[23]
+	mi := &file_raft_v1_raft_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1688,7 +1899,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_v1_raft_proto_msgTypes[23]
+	mi := &file_raft_v1_raft_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1701,7 +1912,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_raft_v1_raft_proto_rawDescGZIP(), []int{23}
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Node) GetId() string {
@@ -1807,7 +2018,7 @@ type Token struct {
 
 func (x *Token) Reset() {
 	*x = Token{}
-	mi := &file_raft_v1_raft_proto_msgTypes[24]
+	mi := &file_raft_v1_raft_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1819,7 +2030,7 @@ func (x *Token) String() string {
 func (*Token) ProtoMessage() {}
 
 func (x *Token) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_v1_raft_proto_msgTypes[24]
+	mi := &file_raft_v1_raft_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1832,7 +2043,7 @@ func (x *Token) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Token.ProtoReflect.Descriptor instead.
 func (*Token) Descriptor() ([]byte, []int) {
-	return file_raft_v1_raft_proto_rawDescGZIP(), []int{24}
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Token) GetId() string {
@@ -1989,7 +2200,7 @@ type Limit struct {
 
 func (x *Limit) Reset() {
 	*x = Limit{}
-	mi := &file_raft_v1_raft_proto_msgTypes[25]
+	mi := &file_raft_v1_raft_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2001,7 +2212,7 @@ func (x *Limit) String() string {
 func (*Limit) ProtoMessage() {}
 
 func (x *Limit) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_v1_raft_proto_msgTypes[25]
+	mi := &file_raft_v1_raft_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2014,7 +2225,7 @@ func (x *Limit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Limit.ProtoReflect.Descriptor instead.
 func (*Limit) Descriptor() ([]byte, []int) {
-	return file_raft_v1_raft_proto_rawDescGZIP(), []int{25}
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Limit) GetOf() string {
@@ -2050,7 +2261,7 @@ type Tombstone struct {
 
 func (x *Tombstone) Reset() {
 	*x = Tombstone{}
-	mi := &file_raft_v1_raft_proto_msgTypes[26]
+	mi := &file_raft_v1_raft_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2062,7 +2273,7 @@ func (x *Tombstone) String() string {
 func (*Tombstone) ProtoMessage() {}
 
 func (x *Tombstone) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_v1_raft_proto_msgTypes[26]
+	mi := &file_raft_v1_raft_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2075,7 +2286,7 @@ func (x *Tombstone) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tombstone.ProtoReflect.Descriptor instead.
 func (*Tombstone) Descriptor() ([]byte, []int) {
-	return file_raft_v1_raft_proto_rawDescGZIP(), []int{26}
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Tombstone) GetHive() string {
@@ -2110,7 +2321,7 @@ type RevokedToken struct {
 
 func (x *RevokedToken) Reset() {
 	*x = RevokedToken{}
-	mi := &file_raft_v1_raft_proto_msgTypes[27]
+	mi := &file_raft_v1_raft_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2122,7 +2333,7 @@ func (x *RevokedToken) String() string {
 func (*RevokedToken) ProtoMessage() {}
 
 func (x *RevokedToken) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_v1_raft_proto_msgTypes[27]
+	mi := &file_raft_v1_raft_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2135,7 +2346,7 @@ func (x *RevokedToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokedToken.ProtoReflect.Descriptor instead.
 func (*RevokedToken) Descriptor() ([]byte, []int) {
-	return file_raft_v1_raft_proto_rawDescGZIP(), []int{27}
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *RevokedToken) GetToken() string {
@@ -2163,7 +2374,7 @@ type RetireIntent struct {
 
 func (x *RetireIntent) Reset() {
 	*x = RetireIntent{}
-	mi := &file_raft_v1_raft_proto_msgTypes[28]
+	mi := &file_raft_v1_raft_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2175,7 +2386,7 @@ func (x *RetireIntent) String() string {
 func (*RetireIntent) ProtoMessage() {}
 
 func (x *RetireIntent) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_v1_raft_proto_msgTypes[28]
+	mi := &file_raft_v1_raft_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2188,7 +2399,7 @@ func (x *RetireIntent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetireIntent.ProtoReflect.Descriptor instead.
 func (*RetireIntent) Descriptor() ([]byte, []int) {
-	return file_raft_v1_raft_proto_rawDescGZIP(), []int{28}
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *RetireIntent) GetNonce() string {
@@ -2223,7 +2434,7 @@ type Start struct {
 
 func (x *Start) Reset() {
 	*x = Start{}
-	mi := &file_raft_v1_raft_proto_msgTypes[29]
+	mi := &file_raft_v1_raft_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2235,7 +2446,7 @@ func (x *Start) String() string {
 func (*Start) ProtoMessage() {}
 
 func (x *Start) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_v1_raft_proto_msgTypes[29]
+	mi := &file_raft_v1_raft_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2248,7 +2459,7 @@ func (x *Start) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Start.ProtoReflect.Descriptor instead.
 func (*Start) Descriptor() ([]byte, []int) {
-	return file_raft_v1_raft_proto_rawDescGZIP(), []int{29}
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Start) GetModel() string {
@@ -2306,7 +2517,7 @@ type Setting struct {
 
 func (x *Setting) Reset() {
 	*x = Setting{}
-	mi := &file_raft_v1_raft_proto_msgTypes[30]
+	mi := &file_raft_v1_raft_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2318,7 +2529,7 @@ func (x *Setting) String() string {
 func (*Setting) ProtoMessage() {}
 
 func (x *Setting) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_v1_raft_proto_msgTypes[30]
+	mi := &file_raft_v1_raft_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2331,7 +2542,7 @@ func (x *Setting) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Setting.ProtoReflect.Descriptor instead.
 func (*Setting) Descriptor() ([]byte, []int) {
-	return file_raft_v1_raft_proto_rawDescGZIP(), []int{30}
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Setting) GetName() string {
@@ -2368,7 +2579,7 @@ type Alias struct {
 
 func (x *Alias) Reset() {
 	*x = Alias{}
-	mi := &file_raft_v1_raft_proto_msgTypes[31]
+	mi := &file_raft_v1_raft_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2380,7 +2591,7 @@ func (x *Alias) String() string {
 func (*Alias) ProtoMessage() {}
 
 func (x *Alias) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_v1_raft_proto_msgTypes[31]
+	mi := &file_raft_v1_raft_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2393,7 +2604,7 @@ func (x *Alias) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Alias.ProtoReflect.Descriptor instead.
 func (*Alias) Descriptor() ([]byte, []int) {
-	return file_raft_v1_raft_proto_rawDescGZIP(), []int{31}
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Alias) GetName() string {
@@ -2424,6 +2635,386 @@ func (x *Alias) GetModifyIndex() uint64 {
 	return 0
 }
 
+// DeploymentSpec is what somebody wants to run.
+type DeploymentSpec struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Name     string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Model    string                 `protobuf:"bytes,2,opt,name=model,proto3" json:"model,omitempty"`
+	Replicas int32                  `protobuf:"varint,3,opt,name=replicas,proto3" json:"replicas,omitempty"`
+	Type     string                 `protobuf:"bytes,4,opt,name=type,proto3" json:"type,omitempty"`
+	// Ids or kinds of devices that it may use; none: any.
+	Devices []string `protobuf:"bytes,5,rep,name=devices,proto3" json:"devices,omitempty"`
+	// Ids or names of hives that it may use; none: any.
+	Hives         []string `protobuf:"bytes,6,rep,name=hives,proto3" json:"hives,omitempty"`
+	Slots         int32    `protobuf:"varint,7,opt,name=slots,proto3" json:"slots,omitempty"`
+	ContextTokens int32    `protobuf:"varint,8,opt,name=context_tokens,json=contextTokens,proto3" json:"context_tokens,omitempty"`
+	// From 0 to 100: higher ones are placed first.
+	Priority      int32 `protobuf:"varint,9,opt,name=priority,proto3" json:"priority,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeploymentSpec) Reset() {
+	*x = DeploymentSpec{}
+	mi := &file_raft_v1_raft_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeploymentSpec) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeploymentSpec) ProtoMessage() {}
+
+func (x *DeploymentSpec) ProtoReflect() protoreflect.Message {
+	mi := &file_raft_v1_raft_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeploymentSpec.ProtoReflect.Descriptor instead.
+func (*DeploymentSpec) Descriptor() ([]byte, []int) {
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *DeploymentSpec) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *DeploymentSpec) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
+func (x *DeploymentSpec) GetReplicas() int32 {
+	if x != nil {
+		return x.Replicas
+	}
+	return 0
+}
+
+func (x *DeploymentSpec) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
+func (x *DeploymentSpec) GetDevices() []string {
+	if x != nil {
+		return x.Devices
+	}
+	return nil
+}
+
+func (x *DeploymentSpec) GetHives() []string {
+	if x != nil {
+		return x.Hives
+	}
+	return nil
+}
+
+func (x *DeploymentSpec) GetSlots() int32 {
+	if x != nil {
+		return x.Slots
+	}
+	return 0
+}
+
+func (x *DeploymentSpec) GetContextTokens() int32 {
+	if x != nil {
+		return x.ContextTokens
+	}
+	return 0
+}
+
+func (x *DeploymentSpec) GetPriority() int32 {
+	if x != nil {
+		return x.Priority
+	}
+	return 0
+}
+
+// Deployment is what somebody wants to run, and where it does.
+type Deployment struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Spec  *DeploymentSpec        `protobuf:"bytes,1,opt,name=spec,proto3" json:"spec,omitempty"`
+	// Counts the changes that somebody made: 1, 2, 3, …
+	Version uint64 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
+	// The version that last changed what its workers are started with.
+	StartVersion uint64 `protobuf:"varint,3,opt,name=start_version,json=startVersion,proto3" json:"start_version,omitempty"`
+	Stopped      bool   `protobuf:"varint,4,opt,name=stopped,proto3" json:"stopped,omitempty"`
+	// When somebody changed it last, by the leader's clock.
+	ChangedUnix int64      `protobuf:"varint,5,opt,name=changed_unix,json=changedUnix,proto3" json:"changed_unix,omitempty"`
+	Replicas    []*Replica `protobuf:"bytes,6,rep,name=replicas,proto3" json:"replicas,omitempty"`
+	// Earlier versions, the oldest first.
+	History []*DeploymentVersion `protobuf:"bytes,7,rep,name=history,proto3" json:"history,omitempty"`
+	// Of the last change that somebody made; modify_index is of any change.
+	SpecIndex     uint64 `protobuf:"varint,8,opt,name=spec_index,json=specIndex,proto3" json:"spec_index,omitempty"`
+	CreateIndex   uint64 `protobuf:"varint,9,opt,name=create_index,json=createIndex,proto3" json:"create_index,omitempty"`
+	ModifyIndex   uint64 `protobuf:"varint,10,opt,name=modify_index,json=modifyIndex,proto3" json:"modify_index,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Deployment) Reset() {
+	*x = Deployment{}
+	mi := &file_raft_v1_raft_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Deployment) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Deployment) ProtoMessage() {}
+
+func (x *Deployment) ProtoReflect() protoreflect.Message {
+	mi := &file_raft_v1_raft_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Deployment.ProtoReflect.Descriptor instead.
+func (*Deployment) Descriptor() ([]byte, []int) {
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *Deployment) GetSpec() *DeploymentSpec {
+	if x != nil {
+		return x.Spec
+	}
+	return nil
+}
+
+func (x *Deployment) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *Deployment) GetStartVersion() uint64 {
+	if x != nil {
+		return x.StartVersion
+	}
+	return 0
+}
+
+func (x *Deployment) GetStopped() bool {
+	if x != nil {
+		return x.Stopped
+	}
+	return false
+}
+
+func (x *Deployment) GetChangedUnix() int64 {
+	if x != nil {
+		return x.ChangedUnix
+	}
+	return 0
+}
+
+func (x *Deployment) GetReplicas() []*Replica {
+	if x != nil {
+		return x.Replicas
+	}
+	return nil
+}
+
+func (x *Deployment) GetHistory() []*DeploymentVersion {
+	if x != nil {
+		return x.History
+	}
+	return nil
+}
+
+func (x *Deployment) GetSpecIndex() uint64 {
+	if x != nil {
+		return x.SpecIndex
+	}
+	return 0
+}
+
+func (x *Deployment) GetCreateIndex() uint64 {
+	if x != nil {
+		return x.CreateIndex
+	}
+	return 0
+}
+
+func (x *Deployment) GetModifyIndex() uint64 {
+	if x != nil {
+		return x.ModifyIndex
+	}
+	return 0
+}
+
+type DeploymentVersion struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Version       uint64                 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
+	Spec          *DeploymentSpec        `protobuf:"bytes,2,opt,name=spec,proto3" json:"spec,omitempty"`
+	Stopped       bool                   `protobuf:"varint,3,opt,name=stopped,proto3" json:"stopped,omitempty"`
+	ChangedUnix   int64                  `protobuf:"varint,4,opt,name=changed_unix,json=changedUnix,proto3" json:"changed_unix,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeploymentVersion) Reset() {
+	*x = DeploymentVersion{}
+	mi := &file_raft_v1_raft_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeploymentVersion) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeploymentVersion) ProtoMessage() {}
+
+func (x *DeploymentVersion) ProtoReflect() protoreflect.Message {
+	mi := &file_raft_v1_raft_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeploymentVersion.ProtoReflect.Descriptor instead.
+func (*DeploymentVersion) Descriptor() ([]byte, []int) {
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *DeploymentVersion) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *DeploymentVersion) GetSpec() *DeploymentSpec {
+	if x != nil {
+		return x.Spec
+	}
+	return nil
+}
+
+func (x *DeploymentVersion) GetStopped() bool {
+	if x != nil {
+		return x.Stopped
+	}
+	return false
+}
+
+func (x *DeploymentVersion) GetChangedUnix() int64 {
+	if x != nil {
+		return x.ChangedUnix
+	}
+	return 0
+}
+
+// Replica is one worker of a deployment, there or to be started.
+type Replica struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Ordinal int32                  `protobuf:"varint,1,opt,name=ordinal,proto3" json:"ordinal,omitempty"`
+	Version uint64                 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
+	Hive    string                 `protobuf:"bytes,3,opt,name=hive,proto3" json:"hive,omitempty"`
+	Device  string                 `protobuf:"bytes,4,opt,name=device,proto3" json:"device,omitempty"`
+	// Of the command that placed it.
+	Index         uint64 `protobuf:"varint,5,opt,name=index,proto3" json:"index,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Replica) Reset() {
+	*x = Replica{}
+	mi := &file_raft_v1_raft_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Replica) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Replica) ProtoMessage() {}
+
+func (x *Replica) ProtoReflect() protoreflect.Message {
+	mi := &file_raft_v1_raft_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Replica.ProtoReflect.Descriptor instead.
+func (*Replica) Descriptor() ([]byte, []int) {
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *Replica) GetOrdinal() int32 {
+	if x != nil {
+		return x.Ordinal
+	}
+	return 0
+}
+
+func (x *Replica) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *Replica) GetHive() string {
+	if x != nil {
+		return x.Hive
+	}
+	return ""
+}
+
+func (x *Replica) GetDevice() string {
+	if x != nil {
+		return x.Device
+	}
+	return ""
+}
+
+func (x *Replica) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
 type Device struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -2437,7 +3028,7 @@ type Device struct {
 
 func (x *Device) Reset() {
 	*x = Device{}
-	mi := &file_raft_v1_raft_proto_msgTypes[32]
+	mi := &file_raft_v1_raft_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2449,7 +3040,7 @@ func (x *Device) String() string {
 func (*Device) ProtoMessage() {}
 
 func (x *Device) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_v1_raft_proto_msgTypes[32]
+	mi := &file_raft_v1_raft_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2462,7 +3053,7 @@ func (x *Device) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Device.ProtoReflect.Descriptor instead.
 func (*Device) Descriptor() ([]byte, []int) {
-	return file_raft_v1_raft_proto_rawDescGZIP(), []int{32}
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Device) GetId() string {
@@ -2521,7 +3112,7 @@ type Hive struct {
 
 func (x *Hive) Reset() {
 	*x = Hive{}
-	mi := &file_raft_v1_raft_proto_msgTypes[33]
+	mi := &file_raft_v1_raft_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2533,7 +3124,7 @@ func (x *Hive) String() string {
 func (*Hive) ProtoMessage() {}
 
 func (x *Hive) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_v1_raft_proto_msgTypes[33]
+	mi := &file_raft_v1_raft_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2546,7 +3137,7 @@ func (x *Hive) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hive.ProtoReflect.Descriptor instead.
 func (*Hive) Descriptor() ([]byte, []int) {
-	return file_raft_v1_raft_proto_rawDescGZIP(), []int{33}
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Hive) GetId() string {
@@ -2656,14 +3247,16 @@ type Worker struct {
 	CreateIndex   uint64                 `protobuf:"varint,12,opt,name=create_index,json=createIndex,proto3" json:"create_index,omitempty"`
 	ModifyIndex   uint64                 `protobuf:"varint,13,opt,name=modify_index,json=modifyIndex,proto3" json:"modify_index,omitempty"`
 	// What it can do; empty: it does not say.
-	Capabilities  []string `protobuf:"bytes,14,rep,name=capabilities,proto3" json:"capabilities,omitempty"`
+	Capabilities []string `protobuf:"bytes,14,rep,name=capabilities,proto3" json:"capabilities,omitempty"`
+	// The replica of a deployment that it is: deployment/ordinal/index; empty: none.
+	Replica       string `protobuf:"bytes,15,opt,name=replica,proto3" json:"replica,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Worker) Reset() {
 	*x = Worker{}
-	mi := &file_raft_v1_raft_proto_msgTypes[34]
+	mi := &file_raft_v1_raft_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2675,7 +3268,7 @@ func (x *Worker) String() string {
 func (*Worker) ProtoMessage() {}
 
 func (x *Worker) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_v1_raft_proto_msgTypes[34]
+	mi := &file_raft_v1_raft_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2688,7 +3281,7 @@ func (x *Worker) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Worker.ProtoReflect.Descriptor instead.
 func (*Worker) Descriptor() ([]byte, []int) {
-	return file_raft_v1_raft_proto_rawDescGZIP(), []int{34}
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Worker) GetId() string {
@@ -2789,6 +3382,13 @@ func (x *Worker) GetCapabilities() []string {
 	return nil
 }
 
+func (x *Worker) GetReplica() string {
+	if x != nil {
+		return x.Replica
+	}
+	return ""
+}
+
 type SnapshotHeader struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Format        uint32                 `protobuf:"varint,1,opt,name=format,proto3" json:"format,omitempty"`
@@ -2800,7 +3400,7 @@ type SnapshotHeader struct {
 
 func (x *SnapshotHeader) Reset() {
 	*x = SnapshotHeader{}
-	mi := &file_raft_v1_raft_proto_msgTypes[35]
+	mi := &file_raft_v1_raft_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2812,7 +3412,7 @@ func (x *SnapshotHeader) String() string {
 func (*SnapshotHeader) ProtoMessage() {}
 
 func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_v1_raft_proto_msgTypes[35]
+	mi := &file_raft_v1_raft_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2825,7 +3425,7 @@ func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotHeader.ProtoReflect.Descriptor instead.
 func (*SnapshotHeader) Descriptor() ([]byte, []int) {
-	return file_raft_v1_raft_proto_rawDescGZIP(), []int{35}
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *SnapshotHeader) GetFormat() uint32 {
@@ -2864,6 +3464,7 @@ type SnapshotRecord struct {
 	//	*SnapshotRecord_Start
 	//	*SnapshotRecord_Setting
 	//	*SnapshotRecord_Alias
+	//	*SnapshotRecord_Deployment
 	Record        isSnapshotRecord_Record `protobuf_oneof:"record"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2871,7 +3472,7 @@ type SnapshotRecord struct {
 
 func (x *SnapshotRecord) Reset() {
 	*x = SnapshotRecord{}
-	mi := &file_raft_v1_raft_proto_msgTypes[36]
+	mi := &file_raft_v1_raft_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2883,7 +3484,7 @@ func (x *SnapshotRecord) String() string {
 func (*SnapshotRecord) ProtoMessage() {}
 
 func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_v1_raft_proto_msgTypes[36]
+	mi := &file_raft_v1_raft_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2896,7 +3497,7 @@ func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotRecord.ProtoReflect.Descriptor instead.
 func (*SnapshotRecord) Descriptor() ([]byte, []int) {
-	return file_raft_v1_raft_proto_rawDescGZIP(), []int{36}
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *SnapshotRecord) GetRecord() isSnapshotRecord_Record {
@@ -3005,6 +3606,15 @@ func (x *SnapshotRecord) GetAlias() *Alias {
 	return nil
 }
 
+func (x *SnapshotRecord) GetDeployment() *Deployment {
+	if x != nil {
+		if x, ok := x.Record.(*SnapshotRecord_Deployment); ok {
+			return x.Deployment
+		}
+	}
+	return nil
+}
+
 type isSnapshotRecord_Record interface {
 	isSnapshotRecord_Record()
 }
@@ -3053,6 +3663,10 @@ type SnapshotRecord_Alias struct {
 	Alias *Alias `protobuf:"bytes,11,opt,name=alias,proto3,oneof"`
 }
 
+type SnapshotRecord_Deployment struct {
+	Deployment *Deployment `protobuf:"bytes,12,opt,name=deployment,proto3,oneof"`
+}
+
 func (*SnapshotRecord_Hive) isSnapshotRecord_Record() {}
 
 func (*SnapshotRecord_Worker) isSnapshotRecord_Record() {}
@@ -3075,12 +3689,13 @@ func (*SnapshotRecord_Setting) isSnapshotRecord_Record() {}
 
 func (*SnapshotRecord_Alias) isSnapshotRecord_Record() {}
 
+func (*SnapshotRecord_Deployment) isSnapshotRecord_Record() {}
+
 var File_raft_v1_raft_proto protoreflect.FileDescriptor
 
 const file_raft_v1_raft_proto_rawDesc = "" +
 	"\n" +
-	"\x12raft/v1/raft.proto\x12\frbee.raft.v1\"\xdc\n" +
-	"\n" +
+	"\x12raft/v1/raft.proto\x12\frbee.raft.v1\"\xb4\f\n" +
 	"\aCommand\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12 \n" +
@@ -3116,7 +3731,10 @@ const file_raft_v1_raft_proto_rawDesc = "" +
 	"\frotate_token\x18\x1b \x01(\v2\x19.rbee.raft.v1.RotateTokenH\x00R\vrotateToken\x12;\n" +
 	"\vend_overlap\x18\x1c \x01(\v2\x18.rbee.raft.v1.EndOverlapH\x00R\n" +
 	"endOverlap\x12>\n" +
-	"\ftouch_tokens\x18\x1d \x01(\v2\x19.rbee.raft.v1.TouchTokensH\x00R\vtouchTokensB\x04\n" +
+	"\ftouch_tokens\x18\x1d \x01(\v2\x19.rbee.raft.v1.TouchTokensH\x00R\vtouchTokens\x12G\n" +
+	"\x0fput_deployments\x18\x1e \x01(\v2\x1c.rbee.raft.v1.PutDeploymentsH\x00R\x0eputDeployments\x12G\n" +
+	"\x0fstop_deployment\x18\x1f \x01(\v2\x1c.rbee.raft.v1.StopDeploymentH\x00R\x0estopDeployment\x12D\n" +
+	"\x0eplace_replicas\x18  \x01(\v2\x1b.rbee.raft.v1.PlaceReplicasH\x00R\rplaceReplicasB\x04\n" +
 	"\x02op\"{\n" +
 	"\bSyncHive\x12&\n" +
 	"\x04hive\x18\x01 \x01(\v2\x12.rbee.raft.v1.HiveR\x04hive\x12.\n" +
@@ -3191,7 +3809,16 @@ const file_raft_v1_raft_proto_rawDesc = "" +
 	"\bPutAlias\x12)\n" +
 	"\x05alias\x18\x01 \x01(\v2\x13.rbee.raft.v1.AliasR\x05alias\"!\n" +
 	"\vDeleteAlias\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\"\x95\x02\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"k\n" +
+	"\x0ePutDeployments\x122\n" +
+	"\x05specs\x18\x01 \x03(\v2\x1c.rbee.raft.v1.DeploymentSpecR\x05specs\x12%\n" +
+	"\x0eexpected_index\x18\x02 \x01(\x04R\rexpectedIndex\"$\n" +
+	"\x0eStopDeployment\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"}\n" +
+	"\rPlaceReplicas\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12%\n" +
+	"\x0eexpected_index\x18\x02 \x01(\x04R\rexpectedIndex\x121\n" +
+	"\breplicas\x18\x03 \x03(\v2\x15.rbee.raft.v1.ReplicaR\breplicas\"\x95\x02\n" +
 	"\aCluster\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12'\n" +
@@ -3268,7 +3895,42 @@ const file_raft_v1_raft_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05model\x18\x02 \x01(\tR\x05model\x12!\n" +
 	"\fcreate_index\x18\x03 \x01(\x04R\vcreateIndex\x12!\n" +
-	"\fmodify_index\x18\x04 \x01(\x04R\vmodifyIndex\"{\n" +
+	"\fmodify_index\x18\x04 \x01(\x04R\vmodifyIndex\"\xf3\x01\n" +
+	"\x0eDeploymentSpec\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05model\x18\x02 \x01(\tR\x05model\x12\x1a\n" +
+	"\breplicas\x18\x03 \x01(\x05R\breplicas\x12\x12\n" +
+	"\x04type\x18\x04 \x01(\tR\x04type\x12\x18\n" +
+	"\adevices\x18\x05 \x03(\tR\adevices\x12\x14\n" +
+	"\x05hives\x18\x06 \x03(\tR\x05hives\x12\x14\n" +
+	"\x05slots\x18\a \x01(\x05R\x05slots\x12%\n" +
+	"\x0econtext_tokens\x18\b \x01(\x05R\rcontextTokens\x12\x1a\n" +
+	"\bpriority\x18\t \x01(\x05R\bpriority\"\x8d\x03\n" +
+	"\n" +
+	"Deployment\x120\n" +
+	"\x04spec\x18\x01 \x01(\v2\x1c.rbee.raft.v1.DeploymentSpecR\x04spec\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\x04R\aversion\x12#\n" +
+	"\rstart_version\x18\x03 \x01(\x04R\fstartVersion\x12\x18\n" +
+	"\astopped\x18\x04 \x01(\bR\astopped\x12!\n" +
+	"\fchanged_unix\x18\x05 \x01(\x03R\vchangedUnix\x121\n" +
+	"\breplicas\x18\x06 \x03(\v2\x15.rbee.raft.v1.ReplicaR\breplicas\x129\n" +
+	"\ahistory\x18\a \x03(\v2\x1f.rbee.raft.v1.DeploymentVersionR\ahistory\x12\x1d\n" +
+	"\n" +
+	"spec_index\x18\b \x01(\x04R\tspecIndex\x12!\n" +
+	"\fcreate_index\x18\t \x01(\x04R\vcreateIndex\x12!\n" +
+	"\fmodify_index\x18\n" +
+	" \x01(\x04R\vmodifyIndex\"\x9c\x01\n" +
+	"\x11DeploymentVersion\x12\x18\n" +
+	"\aversion\x18\x01 \x01(\x04R\aversion\x120\n" +
+	"\x04spec\x18\x02 \x01(\v2\x1c.rbee.raft.v1.DeploymentSpecR\x04spec\x12\x18\n" +
+	"\astopped\x18\x03 \x01(\bR\astopped\x12!\n" +
+	"\fchanged_unix\x18\x04 \x01(\x03R\vchangedUnix\"\x7f\n" +
+	"\aReplica\x12\x18\n" +
+	"\aordinal\x18\x01 \x01(\x05R\aordinal\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\x04R\aversion\x12\x12\n" +
+	"\x04hive\x18\x03 \x01(\tR\x04hive\x12\x16\n" +
+	"\x06device\x18\x04 \x01(\tR\x06device\x12\x14\n" +
+	"\x05index\x18\x05 \x01(\x04R\x05index\"{\n" +
 	"\x06Device\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x12\n" +
@@ -3291,7 +3953,7 @@ const file_raft_v1_raft_proto_rawDesc = "" +
 	"\fmodify_index\x18\v \x01(\x04R\vmodifyIndex\x12\x1f\n" +
 	"\vrpc_address\x18\f \x01(\tR\n" +
 	"rpcAddress\x12\x1a\n" +
-	"\bdraining\x18\r \x01(\bR\bdraining\"\xfe\x02\n" +
+	"\bdraining\x18\r \x01(\bR\bdraining\"\x98\x03\n" +
 	"\x06Worker\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04hive\x18\x02 \x01(\tR\x04hive\x12\x12\n" +
@@ -3307,11 +3969,12 @@ const file_raft_v1_raft_proto_rawDesc = "" +
 	"\x05nonce\x18\v \x01(\tR\x05nonce\x12!\n" +
 	"\fcreate_index\x18\f \x01(\x04R\vcreateIndex\x12!\n" +
 	"\fmodify_index\x18\r \x01(\x04R\vmodifyIndex\x12\"\n" +
-	"\fcapabilities\x18\x0e \x03(\tR\fcapabilities\"P\n" +
+	"\fcapabilities\x18\x0e \x03(\tR\fcapabilities\x12\x18\n" +
+	"\areplica\x18\x0f \x01(\tR\areplica\"P\n" +
 	"\x0eSnapshotHeader\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12\x10\n" +
 	"\x03fsm\x18\x02 \x01(\rR\x03fsm\x12\x14\n" +
-	"\x05index\x18\x03 \x01(\x04R\x05index\"\xca\x04\n" +
+	"\x05index\x18\x03 \x01(\x04R\x05index\"\x86\x05\n" +
 	"\x0eSnapshotRecord\x12(\n" +
 	"\x04hive\x18\x01 \x01(\v2\x12.rbee.raft.v1.HiveH\x00R\x04hive\x12.\n" +
 	"\x06worker\x18\x02 \x01(\v2\x14.rbee.raft.v1.WorkerH\x00R\x06worker\x121\n" +
@@ -3324,7 +3987,10 @@ const file_raft_v1_raft_proto_rawDesc = "" +
 	"\x05start\x18\t \x01(\v2\x13.rbee.raft.v1.StartH\x00R\x05start\x121\n" +
 	"\asetting\x18\n" +
 	" \x01(\v2\x15.rbee.raft.v1.SettingH\x00R\asetting\x12+\n" +
-	"\x05alias\x18\v \x01(\v2\x13.rbee.raft.v1.AliasH\x00R\x05aliasB\b\n" +
+	"\x05alias\x18\v \x01(\v2\x13.rbee.raft.v1.AliasH\x00R\x05alias\x12:\n" +
+	"\n" +
+	"deployment\x18\f \x01(\v2\x18.rbee.raft.v1.DeploymentH\x00R\n" +
+	"deploymentB\b\n" +
 	"\x06recordB3Z1github.com/rbee-project/rbee/proto/raft/v1;raftv1b\x06proto3"
 
 var (
@@ -3339,45 +4005,52 @@ func file_raft_v1_raft_proto_rawDescGZIP() []byte {
 	return file_raft_v1_raft_proto_rawDescData
 }
 
-var file_raft_v1_raft_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
+var file_raft_v1_raft_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
 var file_raft_v1_raft_proto_goTypes = []any{
-	(*Command)(nil),         // 0: rbee.raft.v1.Command
-	(*SyncHive)(nil),        // 1: rbee.raft.v1.SyncHive
-	(*SetHiveStatus)(nil),   // 2: rbee.raft.v1.SetHiveStatus
-	(*RetireWorker)(nil),    // 3: rbee.raft.v1.RetireWorker
-	(*RemoveHive)(nil),      // 4: rbee.raft.v1.RemoveHive
-	(*SyncHives)(nil),       // 5: rbee.raft.v1.SyncHives
-	(*SetHiveDraining)(nil), // 6: rbee.raft.v1.SetHiveDraining
-	(*InitCluster)(nil),     // 7: rbee.raft.v1.InitCluster
-	(*PutNode)(nil),         // 8: rbee.raft.v1.PutNode
-	(*RevokeNode)(nil),      // 9: rbee.raft.v1.RevokeNode
-	(*RemoveNode)(nil),      // 10: rbee.raft.v1.RemoveNode
-	(*PutToken)(nil),        // 11: rbee.raft.v1.PutToken
-	(*DeleteToken)(nil),     // 12: rbee.raft.v1.DeleteToken
-	(*RotateToken)(nil),     // 13: rbee.raft.v1.RotateToken
-	(*EndOverlap)(nil),      // 14: rbee.raft.v1.EndOverlap
-	(*TouchTokens)(nil),     // 15: rbee.raft.v1.TouchTokens
-	(*TokenUse)(nil),        // 16: rbee.raft.v1.TokenUse
-	(*SetKeyring)(nil),      // 17: rbee.raft.v1.SetKeyring
-	(*ClaimStart)(nil),      // 18: rbee.raft.v1.ClaimStart
-	(*PutSetting)(nil),      // 19: rbee.raft.v1.PutSetting
-	(*PutAlias)(nil),        // 20: rbee.raft.v1.PutAlias
-	(*DeleteAlias)(nil),     // 21: rbee.raft.v1.DeleteAlias
-	(*Cluster)(nil),         // 22: rbee.raft.v1.Cluster
-	(*Node)(nil),            // 23: rbee.raft.v1.Node
-	(*Token)(nil),           // 24: rbee.raft.v1.Token
-	(*Limit)(nil),           // 25: rbee.raft.v1.Limit
-	(*Tombstone)(nil),       // 26: rbee.raft.v1.Tombstone
-	(*RevokedToken)(nil),    // 27: rbee.raft.v1.RevokedToken
-	(*RetireIntent)(nil),    // 28: rbee.raft.v1.RetireIntent
-	(*Start)(nil),           // 29: rbee.raft.v1.Start
-	(*Setting)(nil),         // 30: rbee.raft.v1.Setting
-	(*Alias)(nil),           // 31: rbee.raft.v1.Alias
-	(*Device)(nil),          // 32: rbee.raft.v1.Device
-	(*Hive)(nil),            // 33: rbee.raft.v1.Hive
-	(*Worker)(nil),          // 34: rbee.raft.v1.Worker
-	(*SnapshotHeader)(nil),  // 35: rbee.raft.v1.SnapshotHeader
-	(*SnapshotRecord)(nil),  // 36: rbee.raft.v1.SnapshotRecord
+	(*Command)(nil),           // 0: rbee.raft.v1.Command
+	(*SyncHive)(nil),          // 1: rbee.raft.v1.SyncHive
+	(*SetHiveStatus)(nil),     // 2: rbee.raft.v1.SetHiveStatus
+	(*RetireWorker)(nil),      // 3: rbee.raft.v1.RetireWorker
+	(*RemoveHive)(nil),        // 4: rbee.raft.v1.RemoveHive
+	(*SyncHives)(nil),         // 5: rbee.raft.v1.SyncHives
+	(*SetHiveDraining)(nil),   // 6: rbee.raft.v1.SetHiveDraining
+	(*InitCluster)(nil),       // 7: rbee.raft.v1.InitCluster
+	(*PutNode)(nil),           // 8: rbee.raft.v1.PutNode
+	(*RevokeNode)(nil),        // 9: rbee.raft.v1.RevokeNode
+	(*RemoveNode)(nil),        // 10: rbee.raft.v1.RemoveNode
+	(*PutToken)(nil),          // 11: rbee.raft.v1.PutToken
+	(*DeleteToken)(nil),       // 12: rbee.raft.v1.DeleteToken
+	(*RotateToken)(nil),       // 13: rbee.raft.v1.RotateToken
+	(*EndOverlap)(nil),        // 14: rbee.raft.v1.EndOverlap
+	(*TouchTokens)(nil),       // 15: rbee.raft.v1.TouchTokens
+	(*TokenUse)(nil),          // 16: rbee.raft.v1.TokenUse
+	(*SetKeyring)(nil),        // 17: rbee.raft.v1.SetKeyring
+	(*ClaimStart)(nil),        // 18: rbee.raft.v1.ClaimStart
+	(*PutSetting)(nil),        // 19: rbee.raft.v1.PutSetting
+	(*PutAlias)(nil),          // 20: rbee.raft.v1.PutAlias
+	(*DeleteAlias)(nil),       // 21: rbee.raft.v1.DeleteAlias
+	(*PutDeployments)(nil),    // 22: rbee.raft.v1.PutDeployments
+	(*StopDeployment)(nil),    // 23: rbee.raft.v1.StopDeployment
+	(*PlaceReplicas)(nil),     // 24: rbee.raft.v1.PlaceReplicas
+	(*Cluster)(nil),           // 25: rbee.raft.v1.Cluster
+	(*Node)(nil),              // 26: rbee.raft.v1.Node
+	(*Token)(nil),             // 27: rbee.raft.v1.Token
+	(*Limit)(nil),             // 28: rbee.raft.v1.Limit
+	(*Tombstone)(nil),         // 29: rbee.raft.v1.Tombstone
+	(*RevokedToken)(nil),      // 30: rbee.raft.v1.RevokedToken
+	(*RetireIntent)(nil),      // 31: rbee.raft.v1.RetireIntent
+	(*Start)(nil),             // 32: rbee.raft.v1.Start
+	(*Setting)(nil),           // 33: rbee.raft.v1.Setting
+	(*Alias)(nil),             // 34: rbee.raft.v1.Alias
+	(*DeploymentSpec)(nil),    // 35: rbee.raft.v1.DeploymentSpec
+	(*Deployment)(nil),        // 36: rbee.raft.v1.Deployment
+	(*DeploymentVersion)(nil), // 37: rbee.raft.v1.DeploymentVersion
+	(*Replica)(nil),           // 38: rbee.raft.v1.Replica
+	(*Device)(nil),            // 39: rbee.raft.v1.Device
+	(*Hive)(nil),              // 40: rbee.raft.v1.Hive
+	(*Worker)(nil),            // 41: rbee.raft.v1.Worker
+	(*SnapshotHeader)(nil),    // 42: rbee.raft.v1.SnapshotHeader
+	(*SnapshotRecord)(nil),    // 43: rbee.raft.v1.SnapshotRecord
 }
 var file_raft_v1_raft_proto_depIdxs = []int32{
 	1,  // 0: rbee.raft.v1.Command.sync_hive:type_name -> rbee.raft.v1.SyncHive
@@ -3400,35 +4073,45 @@ var file_raft_v1_raft_proto_depIdxs = []int32{
 	13, // 17: rbee.raft.v1.Command.rotate_token:type_name -> rbee.raft.v1.RotateToken
 	14, // 18: rbee.raft.v1.Command.end_overlap:type_name -> rbee.raft.v1.EndOverlap
 	15, // 19: rbee.raft.v1.Command.touch_tokens:type_name -> rbee.raft.v1.TouchTokens
-	33, // 20: rbee.raft.v1.SyncHive.hive:type_name -> rbee.raft.v1.Hive
-	34, // 21: rbee.raft.v1.SyncHive.workers:type_name -> rbee.raft.v1.Worker
-	1,  // 22: rbee.raft.v1.SyncHives.hives:type_name -> rbee.raft.v1.SyncHive
-	22, // 23: rbee.raft.v1.InitCluster.cluster:type_name -> rbee.raft.v1.Cluster
-	24, // 24: rbee.raft.v1.InitCluster.token:type_name -> rbee.raft.v1.Token
-	23, // 25: rbee.raft.v1.InitCluster.node:type_name -> rbee.raft.v1.Node
-	23, // 26: rbee.raft.v1.PutNode.node:type_name -> rbee.raft.v1.Node
-	24, // 27: rbee.raft.v1.PutToken.token:type_name -> rbee.raft.v1.Token
-	16, // 28: rbee.raft.v1.TouchTokens.uses:type_name -> rbee.raft.v1.TokenUse
-	29, // 29: rbee.raft.v1.ClaimStart.start:type_name -> rbee.raft.v1.Start
-	31, // 30: rbee.raft.v1.PutAlias.alias:type_name -> rbee.raft.v1.Alias
-	25, // 31: rbee.raft.v1.Token.limits:type_name -> rbee.raft.v1.Limit
-	32, // 32: rbee.raft.v1.Hive.devices:type_name -> rbee.raft.v1.Device
-	33, // 33: rbee.raft.v1.SnapshotRecord.hive:type_name -> rbee.raft.v1.Hive
-	34, // 34: rbee.raft.v1.SnapshotRecord.worker:type_name -> rbee.raft.v1.Worker
-	22, // 35: rbee.raft.v1.SnapshotRecord.cluster:type_name -> rbee.raft.v1.Cluster
-	23, // 36: rbee.raft.v1.SnapshotRecord.node:type_name -> rbee.raft.v1.Node
-	24, // 37: rbee.raft.v1.SnapshotRecord.token:type_name -> rbee.raft.v1.Token
-	26, // 38: rbee.raft.v1.SnapshotRecord.tombstone:type_name -> rbee.raft.v1.Tombstone
-	28, // 39: rbee.raft.v1.SnapshotRecord.retire_intent:type_name -> rbee.raft.v1.RetireIntent
-	27, // 40: rbee.raft.v1.SnapshotRecord.revoked_token:type_name -> rbee.raft.v1.RevokedToken
-	29, // 41: rbee.raft.v1.SnapshotRecord.start:type_name -> rbee.raft.v1.Start
-	30, // 42: rbee.raft.v1.SnapshotRecord.setting:type_name -> rbee.raft.v1.Setting
-	31, // 43: rbee.raft.v1.SnapshotRecord.alias:type_name -> rbee.raft.v1.Alias
-	44, // [44:44] is the sub-list for method output_type
-	44, // [44:44] is the sub-list for method input_type
-	44, // [44:44] is the sub-list for extension type_name
-	44, // [44:44] is the sub-list for extension extendee
-	0,  // [0:44] is the sub-list for field type_name
+	22, // 20: rbee.raft.v1.Command.put_deployments:type_name -> rbee.raft.v1.PutDeployments
+	23, // 21: rbee.raft.v1.Command.stop_deployment:type_name -> rbee.raft.v1.StopDeployment
+	24, // 22: rbee.raft.v1.Command.place_replicas:type_name -> rbee.raft.v1.PlaceReplicas
+	40, // 23: rbee.raft.v1.SyncHive.hive:type_name -> rbee.raft.v1.Hive
+	41, // 24: rbee.raft.v1.SyncHive.workers:type_name -> rbee.raft.v1.Worker
+	1,  // 25: rbee.raft.v1.SyncHives.hives:type_name -> rbee.raft.v1.SyncHive
+	25, // 26: rbee.raft.v1.InitCluster.cluster:type_name -> rbee.raft.v1.Cluster
+	27, // 27: rbee.raft.v1.InitCluster.token:type_name -> rbee.raft.v1.Token
+	26, // 28: rbee.raft.v1.InitCluster.node:type_name -> rbee.raft.v1.Node
+	26, // 29: rbee.raft.v1.PutNode.node:type_name -> rbee.raft.v1.Node
+	27, // 30: rbee.raft.v1.PutToken.token:type_name -> rbee.raft.v1.Token
+	16, // 31: rbee.raft.v1.TouchTokens.uses:type_name -> rbee.raft.v1.TokenUse
+	32, // 32: rbee.raft.v1.ClaimStart.start:type_name -> rbee.raft.v1.Start
+	34, // 33: rbee.raft.v1.PutAlias.alias:type_name -> rbee.raft.v1.Alias
+	35, // 34: rbee.raft.v1.PutDeployments.specs:type_name -> rbee.raft.v1.DeploymentSpec
+	38, // 35: rbee.raft.v1.PlaceReplicas.replicas:type_name -> rbee.raft.v1.Replica
+	28, // 36: rbee.raft.v1.Token.limits:type_name -> rbee.raft.v1.Limit
+	35, // 37: rbee.raft.v1.Deployment.spec:type_name -> rbee.raft.v1.DeploymentSpec
+	38, // 38: rbee.raft.v1.Deployment.replicas:type_name -> rbee.raft.v1.Replica
+	37, // 39: rbee.raft.v1.Deployment.history:type_name -> rbee.raft.v1.DeploymentVersion
+	35, // 40: rbee.raft.v1.DeploymentVersion.spec:type_name -> rbee.raft.v1.DeploymentSpec
+	39, // 41: rbee.raft.v1.Hive.devices:type_name -> rbee.raft.v1.Device
+	40, // 42: rbee.raft.v1.SnapshotRecord.hive:type_name -> rbee.raft.v1.Hive
+	41, // 43: rbee.raft.v1.SnapshotRecord.worker:type_name -> rbee.raft.v1.Worker
+	25, // 44: rbee.raft.v1.SnapshotRecord.cluster:type_name -> rbee.raft.v1.Cluster
+	26, // 45: rbee.raft.v1.SnapshotRecord.node:type_name -> rbee.raft.v1.Node
+	27, // 46: rbee.raft.v1.SnapshotRecord.token:type_name -> rbee.raft.v1.Token
+	29, // 47: rbee.raft.v1.SnapshotRecord.tombstone:type_name -> rbee.raft.v1.Tombstone
+	31, // 48: rbee.raft.v1.SnapshotRecord.retire_intent:type_name -> rbee.raft.v1.RetireIntent
+	30, // 49: rbee.raft.v1.SnapshotRecord.revoked_token:type_name -> rbee.raft.v1.RevokedToken
+	32, // 50: rbee.raft.v1.SnapshotRecord.start:type_name -> rbee.raft.v1.Start
+	33, // 51: rbee.raft.v1.SnapshotRecord.setting:type_name -> rbee.raft.v1.Setting
+	34, // 52: rbee.raft.v1.SnapshotRecord.alias:type_name -> rbee.raft.v1.Alias
+	36, // 53: rbee.raft.v1.SnapshotRecord.deployment:type_name -> rbee.raft.v1.Deployment
+	54, // [54:54] is the sub-list for method output_type
+	54, // [54:54] is the sub-list for method input_type
+	54, // [54:54] is the sub-list for extension type_name
+	54, // [54:54] is the sub-list for extension extendee
+	0,  // [0:54] is the sub-list for field type_name
 }
 
 func init() { file_raft_v1_raft_proto_init() }
@@ -3457,8 +4140,11 @@ func file_raft_v1_raft_proto_init() {
 		(*Command_RotateToken)(nil),
 		(*Command_EndOverlap)(nil),
 		(*Command_TouchTokens)(nil),
+		(*Command_PutDeployments)(nil),
+		(*Command_StopDeployment)(nil),
+		(*Command_PlaceReplicas)(nil),
 	}
-	file_raft_v1_raft_proto_msgTypes[36].OneofWrappers = []any{
+	file_raft_v1_raft_proto_msgTypes[43].OneofWrappers = []any{
 		(*SnapshotRecord_Hive)(nil),
 		(*SnapshotRecord_Worker)(nil),
 		(*SnapshotRecord_Cluster)(nil),
@@ -3470,6 +4156,7 @@ func file_raft_v1_raft_proto_init() {
 		(*SnapshotRecord_Start)(nil),
 		(*SnapshotRecord_Setting)(nil),
 		(*SnapshotRecord_Alias)(nil),
+		(*SnapshotRecord_Deployment)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -3477,7 +4164,7 @@ func file_raft_v1_raft_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_raft_v1_raft_proto_rawDesc), len(file_raft_v1_raft_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   37,
+			NumMessages:   44,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -1,0 +1,4 @@
+deployment "chat" {
+  model    = "rbee-tiny"
+  replicas = 2
+}

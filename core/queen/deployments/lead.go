@@ -1,0 +1,162 @@
+package deployments
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/deploy"
+	"github.com/rbee-project/rbee/core/queen/placement"
+	"github.com/rbee-project/rbee/core/registry"
+	"github.com/rbee-project/rbee/raft/fsm"
+)
+
+const (
+	// lookEvery is between looks where nothing in the registry changes: free memory, and how starts
+	// go on, are not there.
+	lookEvery = time.Second
+	// pause is the least time between looks: a report of many workers is many changes.
+	pause = 100 * time.Millisecond
+	// answerTimeout bounds what one look waits for a hive.
+	answerTimeout = 5 * time.Second
+)
+
+// Lead has the deployments' workers run until ctx ends. What it decides is in the registry before
+// anything is done, and everything that is done has the name of that decision, so that the next
+// leader goes on where this one was: a start is one job, whoever asks for it, and its worker says
+// which replica it is.
+func (c *Controller) Lead(ctx context.Context) error {
+	c.mu.Lock()
+	c.term = newTerm()
+	c.mu.Unlock()
+	defer func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.term = nil
+	}()
+	said := map[string]string{} // the last problem of each deployment that was logged
+	for ctx.Err() == nil {
+		ws := registry.WatchSet{}
+		view := c.o.Registry.View()
+		if all := view.Deployments(ws); len(all) > 0 {
+			view.Hives(ws)
+			view.Workers(ws)
+			if !c.look(ctx, all, said) {
+				_ = registry.WaitUntil(ctx, ws, time.Now().Add(lookEvery))
+			}
+		} else {
+			_ = registry.Wait(ctx, ws)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(pause):
+		}
+	}
+	return nil
+}
+
+// look decides and does once. It reports whether a decision was written, so that there may be more
+// to do.
+func (c *Controller) look(ctx context.Context, all []core.Deployment, said map[string]string) bool {
+	v, models, err := c.view(ctx, names(all))
+	if err != nil {
+		return false
+	}
+	c.mu.Lock()
+	c.term.look(all, v, c.reports, time.Now())
+	v.Lost, v.Rests = c.term.known(time.Now())
+	c.mu.Unlock()
+	placings, problems := deploy.Reconcile(all, v)
+	c.tell(all, problems, said)
+	wrote := false
+	for _, p := range placings {
+		err := c.o.Registry.Write(ctx, "place "+p.Deployment.Name, fsm.PlaceReplicas(p.Deployment.Name, p.Deployment.ModifyIndex, p.Placed))
+		if err != nil {
+			if ctx.Err() == nil && core.KindOf(err) != core.Conflict { // somebody changed it: look again
+				c.log.Warn("failed to place a deployment", "deployment", p.Deployment.Name, "error", err)
+			}
+			continue
+		}
+		wrote = true
+		for _, n := range p.News {
+			if n.Stop {
+				c.log.Info("replica given up", "replica", n.Label(p.Deployment.Name), "hive", n.Hive, "reason", n.Reason)
+			} else {
+				c.log.Info("replica placed", "deployment", p.Deployment.Name, "ordinal", n.Ordinal, "hive", n.Hive, "device", n.Device)
+			}
+		}
+	}
+	if wrote {
+		return true // what is to be done is what the registry says
+	}
+	starts, stops := deploy.Due(all, v)
+	c.do(ctx, starts, stops, models)
+	return false
+}
+
+// reports reports whether a hive tells this queen of its workers.
+func (c *Controller) reports(hive string) bool {
+	v := c.o.Liveness.Hive(hive)
+	return v.Hears() && v.Report != nil
+}
+
+// tell logs the problems that are news.
+func (c *Controller) tell(all []core.Deployment, problems []core.DeploymentProblem, said map[string]string) {
+	for _, d := range all {
+		reason := ""
+		if i := slices.IndexFunc(problems, func(p core.DeploymentProblem) bool { return p.Deployment == d.Name }); i >= 0 {
+			reason = problems[i].Reason
+		}
+		switch was := said[d.Name]; {
+		case was == reason:
+		case reason == "":
+			c.log.Info("deployment has found its places", "deployment", d.Name)
+		case was == "":
+			c.log.Warn("replicas of a deployment find no place", "deployment", d.Name, "reason", reason)
+		}
+		said[d.Name] = reason
+	}
+}
+
+// do asks hives to start and stop workers, all at once: one that does not answer holds up nobody.
+func (c *Controller) do(ctx context.Context, starts []deploy.Start, stops []core.Worker, models map[string]placement.Deployable) {
+	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	defer cancel()
+	var wg sync.WaitGroup
+	for _, s := range starts {
+		m, ok := models[s.Deployment.Model]
+		if !ok {
+			continue // nobody knows now what it is
+		}
+		wg.Go(func() {
+			j, err := c.o.Jobs.SubmitTo(ctx, s.Hive, c.request(ctx, s, m))
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			c.term.started(s, j, err, time.Now())
+		})
+	}
+	for _, w := range stops {
+		wg.Go(func() {
+			r := core.Request{Operation: core.OpActiveWorkerRetire, Hive: w.Hive, Worker: w.ID}
+			if _, err := c.o.Jobs.Submit(ctx, r, false); err != nil && ctx.Err() == nil && core.KindOf(err) != core.NotFound {
+				c.log.Warn("failed to retire a replica", "replica", w.Replica, "worker", w.ID, "error", err)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// request is the worker_spawn of a replica: the same whoever leads.
+func (c *Controller) request(ctx context.Context, s deploy.Start, m placement.Deployable) core.Request {
+	d := s.Deployment
+	r := core.Request{
+		Operation: core.OpWorkerSpawn, RequestID: "deploy/" + s.Label(), Replica: s.Label(), Model: m.Argument(s.Hive), Type: d.Type, Device: s.Device,
+		Slots: d.Slots, ContextTokens: d.ContextTokens, Pin: true,
+	}
+	if r.ContextTokens == 0 {
+		r.ReplicaContext = c.o.Placer.ReplicaContext(ctx, d.Model)
+	}
+	return r
+}
