@@ -220,6 +220,28 @@ func TestPoolForgetEndsCalls(t *testing.T) {
 	must.Eq(t, core.Forbidden, core.KindOf(err))
 }
 
+// A machine with another address keeps no connection of the one before: its calls end, and the next
+// one dials anew.
+func TestPoolReset(t *testing.T) {
+	t.Parallel()
+	ca := newCA(t)
+	n, j := hiveOf(t, ca, "00000001")
+	p := newPool(t, ca)
+	c, err := p.Conn("00000001", n.addr, core.RoleHive)
+	must.NoError(t, err)
+	ended := make(chan error, 1)
+	go func() {
+		_, err := jobv1.NewJobServiceClient(c).List(t.Context(), &jobv1.ListRequest{})
+		ended <- err
+	}()
+	eventually(t, 5*time.Second, "it runs", func() bool { return j.waits.Load() == 1 })
+	p.Reset()
+	must.Eq(t, core.Unavailable, core.KindOf(<-ended))
+	again, err := p.Conn("00000001", n.addr, core.RoleHive)
+	must.NoError(t, err)
+	must.True(t, again != c)
+}
+
 // Waiting callers notice a silently dead peer in three seconds, and do not drop one that is only
 // slow.
 func TestPoolNoticesADeadPeer(t *testing.T) {
@@ -370,6 +392,14 @@ func TestRaftStream(t *testing.T) {
 	must.NoError(t, d.Close())
 	must.Eq(t, 0, len(broken))
 	a.revoked.m.Clear()
+
+	// Nor does anything stay that was dialled from an address that this machine had before.
+	c, d = pair()
+	sa.Reset()
+	_, err = c.Read(make([]byte, 1))
+	must.Error(t, err)
+	must.NoError(t, d.Close())
+	must.Eq(t, 0, len(broken))
 
 	// Close ends what raft waits on.
 	c, d = pair()

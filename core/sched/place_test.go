@@ -95,6 +95,11 @@ func TestPlace(t *testing.T) {
 			refused: []string{`name-a has no worker type "openai", it has cpu`},
 		},
 		{
+			name: "another type's binary does not count", demand: Demand{Type: "rocm"},
+			rooms:   []Room{room("a", func(r *Room) { r.Binaries = []core.WorkerBinary{{Type: "openai"}} })},
+			refused: []string{`name-a has no worker type "rocm", it has cpu`},
+		},
+		{
 			name: "the probe knows the devices of a type", demand: Demand{Type: "cpu", MinBytes: 700},
 			rooms: []Room{room("a", gpu(8000, ""), func(r *Room) {
 				r.Binaries = []core.WorkerBinary{{Type: "cpu", Devices: []core.Device{{ID: "cuda:0"}}}}
