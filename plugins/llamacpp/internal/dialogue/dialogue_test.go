@@ -184,6 +184,10 @@ Hm.<channel|><|tool_call>call:f{a:<|"|>x "y" {}<|"|>,b:[1,true,<|"|>z<|"|>],c:{d
 		{family: "gpt-oss", name: "recipient in the role", text: `<|channel|>commentary<|message|>I look.<|end|><|start|>assistant to=functions.get_weather<|channel|>commentary json<|message|>{"city":"Paris","days":2}`, want: answer{content: "I look.", calls: []call{weather}}},
 		{family: "gpt-oss", name: "text", text: `<|channel|>analysis<|message|>One.<|end|><|start|>assistant<|channel|>analysis<|message|>Two.<|end|><|start|>assistant<|channel|>final<|message|>Hello
 there.<|return|>`, want: answer{reasoning: "One.\nTwo.", content: "Hello\nthere."}},
+		{family: "gpt-oss", name: "markers in the text", text: `<|channel|>final<|message|>Write <|channel|>, <|start|> or <|start|>user, end with <|end|> (or <|return|> ) and <|call|>.
+<|channel|>other<|message|> is none.<|return|>`, want: answer{content: "Write <|channel|>, <|start|> or <|start|>user, end with <|end|> (or <|return|> ) and <|call|>.\n<|channel|>other<|message|> is none."}},
+		{family: "gpt-oss", name: "markers in thoughts and arguments", text: `<|channel|>analysis<|message|>An <|end|> here.<|end|><|start|>assistant<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>{"city":"<|call|>","days":2}<|call|>`, want: answer{reasoning: "An <|end|> here.", calls: []call{{"id1", "get_weather", `{"city":"<|call|>","days":2}`}}}},
+		{family: "gpt-oss", name: "a call, then text", text: `<|channel|>commentary to=functions.get_time <|constrain|>json<|message|>{}<|call|><|start|>assistant<|channel|>final<|message|>Noon.`, want: answer{content: "Noon.", calls: []call{{"id1", "get_time", "{}"}}}},
 		{family: "gpt-oss", name: "no channels", text: `Hello.`, want: answer{content: "Hello."}},
 		{family: "gpt-oss", name: "cut off in a head", text: `<|channel|>fin`, want: answer{content: "<|channel|>fin"}},
 
@@ -219,13 +223,13 @@ func TestFormedContent(t *testing.T) {
 	opts := Options{Tools: testTools, Calls: true, Formed: true}
 	for name := range formats {
 		f := format(name)
-		if f.syntax == harmony { // its markers end a message wherever they are
-			continue
-		}
 		content := `{"name": "Maja", "text": "` + strings.ReplaceAll(strings.Join(f.Markers(true), ""), `"`, `\"`) + `"}`
 		text := content
-		if f.syntax == recipients {
+		switch f.syntax {
+		case recipients:
 			text = "all\n" + f.afterName + content
+		case harmony:
+			text = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>" + content
 		}
 		for _, d := range f.drop { // those mean nothing anywhere
 			content = strings.ReplaceAll(content, d, "")

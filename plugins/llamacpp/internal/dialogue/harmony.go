@@ -5,9 +5,10 @@ import "strings"
 // harmonyHeader is the head of a message in the format of gpt-oss, where an answer is several
 // messages on several channels. Other formats use it for where they are.
 type harmonyHeader struct {
-	kind Kind
-	open bool // a block of thinking is open
-	text []byte
+	kind  Kind
+	open  bool // a block of thinking is open
+	final bool // the message is the answer
+	text  []byte
 }
 
 // maxHeader bounds the head of a message.
@@ -65,7 +66,7 @@ func (p *Parser) harmonyHead() bool {
 		return p.failHarmony()
 	}
 	p.holding = false
-	*h = harmonyHeader{kind: Content}
+	*h = harmonyHeader{kind: Content, final: channel == "final"}
 	if channel == "analysis" {
 		*h = harmonyHeader{kind: Reasoning, open: true}
 	}
@@ -109,8 +110,13 @@ func (p *Parser) harmonyJSON() bool {
 	return true
 }
 
-// harmonyText is the body of a message.
+// harmonyText is the body of a message. What reads like a marker and no border follows is text: a
+// model may speak of its own format. Content that has a form of its own holds no markers at all.
 func (p *Parser) harmonyText() bool {
+	if p.header.final && p.opts.Formed {
+		p.say(Content, p.take(len(p.buf)))
+		return false
+	}
 	at, which, free := p.find(harmonyEnds)
 	if at < 0 {
 		p.say(p.header.kind, p.take(free))
@@ -120,10 +126,43 @@ func (p *Parser) harmonyText() bool {
 		return false
 	}
 	p.say(p.header.kind, p.take(at))
+	end := harmonyEnds[which]
+	switch border, wait := p.harmonyBorder(end); {
+	case wait:
+		return false
+	case !border:
+		p.say(p.header.kind, p.take(len(end)))
+		return true
+	}
 	p.space, p.trimmed, p.header.open = p.space[:0], true, false
-	if end := harmonyEnds[which]; end != "<|channel|>" && end != "<|start|>" {
+	if end != "<|channel|>" && end != "<|start|>" {
 		p.take(len(end))
+		p.skipSpace()
 	}
 	p.state = (*Parser).harmonyStart
 	return true
+}
+
+// harmonyHeads are what the head of another message begins with.
+var harmonyHeads = []string{
+	"<|start|>assistant<|", "<|start|>assistant ", "<|channel|>analysis<|", "<|channel|>analysis ",
+	"<|channel|>commentary<|", "<|channel|>commentary ", "<|channel|>final<|", "<|channel|>final ",
+}
+
+// harmonyBorder reports whether a message ends at the marker that comes next: the answer ends
+// behind it, or the head of another message follows. wait is true when only more text can tell.
+func (p *Parser) harmonyBorder(end string) (border, wait bool) {
+	rest := p.buf
+	if end != "<|channel|>" && end != "<|start|>" {
+		if rest = strings.TrimLeft(rest[len(end):], spaces); rest == "" {
+			return p.eof, !p.eof
+		}
+	}
+	for _, head := range harmonyHeads {
+		if strings.HasPrefix(rest, head) {
+			return true, false
+		}
+		wait = wait || !p.eof && strings.HasPrefix(head, rest)
+	}
+	return false, wait
 }
