@@ -158,6 +158,8 @@ func TestStructuredForms(t *testing.T) {
 			}
 			must.True(t, done)
 			text := *w.chat(t, structured(c.form, 3, `,"max_tokens":300`)).Choices[0].Message.Content
+			s := w.stream(t.Context(), t, structured(c.form, 3, `,"max_tokens":300,"stream":true`), nil)
+			must.Eq(t, text, s.text)
 			resp := w.complete(t, `{"prompt":"Bees","seed":1,"max_tokens":300,`+c.form+`}`).Choices[0]
 			if name != "json_object" && name != "whitespace" {
 				must.True(t, c.ok(text), must.Sprint(text))
@@ -173,6 +175,42 @@ func TestStructuredForms(t *testing.T) {
 	c = w.chat(t, structured(`"guided_choice":["one two"]`, 1, `,"stop":" t"`)).Choices[0]
 	must.Eq(t, "one", *c.Message.Content)
 	must.Eq(t, openai.FinishStop, c.FinishReason)
+}
+
+// A form, several answers, log probabilities, a stop and draft tokens go together: every answer has
+// the form up to where it was stopped, its log probabilities are those of its text, streamed
+// too.
+func TestFormBesideAllElse(t *testing.T) {
+	w := startWorker(t, 3, 1024, `{"speculation":true}`)
+	form := regexp.MustCompile(`^(bee hive ){3,6}[0-9]{2}$`)
+	ask := `"guided_regex":"(bee hive ){3,6}[0-9]{2}[.](never){9}"`
+	const more = `,"max_tokens":200,"n":3,"logprobs":true,"top_logprobs":2,"stop":["."]`
+	out, _ := w.choices(t, structured(ask, 7, more))
+	must.Len(t, 3, out.Choices)
+	for _, c := range out.Choices {
+		must.Eq(t, openai.FinishStop, c.FinishReason)
+		must.RegexMatch(t, form, *c.Message.Content)
+		shown := ""
+		for _, x := range c.LogProbs.Content {
+			must.LessEq(t, 2, len(x.TopLogProbs))
+			for _, b := range x.Bytes {
+				shown += string([]byte{byte(b)})
+			}
+		}
+		must.StrHasPrefix(t, *c.Message.Content, shown) // the stop is among the tokens
+	}
+	texts := make([]string, 3)
+	s := w.stream(t.Context(), t, structured(ask, 7, more+`,"stream":true`), nil)
+	for _, chunk := range s.chunks {
+		for _, c := range chunk.Choices {
+			if c.Delta.Content != nil {
+				texts[c.Index] += *c.Delta.Content
+			}
+		}
+	}
+	for _, text := range texts {
+		must.RegexMatch(t, form, text)
+	}
 }
 
 func TestStructureRefused(t *testing.T) {
