@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
@@ -204,6 +205,37 @@ func TestRenewAtOfOneHour(t *testing.T) {
 	}
 }
 
+// A queen's certificate must name this cluster as its own, whatever hosts it is for.
+func TestClientRefusesAnotherCluster(t *testing.T) {
+	t.Parallel()
+	ca := newCA(t, clusterID)
+	hive := identity(t, ca, signing{id: "0a0b0c0d", roles: []core.Role{core.RoleHive}})
+	key, certPEM := sign(t, ca, signing{id: "0000000a", roles: []core.Role{core.RoleQueen}})
+	const other = "ffffffffffffffff"
+	template := parseCert(t, certPEM)
+	template.DNSNames = []string{pki.ServerName(core.RoleQueen, other), pki.ServerName(core.RoleQueen, clusterID)}
+	template.URIs = []*url.URL{{Scheme: "rbee", Host: other, Path: "/node/0000000a"}}
+	cert, err := tls.X509KeyPair(resign(t, ca, template), key)
+	must.NoError(t, err)
+	server := &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{cert}, NextProtos: []string{"x"}}
+	_, _, clientErr := shake(t, server, hive.ClientConfig("x", core.RoleQueen, ""))
+	must.ErrorContains(t, clientErr, "it is of another cluster")
+}
+
+// An identity says of which node and cluster it is: the certificate alone could be anybody's.
+func TestLoadOfNobody(t *testing.T) {
+	t.Parallel()
+	for _, info := range []map[string]string{{"name": "x"}, {"cluster": clusterID}, {"node": "0a0b0c0d"}, {"cluster": "home", "node": "0a0b0c0d"}, {"cluster": clusterID, "node": "me"}} {
+		dir := t.TempDir()
+		initialise(t, dir)
+		b, err := disk.Seal(info)
+		must.NoError(t, err)
+		write(t, dir, "identity.json", b)
+		_, err = pki.Load(dir)
+		must.Eq(t, core.Integrity, core.KindOf(err), must.Sprint(info))
+	}
+}
+
 // What is to go into the registry of a new cluster is there whole, or not at all.
 func TestSeedThatLacksAPart(t *testing.T) {
 	t.Parallel()
@@ -309,7 +341,67 @@ func TestIdentityInText(t *testing.T) {
 	must.Eq(t, "CA of cluster "+clusterID, fmt.Sprintf("%+v", ca))
 	id := identity(t, ca, signing{id: "0a0b0c0d", roles: []core.Role{core.RoleHive}})
 	must.Eq(t, "node 0a0b0c0d of cluster "+clusterID, fmt.Sprintf("%#v", id))
+	text, err := json.Marshal(map[string]any{"key": key, "keys": pki.Secrets{key}})
+	must.NoError(t, err)
+	must.StrContains(t, string(text), `{"key":"[secret]","keys":"[secret]"}`)
+	must.StrNotContains(t, string(text), fmt.Sprintf("%x", []byte(key)))
+	n := id.Node()
+	n.Roles[0] = "changed" // the caller's
+	must.Eq(t, []core.Role{core.RoleHive}, id.Node().Roles)
 	b, err := json.Marshal(id)
 	must.NoError(t, err)
 	must.Eq(t, `"node 0a0b0c0d of cluster `+clusterID+`"`, string(b))
+}
+
+// A node's certificate names one node, in the one way that there is.
+func TestNodeOf(t *testing.T) {
+	t.Parallel()
+	good := func() *x509.Certificate {
+		return &x509.Certificate{
+			Subject: pkix.Name{CommonName: "0a0b0c0d"}, DNSNames: []string{pki.ServerName(core.RoleHive, clusterID)},
+			URIs: []*url.URL{{Scheme: "rbee", Host: clusterID, Path: "/node/0a0b0c0d"}},
+		}
+	}
+	n, err := pki.NodeOf(good())
+	must.NoError(t, err)
+	must.Eq(t, "0a0b0c0d", n.ID)
+	must.Eq(t, []core.Role{core.RoleHive}, n.Roles)
+	must.Eq(t, "", n.Name)
+	for name, change := range map[string]func(*x509.Certificate){
+		"a CA":             func(c *x509.Certificate) { c.IsCA = true },
+		"no URI":           func(c *x509.Certificate) { c.URIs = nil },
+		"two URIs":         func(c *x509.Certificate) { c.URIs = append(c.URIs, c.URIs[0]) },
+		"another scheme":   func(c *x509.Certificate) { c.URIs[0].Scheme = "http" },
+		"another path":     func(c *x509.Certificate) { c.URIs[0].Path = "/hive/0a0b0c0d" },
+		"no node id":       func(c *x509.Certificate) { c.URIs[0].Path, c.Subject.CommonName = "/node/me", "me" },
+		"no cluster id":    func(c *x509.Certificate) { c.URIs[0].Host, c.DNSNames = "home", []string{"hive.home.rbee"} },
+		"a query":          func(c *x509.Certificate) { c.URIs[0].RawQuery = "x=1" },
+		"a user":           func(c *x509.Certificate) { c.URIs[0].User = url.User("me") },
+		"another name":     func(c *x509.Certificate) { c.Subject.CommonName = "ffffffff" },
+		"another's role":   func(c *x509.Certificate) { c.DNSNames = []string{pki.ServerName(core.RoleHive, "ffffffffffffffff")} },
+		"no role":          func(c *x509.Certificate) { c.DNSNames = nil },
+		"a role of no one": func(c *x509.Certificate) { c.DNSNames = []string{"root." + clusterID + ".rbee"} },
+	} {
+		c := good()
+		change(c)
+		_, err := pki.NodeOf(c)
+		must.Eq(t, core.Unauthenticated, core.KindOf(err), must.Sprint(name))
+	}
+	_, err = pki.NodeOf(nil)
+	must.Eq(t, core.Unauthenticated, core.KindOf(err))
+}
+
+// The CA that a token names may stand anywhere behind a queen's certificate.
+func TestJoinFindsTheCA(t *testing.T) {
+	t.Parallel()
+	ca := newCA(t, clusterID)
+	queen := identity(t, ca, signing{id: "0000000a", roles: []core.Role{core.RoleQueen}})
+	state := tls.ConnectionState{NegotiatedProtocol: "x", PeerCertificates: []*x509.Certificate{
+		queen.Certificate().Leaf, parseCert(t, newCA(t, clusterID).CertPEM()), parseCert(t, ca.CertPEM()),
+	}}
+	must.NoError(t, pki.JoinConfig("x", ca.Fingerprint()).VerifyConnection(state))
+	must.Error(t, pki.JoinConfig("x", newCA(t, clusterID).Fingerprint()).VerifyConnection(state))
+	hive := identity(t, ca, signing{id: "0000000b", roles: []core.Role{core.RoleHive}})
+	state.PeerCertificates[0] = hive.Certificate().Leaf
+	must.ErrorContains(t, pki.JoinConfig("x", ca.Fingerprint()).VerifyConnection(state), "not a queen")
 }

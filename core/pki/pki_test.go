@@ -222,6 +222,7 @@ func TestSignRefuses(t *testing.T) {
 		_, _, err := ca.Sign(c.csr, c.node, c.hosts, c.ttl, time.Now())
 		must.Eq(t, core.Invalid, core.KindOf(err), must.Sprint(name))
 		must.NotEq(t, "", core.HintOf(err), must.Sprint(name))
+		must.Eq(t, name == "large request", strings.Contains(err.Error(), "it is too large"), must.Sprint(name))
 	}
 	bad := with(func(n *pki.Node) { n.ID = "ABCDEFGH" })
 	upper, err := pki.NewRequest(key, "ABCDEFGH")

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"io"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -252,5 +254,64 @@ func TestSnapshotBreaksOff(t *testing.T) {
 		_, err = follows.RestoreSnapshot(t.Context(), bytes.NewReader(kept.Bytes()))
 		must.Error(t, err)
 		must.Error(t, follows.SaveSnapshot(t.Context(), io.Discard))
+	})
+}
+
+// caller is a context that knows who still waits for its end.
+type caller struct {
+	context.Context
+	done    chan struct{}
+	waiting atomic.Int64
+}
+
+func (c *caller) Done() <-chan struct{} { return c.done }
+
+// AfterFunc is what package context calls for whoever derives another one.
+func (c *caller) AfterFunc(func()) (stop func() bool) {
+	c.waiting.Add(1)
+	return sync.OnceValue(func() bool { c.waiting.Add(-1); return true })
+}
+
+// Whatever a call made for its own deadline is gone with it: callers live for long.
+func TestDeadlinesAreLetGo(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r, n := openNode(t)
+		follows := registry.New(n)
+		l := &leader{r: r}
+		follows.Attach(func() bool { return false }, l)
+		streaming := registry.New(n)
+		streaming.Attach(func() bool { return false }, serve(t, streams{s: r.Service(hclog.NewNullLogger())}))
+		broken := errors.New("broken")
+		for name, f := range map[string]func(ctx context.Context) error{
+			"Sync":    func(ctx context.Context) error { _, err := follows.Sync(ctx, core.ConsistencyDefault); return err },
+			"CatchUp": follows.CatchUp,
+			"LookUp": func(ctx context.Context) error {
+				looks := 0
+				_, err := registry.LookUp(ctx, follows, func() (int, error) {
+					if looks++; looks == 1 {
+						return 0, core.Errorf(core.NotFound, "not yet")
+					}
+					return 0, nil
+				})
+				return err
+			},
+			"WaitUntil": func(ctx context.Context) error {
+				changed := make(chan struct{})
+				close(changed)
+				return registry.WaitUntil(ctx, registry.WatchSet{changed: {}}, time.Now().Add(time.Hour))
+			},
+			"SaveSnapshot": func(ctx context.Context) error {
+				if err := streaming.SaveSnapshot(ctx, &fullOnce{fail: broken}); !errors.Is(err, broken) {
+					return errors.New("it did not break off")
+				}
+				return nil
+			},
+		} {
+			ctx := &caller{Context: t.Context(), done: make(chan struct{})}
+			must.NoError(t, f(ctx), must.Sprint(name))
+			synctest.Wait()
+			must.Zero(t, ctx.waiting.Load(), must.Sprint(name))
+		}
 	})
 }

@@ -183,5 +183,9 @@ func TestWait(t *testing.T) {
 		must.Eq(t, core.DeadlineExceeded, core.KindOf(registry.WaitUntil(t.Context(), ws, time.Now().Add(time.Second))))
 		must.NoError(t, r.Write(t.Context(), "", fsm.SyncHive(core.Hive{ID: "h1"}, nil)))
 		must.NoError(t, registry.Wait(t.Context(), ws))
+		must.Eq(t, core.DeadlineExceeded, core.KindOf(registry.WaitUntil(t.Context(), nil, time.Now())), must.Sprint("nothing to wait for"))
+		r.Attach(func() bool { return true }, &leader{r: r})
+		_, err := r.Cluster()
+		must.Eq(t, core.Unavailable, core.KindOf(err), must.Sprint("the registry does not know its cluster yet"))
 	})
 }

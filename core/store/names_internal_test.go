@@ -5,6 +5,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/shoenig/test/must"
@@ -65,6 +66,38 @@ func TestFlightsForget(t *testing.T) {
 	must.MapLen(t, 0, g.all)
 }
 
+// A transfer that has ended is nobody's to read along with.
+func TestArrived(t *testing.T) {
+	t.Parallel()
+	s := openStore(t)
+	d := sha256Digest([]byte("x"))
+	p, next := &partial{}, &partial{}
+	s.arriving(d, p)
+	s.arriving(d, next)
+	s.arrived(d, p) // another has begun meanwhile
+	must.MapLen(t, 1, s.incoming)
+	s.arrived(d, next)
+	must.MapLen(t, 0, s.incoming)
+	s.arriving(digest{}, p)
+	must.MapLen(t, 0, s.incoming)
+}
+
+// A file that was kept for one caller is not kept for ever.
+func TestUnpin(t *testing.T) {
+	t.Parallel()
+	s := openStore(t)
+	d := sha256Digest([]byte("x"))
+	var a, b pins
+	s.pin(&a, d)
+	s.pin(&a, d) // once for each caller
+	s.pin(&b, d)
+	must.Eq(t, 2, s.pinned[d])
+	s.unpin(a, false)
+	must.Eq(t, 1, s.pinned[d])
+	s.unpin(b, true)
+	must.MapLen(t, 0, s.pinned)
+}
+
 // What was noted of the files of a folder goes with it: another may come in its place.
 func TestForgetFolder(t *testing.T) {
 	t.Parallel()
@@ -96,4 +129,21 @@ func TestCheckReadsOnce(t *testing.T) {
 	read := int64(0)
 	must.NoError(t, s.verifyBinary(t.Context(), r, false, func(n int64) { read += n }))
 	must.Eq(t, 4, read)
+}
+
+// A plain name is one entry of a folder, on every system that a store may be copied to.
+func TestPlainName(t *testing.T) {
+	t.Parallel()
+	for name, want := range map[string]bool{
+		"a": true, "libllama.so": true, "a b": true, "ü": true, "...": true, strings.Repeat("a", 255): true,
+		"": false, ".": false, "..": false, "a/b": false, "/a": false, "a/": false, `a\b`: false, "a:b": false, "a\nb": false, "a\x1fb": false, "a\x7fb": false, "a\x00": false,
+		strings.Repeat("a", 256): false,
+	} {
+		must.Eq(t, want, plainName(name), must.Sprintf("%q", name))
+	}
+	for s, want := range map[string][2]string{"a+b+c": {"a+b", "c"}, "a": {"a", ""}, "+a": {"", "a"}, "a+": {"a", ""}} {
+		before, after, found := cutLast(s, "+")
+		must.Eq(t, want, [2]string{before, after})
+		must.Eq(t, strings.Contains(s, "+"), found)
+	}
 }

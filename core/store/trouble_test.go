@@ -60,6 +60,20 @@ func TestLinksOfASplitModel(t *testing.T) {
 	must.ErrorContains(t, err, "link the parts of model split")
 }
 
+// What was set aside as damaged goes once it is there again.
+func TestRepairRemovesTheDamaged(t *testing.T) {
+	t.Parallel()
+	s := open(t, t.TempDir())
+	put(t, s, "m", another(1))
+	_, path, err := s.Model("m")
+	must.NoError(t, err)
+	spoil(t, path)
+	must.Eq(t, core.Integrity, core.KindOf(s.VerifyModel(t.Context(), "m")))
+	must.StrContains(t, files(t, s, "blobs")[0], "damaged-")
+	put(t, s, "m", another(1))
+	must.Eq(t, []string{filepath.Base(path)}, files(t, s, "blobs"))
+}
+
 // A record that goes while the others are read is no damaged model.
 func TestRecordThatGoesMeanwhile(t *testing.T) {
 	t.Parallel()
@@ -172,6 +186,11 @@ func TestVersionIsRemembered(t *testing.T) {
 	v := &versioned{place: place{body: body, stop: stopAt(2_000_000, core.Unavailable)}, version: "etag 1"}
 	must.Error(t, try(v))
 	must.SliceEmpty(t, v.expected)
+	for _, name := range files(t, open(t, dir), "partial") { // the journal, too
+		info, err := os.Stat(filepath.Join(dir, "partial", name))
+		must.NoError(t, err)
+		must.Eq(t, 0o600, info.Mode(), must.Sprint(name))
+	}
 	none := &versioned{place: place{body: body, stop: stopAt(0, core.Conflict)}, version: "etag 2"}
 	must.Eq(t, core.Conflict, core.KindOf(try(none)))
 	must.Eq(t, "etag 1", none.expected[0])

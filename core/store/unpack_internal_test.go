@@ -53,6 +53,11 @@ func TestArchiveBound(t *testing.T) {
 		}
 		must.Eq(t, core.TooLarge, core.KindOf(walk(size-1)))
 	}
+	// What it needs on the disk is the sum of its files.
+	a := archive{file: bytes.NewReader(zipped), prefix: "top/", size: int64(len(zipped)), limits: unpackLimits{entries: 10, bytes: size, nameBytes: 100, depth: 5}}
+	_, total, err := a.measure(t.Context())
+	must.NoError(t, err)
+	must.Eq(t, 700, total)
 	// Likewise with its entries.
 	for entries, want := range map[int]core.Kind{1: core.TooLarge, 2: "", 3: ""} {
 		a := archive{file: bytes.NewReader(zipped), prefix: "top/", size: int64(len(zipped)), limits: unpackLimits{entries: entries, bytes: size, nameBytes: 100, depth: 5}}

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/iotest"
 	"testing/synctest"
 	"time"
 
@@ -490,4 +491,32 @@ func TestFetchOfMoreThanNothing(t *testing.T) {
 	var got bytes.Buffer
 	must.ErrorIs(t, c.Fetch(t.Context(), "https://origin.example/", nil, 0, 0, &got), sdk.ErrIntegrity)
 	must.Zero(t, got.Len())
+}
+
+// Which version it is counts from the first byte that was written; without a size, all that comes
+// is the file.
+func TestFetchOfAVersionThatBringsNothing(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		asked := 0
+		c := origin.NewForTest(origin.Options{}, func(*http.Request) (*http.Response, error) {
+			asked++
+			body := io.Reader(strings.NewReader("01234"))
+			if asked == 1 {
+				body = iotest.ErrReader(errors.New("broken"))
+			}
+			resp := origintest.Reply(http.StatusOK, io.NopCloser(body))
+			resp.Header.Set("ETag", fmt.Sprintf(`"v%d"`, asked))
+			return resp, nil
+		})
+		var got bytes.Buffer
+		must.NoError(t, c.Fetch(t.Context(), "https://origin.example/", nil, 0, 0, &got))
+		must.Eq(t, "01234", got.String())
+		must.Eq(t, 2, asked)
+	})
+	c := origin.NewForTest(origin.Options{}, func(*http.Request) (*http.Response, error) {
+		return origintest.Reply(http.StatusTeapot, io.NopCloser(strings.NewReader("no"))), nil
+	})
+	err := c.Fetch(t.Context(), "https://origin.example/f?token=secret", nil, 0, 0, io.Discard)
+	must.ErrorContains(t, err, "https://origin.example/f answers 418 I'm a teapot")
 }
