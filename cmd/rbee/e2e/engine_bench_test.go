@@ -17,13 +17,10 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/shoenig/test/must"
-
-	"github.com/rbee-project/rbee/core/coretest"
 )
 
 // engineArm is a server that BenchmarkEngine measures.
@@ -52,26 +49,31 @@ type engineAnswer struct {
 
 // chat streams an answer of exactly so many tokens.
 func (e engineArm) chat(ctx context.Context, tokens int, messages ...map[string]string) (engineAnswer, error) {
-	return e.chatWith(ctx, nil, tokens, messages...)
+	return e.stream(ctx, "/v1/chat/completions", map[string]any{"messages": messages}, tokens)
 }
 
-// chatWith is chat with more fields of a request.
-func (e engineArm) chatWith(ctx context.Context, more map[string]any, tokens int, messages ...map[string]string) (engineAnswer, error) {
-	fields := map[string]any{
-		"model": e.model, "messages": messages, "stream": true, "stream_options": map[string]bool{"include_usage": true},
-		"ignore_eos": true, "temperature": 0, "max_tokens": tokens,
-	}
-	maps.Copy(fields, more)
+// post sends a request, whose answer the caller closes.
+func (e engineArm) post(ctx context.Context, path string, fields map[string]any) (*http.Response, error) {
 	body, err := json.Marshal(fields)
 	if err != nil {
-		return engineAnswer{}, err
+		return nil, err
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, e.base+"/v1/chat/completions", strings.NewReader(string(body)))
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, e.base+path, strings.NewReader(string(body)))
 	if err != nil {
-		return engineAnswer{}, err
+		return nil, err
 	}
+	return e.client.Do(req)
+}
+
+// stream streams an answer of exactly so many tokens to a request with these fields.
+func (e engineArm) stream(ctx context.Context, path string, own map[string]any, tokens int) (engineAnswer, error) {
+	fields := map[string]any{
+		"model": e.model, "stream": true, "stream_options": map[string]bool{"include_usage": true},
+		"ignore_eos": true, "temperature": 0, "max_tokens": tokens,
+	}
+	maps.Copy(fields, own)
 	a := engineAnswer{started: time.Now()}
-	resp, err := e.client.Do(req)
+	resp, err := e.post(ctx, path, fields)
 	if err != nil {
 		return a, err
 	}
@@ -94,8 +96,9 @@ func (e engineArm) chatWith(ctx context.Context, more map[string]any, tokens int
 		now := time.Now()
 		var chunk struct {
 			Choices []struct {
+				Text  string `json:"text"`
 				Delta struct {
-					Content *string `json:"content"`
+					Content string `json:"content"`
 				} `json:"delta"`
 			} `json:"choices"`
 			Usage *struct {
@@ -112,10 +115,10 @@ func (e engineArm) chatWith(ctx context.Context, more map[string]any, tokens int
 		if u := chunk.Usage; u != nil {
 			a.prompt, a.tokens, a.cached = u.Prompt, u.Tokens, u.Details.Cached
 		}
-		if len(chunk.Choices) == 0 || chunk.Choices[0].Delta.Content == nil || *chunk.Choices[0].Delta.Content == "" {
+		if len(chunk.Choices) == 0 || chunk.Choices[0].Text+chunk.Choices[0].Delta.Content == "" {
 			continue
 		}
-		a.text += *chunk.Choices[0].Delta.Content
+		a.text += chunk.Choices[0].Text + chunk.Choices[0].Delta.Content
 		if a.first == 0 {
 			a.first = now.Sub(a.started)
 		} else {
@@ -149,9 +152,6 @@ func percentile(list []time.Duration, p float64) time.Duration {
 	return list[min(len(list)-1, int(p*float64(len(list))))]
 }
 
-// peerName is what the table calls the peer.
-const peerName = "llama-server"
-
 // engineModel returns the path of the model to measure with.
 func engineModel(b *testing.B) string {
 	b.Helper()
@@ -162,34 +162,6 @@ func engineModel(b *testing.B) string {
 	out, err := exec.Command("go", "run", "../../../core/coretest/ggufgen", "-preset", "135m", "-type", "q8_0", "-out", path).CombinedOutput()
 	must.NoError(b, err, must.Sprintf("%s", out))
 	return path
-}
-
-// llamaServer starts the peer of RBEE_BENCH_LLAMA_SERVER on a socket.
-func llamaServer(b *testing.B, exe, model string, slots, contextTokens int) engineArm {
-	b.Helper()
-	socket := filepath.Join(shortDir(b), "peer.sock")
-	cmd := exec.Command(exe, "-m", model, "--host", socket, "-np", strconv.Itoa(slots), "-c", strconv.Itoa(slots*contextTokens),
-		"-t", "1", "-tb", "1", "--offline", "--no-ui", "--alias", "peer")
-	log := &lockedBuffer{}
-	cmd.Stdout, cmd.Stderr = log, log
-	must.NoError(b, cmd.Start())
-	b.Cleanup(func() {
-		_ = cmd.Process.Signal(syscall.SIGKILL) // it holds nothing
-		_ = cmd.Wait()
-	})
-	arm := engineArm{name: peerName, base: "http://peer", model: "peer", client: overSocket(func(ctx context.Context) (net.Conn, error) { return (&net.Dialer{}).DialContext(ctx, "unix", socket) })}
-	coretest.Eventually(b, patience, func() error {
-		resp, err := arm.client.Get(arm.base + "/health")
-		if err != nil {
-			return fmt.Errorf("%w\n%s", err, log)
-		}
-		defer resp.Body.Close()
-		if resp.StatusCode != http.StatusOK {
-			return errors.New(resp.Status)
-		}
-		return nil
-	})
-	return arm
 }
 
 // engineFigures are the numbers of one arm, a value for each round.
@@ -242,18 +214,14 @@ func (e engineArm) measure(ctx context.Context, seed, scale int, f engineFigures
 	f.add("first token of a second turn, ms", ms(b.first))
 	f.add("its tokens that were not cached", float64(b.prompt-b.cached))
 
-	// JSON, longer than the answer may be.
-	list := map[string]any{"type": "array", "minItems": 100, "items": map[string]any{"type": "object", "properties": map[string]any{"name": map[string]any{"type": "string", "maxLength": 8}, "age": map[string]any{"type": "integer"}}, "required": []string{"name", "age"}, "additionalProperties": false}}
-	form := map[string]any{"response_format": map[string]any{"type": "json_schema", "json_schema": map[string]any{"name": "list", "schema": list}}}
+	// JSON, longer than the answer may be. Not a conversation: llama-server has its grammar read what
+	// the template writes in front of an answer, and refuses where the vocabulary puts a space there.
+	list := map[string]any{"type": "array", "minItems": 20, "items": map[string]any{"type": "object", "properties": map[string]any{"name": map[string]any{"type": "string", "maxLength": 8}, "age": map[string]any{"type": "integer"}}, "required": []string{"name", "age"}, "additionalProperties": false}}
 	start := time.Now()
-	switch a, err = e.chatWith(ctx, form, tokens, user(words(seed+510, 20))); {
-	case err == nil:
-		f.add("JSON tokens/s", float64(tokens-1)/(time.Since(start)-a.first).Seconds())
-	case e.name == peerName: // its grammars fail with some vocabularies
-		fmt.Printf("%s has no JSON: %v\n", e.name, err)
-	default:
+	if a, err = e.stream(ctx, "/v1/completions", map[string]any{"prompt": words(seed+510, 20), "json_schema": list}, tokens); err != nil {
 		return err
 	}
+	f.add("JSON tokens/s", float64(tokens-1)/(time.Since(start)-a.first).Seconds())
 
 	// Long prompts are admitted while four streams run.
 	var streams [4]engineAnswer
@@ -285,8 +253,9 @@ func (e engineArm) measure(ctx context.Context, seed, scale int, f engineFigures
 // BenchmarkEngine compares a worker's data socket, the same worker through the queen, and
 // llama-server (RBEE_BENCH_LLAMA_SERVER is its path; without it there is no peer) on the same model
 // (RBEE_BENCH_MODEL, or a synthetic one of 135 M parameters) with one thread and 16 slots each, by
-// turns for RBEE_BENCH_ROUNDS (7), with texts shorter by RBEE_BENCH_SCALE (1). It prints a table of
-// medians, with the quartiles and the median of the rounds' ratios to the peer.
+// turns for RBEE_BENCH_ROUNDS (7), with texts shorter by RBEE_BENCH_SCALE (1). Embeddings are of an
+// encoder beside it. It prints a table of medians, with the quartiles and the median of the rounds'
+// ratios to the peer. What the queen holds is the whole agent.
 func BenchmarkEngine(b *testing.B) {
 	const slots, contextTokens = 16, 2048
 	number := func(name string, value int) int {
@@ -299,17 +268,26 @@ func BenchmarkEngine(b *testing.B) {
 		return value
 	}
 	rounds, scale := number("RBEE_BENCH_ROUNDS", 7), number("RBEE_BENCH_SCALE", 1)
-	model := engineModel(b)
-	a := startAgent(b, agentOptions{config: oneMachine + fileCatalog(filepath.Dir(model)), store: ownStore(b)})
-	a.must("worker", "spawn", "--model", "file:"+model, "--threads", "1", "--slots", strconv.Itoa(slots), "--context", strconv.Itoa(contextTokens))
-	handle := a.handles()[0]
-	served := "file:" + model
+	shape := engineShape{engineModel(b), slots, contextTokens}
+	reader := engineShape{readerModel(b), 16, 512}
+	a := startAgent(b, agentOptions{config: oneMachine + fmt.Sprintf("catalog \"file\" {\n  config {\n    paths = [%q, %q]\n  }\n}\n", filepath.Dir(shape.model), filepath.Dir(reader.model)), store: ownStore(b)})
+	worker, socket, _ := shape.spawn(b, a)
+	readerWorker, readerSocket, _ := reader.spawn(b, a)
+	queen := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 	arms := []engineArm{
-		{"data socket", "http://worker", served, overSocket(func(ctx context.Context) (net.Conn, error) { return dialWorker(ctx, handle.Attachment) })},
-		{"through the queen", "http://" + a.addr, served, &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}},
+		{"data socket", "http://worker", worker.Worker.Model, socket},
+		{"through the queen", "http://" + a.addr, worker.Worker.Model, queen},
 	}
-	if exe := os.Getenv("RBEE_BENCH_LLAMA_SERVER"); exe != "" {
-		arms = append(arms, llamaServer(b, exe, model, slots, contextTokens))
+	readers := []engineArm{
+		{"data socket", "http://worker", readerWorker.Worker.Model, readerSocket},
+		{"through the queen", "http://" + a.addr, readerWorker.Worker.Model, queen},
+	}
+	pids := []int{worker.PID, a.cmd.Process.Pid}
+	exe := os.Getenv("RBEE_BENCH_LLAMA_SERVER")
+	if exe != "" {
+		peer := shape.peer(b, exe)
+		arms, pids = append(arms, peer.engineArm), append(pids, peer.pid)
+		readers = append(readers, reader.peer(b, exe, "--embeddings", "--pooling", "mean", "-b", "2048", "-ub", "2048").engineArm)
 	}
 	figures := make([]engineFigures, len(arms))
 	for i := range figures {
@@ -320,17 +298,23 @@ func BenchmarkEngine(b *testing.B) {
 			for i := range arms {
 				arm := (i + round) % len(arms) // none always behind the same
 				began := time.Now()
-				must.NoError(b, arms[arm].measure(b.Context(), round*100000+arm*10000, scale, figures[arm]))
+				seed := round*100000 + arm*10000
+				must.NoError(b, arms[arm].measure(b.Context(), seed, scale, figures[arm]))
+				must.NoError(b, readers[arm].read(b.Context(), seed, scale, figures[arm]))
+				shape.load(b, a, exe, arm, figures[arm])
+				figures[arm].add("resident after a round, MiB", residentMiB(b, pids[arm]))
 				fmt.Printf("round %d, %s: %s\n", round+1, arms[arm].name, time.Since(began).Round(time.Second))
 			}
 		}
 	}
 	b.ReportMetric(0, "ns/op")
-	var names []string
-	for name := range figures[0] {
-		names = append(names, name)
+	all := map[string]bool{}
+	for _, f := range figures {
+		for name := range f {
+			all[name] = true
+		}
 	}
-	slices.Sort(names)
+	names := slices.Sorted(maps.Keys(all))
 	var table strings.Builder
 	for _, name := range names {
 		fmt.Fprintf(&table, "%-48s", name)
@@ -342,7 +326,7 @@ func BenchmarkEngine(b *testing.B) {
 				continue
 			}
 			fmt.Fprintf(&table, " | %s %.1f (%.1f–%.1f)", arms[arm].name, values[n/2], values[n/4], values[n*3/4])
-			if len(arms) == 3 && arm < 2 && len(figures[2][name]) == n {
+			if len(arms) == 3 && arm < 2 && len(figures[2][name]) > 0 {
 				var ratios []float64
 				for i, v := range figures[arm][name] {
 					ratios = append(ratios, v/figures[2][name][i])
