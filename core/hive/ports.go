@@ -20,6 +20,7 @@ type workerProcess interface {
 	Schema() core.Schema
 	FingerprintOnce(ctx context.Context) (sdkworker.Fingerprint, error)
 	Start(ctx context.Context, spec sdkworker.StartSpec, progress func(sdkworker.Progress) error) error
+	Share(cpuWorkers int) // with each Status from then on
 	Status(ctx context.Context) (sdkworker.Status, error)
 	Drain(ctx context.Context) error
 	Stop(ctx context.Context, grace time.Duration) (forced bool, err error)

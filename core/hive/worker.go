@@ -274,6 +274,7 @@ func (h *Hive) supervise(ctx context.Context, w *worker) {
 func (h *Hive) poll(ctx context.Context, w *worker) error {
 	ctx, cancel := context.WithTimeout(ctx, pollTimeout)
 	defer cancel()
+	w.proc.Share(h.cpuWorkers())
 	s, err := w.proc.Status(ctx)
 	if err != nil {
 		return err

@@ -190,6 +190,9 @@ func (w *Worker) Start(ctx context.Context, spec worker.StartSpec, progress func
 // of a log file that was truncated since, what came after.
 func (w *Worker) Tail() []string { return slices.Clone(w.p.tail(w.at.LogFile, w.logStart)) }
 
+// Share has each Status tell the worker how many workers compute with the machine's processor.
+func (w *Worker) Share(cpuWorkers int) { w.client.Share(cpuWorkers) }
+
 // Status asks for the worker's state and load.
 func (w *Worker) Status(ctx context.Context) (worker.Status, error) {
 	st, err := w.client.Status(ctx)

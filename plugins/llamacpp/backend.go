@@ -31,6 +31,7 @@ type Backend struct {
 	version string
 	log     hclog.Logger
 	gate    gate
+	cores   int // of the machine, for those who compute
 
 	mu        sync.Mutex // guards below
 	config    config
@@ -50,9 +51,9 @@ type served struct {
 	engine  *engine   // nil: the model only reads
 	embeds  *embedder // nil: the model has neither embeddings nor scores
 	limit   int       // tokens of a slot, or of a text that is read
-	threads int
-	draft   *draft // nil: there is none
-	hashes  bool   // block hashes are reported
+	threads int       // at first
+	draft   *draft    // nil: there is none
+	hashes  bool      // block hashes are reported
 	adapters
 }
 
@@ -68,6 +69,29 @@ func (s *served) capabilities() []worker.Capability {
 	}
 	slices.Sort(list)
 	return list
+}
+
+// Share implements worker.Sharer: where nobody said a number of threads, the worker takes another
+// part of the cores with its next step.
+func (b *Backend) Share(cpuWorkers int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.served == nil || b.flavour != CPU {
+		return
+	}
+	b.served.setThreads(b.config.threads(b.spec.Threads, cpuWorkers, b.cores))
+}
+
+func (s *served) setThreads(n int) {
+	if s.engine != nil {
+		s.engine.ctx.SetThreads(n)
+	}
+	if s.draft != nil {
+		s.draft.ctx.SetThreads(n)
+	}
+	if s.embeds != nil {
+		s.embeds.threads.Store(int32(n))
+	}
 }
 
 // Info says who the plugin is and which engine it needs here.
@@ -276,7 +300,7 @@ func (b *Backend) prepare(loaded, small *native.Model, list adapters, spec worke
 	if m.trained > 0 {
 		limit = min(limit, m.trained)
 	}
-	threads := conf.threads(spec.Threads, spec.CPUWorkers)
+	threads := conf.threads(spec.Threads, spec.CPUWorkers, b.cores)
 	if loaded.Reads() {
 		return prepareReader(m, conf, limit, threads)
 	}

@@ -215,14 +215,41 @@ func TestSchemaDefaults(t *testing.T) {
 
 func TestThreads(t *testing.T) {
 	t.Parallel()
-	must.Eq(t, 3, config{Threads: 5}.threads(3, 2))
-	must.Eq(t, 5, config{Threads: 5}.threads(0, 2))
-	n := config{}.threads(0, 0)
+	must.Eq(t, 3, config{Threads: 5}.threads(3, 2, 8))
+	must.Eq(t, 5, config{Threads: 5}.threads(0, 2, 8))
+	n := config{}.threads(0, 0, machineCores())
 	must.GreaterEq(t, 1, n)
 	must.LessEq(t, max(1, runtime.NumCPU()-1), n)
 	for _, c := range []struct{ cores, workers, want int }{{8, 0, 7}, {8, 1, 7}, {8, 2, 3}, {8, 7, 1}, {8, 20, 1}, {1, 1, 1}, {2, 2, 1}} {
 		must.Eq(t, c.want, shareOf(c.cores, c.workers), must.Sprintf("%+v", c))
 	}
+}
+
+// A running worker takes another part of the cores when it is told of other workers, unless somebody
+// said how many threads it has.
+func TestShareWhileItRuns(t *testing.T) {
+	b, spec := newWorkerOf(t, tinyModel(t), 1, 64, `{"pooling":"mean"}`)
+	b.cores, spec.Threads, spec.CPUWorkers = 9, 0, 8
+	b.Share(1) // too early: there is nothing yet
+	w, _ := serveWorker(t, b, spec)
+	threads := func() []int {
+		t.Helper()
+		w.chat(t, question("Who are you?", `,"max_tokens":2`))
+		var out struct{}
+		w.ask(t, "/v1/embeddings", map[string]any{"model": "m", "input": "a"}, &out)
+		return []int{b.served.engine.ctx.Threads(), b.served.embeds.ctx.Threads()}
+	}
+	must.Eq(t, []int{1, 1}, threads())
+	b.Share(4)
+	must.Eq(t, []int{2, 2}, threads())
+	b.Share(20)
+	must.Eq(t, []int{1, 1}, threads())
+
+	b, spec = newWorkerOf(t, tinyModel(t), 1, 64, `{"pooling":"mean"}`)
+	b.cores, spec.Threads = 9, 1
+	w, _ = serveWorker(t, b, spec)
+	b.Share(2)
+	must.Eq(t, []int{1, 1}, threads())
 }
 
 func TestInfo(t *testing.T) {

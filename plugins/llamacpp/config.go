@@ -80,21 +80,25 @@ func choices(f Flavour) []choice {
 }
 
 // threads returns the number of threads for a worker: what was asked for, else the config's, else
-// its share of the physical cores minus one, which so many workers divide among them (0: not
-// known). A thread that loses its core makes all the others wait for it, so that using every core
+// its share of so many cores minus one, which so many workers divide among them (0: not known). A thread that loses its core makes all the others wait for it, so that using every core
 // is slower by far on a machine that does anything else.
-func (c config) threads(asked, workers int) int {
+func (c config) threads(asked, workers, cores int) int {
 	if asked > 0 {
 		return asked
 	}
 	if c.Threads > 0 {
 		return c.Threads
 	}
+	return shareOf(cores, workers)
+}
+
+// machineCores returns the number of physical cores that this process may use.
+func machineCores() int {
 	cores, err := cpu.Counts(false)
 	if err != nil || cores < 1 {
 		cores = runtime.NumCPU()
 	}
-	return shareOf(min(cores, runtime.NumCPU()), workers)
+	return min(cores, runtime.NumCPU())
 }
 
 // shareOf returns a worker's part of so many cores. One is left to all else.

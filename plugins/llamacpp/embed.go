@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/rbee-project/rbee/plugins/llamacpp/internal/native"
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
@@ -28,8 +29,9 @@ type embedder struct {
 	model   *native.Model
 	pooling string
 	limit   int // tokens of a text
-	threads int
 	places  int // requests that may wait or run
+
+	threads atomic.Int32 // from the next step on
 
 	turn     chan struct{} // capacity 1: who holds it has the context
 	stopping chan struct{} // closed when no step begins any more
@@ -50,10 +52,12 @@ func newEmbedder(loaded *native.Model, conf config, limit, threads int) *embedde
 	if pooling == "" {
 		return nil
 	}
-	return &embedder{
-		model: loaded, pooling: pooling, limit: limit, threads: threads, places: conf.Queue + 1,
+	e := &embedder{
+		model: loaded, pooling: pooling, limit: limit, places: conf.Queue + 1,
 		turn: make(chan struct{}, 1), stopping: make(chan struct{}),
 	}
+	e.threads.Store(int32(threads))
+	return e
 }
 
 // ranks reports whether the model scores texts, and has no embeddings.
@@ -72,7 +76,7 @@ func (e *embedder) open() error {
 // makeLocked makes the context. The caller has the turn.
 func (e *embedder) makeLocked() (err error) {
 	if e.ctx == nil {
-		e.ctx, err = e.model.NewEmbedder(e.limit, min(embedTexts, e.limit), e.threads, e.pooling)
+		e.ctx, err = e.model.NewEmbedder(e.limit, min(embedTexts, e.limit), int(e.threads.Load()), e.pooling)
 	}
 	return err
 }
@@ -167,6 +171,7 @@ func (e *embedder) step(ctx context.Context, texts [][]token) ([][]float32, *ope
 	if err := e.makeLocked(); err != nil {
 		return nil, engineFailed(err.Error())
 	}
+	e.ctx.SetThreads(int(e.threads.Load()))
 	vectors, err := e.ctx.Embed(texts)
 	if err != nil {
 		return nil, engineFailed(err.Error())

@@ -44,7 +44,7 @@ func WithLogger(log hclog.Logger) Option { return func(b *Backend) { b.log = log
 
 // New makes a backend of one flavour, ready for worker.Serve.
 func New(f Flavour, opts ...Option) worker.Backend {
-	b := &Backend{flavour: f, version: "0.0.0-dev", config: defaultConfig(), state: worker.StateIdle}
+	b := &Backend{flavour: f, version: "0.0.0-dev", config: defaultConfig(), cores: machineCores(), state: worker.StateIdle}
 	for _, o := range opts {
 		o(b)
 	}

@@ -35,6 +35,12 @@ type Backend interface {
 	Stop(ctx context.Context, grace time.Duration) error
 }
 
+// Sharer is a Backend that takes another part of the processor while it runs: hosts tell it, now and
+// then, how many workers compute with it, as StartSpec.CPUWorkers did. Share does not block.
+type Sharer interface {
+	Share(cpuWorkers int)
+}
+
 // Fingerprint is what a worker type detects on its machine.
 type Fingerprint struct {
 	// Problem says in one sentence why the worker type cannot work here and what to do; empty: it

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -149,7 +150,10 @@ func checkStart(spec StartSpec, socket string) error {
 
 // Status adds what the SDK knows to the backend's status: the identity, and that the worker was
 // never started, failed or stopped.
-func (s *server) Status(ctx context.Context, _ *workerv1.StatusRequest) (*workerv1.StatusResponse, error) {
+func (s *server) Status(ctx context.Context, req *workerv1.StatusRequest) (*workerv1.StatusResponse, error) {
+	if b, ok := s.backend.(Sharer); ok && req.GetCpuWorkers() > 0 {
+		b.Share(int(req.GetCpuWorkers()))
+	}
 	st, err := s.backend.Status(ctx)
 	if err != nil {
 		return nil, sdk.ToStatus(err)
@@ -213,7 +217,8 @@ func (s *server) stop(ctx context.Context, grace time.Duration) error {
 // of package sdk with errors.Is.
 type Client struct {
 	*sdk.Client
-	rpc workerv1.WorkerServiceClient
+	rpc        workerv1.WorkerServiceClient
+	cpuWorkers atomic.Int32
 }
 
 // NewClient returns a client over conn, which stays the caller's to close.
@@ -253,9 +258,12 @@ func (c *Client) Start(ctx context.Context, spec StartSpec, dataSocket string, p
 	})
 }
 
+// Share has each Status tell the worker how many workers compute with the machine's processor.
+func (c *Client) Share(cpuWorkers int) { c.cpuWorkers.Store(int32(cpuWorkers)) }
+
 // Status asks for the worker's state and load.
 func (c *Client) Status(ctx context.Context) (Status, error) {
-	r, err := c.rpc.Status(ctx, &workerv1.StatusRequest{})
+	r, err := c.rpc.Status(ctx, &workerv1.StatusRequest{CpuWorkers: c.cpuWorkers.Load()})
 	if err != nil {
 		return Status{}, sdk.FromStatus(err)
 	}

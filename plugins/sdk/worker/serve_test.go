@@ -401,3 +401,28 @@ func TestNoStream(t *testing.T) {
 	must.ErrorIs(t, c.Fingerprint(t.Context(), func(Fingerprint) error { return nil }), sdk.ErrUnavailable)
 	must.ErrorIs(t, c.Start(t.Context(), StartSpec{}, "/s", nil), sdk.ErrUnavailable)
 }
+
+// sharer is a backend that shares the processor anew.
+type sharer struct {
+	backend
+	told []int
+}
+
+func (s *sharer) Share(cpuWorkers int) { s.told = append(s.told, cpuWorkers) }
+
+// A backend that can hears with each Status how many workers there are, where its host says so.
+func TestStatusTellsOfWorkers(t *testing.T) {
+	t.Parallel()
+	b := &sharer{}
+	c, _ := dial(t, b)
+	for _, n := range []int{0, 3, 2} {
+		c.Share(n)
+		_, err := c.Status(t.Context())
+		must.NoError(t, err)
+	}
+	must.Eq(t, []int{3, 2}, b.told)
+	c, _ = dial(t, &backend{})
+	c.Share(3)
+	_, err := c.Status(t.Context())
+	must.NoError(t, err)
+}

@@ -621,7 +621,9 @@ func (x *StartResponse) GetMessage() string {
 }
 
 type StatusRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// cpu_workers is as in StartRequest, and may be another number by now. 0: the host does not say.
+	CpuWorkers    int32 `protobuf:"varint,1,opt,name=cpu_workers,json=cpuWorkers,proto3" json:"cpu_workers,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -654,6 +656,13 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
 	return file_worker_v1_worker_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *StatusRequest) GetCpuWorkers() int32 {
+	if x != nil {
+		return x.CpuWorkers
+	}
+	return 0
 }
 
 type StatusResponse struct {
@@ -1081,8 +1090,10 @@ const file_worker_v1_worker_proto_rawDesc = "" +
 	"\x04done\x18\x02 \x01(\x03R\x04done\x12\x14\n" +
 	"\x05total\x18\x03 \x01(\x03R\x05total\x12\x12\n" +
 	"\x04unit\x18\x04 \x01(\tR\x04unit\x12\x18\n" +
-	"\amessage\x18\x05 \x01(\tR\amessage\"\x0f\n" +
-	"\rStatusRequest\"\xf1\x05\n" +
+	"\amessage\x18\x05 \x01(\tR\amessage\"0\n" +
+	"\rStatusRequest\x12\x1f\n" +
+	"\vcpu_workers\x18\x01 \x01(\x05R\n" +
+	"cpuWorkers\"\xf1\x05\n" +
 	"\x0eStatusResponse\x12\x1b\n" +
 	"\tworker_id\x18\x01 \x01(\tR\bworkerId\x12\x14\n" +
 	"\x05nonce\x18\x02 \x01(\tR\x05nonce\x12\x19\n" +

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 
 	"github.com/hybridgroup/yzma/pkg/llama"
@@ -24,7 +25,7 @@ type ContextParams struct {
 }
 
 // Context is a model's cache and computation: the decoder of a batch.Scheduler. It is not safe for
-// concurrent use.
+// concurrent use, but for SetThreads.
 type Context struct {
 	model  *Model
 	handle llama.Context
@@ -33,6 +34,9 @@ type Context struct {
 	seqs   [][]llama.SeqId // by sequence, as a batch wants them
 	vocab  int
 	scales string // of the model's adapters, as Adapt was told last
+
+	wanted  atomic.Int32 // threads
+	threads int32        // as the engine was told last
 }
 
 var _ batch.Decoder = (*Context)(nil)
@@ -68,6 +72,8 @@ func (m *Model) NewContext(p ContextParams) (*Context, error) {
 		return nil, errors.Join(err, llama.Free(handle))
 	}
 	c := &Context{model: m, handle: handle, mem: mem, batch: llama.BatchInit(int32(p.BatchTokens), 0, 1), vocab: m.VocabSize()}
+	c.wanted.Store(int32(p.Threads))
+	c.threads = int32(p.Threads)
 	for i := range p.Sequences {
 		c.seqs = append(c.seqs, []llama.SeqId{llama.SeqId(i)})
 	}
@@ -85,6 +91,12 @@ func kvTypes() map[string]llama.GGMLType {
 // Free frees the context.
 func (c *Context) Free() error { return errors.Join(llama.BatchFree(c.batch), llama.Free(c.handle)) }
 
+// SetThreads changes the number of threads from the next Decode on. It may be called at any time.
+func (c *Context) SetThreads(n int) { c.wanted.Store(int32(n)) }
+
+// Threads returns the number of threads of the last Decode.
+func (c *Context) Threads() int { return int(llama.NThreads(c.handle)) }
+
 // SequenceTokens returns the number of positions of each sequence.
 func (c *Context) SequenceTokens() int { return int(llama.NCtxSeq(c.handle)) }
 
@@ -98,6 +110,10 @@ func (c *Context) Decode(entries []batch.Entry) error {
 		if err := c.batch.Add(llama.Token(e.Token), llama.Pos(e.Pos), c.seqs[e.Seq], e.Logits); err != nil {
 			return fmt.Errorf("the batch could not be built: %w", err)
 		}
+	}
+	if n := c.wanted.Load(); n != c.threads {
+		llama.SetNThreads(c.handle, n, n)
+		c.threads = n
 	}
 	theLibrary.logs.forget()
 	code, err := llama.Decode(c.handle, c.batch)

@@ -72,6 +72,12 @@ func (m *Model) NewEmbedder(tokens, texts, threads int, pooling string) (*Embedd
 // Free frees the embedder.
 func (e *Embedder) Free() error { return errors.Join(llama.BatchFree(e.batch), llama.Free(e.handle)) }
 
+// SetThreads changes the number of threads.
+func (e *Embedder) SetThreads(n int) { llama.SetNThreads(e.handle, int32(n), int32(n)) }
+
+// Threads returns the number of threads.
+func (e *Embedder) Threads() int { return int(llama.NThreads(e.handle)) }
+
 // Embed returns the vector of each text, not normalised, or with Rank its scores. No text may be
 // empty.
 func (e *Embedder) Embed(texts [][]Token) ([][]float32, error) {

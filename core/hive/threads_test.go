@@ -1,0 +1,45 @@
+package hive
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/shoenig/test/must"
+
+	sdkworker "github.com/rbee-project/rbee/plugins/sdk/worker"
+)
+
+// statusProcess is a process that only tells its state.
+type statusProcess struct {
+	workerProcess
+	shared int
+}
+
+func (p *statusProcess) Share(n int) { p.shared = n }
+
+func (*statusProcess) Status(context.Context) (sdkworker.Status, error) {
+	return sdkworker.Status{State: sdkworker.StateReady}, nil
+}
+
+// Each poll tells a worker how many compute with the processor by now.
+func TestPollTellsOfWorkers(t *testing.T) {
+	t.Parallel()
+	h := &Hive{now: time.Now, workers: map[string]*worker{}}
+	a := &statusProcess{}
+	add := func(id, device string) {
+		h.workers[id] = &worker{handle: handle{Device: device}, proc: a, statusAt: time.Now(), heard: time.Now()}
+	}
+	poll := func() int {
+		t.Helper()
+		must.NoError(t, h.poll(t.Context(), h.workers["a"]))
+		return a.shared
+	}
+	add("a", "cpu")
+	must.Eq(t, 1, poll())
+	add("b", "cpu")
+	add("c", "cuda:0")
+	must.Eq(t, 2, poll())
+	delete(h.workers, "b")
+	must.Eq(t, 1, poll())
+}
