@@ -27,6 +27,11 @@ func (w *testWorker) several(t testing.TB, path, body string, out any) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
+	w.severalWithin(ctx, t, path, body, out)
+}
+
+func (w *testWorker) severalWithin(ctx context.Context, t testing.TB, path, body string, out any) {
+	t.Helper()
 	resp := w.post(ctx, t, path, body)
 	defer func() { _ = resp.Body.Close() }()
 	b, err := io.ReadAll(resp.Body)

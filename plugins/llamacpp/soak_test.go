@@ -110,7 +110,7 @@ func (r *soakRequest) send(t testing.TB, w *testWorker) {
 		return
 	}
 	var out openai.ChatResponse
-	w.several(t, "/v1/chat/completions", string(body), &out)
+	w.severalWithin(t.Context(), t, "/v1/chat/completions", string(body), &out) // hours may pass where it is starved
 	for _, c := range out.Choices {
 		r.texts, r.finishes = append(r.texts, *c.Message.Content), append(r.finishes, c.FinishReason)
 	}

@@ -64,6 +64,7 @@ func runSynth(args []string) error {
 	labels := fs.Int("labels", 0, "outputs of a classifier, for -pooling rank")
 	tokenizer := fs.String("tokenizer", "", "kind of vocabulary: spm, bpe, wpm, ugm; empty: the architecture's own")
 	pre := fs.String("pre", "qwen2", "pre-tokenizer of a bpe vocabulary")
+	published := fs.String("tokenizer-json", "", "take the vocabulary of this tokenizer.json of byte pairs, in place of a synthetic one")
 	gaps := fs.Bool("infill", false, "give an spm vocabulary the tokens of texts with a gap")
 	rank := fs.Int("lora", 0, "write a LoRA adapter of this rank for such a model, in place of the model")
 	set := map[string]string{}
@@ -97,6 +98,14 @@ func runSynth(args []string) error {
 		if o.v > 0 {
 			*o.dst = o.v
 		}
+	}
+	var given vocabulary
+	if *published != "" {
+		var err error
+		if given, err = vocabularyFrom(*published, *pre); err != nil {
+			return err
+		}
+		a.vocab = given.size
 	}
 	var wt, ft uint32
 	switch *typ {
@@ -153,7 +162,10 @@ func runSynth(args []string) error {
 	if kind == "" {
 		kind = family.tokenizer
 	}
-	words, err := vocabularyOf(kind, *pre, a.vocab)
+	words, err := given, error(nil)
+	if *published == "" {
+		words, err = vocabularyOf(kind, *pre, a.vocab)
+	}
 	if err != nil {
 		return err
 	}
