@@ -225,8 +225,8 @@ func TestThreads(t *testing.T) {
 	}
 }
 
-// A running worker takes another part of the cores when it is told of other workers, unless somebody
-// said how many threads it has.
+// A running worker takes another part of the cores when it is told of other workers, unless
+// somebody said how many threads it has.
 func TestShareWhileItRuns(t *testing.T) {
 	b, spec := newWorkerOf(t, tinyModel(t), 1, 64, `{"pooling":"mean"}`)
 	b.cores, spec.Threads, spec.CPUWorkers = 9, 0, 8

@@ -80,8 +80,9 @@ func choices(f Flavour) []choice {
 }
 
 // threads returns the number of threads for a worker: what was asked for, else the config's, else
-// its share of so many cores minus one, which so many workers divide among them (0: not known). A thread that loses its core makes all the others wait for it, so that using every core
-// is slower by far on a machine that does anything else.
+// its share of so many cores minus one, which so many workers divide among them (0: not known). A
+// thread that loses its core makes all the others wait for it, so that using every core is slower
+// by far on a machine that does anything else.
 func (c config) threads(asked, workers, cores int) int {
 	if asked > 0 {
 		return asked

@@ -214,8 +214,9 @@ func (e engineArm) measure(ctx context.Context, seed, scale int, f engineFigures
 	f.add("first token of a second turn, ms", ms(b.first))
 	f.add("its tokens that were not cached", float64(b.prompt-b.cached))
 
-	// JSON, longer than the answer may be. Not a conversation: llama-server has its grammar read what
-	// the template writes in front of an answer, and refuses where the vocabulary puts a space there.
+	// JSON, longer than the answer may be. Not a conversation: llama-server has its grammar read
+	// what the template writes in front of an answer, and refuses where the vocabulary puts a space
+	// there.
 	list := map[string]any{"type": "array", "minItems": 20, "items": map[string]any{"type": "object", "properties": map[string]any{"name": map[string]any{"type": "string", "maxLength": 8}, "age": map[string]any{"type": "integer"}}, "required": []string{"name", "age"}, "additionalProperties": false}}
 	start := time.Now()
 	if a, err = e.stream(ctx, "/v1/completions", map[string]any{"prompt": words(seed+510, 20), "json_schema": list}, tokens); err != nil {

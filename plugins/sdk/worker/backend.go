@@ -35,8 +35,8 @@ type Backend interface {
 	Stop(ctx context.Context, grace time.Duration) error
 }
 
-// Sharer is a Backend that takes another part of the processor while it runs: hosts tell it, now and
-// then, how many workers compute with it, as StartSpec.CPUWorkers did. Share does not block.
+// Sharer is a Backend that takes another part of the processor while it runs: hosts tell it, now
+// and then, how many workers compute with it, as StartSpec.CPUWorkers did. Share does not block.
 type Sharer interface {
 	Share(cpuWorkers int)
 }
