@@ -61,8 +61,9 @@ type enginePeer struct {
 func (s engineShape) peer(b *testing.B, exe string, more ...string) enginePeer {
 	b.Helper()
 	socket := filepath.Join(shortDir(b), "peer.sock")
-	cmd := exec.Command(exe, append([]string{"-m", s.model, "--host", socket, "-np", strconv.Itoa(s.slots), "-c", strconv.Itoa(s.slots * s.tokens),
-		"-t", "1", "-tb", "1", "--offline", "--no-ui", "--alias", "peer"}, more...)...)
+	flags := []string{"-m", s.model, "--host", socket, "-np", strconv.Itoa(s.slots), "-c", strconv.Itoa(s.slots * s.tokens)}
+	flags = append(flags, "-t", "1", "-tb", "1", "--offline", "--no-ui", "--alias", "peer")
+	cmd := exec.Command(exe, append(flags, more...)...)
 	log := &lockedBuffer{}
 	cmd.Stdout, cmd.Stderr = log, log
 	began := time.Now()
@@ -98,7 +99,7 @@ func (s engineShape) load(b *testing.B, a *agent, exe string, arm int, f engineF
 	b.Helper()
 	var took time.Duration
 	var pid int
-	end := func() {}
+	var end func()
 	switch arm {
 	case 0:
 		return
