@@ -95,6 +95,20 @@ func TestDevicesOwnType(t *testing.T) {
 	must.Eq(t, []string{"cpu as cpu says", "cuda:0 as cuda says", "npu as zz1 says"}, names)
 }
 
+// What the settings of a block decide counts in place of what the plugin says without them.
+func TestFormatsOfFingerprint(t *testing.T) {
+	t.Parallel()
+	w := newType(pluginhost.Spec{Name: "server"})
+	h := &Hive{types: []*workerType{w}}
+	w.note(sdk.Info{}, sdkworker.Fingerprint{}, "")
+	must.False(t, h.typeViews()[0].serves("llama"))
+	w.note(sdk.Info{}, sdkworker.Fingerprint{Formats: []string{sdk.FormatGGUF}, Architectures: []string{"llama"}}, "")
+	must.True(t, h.typeViews()[0].serves("llama"))
+	must.False(t, h.typeViews()[0].serves("qwen3"))
+	w.note(sdk.Info{Formats: []string{sdk.FormatGGUF}, Architectures: []string{"qwen3"}}, sdkworker.Fingerprint{}, "")
+	must.True(t, h.typeViews()[0].serves("qwen3"))
+}
+
 func TestChooseDevice(t *testing.T) {
 	t.Parallel()
 	devices := []core.Device{

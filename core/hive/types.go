@@ -276,6 +276,9 @@ func (h *Hive) typeViews() []typeView {
 	out := make([]typeView, 0, len(h.typeList()))
 	for _, t := range h.typeList() {
 		info, f, _ := t.known()
+		if len(f.Formats) > 0 {
+			info.Formats, info.Architectures = f.Formats, f.Architectures
+		}
 		out = append(out, typeView{Name: t.name(), Problem: f.Problem, Devices: devicesOf(f), Formats: info.Formats, Architectures: info.Architectures, ByName: f.ByName, Models: offered(f)})
 	}
 	return out

@@ -383,6 +383,8 @@ func TestConfigureRefuses(t *testing.T) {
 		"no PEM":        {fields{"url": []string{"http://a"}, "ca_file": empty}, "ca_file"},
 		"key alone":     {fields{"api_key_file": empty}, "url"},
 		"health":        {fields{"health_path": "x"}, "health_path"},
+		"format":        {fields{"command": []string{"a"}, "formats": []string{"GGUF!"}}, "formats"},
+		"remote format": {fields{"url": []string{"http://a"}, "formats": []string{"gguf"}}, "formats"},
 		"capability":    {fields{"capabilities": []string{"Chat"}}, "capabilities"},
 		"two programs":  {fields{"command": []string{"a"}, "program": "b"}, "program"},
 		"many replicas": {fields{"url": strings.Split(strings.Repeat("http://a ", 40), " ")}, "url"},
@@ -406,6 +408,8 @@ func TestFingerprint(t *testing.T) {
 	must.StrContains(t, b.fingerprint(t.Context()).Problem, "No server is named.")
 	b, _ = configured(t, json.RawMessage(`{"start_timeout":"1m","command":["no-such-server"]}`))
 	must.StrContains(t, b.fingerprint(t.Context()).Problem, "cannot be started")
+	b, _ = configured(t, json.RawMessage(`{"start_timeout":"1m","preset":"llama-server","formats":["gguf"]}`))
+	must.Eq(t, []string{"gguf"}, b.fingerprint(t.Context()).Formats)
 	b, _ = configured(t, adopted(t, nil, quirks{}))
 	must.Eq(t, "remote", b.fingerprint(t.Context()).Devices[0].ID)
 }

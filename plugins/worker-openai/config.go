@@ -24,6 +24,7 @@ import (
 const (
 	maxURLs       = 32
 	maxNames      = 256
+	maxFormats    = 16
 	maxSecretFile = 64 << 10
 	mostStart     = 24 * time.Hour
 )
@@ -42,6 +43,7 @@ type settings struct {
 	Models       []string          `json:"models"`
 	Capabilities []string          `json:"capabilities"`
 	Devices      []string          `json:"devices"`
+	Formats      []string          `json:"formats"`
 	HealthPath   string            `json:"health_path"`
 	StartTimeout string            `json:"start_timeout"`
 
@@ -73,6 +75,7 @@ func (b *backend) Schema(context.Context) (sdk.Schema, error) {
 		attr("models", "list(string)", "[]", "Models that are offered to clients by these names, beside those that the servers of url list."),
 		attr("capabilities", "list(string)", "[]", "What the server can do, such as chat, tools, vision. Empty: the worker asks it and tries."),
 		attr("devices", "list(string)", "[]", "Devices that models are loaded on, such as cuda:0 or cpu. Empty: NVIDIA's cards, else cpu."),
+		attr("formats", "list(string)", "[]", "Formats of model files, such as gguf, for which a hive may choose this type by itself. Empty: it is used only where --type names it."),
 		attr("health_path", "string", `""`, "The path that is asked whether the server lives. Empty: /v1/models, or the preset's."),
 		attr("start_timeout", "string", `"10m"`, "How long the server may take until it answers a request."),
 	}}, nil
@@ -139,6 +142,9 @@ func (s *settings) check() sdk.Diagnostics {
 		if !regexp.MustCompile(`^[a-z0-9_]{1,32}$`).MatchString(name) || i >= worker.MaxCapabilities {
 			c.add("Unsuitable capability", "Write at most 32 names of lower-case letters, digits and _, such as \"chat\".", "capabilities", i)
 		}
+	}
+	if len(s.Formats) > 0 && (s.adopts() || len(s.Formats) > maxFormats || slices.ContainsFunc(s.Formats, func(f string) bool { return !regexp.MustCompile(`^[a-z0-9_]{1,32}$`).MatchString(f) })) {
+		c.add("Unsuitable formats", "Write names such as \"gguf\", for a server that the worker starts.", "formats")
 	}
 	if len(s.Models) > maxNames {
 		c.add("Too many models", fmt.Sprintf("At most %d names fit.", maxNames), "models")

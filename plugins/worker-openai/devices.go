@@ -55,7 +55,7 @@ func (b *backend) fingerprint(ctx context.Context) worker.Fingerprint {
 			Devices: []worker.Device{{ID: kindRemote, Kind: kindRemote, Name: strings.Join(hosts, ", ")}}, ByName: true, Models: names,
 		}
 	}
-	f := worker.Fingerprint{Devices: cards(ctx), ByName: s.byName(), Models: s.Models}
+	f := worker.Fingerprint{Devices: cards(ctx), ByName: s.byName(), Models: s.Models, Formats: s.Formats}
 	if program := s.template()[0]; program != "" {
 		if _, err := exec.LookPath(program); err != nil {
 			f.Problem = "The server's program cannot be started: " + err.Error() + ". Install it, or name its path as program."

@@ -63,6 +63,10 @@ type Fingerprint struct {
 	Beside []ModelFile
 	// BesideBytes is memory of the device that each worker takes beside that, whatever its model.
 	BesideBytes int64
+	// Formats and Architectures are those of sdk.Info where the settings of the block decide them:
+	// a host takes them in place of Info's if there are Formats.
+	Formats       []string
+	Architectures []string
 }
 
 // Bounds of Fingerprint.Models and Fingerprint.Beside; a host drops the excess.

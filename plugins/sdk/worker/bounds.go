@@ -5,8 +5,9 @@ import "strings"
 // Bounds of a Fingerprint; a host drops the excess, and cuts longer texts.
 const (
 	MaxDevices     = 64
-	MaxDeviceBytes = 64 // of a Device's ID and Kind: one with a longer one is dropped
-	MaxWarnings    = 64 // and as many Checks
+	MaxDeviceBytes = 64   // of a Device's ID and Kind: one with a longer one is dropped
+	MaxWarnings    = 64   // and as many Checks
+	MaxFormats     = 1024 // and as many Architectures
 	MaxReportBytes = 2 << 10
 	maxMemory      = 1 << 50 // bytes that a device may say that it has
 )
@@ -38,6 +39,8 @@ func (f Fingerprint) bounded() Fingerprint {
 		f.Checks[i] = Check{Name: cut(c.Name), Passed: c.Passed, Detail: cut(c.Detail)}
 	}
 	f.Beside = f.Beside[:min(len(f.Beside), MaxBeside)]
+	f.Formats = f.Formats[:min(len(f.Formats), MaxFormats)]
+	f.Architectures = f.Architectures[:min(len(f.Architectures), MaxFormats)]
 	f.BesideBytes = min(max(f.BesideBytes, 0), maxMemory)
 	return f
 }

@@ -28,7 +28,7 @@ func receive[M any](stream grpc.ServerStreamingClient[M], each func(*M) error) e
 }
 
 func fingerprintToProto(f Fingerprint) *workerv1.FingerprintResponse {
-	p := &workerv1.FingerprintResponse{Problem: f.Problem, Warnings: f.Warnings, ByName: f.ByName, Models: f.Models, Beside: filesToProto(f.Beside), BesideBytes: f.BesideBytes}
+	p := &workerv1.FingerprintResponse{Problem: f.Problem, Warnings: f.Warnings, ByName: f.ByName, Models: f.Models, Beside: filesToProto(f.Beside), BesideBytes: f.BesideBytes, Formats: f.Formats, Architectures: f.Architectures}
 	for _, d := range f.Devices {
 		p.Devices = append(p.Devices, &workerv1.Device{
 			Id: d.ID, Kind: d.Kind, Name: d.Name, TotalBytes: d.TotalBytes, FreeBytes: d.FreeBytes, Problem: d.Problem,
@@ -41,7 +41,7 @@ func fingerprintToProto(f Fingerprint) *workerv1.FingerprintResponse {
 }
 
 func fingerprintFromProto(p *workerv1.FingerprintResponse) Fingerprint {
-	f := Fingerprint{Problem: p.GetProblem(), Warnings: p.GetWarnings(), ByName: p.GetByName(), Models: p.GetModels(), Beside: filesFromProto(p.GetBeside()), BesideBytes: p.GetBesideBytes()}
+	f := Fingerprint{Problem: p.GetProblem(), Warnings: p.GetWarnings(), ByName: p.GetByName(), Models: p.GetModels(), Beside: filesFromProto(p.GetBeside()), BesideBytes: p.GetBesideBytes(), Formats: p.GetFormats(), Architectures: p.GetArchitectures()}
 	for _, d := range p.GetDevices() {
 		f.Devices = append(f.Devices, Device{
 			ID: d.GetId(), Kind: d.GetKind(), Name: d.GetName(), TotalBytes: d.GetTotalBytes(), FreeBytes: d.GetFreeBytes(), Problem: d.GetProblem(),

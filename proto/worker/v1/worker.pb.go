@@ -75,7 +75,11 @@ type FingerprintResponse struct {
 	// models, at most 128. The host counts their memory.
 	Beside []*ModelFile `protobuf:"bytes,7,rep,name=beside,proto3" json:"beside,omitempty"`
 	// Memory of the device that each worker takes beside that, whatever its model is.
-	BesideBytes   int64 `protobuf:"varint,8,opt,name=beside_bytes,json=besideBytes,proto3" json:"beside_bytes,omitempty"`
+	BesideBytes int64 `protobuf:"varint,8,opt,name=beside_bytes,json=besideBytes,proto3" json:"beside_bytes,omitempty"`
+	// Formats and architectures of models that the type serves with the settings of its block, where they decide it:
+	// in place of those of Info, if there are any.
+	Formats       []string `protobuf:"bytes,9,rep,name=formats,proto3" json:"formats,omitempty"`
+	Architectures []string `protobuf:"bytes,10,rep,name=architectures,proto3" json:"architectures,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -164,6 +168,20 @@ func (x *FingerprintResponse) GetBesideBytes() int64 {
 		return x.BesideBytes
 	}
 	return 0
+}
+
+func (x *FingerprintResponse) GetFormats() []string {
+	if x != nil {
+		return x.Formats
+	}
+	return nil
+}
+
+func (x *FingerprintResponse) GetArchitectures() []string {
+	if x != nil {
+		return x.Architectures
+	}
+	return nil
 }
 
 // Check is one thing that a worker type made sure of, such as that the engine has the layouts it was built for.
@@ -1035,7 +1053,7 @@ var File_worker_v1_worker_proto protoreflect.FileDescriptor
 const file_worker_v1_worker_proto_rawDesc = "" +
 	"\n" +
 	"\x16worker/v1/worker.proto\x12\x0erbee.worker.v1\x1a\x1egoogle/protobuf/duration.proto\"\x14\n" +
-	"\x12FingerprintRequest\"\xb3\x02\n" +
+	"\x12FingerprintRequest\"\xf3\x02\n" +
 	"\x13FingerprintResponse\x12\x18\n" +
 	"\aproblem\x18\x01 \x01(\tR\aproblem\x12\x1a\n" +
 	"\bwarnings\x18\x02 \x03(\tR\bwarnings\x120\n" +
@@ -1044,7 +1062,10 @@ const file_worker_v1_worker_proto_rawDesc = "" +
 	"\aby_name\x18\x05 \x01(\bR\x06byName\x12\x16\n" +
 	"\x06models\x18\x06 \x03(\tR\x06models\x121\n" +
 	"\x06beside\x18\a \x03(\v2\x19.rbee.worker.v1.ModelFileR\x06beside\x12!\n" +
-	"\fbeside_bytes\x18\b \x01(\x03R\vbesideBytes\"K\n" +
+	"\fbeside_bytes\x18\b \x01(\x03R\vbesideBytes\x12\x18\n" +
+	"\aformats\x18\t \x03(\tR\aformats\x12$\n" +
+	"\rarchitectures\x18\n" +
+	" \x03(\tR\rarchitectures\"K\n" +
 	"\x05Check\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06passed\x18\x02 \x01(\bR\x06passed\x12\x16\n" +
