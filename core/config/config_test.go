@@ -220,6 +220,11 @@ func TestDefaultRoles(t *testing.T) {
 			c.DefaultRoles(true, false)
 			must.Eq(t, tc.queen, c.Queen.Enabled)
 			must.Eq(t, tc.hive, c.Hive.Enabled)
+			if !tc.given {
+				c.DefaultRoles(false, true)
+				must.False(t, c.Queen.Enabled)
+				must.True(t, c.Hive.Enabled)
+			}
 		})
 	}
 }

@@ -118,3 +118,13 @@ func TestHas(t *testing.T) {
 	}
 	must.False(t, Has(netip.MustParseAddr("192.0.2.7")))
 }
+
+func TestLoopback(t *testing.T) {
+	t.Parallel()
+	for host, want := range map[string]bool{
+		"localhost": true, "127.0.0.1": true, "127.9.9.9": true, "::1": true, "::ffff:127.0.0.1": true,
+		"192.0.2.7": false, "0.0.0.0": false, "::": false, "a.example": false, "": false,
+	} {
+		must.Eq(t, want, Loopback(host), must.Sprint(host))
+	}
+}

@@ -209,4 +209,7 @@ func TestEverySettingHasAValue(t *testing.T) {
 	must.NoError(t, os.WriteFile(file, []byte("data_dir = [1]\n"), 0o600))
 	_, diags = config.Load([]string{file}, environment())
 	must.ErrorContains(t, diags.Err(), "data_dir must be a string.")
+	must.NoError(t, os.WriteFile(file, []byte("worker \"a\" {\n  read = [\"models\"]\n}\n"), 0o600))
+	_, diags = config.Load([]string{file}, environment())
+	must.ErrorContains(t, diags.Err(), "\"models\" is relative to nothing")
 }
