@@ -107,7 +107,7 @@ func (s *configSource) load(a *app, cmd *cobra.Command, dataDir string) (*config
 	return cfg, diags
 }
 
-func (a *app) agentCommand() *cobra.Command {
+func agentCommand(a *app) *cobra.Command {
 	var (
 		source       configSource
 		record, join string
@@ -125,7 +125,7 @@ On a machine that is in a cluster no flag is needed: "rbee cluster init" begins 
 the token is from "rbee token create --type join" and the host is any queen. -join may stay in the file of a service: a machine that has
 joined says so and goes on.`,
 		Example: "  rbee agent -dev\n  rbee agent -config /etc/rbee.d\n  rbee agent -join TOKEN@10.0.0.1",
-		RunE: a.do(func(ctx context.Context, cmd *cobra.Command, _ []string) error {
+		RunE: do(func(ctx context.Context, cmd *cobra.Command, _ []string) error {
 			if err := source.check(); err != nil {
 				return err
 			}
@@ -140,19 +140,19 @@ joined says so and goes on.`,
 					return &usageError{err: err, hint: core.HintOf(err)}
 				}
 			}
-			return a.runAgent(ctx, cmd, &source, join, record)
+			return runAgent(ctx, a, cmd, &source, join, record)
 		}),
 	}
 	source.flags(cmd)
 	cmd.Flags().StringVar(&record, "record", "", "`FILE` that remembers this agent as the one in the background")
 	_ = cmd.Flags().MarkHidden("record")
 	cmd.Flags().StringVar(&join, "join", "", "`TOKEN@HOST[:PORT]`: join the cluster of that queen first, unless that was done (default: RBEE_JOIN)")
-	cmd.AddCommand(a.agentStopCommand())
+	cmd.AddCommand(agentStopCommand(a))
 	return cmd
 }
 
 // runAgent runs the agent until ctx ends, which is no error.
-func (a *app) runAgent(ctx context.Context, cmd *cobra.Command, source *configSource, join, record string) (err error) {
+func runAgent(ctx context.Context, a *app, cmd *cobra.Command, source *configSource, join, record string) (err error) {
 	temp := ""
 	if source.dev && !cmd.Flags().Changed("data-dir") {
 		if temp, err = os.MkdirTemp("", "rbee-dev-"); err != nil {
@@ -161,7 +161,7 @@ func (a *app) runAgent(ctx context.Context, cmd *cobra.Command, source *configSo
 		defer func() { err = errors.Join(err, os.RemoveAll(temp)) }()
 	}
 	cfg, diags := source.load(a, cmd, temp)
-	if err := a.writeDiagnostics(diags); err != nil {
+	if err := writeDiagnostics(a, diags); err != nil {
 		return err
 	}
 	if diags.HasErrors() {
@@ -170,7 +170,7 @@ func (a *app) runAgent(ctx context.Context, cmd *cobra.Command, source *configSo
 	switch {
 	case source.dev:
 	case join != "":
-		if _, err := a.join(ctx, cfg, join); err != nil {
+		if _, err := joinCluster(ctx, a, cfg, join); err != nil {
 			return err
 		}
 	case len(source.paths) == 0:
@@ -185,7 +185,7 @@ func (a *app) runAgent(ctx context.Context, cmd *cobra.Command, source *configSo
 		told := context.AfterFunc(ctx, func() { fmt.Fprintln(a.stderr, "Stopping; once more ends it at once.") })
 		defer told()
 	}
-	log := a.agentLogger(cfg)
+	log := agentLogger(a, cfg)
 	ready := func(address string) {
 		switch {
 		case record != "":
@@ -193,7 +193,7 @@ func (a *app) runAgent(ctx context.Context, cmd *cobra.Command, source *configSo
 				log.Error("cannot remember this agent as the one in the background", "error", err)
 			}
 		case source.dev:
-			a.banner(address)
+			writeBanner(a, address)
 		}
 	}
 	suite, err := suiteCommand()
@@ -202,15 +202,15 @@ func (a *app) runAgent(ctx context.Context, cmd *cobra.Command, source *configSo
 	}
 	reload := make(chan struct{}, 1)
 	if !source.dev { // which ends with its terminal
-		defer a.onHangup(reload)()
+		defer onHangup(a, reload)()
 	}
-	hurry, told := a.onSecondSignal()
+	hurry, told := onSecondSignal(a)
 	defer told()
 	err = agent.Run(ctx, cfg, agent.Options{
 		Reload: reload, Hurry: hurry,
 		Load: func() (*config.Config, error) {
 			cfg, diags := source.load(a, cmd, temp)
-			if err := a.writeDiagnostics(diags); err != nil {
+			if err := writeDiagnostics(a, diags); err != nil {
 				return nil, err
 			}
 			return cfg, diags.Err()
@@ -230,7 +230,7 @@ func (a *app) runAgent(ctx context.Context, cmd *cobra.Command, source *configSo
 
 // onHangup has SIGHUP fill reload in place of ending the command. stop must be called; it waits for
 // the watching goroutine.
-func (a *app) onHangup(reload chan<- struct{}) (stop func()) {
+func onHangup(a *app, reload chan<- struct{}) (stop func()) {
 	if signal.Ignored(syscall.SIGHUP) { // nohup keeps its promise
 		return func() {}
 	}
@@ -261,7 +261,7 @@ func (a *app) onHangup(reload chan<- struct{}) (stop func()) {
 
 // onSecondSignal returns a channel that the second SIGINT or SIGTERM closes; a third one has its
 // usual effect. stop must be called; it waits for the watching goroutine.
-func (a *app) onSecondSignal() (hurry <-chan struct{}, stop func()) {
+func onSecondSignal(a *app) (hurry <-chan struct{}, stop func()) {
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	second, quit, done := make(chan struct{}), make(chan struct{}), make(chan struct{})
@@ -284,7 +284,7 @@ func (a *app) onSecondSignal() (hurry <-chan struct{}, stop func()) {
 	}
 }
 
-func (a *app) agentLogger(cfg *config.Config) hclog.Logger {
+func agentLogger(a *app, cfg *config.Config) hclog.Logger {
 	color := hclog.ColorOff
 	if v, set := a.env("NO_COLOR"); a.stderrTerminal && (!set || v == "") && !cfg.LogJSON {
 		color = hclog.ForceColor
@@ -298,8 +298,8 @@ func (a *app) agentLogger(cfg *config.Config) hclog.Logger {
 	})
 }
 
-// banner says what to do with an agent that was started to try rbee out.
-func (a *app) banner(address string) {
+// writeBanner says what to do with an agent that was started to try rbee out.
+func writeBanner(a *app, address string) {
 	at := ""
 	if address != defaultHostPort {
 		at = "RBEE_ADDR=http://" + address + " "
@@ -321,7 +321,7 @@ In another terminal:
 const defaultHostPort = "127.0.0.1:7833"
 
 // writeDiagnostics shows what is wrong with a configuration, with source lines, on stderr.
-func (a *app) writeDiagnostics(d *config.Diagnostics) error {
+func writeDiagnostics(a *app, d *config.Diagnostics) error {
 	width := uint(0)
 	if a.stderrTerminal {
 		width = 100
@@ -330,14 +330,14 @@ func (a *app) writeDiagnostics(d *config.Diagnostics) error {
 	return d.Write(a.stderr, width, a.stderrTerminal && (!set || v == ""))
 }
 
-func (a *app) agentStopCommand() *cobra.Command {
+func agentStopCommand(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:   "stop",
 		Short: "End the agent that was started in the background",
 		Long: `End the agent that "rbee infer", "run" or "chat" started in the background, and its workers.
 An agent that was started otherwise is ended where it was started: exit code 1 and how, when one runs.`,
 		Args: exactly(),
-		RunE: a.do(func(ctx context.Context, _ *cobra.Command, _ []string) error {
+		RunE: do(func(ctx context.Context, _ *cobra.Command, _ []string) error {
 			r, err := a.stopBackground(ctx)
 			if err != nil {
 				return err

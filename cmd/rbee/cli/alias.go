@@ -15,7 +15,7 @@ import (
 	"github.com/rbee-project/rbee/core/operation"
 )
 
-func (a *app) aliasCommand() *cobra.Command {
+func aliasCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "alias",
 		Aliases: []string{"aliases"},
@@ -38,7 +38,7 @@ func (a *app) aliasCommand() *cobra.Command {
 		},
 	}
 	set.RunE = a.asking(func(ctx context.Context, c *client.Client, args []string) error {
-		return a.changeAlias(ctx, c, core.Request{Operation: core.OpAliasSet, Name: args[0], Model: args[1]}, "%s is %s now.\n")
+		return changeAlias(ctx, a, c, core.Request{Operation: core.OpAliasSet, Name: args[0], Model: args[1]}, "%s is %s now.\n")
 	})
 	show := &cobra.Command{Use: "list", Aliases: []string{"ls"}, Short: "List the names", Args: exactly()}
 	show.RunE = a.asking(func(ctx context.Context, c *client.Client, _ []string) error {
@@ -58,14 +58,14 @@ func (a *app) aliasCommand() *cobra.Command {
 		ValidArgsFunction: first(a.names(aliasNames)),
 	}
 	remove.RunE = a.asking(func(ctx context.Context, c *client.Client, args []string) error {
-		return a.changeAlias(ctx, c, core.Request{Operation: core.OpAliasRemove, Name: args[0]}, "%s is no longer an alias of %s.\n")
+		return changeAlias(ctx, a, c, core.Request{Operation: core.OpAliasRemove, Name: args[0]}, "%s is no longer an alias of %s.\n")
 	})
 	cmd.AddCommand(set, show, remove)
 	return cmd
 }
 
 // changeAlias runs an operation on an alias and says what it did, in a format for name and model.
-func (a *app) changeAlias(ctx context.Context, c *client.Client, r core.Request, format string) error {
+func changeAlias(ctx context.Context, a *app, c *client.Client, r core.Request, format string) error {
 	job, err := a.runJob(ctx, c, r)
 	if err != nil {
 		return err

@@ -47,6 +47,6 @@ func TestCommandsAreAlike(t *testing.T) {
 			}
 		}
 	}
-	visit((&app{}).rootCommand())
+	visit(rootCommand(&app{}))
 	must.Greater(t, 40, seen)
 }

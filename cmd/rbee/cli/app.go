@@ -5,41 +5,17 @@ package cli
 import (
 	"context"
 	"errors"
-	"io"
 	"os"
 	"os/signal"
-	"sync"
 	"syscall"
-	"time"
 
 	"github.com/spf13/cobra"
-	xterm "golang.org/x/term"
 )
 
-// app is what every command needs: where to read and write, and the flags that all commands share.
+// app is what commands are given: a way to queens, which knows this machine and the terminal. A
+// command is a function over it, in the file of its noun.
 type app struct {
-	stdin  io.Reader
-	stdout io.Writer
-	stderr io.Writer
-	env    func(string) (string, bool)
-	// environ lists all of the environment, as os.Environ does; nil: it is not known.
-	environ func() []string
-	build   build // what this program is
-	now     func() time.Time
-
-	// Whether each is a terminal that a person sits at.
-	stdinTerminal  bool
-	stdoutTerminal bool
-	stdoutClosed   bool // since before this program began
-	stderrTerminal bool
-
-	addr      string // --addr
-	caCert    string // --cacert
-	tokenFile string // --token-file
-	format    string // --format, "table" or "json"
-	json      bool   // --json, the same as --format json
-
-	warnInClear sync.Once // that a token is sent without encryption
+	connector
 }
 
 // Program is what Main cannot know by itself.
@@ -56,35 +32,17 @@ func Main(p Program, args []string) int {
 }
 
 func newApp(b build) *app {
-	dumb := os.Getenv("TERM") == "dumb"
-	return &app{
-		stdin:          os.Stdin,
-		stdout:         os.Stdout,
-		stderr:         os.Stderr,
-		env:            os.LookupEnv,
-		environ:        os.Environ,
-		build:          b,
-		now:            time.Now,
-		stdinTerminal:  xterm.IsTerminal(int(os.Stdin.Fd())),
-		stdoutTerminal: xterm.IsTerminal(int(os.Stdout.Fd())),
-		stderrTerminal: xterm.IsTerminal(int(os.Stderr.Fd())) && !dumb,
-	}
+	a := &app{}
+	a.console = newConsole()
+	a.env, a.environ, a.build = os.LookupEnv, os.Environ, b
+	return a
 }
-
-// getenv is the environment variable, or the empty string.
-func (a *app) getenv(name string) string {
-	v, _ := a.env(name)
-	return v
-}
-
-// wantJSON says whether the user asked for JSON.
-func (a *app) wantJSON() bool { return a.json || a.format == formatJSON }
 
 // run executes the command line and returns the exit code.
 func (a *app) run(args []string) int {
 	out := &output{to: a.stdout, closed: a.stdoutClosed}
 	a.stdout = out
-	root := a.rootCommand()
+	root := rootCommand(a)
 	args = normalizeArgs(root, args)
 	root.SetArgs(args)
 	root.SetIn(a.stdin)
@@ -105,7 +63,7 @@ func (a *app) run(args []string) int {
 type action func(ctx context.Context, cmd *cobra.Command, args []string) error
 
 // do makes a command's RunE of an action.
-func (a *app) do(f action) func(*cobra.Command, []string) error {
+func do(f action) func(*cobra.Command, []string) error {
 	return func(cmd *cobra.Command, args []string) error {
 		ctx, stop := interruptible(cmd.Context())
 		defer stop()

@@ -31,7 +31,7 @@ func TestNormalizeArgs(t *testing.T) {
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			must.Eq(t, tc.want, normalizeArgs(newApp(build{}).rootCommand(), tc.in))
+			must.Eq(t, tc.want, normalizeArgs(rootCommand(newApp(build{})), tc.in))
 		})
 	}
 }
@@ -53,7 +53,7 @@ func TestFlagsTakeValuesEverywhereOrNowhere(t *testing.T) {
 			visit(sub)
 		}
 	}
-	visit(newApp(build{}).rootCommand())
+	visit(rootCommand(newApp(build{})))
 	must.MapContainsKey(t, seen, "config")
 }
 
@@ -67,14 +67,14 @@ func TestEveryCommandIsDescribed(t *testing.T) {
 			visit(sub)
 		}
 	}
-	visit(newApp(build{}).rootCommand())
+	visit(rootCommand(newApp(build{})))
 }
 
 func FuzzNormalizeArgs(f *testing.F) {
 	f.Add("-dev", "x", "--")
 	f.Add("-p", "-", "-=")
 	f.Add("--=", "-config", "")
-	root := newApp(build{}).rootCommand()
+	root := rootCommand(newApp(build{}))
 	f.Fuzz(func(t *testing.T, a, b, c string) {
 		got := normalizeArgs(root, []string{a, b, c})
 		must.Len(t, 3, got) // nothing is lost and nothing invented

@@ -40,11 +40,11 @@ type agentRecord struct {
 
 // stateDir is the folder that remembers the background agent: $XDG_STATE_HOME/rbee or
 // ~/.local/state/rbee.
-func (a *app) stateDir() (string, error) {
-	if dir := a.getenv("XDG_STATE_HOME"); filepath.IsAbs(dir) {
+func (m *machine) stateDir() (string, error) {
+	if dir := m.getenv("XDG_STATE_HOME"); filepath.IsAbs(dir) {
 		return filepath.Join(dir, "rbee"), nil
 	}
-	home := a.getenv("HOME")
+	home := m.getenv("HOME")
 	if !filepath.IsAbs(home) {
 		return "", core.Errorf(core.Invalid, "no folder for the state of a background agent").Hint(
 			"Set HOME or XDG_STATE_HOME, or start an agent yourself with \"rbee agent -dev\".")
@@ -56,8 +56,8 @@ func recordPath(dir string) string { return filepath.Join(dir, "agent.json") }
 func logPath(dir string) string    { return filepath.Join(dir, "agent.log") }
 
 // backgroundAgent returns the record of the background agent, or nil when none runs.
-func (a *app) backgroundAgent() *agentRecord {
-	dir, err := a.stateDir()
+func (m *machine) backgroundAgent() *agentRecord {
+	dir, err := m.stateDir()
 	if err != nil {
 		return nil
 	}
@@ -108,8 +108,8 @@ func writeRecord(path, addr, version string, now time.Time) (err error) {
 
 // startBackground starts "rbee agent -dev" apart from this terminal, waits until ready(addr) is
 // nil, and returns its address. Two at once start one agent.
-func (a *app) startBackground(ctx context.Context, ready func(ctx context.Context, addr string) error) (string, error) {
-	dir, err := a.stateDir()
+func (m *machine) startBackground(ctx context.Context, ready func(ctx context.Context, addr string) error) (string, error) {
+	dir, err := m.stateDir()
 	if err != nil {
 		return "", err
 	}
@@ -124,20 +124,20 @@ func (a *app) startBackground(ctx context.Context, ready func(ctx context.Contex
 	}
 	defer unlock()
 	// Another command may have started it while this one waited for the lock.
-	if r := a.backgroundAgent(); r != nil {
-		return r.Address, a.awaitReady(ctx, r.Process, func() string { return r.Address }, ready)
+	if r := m.backgroundAgent(); r != nil {
+		return r.Address, m.awaitReady(ctx, r.Process, func() string { return r.Address }, ready)
 	}
 	if err := os.Remove(recordPath(dir)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return "", startFailed(err)
 	}
-	cmd, err := a.spawnAgent(dir)
+	cmd, err := m.spawnAgent(dir)
 	if err != nil {
 		return "", startFailed(err)
 	}
 	id, err := hostinfo.Identify(cmd.Process.Pid)
 	addr := ""
 	if err == nil {
-		err = a.awaitReady(ctx, id, func() string {
+		err = m.awaitReady(ctx, id, func() string {
 			if r, err := readRecord(recordPath(dir)); err == nil && r.Process == id {
 				addr = r.Address
 			}
@@ -163,7 +163,7 @@ func startFailed(err error) error {
 
 // spawnAgent starts the agent in a session of its own, so that neither ^C nor the end of this
 // terminal reaches it.
-func (a *app) spawnAgent(dir string) (*exec.Cmd, error) {
+func (m *machine) spawnAgent(dir string) (*exec.Cmd, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
@@ -187,7 +187,7 @@ func (a *app) spawnAgent(dir string) (*exec.Cmd, error) {
 
 // awaitReady polls until the agent listens and ready says so. An agent that ends meanwhile is an
 // error.
-func (a *app) awaitReady(ctx context.Context, id hostinfo.Identity, addr func() string, ready func(context.Context, string) error) error {
+func (m *machine) awaitReady(ctx context.Context, id hostinfo.Identity, addr func() string, ready func(context.Context, string) error) error {
 	tick := time.NewTicker(backgroundPoll)
 	defer tick.Stop()
 	var last error
@@ -264,8 +264,8 @@ func logTail(path string, lines int) string {
 
 // stopBackground ends the background agent and waits until it is gone. Without one it returns nil,
 // nil.
-func (a *app) stopBackground(ctx context.Context) (*agentRecord, error) {
-	dir, err := a.stateDir()
+func (m *machine) stopBackground(ctx context.Context) (*agentRecord, error) {
+	dir, err := m.stateDir()
 	if err != nil {
 		return nil, err
 	}
@@ -315,8 +315,8 @@ func removeRecord(path string) error {
 
 // otherAgent says how the agent of this machine is stopped that was not started in the background;
 // nil: none runs.
-func (a *app) otherAgent(ctx context.Context) error {
-	l := a.localAgent()
+func (m *machine) otherAgent(ctx context.Context) error {
+	l := m.localAgent()
 	if r, ok := runningRecord(l.dir); ok {
 		return core.Errorf(core.InUse, "the agent of this machine, process %d, was not started in the background", r.PID).Hint("%s", howToStop(r.PID, cgroupOf(r.PID)))
 	}

@@ -17,17 +17,17 @@ import (
 	"github.com/rbee-project/rbee/core/operation"
 )
 
-func (a *app) binaryCommand() *cobra.Command {
+func binaryCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "binary",
 		Aliases: []string{"binaries"},
 		Short:   "Installed worker types of a hive",
 	}
-	cmd.AddCommand(a.binaryListCommand(), a.binaryGetCommand(), a.binaryDownloadCommand(), a.binaryDeleteCommand())
+	cmd.AddCommand(binaryListCommand(a), binaryGetCommand(a), binaryDownloadCommand(a), binaryDeleteCommand(a))
 	return cmd
 }
 
-func (a *app) binaryListCommand() *cobra.Command {
+func binaryListCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "list",
 		Aliases: []string{"ls"},
@@ -67,27 +67,27 @@ func deviceText(devices []core.Device) string {
 	return strings.Join(ids, ",")
 }
 
-func (a *app) binaryGetCommand() *cobra.Command {
+func binaryGetCommand(a *app) *cobra.Command {
 	var hive string
 	cmd := &cobra.Command{
 		Use:               "get TYPE[@VERSION]",
 		Aliases:           []string{"show"},
 		Short:             "Show a worker binary with its files and devices",
 		Args:              exactly("TYPE"),
-		ValidArgsFunction: a.binaryIDs(&hive),
+		ValidArgsFunction: completeBinaries(a, &hive),
 	}
 	cmd.RunE = a.asking(func(ctx context.Context, c *client.Client, args []string) error {
 		b, err := fromHive(ctx, a, c, hive, func(c *client.Client) (core.WorkerBinary, error) { return c.Binary(ctx, hive, args[0]) })
 		if err != nil {
 			return err
 		}
-		return a.show(b, func(w io.Writer) error { return a.writeBinary(w, b) })
+		return a.show(b, func(w io.Writer) error { return writeBinary(a, w, b) })
 	})
 	a.hiveFlag(cmd, &hive, core.LocalHive, "`HIVE` to look at")
 	return cmd
 }
 
-func (a *app) binaryIDs(hive *string) cobra.CompletionFunc {
+func completeBinaries(a *app, hive *string) cobra.CompletionFunc {
 	return first(a.names(func(ctx context.Context, c *client.Client) ([]string, error) {
 		binaries, err := c.Binaries(ctx, *hive)
 		var ids []string
@@ -98,7 +98,7 @@ func (a *app) binaryIDs(hive *string) cobra.CompletionFunc {
 	}))
 }
 
-func (a *app) binaryDeleteCommand() *cobra.Command {
+func binaryDeleteCommand(a *app) *cobra.Command {
 	r := core.Request{Operation: core.OpWorkerBinaryDelete}
 	var yes, dryRun, detach bool
 	cmd := &cobra.Command{
@@ -108,7 +108,7 @@ func (a *app) binaryDeleteCommand() *cobra.Command {
 A type that the hive has a plugin for can be downloaded again.`,
 		Aliases:           []string{"rm"},
 		Args:              exactly("TYPE"),
-		ValidArgsFunction: a.binaryIDs(&r.Hive),
+		ValidArgsFunction: completeBinaries(a, &r.Hive),
 	}
 	cmd.RunE = a.asking(func(ctx context.Context, c *client.Client, args []string) error {
 		r.Binary = args[0]
@@ -121,7 +121,7 @@ A type that the hive has a plugin for can be downloaded again.`,
 				return core.Errorf(core.InUse, "%s is in use by %s", b.ID, strings.Join(b.InUseBy, ", ")).Hint("End what uses it first: \"rbee worker retire ID\".")
 			}
 			fmt.Fprintf(a.stderr, "Would delete %s, which frees %s:\n", b.ID, term.Size(b.SizeBytes))
-			return a.show(b, func(w io.Writer) error { return a.writeBinary(w, b) })
+			return a.show(b, func(w io.Writer) error { return writeBinary(a, w, b) })
 		}
 		if err := a.confirm(ctx, yes, fmt.Sprintf("Delete worker binary %s?", r.Binary)); err != nil {
 			return err
@@ -143,7 +143,7 @@ A type that the hive has a plugin for can be downloaded again.`,
 	return cmd
 }
 
-func (a *app) writeBinary(w io.Writer, b core.WorkerBinary) error {
+func writeBinary(a *app, w io.Writer, b core.WorkerBinary) error {
 	f := &term.Facts{}
 	f.Add("ID", b.ID)
 	f.Add("Type", b.Type)
@@ -231,7 +231,7 @@ func writeFiles(w io.Writer, files []core.File) error {
 	return t.Write(w)
 }
 
-func (a *app) binaryDownloadCommand() *cobra.Command {
+func binaryDownloadCommand(a *app) *cobra.Command {
 	r := core.Request{Operation: core.OpWorkerDownload}
 	var detach bool
 	cmd := &cobra.Command{
@@ -250,7 +250,7 @@ with. "rbee worker spawn --type TYPE@VERSION" starts one with a certain version.
 			if err != nil {
 				return err
 			}
-			return a.show(b, func(w io.Writer) error { return a.writeBinary(w, b) })
+			return a.show(b, func(w io.Writer) error { return writeBinary(a, w, b) })
 		})
 	})
 	cmd.Flags().StringVar(&r.Version, "version", "", "`VERSION` of the engine (default: the plugin's first choice)")

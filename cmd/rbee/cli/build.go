@@ -12,7 +12,7 @@ import (
 	"github.com/rbee-project/rbee/core/client"
 )
 
-func (a *app) workerBuildCommand() *cobra.Command {
+func workerBuildCommand(a *app) *cobra.Command {
 	r := core.Request{Operation: core.OpWorkerBuild}
 	var detach bool
 	cmd := &cobra.Command{
@@ -38,7 +38,7 @@ A hive builds nothing unless its configuration allows it: hive { build { enabled
 			if err != nil {
 				return err
 			}
-			return a.show(b, func(w io.Writer) error { return a.writeBinary(w, b) })
+			return a.show(b, func(w io.Writer) error { return writeBinary(a, w, b) })
 		})
 	})
 	cmd.Flags().StringVar(&r.Type, "type", "", "worker `TYPE` to install it as (default: what the plugin calls itself)")

@@ -12,7 +12,7 @@ import (
 	"github.com/rbee-project/rbee/core/client"
 )
 
-func (a *app) catalogCommand() *cobra.Command {
+func catalogCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{Use: "catalog", Short: "Catalog sources: what can be fetched"}
 	var (
 		hive string

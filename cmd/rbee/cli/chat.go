@@ -27,7 +27,7 @@ const chatHelp = `/bye      end (so does ^D)
 ^C        stop the answer that is being given
 `
 
-func (a *app) chatCommand() *cobra.Command {
+func chatCommand(a *app) *cobra.Command {
 	var (
 		g     generation
 		model string
@@ -53,7 +53,7 @@ When stdin is no terminal, each of its lines is a message. What is missing is st
 			if len(args) > 0 {
 				model = args[0]
 			}
-			return a.chat(cmd, model, &g)
+			return startChat(a, cmd, model, &g)
 		},
 	}
 	cmd.Flags().StringVarP(&model, "model", "m", "", "`MODEL` to talk with, instead of the argument")
@@ -79,16 +79,16 @@ type conversation struct {
 	messages []openai.Message
 }
 
-func (a *app) chat(cmd *cobra.Command, model string, g *generation) error {
+func startChat(a *app, cmd *cobra.Command, model string, g *generation) error {
 	if a.wantJSON() {
 		return usageHint("\"rbee infer --format json\" gives an answer as JSON.", "chat cannot be shown as JSON")
 	}
 	conv := &conversation{a: a, model: model, g: g}
-	prepare := a.do(func(ctx context.Context, _ *cobra.Command, _ []string) (err error) {
+	prepare := do(func(ctx context.Context, _ *cobra.Command, _ []string) (err error) {
 		if conv.c, err = a.connectOrStart(ctx); err != nil {
 			return err
 		}
-		conv.model, err = a.ensureWorker(ctx, conv.c, model)
+		conv.model, err = ensureWorker(ctx, a, conv.c, model)
 		return a.explainUnreachable(ctx, conv.c, err)
 	})
 	if err := prepare(cmd, nil); err != nil {
@@ -166,12 +166,12 @@ func (v *conversation) message(p prompter) (string, error) {
 	return strings.Trim(strings.TrimSuffix(strings.TrimRight(rest, " \t"), quotes), "\n"), nil
 }
 
-// answer has the model answer text. ^C stops the answer; what came of it stays in the conversation.
+// answerPrompt has the model answer text. ^C stops the answer; what came of it stays in the conversation.
 func (v *conversation) answer(parent context.Context, text string, person bool) error {
 	ctx, stop := interruptible(parent)
 	defer stop()
 	v.messages = append(v.messages, openai.Message{Role: "user", Content: openai.TextContent(text)})
-	answer, err := v.a.streamChat(ctx, v.c, openai.ChatRequest{Model: v.model, Messages: v.messages, Sampling: v.g.sampling})
+	answer, err := streamChat(ctx, v.a, v.c, openai.ChatRequest{Model: v.model, Messages: v.messages, Sampling: v.g.sampling})
 	signalled, interrupted := errors.AsType[interruptError](context.Cause(ctx))
 	if err == nil || (interrupted && answer != "") {
 		v.messages = append(v.messages, openai.Message{Role: "assistant", Content: openai.TextContent(answer)})

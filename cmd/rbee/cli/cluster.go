@@ -19,7 +19,7 @@ import (
 	"github.com/rbee-project/rbee/core/token"
 )
 
-func (a *app) clusterCommand() *cobra.Command {
+func clusterCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "cluster",
 		Short: "Begin, join, show and leave a cluster",
@@ -29,17 +29,17 @@ func (a *app) clusterCommand() *cobra.Command {
   a$ rbee token create --type join --role queen   once for each queen that joins; without --role for a hive
   b$ rbee agent -join TOKEN@a`,
 	}
-	cmd.AddCommand(a.clusterInitCommand(), a.clusterJoinCommand(), a.clusterInfoCommand(), a.clusterLeaveCommand())
+	cmd.AddCommand(clusterInitCommand(a), clusterJoinCommand(a), clusterInfoCommand(a), clusterLeaveCommand(a))
 	return cmd
 }
 
 // loadSettings reads the configuration and shows what is wrong with it.
-func (a *app) loadSettings(cmd *cobra.Command, source *configSource) (*config.Config, error) {
+func loadSettings(a *app, cmd *cobra.Command, source *configSource) (*config.Config, error) {
 	if err := source.check(); err != nil {
 		return nil, err
 	}
 	cfg, diags := source.load(a, cmd, "")
-	if err := a.writeDiagnostics(diags); err != nil {
+	if err := writeDiagnostics(a, diags); err != nil {
 		return nil, err
 	}
 	if diags.HasErrors() {
@@ -62,7 +62,7 @@ func startHint(cmd *cobra.Command, source *configSource) string {
 	return strings.Join(words, " ")
 }
 
-func (a *app) clusterInitCommand() *cobra.Command {
+func clusterInitCommand(a *app) *cobra.Command {
 	var (
 		source      configSource
 		clusterName string
@@ -77,11 +77,11 @@ The operator token has all scopes. It is shown once, and is all that goes to std
 		Example: "  export RBEE_TOKEN=$(rbee cluster init)\n  rbee cluster init --advertise 10.0.0.1 --queen-only",
 		Args:    exactly(),
 	}
-	cmd.RunE = a.do(func(ctx context.Context, cmd *cobra.Command, _ []string) error {
+	cmd.RunE = do(func(ctx context.Context, cmd *cobra.Command, _ []string) error {
 		if source.hiveOnly {
 			return usageHint("The first machine of a cluster holds its registry. Others may join as hives.", "a cluster begins with a queen, not with --hive-only")
 		}
-		cfg, err := a.loadSettings(cmd, &source)
+		cfg, err := loadSettings(a, cmd, &source)
 		if err != nil {
 			return err
 		}
@@ -156,9 +156,9 @@ func joinedOf(id *pki.Identity) joined {
 	return joined{Cluster: id.Cluster(), ClusterName: id.ClusterName(), Node: n.ID, Name: n.Name, Roles: n.Roles, RPCAddress: id.RPCAddress(), Expires: n.NotAfter}
 }
 
-// join takes this machine into the cluster of tokenAtHost, and says so on stderr. One that is in
+// joinCluster takes this machine into the cluster of tokenAtHost, and says so on stderr. One that is in
 // that cluster already is left as it is.
-func (a *app) join(ctx context.Context, cfg *config.Config, tokenAtHost string) (joined, error) {
+func joinCluster(ctx context.Context, a *app, cfg *config.Config, tokenAtHost string) (joined, error) {
 	parsed, address, err := token.ParseJoin(tokenAtHost)
 	if err != nil {
 		return joined{}, err
@@ -201,7 +201,7 @@ func (a *app) join(ctx context.Context, cfg *config.Config, tokenAtHost string) 
 	return j, nil
 }
 
-func (a *app) clusterJoinCommand() *cobra.Command {
+func clusterJoinCommand(a *app) *cobra.Command {
 	var source configSource
 	cmd := &cobra.Command{
 		Use:   "join TOKEN@HOST[:PORT]|-",
@@ -211,7 +211,7 @@ func (a *app) clusterJoinCommand() *cobra.Command {
 fingerprint of the cluster's CA, so no stranger can answer in the queen's place. With "-" it is read from stdin, and so is in no list of processes.`,
 		Args: exactly("TOKEN@HOST"),
 	}
-	cmd.RunE = a.do(func(ctx context.Context, cmd *cobra.Command, args []string) error {
+	cmd.RunE = do(func(ctx context.Context, cmd *cobra.Command, args []string) error {
 		tokenAtHost := args[0]
 		if tokenAtHost == "-" {
 			line, err := a.readLine(ctx)
@@ -223,11 +223,11 @@ fingerprint of the cluster's CA, so no stranger can answer in the queen's place.
 		if _, _, err := token.ParseJoin(tokenAtHost); err != nil {
 			return &usageError{err: err, hint: core.HintOf(err)}
 		}
-		cfg, err := a.loadSettings(cmd, &source)
+		cfg, err := loadSettings(a, cmd, &source)
 		if err != nil {
 			return err
 		}
-		j, err := a.join(ctx, cfg, tokenAtHost)
+		j, err := joinCluster(ctx, a, cfg, tokenAtHost)
 		if err != nil {
 			return err
 		}
@@ -248,7 +248,7 @@ type clusterInfo struct {
 	Local   *joined       `json:"local"` // null: this machine is in no cluster, or its files cannot be read
 }
 
-func (a *app) clusterInfoCommand() *cobra.Command {
+func clusterInfoCommand(a *app) *cobra.Command {
 	return a.reads(&cobra.Command{
 		Use:   "info",
 		Short: "Show the cluster, its machines, and what this machine is in it",
@@ -281,11 +281,11 @@ func (a *app) clusterInfoCommand() *cobra.Command {
 		info.Queens, info.Nodes = list(info.Queens), list(info.Nodes)
 		sortQueens(info.Queens)
 		sortNodes(info.Nodes)
-		return a.show(info, func(w io.Writer) error { return a.writeClusterInfo(w, info) })
+		return a.show(info, func(w io.Writer) error { return writeClusterInfo(a, w, info) })
 	})
 }
 
-func (a *app) writeClusterInfo(w io.Writer, info clusterInfo) error {
+func writeClusterInfo(a *app, w io.Writer, info clusterInfo) error {
 	f := &term.Facts{}
 	if info.Cluster != nil {
 		f.Add("Cluster", named(info.Cluster.Name, info.Cluster.ID))
@@ -294,7 +294,7 @@ func (a *app) writeClusterInfo(w io.Writer, info clusterInfo) error {
 	}
 	if l := info.Local; l != nil {
 		f.Addf("This machine", "%s, a %s, at %s", named(l.Name, l.Node), rolesText(l.Roles), l.RPCAddress)
-		f.Add("Certificate", a.expiry(l.Expires))
+		f.Add("Certificate", expiryText(a, l.Expires))
 	}
 	if err := f.Write(w); err != nil || info.Cluster == nil {
 		return err
@@ -303,11 +303,11 @@ func (a *app) writeClusterInfo(w io.Writer, info clusterInfo) error {
 		func() error { return term.Heading(w, "Queens") },
 		func() error { return queenTable(info.Queens).Write(w) },
 		func() error { return term.Heading(w, "Machines") },
-		func() error { return a.nodeTable(info.Nodes).Write(w) },
+		func() error { return nodeTable(a, info.Nodes).Write(w) },
 	)
 }
 
-func (a *app) clusterLeaveCommand() *cobra.Command {
+func clusterLeaveCommand(a *app) *cobra.Command {
 	var (
 		source              configSource
 		yes, dryRun, forget bool
@@ -327,16 +327,16 @@ are retired, the certificate is refused from then on, and the agent there forget
 		},
 		ValidArgsFunction: first(a.names(nodeNames)),
 	}
-	cmd.RunE = a.do(func(ctx context.Context, cmd *cobra.Command, args []string) error {
+	cmd.RunE = do(func(ctx context.Context, cmd *cobra.Command, args []string) error {
 		if forget {
 			if len(args) > 0 {
 				return usageHint("A machine forgets its cluster where it stands.", "--forget is for this machine: it takes no NODE")
 			}
-			return a.forget(ctx, cmd, &source, yes, dryRun)
+			return forgetCluster(ctx, a, cmd, &source, yes, dryRun)
 		}
 		wanted := strings.Join(args, "")
 		if wanted == "" {
-			cfg, err := a.loadSettings(cmd, &source)
+			cfg, err := loadSettings(a, cmd, &source)
 			if err != nil {
 				return err
 			}
@@ -353,7 +353,7 @@ are retired, the certificate is refused from then on, and the agent there forget
 		if err != nil {
 			return err
 		}
-		return a.explainUnreachable(ctx, c, a.leave(ctx, c, wanted, yes, dryRun))
+		return a.explainUnreachable(ctx, c, leaveCluster(ctx, a, c, wanted, yes, dryRun))
 	})
 	source.fileFlags(cmd)
 	cmd.Flags().BoolVar(&forget, "forget", false, "only forget the cluster on this machine's disk, and tell nobody")
@@ -361,14 +361,14 @@ are retired, the certificate is refused from then on, and the agent there forget
 	return cmd
 }
 
-func (a *app) leave(ctx context.Context, c *client.Client, wanted string, yes, dryRun bool) error {
+func leaveCluster(ctx context.Context, a *app, c *client.Client, wanted string, yes, dryRun bool) error {
 	n, err := findNode(ctx, c, wanted)
 	if err != nil {
 		return err
 	}
 	if dryRun {
 		fmt.Fprintln(a.stderr, "Would take this machine out of the cluster:")
-		return a.show(n, a.nodeTable([]core.Node{n}).Write)
+		return a.show(n, nodeTable(a, []core.Node{n}).Write)
 	}
 	if err := a.confirm(ctx, yes, fmt.Sprintf("Take %s, a %s, out of the cluster for good?", named(n.Name, n.ID), rolesText(n.Roles))); err != nil {
 		return err
@@ -386,8 +386,8 @@ func (a *app) leave(ctx context.Context, c *client.Client, wanted string, yes, d
 	})
 }
 
-func (a *app) forget(ctx context.Context, cmd *cobra.Command, source *configSource, yes, dryRun bool) error {
-	cfg, err := a.loadSettings(cmd, source)
+func forgetCluster(ctx context.Context, a *app, cmd *cobra.Command, source *configSource, yes, dryRun bool) error {
+	cfg, err := loadSettings(a, cmd, source)
 	if err != nil {
 		return err
 	}
@@ -467,10 +467,10 @@ func sortNodes(nodes []core.Node) {
 	slices.SortFunc(nodes, func(x, y core.Node) int { return strings.Compare(x.Name+"\x00"+x.ID, y.Name+"\x00"+y.ID) })
 }
 
-func (a *app) nodeTable(nodes []core.Node) *term.Table {
+func nodeTable(a *app, nodes []core.Node) *term.Table {
 	t := term.NewTable("No machines.", "NAME", "ROLES", "ADDRESS", "CERTIFICATE", "ID")
 	for _, n := range nodes {
-		state := a.expiry(n.CertificateExpiresAt)
+		state := expiryText(a, n.CertificateExpiresAt)
 		if n.Revoked {
 			state = "revoked"
 		}
@@ -479,8 +479,8 @@ func (a *app) nodeTable(nodes []core.Node) *term.Table {
 	return t
 }
 
-// expiry says until when a certificate is good.
-func (a *app) expiry(t time.Time) string {
+// expiryText says until when a certificate is good.
+func expiryText(a *app, t time.Time) string {
 	if t.IsZero() {
 		return ""
 	}

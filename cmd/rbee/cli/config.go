@@ -16,9 +16,9 @@ import (
 	"github.com/rbee-project/rbee/core/pluginhost"
 )
 
-func (a *app) configCommand() *cobra.Command {
+func configCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{Use: "config", Short: "Check and show configurations"}
-	cmd.AddCommand(a.configValidateCommand(), a.configShowCommand())
+	cmd.AddCommand(configValidateCommand(a), configShowCommand(a))
 	return cmd
 }
 
@@ -47,7 +47,7 @@ func diagnosticsJSON(list hcl.Diagnostics) []diagnosticJSON {
 	return out
 }
 
-func (a *app) configValidateCommand() *cobra.Command {
+func configValidateCommand(a *app) *cobra.Command {
 	var (
 		source    configSource
 		noPlugins bool
@@ -60,7 +60,7 @@ cluster, and addresses included. Every plugin that has a block is started for a 
 What is wrong is shown with its source lines on stderr. Exit code 1 when there are errors; warnings are none.`,
 		Example: "  rbee config validate /etc/rbee.d",
 		Args:    cobra.ArbitraryArgs,
-		RunE: a.do(func(ctx context.Context, cmd *cobra.Command, args []string) error {
+		RunE: do(func(ctx context.Context, cmd *cobra.Command, args []string) error {
 			source.paths = append(source.paths, args...)
 			if len(source.paths) == 0 && !source.dev {
 				return usagef("FILE|FOLDER is missing: %s FILE|FOLDER...", cmd.CommandPath())
@@ -73,7 +73,7 @@ What is wrong is shown with its source lines on stderr. Exit code 1 when there a
 					if err != nil {
 						return err
 					}
-					plugins = a.pluginHost(cfg.PluginDir, walls)
+					plugins = newPluginHost(a, cfg.PluginDir, walls)
 				}
 				diags.Append(agent.Check(ctx, cfg, plugins).List)
 			}
@@ -85,7 +85,7 @@ What is wrong is shown with its source lines on stderr. Exit code 1 when there a
 					return err
 				}
 			} else {
-				if err := a.writeDiagnostics(diags); err != nil {
+				if err := writeDiagnostics(a, diags); err != nil {
 					return err
 				}
 				if !diags.HasErrors() {
@@ -119,17 +119,17 @@ type pluginBlockJSON struct {
 	Where      string `json:"where,omitempty"`
 }
 
-func (a *app) configShowCommand() *cobra.Command {
+func configShowCommand(a *app) *cobra.Command {
 	var source configSource
 	cmd := &cobra.Command{
 		Use:   "show [FILE|FOLDER...]",
 		Short: "Show every setting with where it comes from",
 		Long:  "Show every setting as an agent with these files, flags and this environment has it. The contents of plugins' config blocks are not shown.",
 		Args:  cobra.ArbitraryArgs,
-		RunE: a.do(func(_ context.Context, cmd *cobra.Command, args []string) error {
+		RunE: do(func(_ context.Context, cmd *cobra.Command, args []string) error {
 			source.paths = append(source.paths, args...)
 			cfg, diags := source.load(a, cmd, "/a temporary folder")
-			if err := a.writeDiagnostics(diags); err != nil {
+			if err := writeDiagnostics(a, diags); err != nil {
 				return err
 			}
 			if diags.HasErrors() {
@@ -177,8 +177,8 @@ func describeConfig(cfg *config.Config) ([]settingJSON, []pluginBlockJSON) {
 	return settings, blocks
 }
 
-// pluginHost is the host of the plugins of a folder, for commands that start them for a moment.
+// newPluginHost is the host of the plugins of a folder, for commands that start them for a moment.
 // Zero walls are none.
-func (a *app) pluginHost(dir string, walls pluginhost.Walls) *pluginhost.Host {
+func newPluginHost(a *app, dir string, walls pluginhost.Walls) *pluginhost.Host {
 	return pluginhost.New(pluginhost.Options{PluginDir: dir, Logger: hclog.NewNullLogger(), Walls: walls})
 }

@@ -11,6 +11,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -23,6 +24,19 @@ import (
 	"github.com/rbee-project/rbee/core/setting"
 )
 
+// connector finds queens and connects to them.
+type connector struct {
+	console
+	machine
+
+	build     build  // what this program is
+	addr      string // --addr
+	caCert    string // --cacert
+	tokenFile string // --token-file
+
+	warnInClear sync.Once // that a token is sent without encryption
+}
+
 // target is which queens to ask, and how to know them.
 type target struct {
 	addresses []string
@@ -33,9 +47,9 @@ type target struct {
 }
 
 // target finds the queens to ask: those that the user names, else the agent of this machine.
-func (a *app) target() (target, error) {
+func (cn *connector) target() (target, error) {
 	var t target
-	if path := cmp.Or(a.caCert, a.getenv("RBEE_CACERT")); path != "" {
+	if path := cmp.Or(cn.caCert, cn.getenv("RBEE_CACERT")); path != "" {
 		b, err := os.ReadFile(path)
 		if err != nil {
 			return t, core.WithHint(core.Wrap(err, core.Invalid, "read the CA's certificate"), "RBEE_CACERT and --cacert name a PEM file: cluster/ca.pem in the data folder of any machine of the cluster.")
@@ -45,11 +59,11 @@ func (a *app) target() (target, error) {
 		}
 		t.ca, t.caNamed = b, true
 	}
-	t.local = a.localAgent()
+	t.local = cn.localAgent()
 	if t.local.identity != nil && !t.caNamed {
 		t.ca = t.local.identity.CAPEM()
 	}
-	for _, list := range []string{a.addr, a.getenv("RBEE_ADDR")} {
+	for _, list := range []string{cn.addr, cn.getenv("RBEE_ADDR")} {
 		for addr := range strings.SplitSeq(list, ",") {
 			if addr = strings.TrimSpace(addr); addr != "" {
 				t.addresses = append(t.addresses, addr)
@@ -61,7 +75,7 @@ func (a *app) target() (target, error) {
 		}
 	}
 	t.addresses = t.local.addresses()
-	if r := a.backgroundAgent(); r != nil && t.local.identity == nil {
+	if r := cn.backgroundAgent(); r != nil && t.local.identity == nil {
 		t.addresses = append([]string{"http://" + r.Address}, t.addresses...)
 	}
 	usual := t.local.usualAddress()
@@ -75,38 +89,38 @@ func (a *app) target() (target, error) {
 }
 
 // bearer is the token that is sent to queens.
-func (a *app) bearer(ctx context.Context) (string, error) {
-	if a.tokenFile == "" {
-		return strings.TrimSpace(a.getenv("RBEE_TOKEN")), nil
+func (cn *connector) bearer(ctx context.Context) (string, error) {
+	if cn.tokenFile == "" {
+		return strings.TrimSpace(cn.getenv("RBEE_TOKEN")), nil
 	}
-	return a.secretFile(ctx, a.tokenFile)
+	return cn.secretFile(ctx, cn.tokenFile)
 }
 
 // connect returns a client of the named queens. Nothing is sent yet.
-func (a *app) connect(ctx context.Context) (*client.Client, error) {
-	t, err := a.target()
+func (cn *connector) connect(ctx context.Context) (*client.Client, error) {
+	t, err := cn.target()
 	if err != nil {
 		return nil, err
 	}
-	return a.connectTo(ctx, t)
+	return cn.connectTo(ctx, t)
 }
 
-func (a *app) connectTo(ctx context.Context, t target) (*client.Client, error) {
-	bearer, err := a.bearer(ctx)
+func (cn *connector) connectTo(ctx context.Context, t target) (*client.Client, error) {
+	bearer, err := cn.bearer(ctx)
 	if err != nil {
 		return nil, err
 	}
 	c, err := client.New(client.Options{
 		// An agent without TLS needs no token. Who names an address with http:// may have a proxy
 		// there that takes one.
-		Addresses: t.addresses, Token: bearer, TokenInClear: t.named, CACert: t.ca, UserAgent: "rbee/" + a.build.Version,
+		Addresses: t.addresses, Token: bearer, TokenInClear: t.named, CACert: t.ca, UserAgent: "rbee/" + cn.build.Version,
 	})
 	if err != nil {
 		return nil, core.WithHint(err, "An address looks like 127.0.0.1:7833 or https://queen.example:7833; see --addr and RBEE_ADDR.")
 	}
 	if open := c.InClear(); len(open) > 0 {
-		a.warnInClear.Do(func() {
-			fmt.Fprintf(a.stderr, "Warning: the token goes to %s without encryption, where everybody on the way can read it. Write the address with https://.\n", strings.Join(open, ", "))
+		cn.warnInClear.Do(func() {
+			fmt.Fprintf(cn.stderr, "Warning: the token goes to %s without encryption, where everybody on the way can read it. Write the address with https://.\n", strings.Join(open, ", "))
 		})
 	}
 	return c, nil
@@ -116,22 +130,22 @@ func (a *app) connectTo(ctx context.Context, t target) (*client.Client, error) {
 type ask func(ctx context.Context, c *client.Client, args []string) error
 
 // asking makes a command's RunE of an ask.
-func (a *app) asking(f ask) func(*cobra.Command, []string) error {
-	return a.do(func(ctx context.Context, _ *cobra.Command, args []string) error {
-		c, err := a.connect(ctx)
+func (cn *connector) asking(f ask) func(*cobra.Command, []string) error {
+	return do(func(ctx context.Context, _ *cobra.Command, args []string) error {
+		c, err := cn.connect(ctx)
 		if err != nil {
 			return err
 		}
-		return a.explainUnreachable(ctx, c, f(ctx, c, args))
+		return cn.explainUnreachable(ctx, c, f(ctx, c, args))
 	})
 }
 
 // explainUnreachable says how to get an agent when err is that none answered.
-func (a *app) explainUnreachable(ctx context.Context, c *client.Client, err error) error {
+func (cn *connector) explainUnreachable(ctx context.Context, c *client.Client, err error) error {
 	if err == nil || ctx.Err() != nil {
 		return err
 	}
-	t, terr := a.target()
+	t, terr := cn.target()
 	if terr != nil {
 		return err
 	}
@@ -197,12 +211,12 @@ func certificateHint(err error, t target) string {
 
 // connectOrStart returns a client of an agent that can serve. When no address was named and no
 // agent runs on this machine, it starts one in the background and says so on stderr.
-func (a *app) connectOrStart(ctx context.Context) (*client.Client, error) {
-	t, err := a.target()
+func (cn *connector) connectOrStart(ctx context.Context) (*client.Client, error) {
+	t, err := cn.target()
 	if err != nil {
 		return nil, err
 	}
-	c, err := a.connectTo(ctx, t)
+	c, err := cn.connectTo(ctx, t)
 	if err != nil {
 		return nil, err
 	}
@@ -210,15 +224,15 @@ func (a *app) connectOrStart(ctx context.Context) (*client.Client, error) {
 	err = c.Healthy(probe)
 	cancel()
 	if err == nil {
-		return c, a.awaitServing(ctx, c)
+		return c, cn.awaitServing(ctx, c)
 	}
 	// A machine of a cluster gets no second agent: its own has to be started.
 	if t.named || t.local.identity != nil || ctx.Err() != nil || core.KindOf(err) != core.Unavailable {
-		return nil, a.explainUnreachable(ctx, c, err)
+		return nil, cn.explainUnreachable(ctx, c, err)
 	}
-	fmt.Fprintln(a.stderr, "No agent runs on this machine: starting one in the background.")
-	addr, err := a.startBackground(ctx, func(ctx context.Context, addr string) error {
-		c, err := a.connectTo(ctx, target{addresses: []string{"http://" + addr}})
+	fmt.Fprintln(cn.stderr, "No agent runs on this machine: starting one in the background.")
+	addr, err := cn.startBackground(ctx, func(ctx context.Context, addr string) error {
+		c, err := cn.connectTo(ctx, target{addresses: []string{"http://" + addr}})
 		if err != nil {
 			return err
 		}
@@ -229,23 +243,23 @@ func (a *app) connectOrStart(ctx context.Context) (*client.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	fmt.Fprintf(a.stderr, "It listens on %s. \"rbee agent stop\" ends it and its workers.\n", addr)
-	return a.connectTo(ctx, target{addresses: []string{"http://" + addr}})
+	fmt.Fprintf(cn.stderr, "It listens on %s. \"rbee agent stop\" ends it and its workers.\n", addr)
+	return cn.connectTo(ctx, target{addresses: []string{"http://" + addr}})
 }
 
 // serveTimeout is what is waited for an agent that answers but cannot serve yet, since it is just
 // starting or electing a leader.
 const serveTimeout = 10 * time.Second
 
-func (a *app) awaitServing(ctx context.Context, c *client.Client) error {
-	deadline := a.now().Add(serveTimeout)
+func (cn *connector) awaitServing(ctx context.Context, c *client.Client) error {
+	deadline := cn.now().Add(serveTimeout)
 	for told := false; ; {
 		err := c.Ready(ctx)
-		if err == nil || ctx.Err() != nil || core.KindOf(err) != core.Unavailable || a.now().After(deadline) {
+		if err == nil || ctx.Err() != nil || core.KindOf(err) != core.Unavailable || cn.now().After(deadline) {
 			return err
 		}
 		if !told {
-			fmt.Fprintf(a.stderr, "The agent is not ready yet (%s): waiting.\n", term.Line(err.Error()))
+			fmt.Fprintf(cn.stderr, "The agent is not ready yet (%s): waiting.\n", term.Line(err.Error()))
 			told = true
 		}
 		if err := sleep(ctx, loadPoll); err != nil {
@@ -259,11 +273,11 @@ const completeTimeout = time.Second
 
 // names completes arguments or flags with live names, when an agent answers. It never complains:
 // there is nobody to read it.
-func (a *app) names(f func(ctx context.Context, c *client.Client) ([]string, error)) cobra.CompletionFunc {
+func (cn *connector) names(f func(ctx context.Context, c *client.Client) ([]string, error)) cobra.CompletionFunc {
 	return func(cmd *cobra.Command, _ []string, prefix string) ([]string, cobra.ShellCompDirective) {
 		ctx, cancel := context.WithTimeout(cmd.Context(), completeTimeout)
 		defer cancel()
-		c, err := a.connect(ctx)
+		c, err := cn.connect(ctx)
 		if err != nil {
 			return nil, cobra.ShellCompDirectiveNoFileComp
 		}
@@ -341,24 +355,24 @@ func modelsToUse(ctx context.Context, c *client.Client) ([]string, error) {
 }
 
 // hiveFlag adds --hive to a command.
-func (a *app) hiveFlag(cmd *cobra.Command, hive *string, value, usage string) {
+func (cn *connector) hiveFlag(cmd *cobra.Command, hive *string, value, usage string) {
 	cmd.Flags().StringVar(hive, "hive", value, usage)
-	_ = cmd.RegisterFlagCompletionFunc("hive", a.names(hiveNames))
+	_ = cmd.RegisterFlagCompletionFunc("hive", cn.names(hiveNames))
 }
 
 // maxSecretBytes bounds a file that is to have one secret in it.
 const maxSecretBytes = 4096
 
 // secretFile reads a file, or stdin for "-", that has one secret in it.
-func (a *app) secretFile(ctx context.Context, path string) (string, error) {
+func (cn *connector) secretFile(ctx context.Context, path string) (string, error) {
 	var (
 		b   []byte
 		err error
 	)
 	if path == "-" {
 		var text string
-		text, err = a.reading(ctx, func() (string, error) {
-			all, err := io.ReadAll(io.LimitReader(a.stdin, maxSecretBytes+1))
+		text, err = cn.reading(ctx, func() (string, error) {
+			all, err := io.ReadAll(io.LimitReader(cn.stdin, maxSecretBytes+1))
 			return string(all), err
 		})
 		b = []byte(text)

@@ -27,7 +27,7 @@ type planError struct{ err error }
 func (e *planError) Error() string { return e.err.Error() }
 func (e *planError) Unwrap() error { return e.err }
 
-func (a *app) planCommand() *cobra.Command {
+func planCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "plan FILE|FOLDER...",
 		Short: "Show what deployments would start, stop, fetch and unload",
@@ -40,11 +40,11 @@ Exit code 0: nothing is to do. 1: there are changes, or something finds no place
 	}
 	cmd.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return &planError{flagError(cmd, err)} })
 	asking := a.asking(func(ctx context.Context, c *client.Client, args []string) error {
-		specs, err := a.deploymentSpecs(args)
+		specs, err := deploymentSpecs(a, args)
 		if err != nil {
 			return err
 		}
-		plan, err := a.deploymentPlan(ctx, c, core.Request{Operation: core.OpDeploymentPlan, Specs: specs})
+		plan, err := deploymentPlan(ctx, a, c, core.Request{Operation: core.OpDeploymentPlan, Specs: specs})
 		if err != nil {
 			return err
 		}
@@ -66,7 +66,7 @@ Exit code 0: nothing is to do. 1: there are changes, or something finds no place
 	return cmd
 }
 
-func (a *app) applyCommand() *cobra.Command {
+func applyCommand(a *app) *cobra.Command {
 	var index int
 	cmd := &cobra.Command{
 		Use:   "apply FILE|FOLDER...",
@@ -80,18 +80,18 @@ It is refused where somebody has changed a deployment since the plan that is sho
 	}
 	cmd.Flags().IntVar(&index, "index", -1, "`INDEX` of the plan that somebody has looked at")
 	cmd.RunE = a.asking(func(ctx context.Context, c *client.Client, args []string) error {
-		specs, err := a.deploymentSpecs(args)
+		specs, err := deploymentSpecs(a, args)
 		if err != nil {
 			return err
 		}
 		if index < 0 {
-			plan, err := a.deploymentPlan(ctx, c, core.Request{Operation: core.OpDeploymentPlan, Specs: specs})
+			plan, err := deploymentPlan(ctx, a, c, core.Request{Operation: core.OpDeploymentPlan, Specs: specs})
 			if err != nil {
 				return err
 			}
 			index = int(plan.Index) //nolint:gosec // of a log
 		}
-		plan, err := a.deploymentPlan(ctx, c, core.Request{Operation: core.OpDeploymentApply, Specs: specs, Index: index})
+		plan, err := deploymentPlan(ctx, a, c, core.Request{Operation: core.OpDeploymentApply, Specs: specs, Index: index})
 		if err != nil {
 			return err
 		}
@@ -107,12 +107,12 @@ It is refused where somebody has changed a deployment since the plan that is sho
 }
 
 // deploymentSpecs reads the deployments of files, for a request.
-func (a *app) deploymentSpecs(paths []string) (string, error) {
+func deploymentSpecs(a *app, paths []string) (string, error) {
 	if len(paths) == 0 {
 		return "", usagef("FILE|FOLDER is missing: name the files with the deployments")
 	}
 	specs, diags := config.Deployments(paths, a.env)
-	if err := a.writeDiagnostics(diags); err != nil {
+	if err := writeDiagnostics(a, diags); err != nil {
 		return "", err
 	}
 	if diags.HasErrors() {
@@ -122,7 +122,7 @@ func (a *app) deploymentSpecs(paths []string) (string, error) {
 	return string(text), core.Wrap(err, core.Internal, "encode deployments")
 }
 
-func (a *app) deploymentPlan(ctx context.Context, c *client.Client, r core.Request) (core.DeploymentPlan, error) {
+func deploymentPlan(ctx context.Context, a *app, c *client.Client, r core.Request) (core.DeploymentPlan, error) {
 	job, err := a.runJob(ctx, c, r)
 	if err != nil {
 		return core.DeploymentPlan{}, err
@@ -183,18 +183,18 @@ func stepText(s core.DeploymentStep) string {
 // mebibytes is a size in MiB, rounded up.
 func mebibytes(n int64) string { return fmt.Sprintf("%d MiB", (n+1<<20-1)>>20) }
 
-func (a *app) deploymentCommand() *cobra.Command {
+func deploymentCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "deployment",
 		Aliases: []string{"deployments"},
 		Short:   "Models that run in as many workers as you say",
 		Long:    `Models that run in as many workers as you say: "rbee plan" and "rbee apply" take the files that say it.`,
 	}
-	cmd.AddCommand(a.deploymentListCommand(), a.deploymentStatusCommand(), a.deploymentHistoryCommand(), a.deploymentStopCommand(), a.deploymentRevertCommand())
+	cmd.AddCommand(deploymentListCommand(a), deploymentStatusCommand(a), deploymentHistoryCommand(a), deploymentStopCommand(a), deploymentRevertCommand(a))
 	return cmd
 }
 
-func (a *app) deploymentListCommand() *cobra.Command {
+func deploymentListCommand(a *app) *cobra.Command {
 	return a.reads(&cobra.Command{Use: "list", Aliases: []string{"ls"}, Short: "List the deployments", Args: exactly()},
 		func(ctx context.Context, c *client.Client, _ []string, read ...client.ReadOption) error {
 			all, err := operation.DeploymentList.Ask(ctx, c.Reading(read...), core.Request{})
@@ -226,18 +226,18 @@ func problemText(d core.DeploymentStatus) string {
 	return strings.Join(all, "; ")
 }
 
-func (a *app) deploymentStatusCommand() *cobra.Command {
+func deploymentStatusCommand(a *app) *cobra.Command {
 	return a.reads(&cobra.Command{Use: "status NAME", Short: "Show a deployment and its workers", Args: exactly("NAME"), ValidArgsFunction: first(a.names(deploymentNames))},
 		func(ctx context.Context, c *client.Client, args []string, read ...client.ReadOption) error {
 			d, err := operation.DeploymentGet.Ask(ctx, c.Reading(read...), core.Request{Deployment: args[0]})
 			if err != nil {
 				return err
 			}
-			return a.showDeployment(d)
+			return showDeployment(a, d)
 		})
 }
 
-func (a *app) showDeployment(d core.DeploymentStatus) error {
+func showDeployment(a *app, d core.DeploymentStatus) error {
 	return a.show(d, func(w io.Writer) error {
 		fmt.Fprintln(w, term.Line(fmt.Sprintf("%s, version %d: %s, %s", d.Name, d.Version, d.Model, readyText(d))))
 		t := term.NewTable("No workers.", "REPLICA", "HIVE", "DEVICE", "WORKER", "STATE")
@@ -260,7 +260,7 @@ func (a *app) showDeployment(d core.DeploymentStatus) error {
 	})
 }
 
-func (a *app) deploymentHistoryCommand() *cobra.Command {
+func deploymentHistoryCommand(a *app) *cobra.Command {
 	return a.reads(&cobra.Command{Use: "history NAME", Short: "Show the versions of a deployment", Args: exactly("NAME"), ValidArgsFunction: first(a.names(deploymentNames))},
 		func(ctx context.Context, c *client.Client, args []string, read ...client.ReadOption) error {
 			d, err := operation.DeploymentGet.Ask(ctx, c.Reading(read...), core.Request{Deployment: args[0]})
@@ -278,19 +278,19 @@ func (a *app) deploymentHistoryCommand() *cobra.Command {
 		})
 }
 
-func (a *app) deploymentStopCommand() *cobra.Command {
+func deploymentStopCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "stop NAME", Short: "Stop a deployment: its workers finish their requests and end", Args: exactly("NAME"),
 		Long:              `Stop a deployment: its workers finish their requests and end. It stays in the list; "rbee deployment revert" and "rbee apply" start it again.`,
 		ValidArgsFunction: first(a.names(deploymentNames)),
 	}
 	cmd.RunE = a.asking(func(ctx context.Context, c *client.Client, args []string) error {
-		return a.changeDeployment(ctx, c, core.Request{Operation: core.OpDeploymentStop, Deployment: args[0]})
+		return changeDeployment(ctx, a, c, core.Request{Operation: core.OpDeploymentStop, Deployment: args[0]})
 	})
 	return cmd
 }
 
-func (a *app) deploymentRevertCommand() *cobra.Command {
+func deploymentRevertCommand(a *app) *cobra.Command {
 	var version int
 	cmd := &cobra.Command{
 		Use: "revert NAME", Short: "Make a deployment what it was at an earlier version", Args: exactly("NAME"),
@@ -299,12 +299,12 @@ func (a *app) deploymentRevertCommand() *cobra.Command {
 	}
 	cmd.Flags().IntVar(&version, "version", 0, "`NUMBER` of the version; 0: the one before")
 	cmd.RunE = a.asking(func(ctx context.Context, c *client.Client, args []string) error {
-		return a.changeDeployment(ctx, c, core.Request{Operation: core.OpDeploymentRevert, Deployment: args[0], Revision: version})
+		return changeDeployment(ctx, a, c, core.Request{Operation: core.OpDeploymentRevert, Deployment: args[0], Revision: version})
 	})
 	return cmd
 }
 
-func (a *app) changeDeployment(ctx context.Context, c *client.Client, r core.Request) error {
+func changeDeployment(ctx context.Context, a *app, c *client.Client, r core.Request) error {
 	job, err := a.runJob(ctx, c, r)
 	if err != nil {
 		return err
@@ -313,7 +313,7 @@ func (a *app) changeDeployment(ctx context.Context, c *client.Client, r core.Req
 	if err != nil {
 		return err
 	}
-	return a.showDeployment(d)
+	return showDeployment(a, d)
 }
 
 func deploymentNames(ctx context.Context, c *client.Client) ([]string, error) {

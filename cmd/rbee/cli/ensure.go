@@ -17,9 +17,9 @@ import (
 // ensureWorker returns the id of model, and has a worker started for it, with progress on stderr,
 // when none is ready. A token that may ask models and nothing else sees no workers: then the queen
 // starts one, if it must, for the request itself.
-func (a *app) ensureWorker(ctx context.Context, c *client.Client, model string) (string, error) {
+func ensureWorker(ctx context.Context, a *app, c *client.Client, model string) (string, error) {
 	// A queen that hears of no leader answers all the same, and so do the workers that it knows.
-	id, ready, _, err := a.workersOf(ctx, c, model, client.Consistency(core.ConsistencyStale))
+	id, ready, _, err := workersOf(ctx, a, c, model, client.Consistency(core.ConsistencyStale))
 	if core.KindOf(err) == core.Forbidden && id != "" {
 		return id, nil
 	}
@@ -28,13 +28,13 @@ func (a *app) ensureWorker(ctx context.Context, c *client.Client, model string) 
 	}
 	// Several commands for one model at once start one worker: the first does, the others wait for
 	// it.
-	unlock, err := a.lockModel(ctx, c, model)
+	unlock, err := lockModel(ctx, a, c, model)
 	if err != nil {
 		return "", err
 	}
 	defer unlock()
 	for {
-		id, ready, loading, err := a.workersOf(ctx, c, model)
+		id, ready, loading, err := workersOf(ctx, a, c, model)
 		if err != nil || ready {
 			return id, err
 		}
@@ -74,7 +74,7 @@ func sleep(ctx context.Context, d time.Duration) error {
 
 // workersOf returns the id of model, and whether a worker of it is ready, or loading. The id is
 // there also with the error of a list of workers.
-func (a *app) workersOf(ctx context.Context, c *client.Client, model string, read ...client.ReadOption) (id string, ready, loading bool, err error) {
+func workersOf(ctx context.Context, a *app, c *client.Client, model string, read ...client.ReadOption) (id string, ready, loading bool, err error) {
 	id = model
 	m, err := c.Model(ctx, model)
 	switch {
@@ -97,7 +97,7 @@ func (a *app) workersOf(ctx context.Context, c *client.Client, model string, rea
 }
 
 // lockModel makes the commands of this user that start a worker for one model wait for each other.
-func (a *app) lockModel(ctx context.Context, c *client.Client, model string) (unlock func(), err error) {
+func lockModel(ctx context.Context, a *app, c *client.Client, model string) (unlock func(), err error) {
 	dir, err := a.stateDir()
 	if err != nil {
 		return func() {}, nil //nolint:nilerr // without a folder for it, there is no such lock

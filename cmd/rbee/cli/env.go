@@ -37,7 +37,7 @@ var dialects = map[string]func(base, token string) []exported{
 
 func dialectNames() []string { return []string{"openai", "anthropic", "ollama"} }
 
-func (a *app) envCommand() *cobra.Command {
+func envCommand(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:   "env [openai|anthropic|ollama]",
 		Short: "Print the variables that point other programs here",
@@ -48,14 +48,14 @@ The token is not printed: the variables take it from RBEE_TOKEN, or from the fil
 		Args:              cobra.MaximumNArgs(1),
 		ValidArgs:         dialectNames(),
 		ValidArgsFunction: cobra.FixedCompletions(dialectNames(), cobra.ShellCompDirectiveNoFileComp),
-		RunE: a.do(func(ctx context.Context, _ *cobra.Command, args []string) error {
+		RunE: do(func(ctx context.Context, _ *cobra.Command, args []string) error {
 			names := dialectNames()
 			if len(args) == 1 {
 				if names = args; dialects[args[0]] == nil {
 					return usageHint("It is one of "+strings.Join(dialectNames(), ", ")+".", "unknown API %q", args[0])
 				}
 			}
-			vars, err := a.environment(ctx, names)
+			vars, err := environmentOf(ctx, a, names)
 			if err != nil {
 				return err
 			}
@@ -75,8 +75,8 @@ The token is not printed: the variables take it from RBEE_TOKEN, or from the fil
 	}
 }
 
-// environment returns the variables for programs of these APIs.
-func (a *app) environment(ctx context.Context, names []string) ([]exported, error) {
+// environmentOf returns the variables for programs of these APIs.
+func environmentOf(ctx context.Context, a *app, names []string) ([]exported, error) {
 	c, err := a.connect(ctx)
 	if err != nil {
 		return nil, err
@@ -96,7 +96,7 @@ func (a *app) environment(ctx context.Context, names []string) ([]exported, erro
 	for _, name := range names {
 		vars = append(vars, dialects[name](c.Base(), token)...)
 	}
-	if ca := a.caFile(); ca != "" && strings.HasPrefix(c.Base(), "https://") {
+	if ca := caFileOf(a); ca != "" && strings.HasPrefix(c.Base(), "https://") {
 		// Programs on Node take it beside the system's. Others have settings of their own, or the
 		// certificate belongs into the system's store.
 		vars = append(vars, exported{"NODE_EXTRA_CA_CERTS", quoteShell(ca)})
@@ -104,8 +104,8 @@ func (a *app) environment(ctx context.Context, names []string) ([]exported, erro
 	return vars, nil
 }
 
-// caFile is the file of the CA that signs the queens' certificates; empty: the system's.
-func (a *app) caFile() string {
+// caFileOf is the file of the CA that signs the queens' certificates; empty: the system's.
+func caFileOf(a *app) string {
 	for _, path := range []string{a.caCert, a.getenv("RBEE_CACERT")} {
 		if path == "" {
 			continue

@@ -203,3 +203,10 @@ func (q *fakeQueen) secure(ts *testscript.TestScript) {
 	ts.Setenv("ASKER", askText)
 	ts.Setenv("RBEE_ADDR", "")
 }
+
+// testApp is an app with that console and environment.
+func testApp(con console, env func(string) (string, bool)) *app {
+	a := &app{}
+	a.console, a.env = con, env
+	return a
+}

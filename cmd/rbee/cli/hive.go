@@ -13,18 +13,18 @@ import (
 	"github.com/rbee-project/rbee/core/client"
 )
 
-func (a *app) hiveCommand() *cobra.Command {
+func hiveCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "hive",
 		Aliases: []string{"hives"},
 		Short:   "Hives: the machines that run workers",
 	}
-	cmd.AddCommand(a.hiveListCommand(), a.hiveGetCommand(), a.hiveStatusCommand(), a.hiveDrainCommand(), a.hiveRefreshCommand(),
-		a.hiveInstallCommand(), a.hiveUninstallCommand(), a.hiveStartCommand(), a.hiveStopCommand(), a.hiveSSHTestCommand(), a.hiveImportSSHCommand())
+	cmd.AddCommand(hiveListCommand(a), hiveGetCommand(a), hiveStatusCommand(a), hiveDrainCommand(a), hiveRefreshCommand(a),
+		hiveInstallCommand(a), hiveUninstallCommand(a), hiveStartCommand(a), hiveStopCommand(a), hiveSSHTestCommand(a), hiveImportSSHCommand(a))
 	return cmd
 }
 
-func (a *app) hiveListCommand() *cobra.Command {
+func hiveListCommand(a *app) *cobra.Command {
 	return a.reads(&cobra.Command{
 		Use:     "list",
 		Aliases: []string{"ls"},
@@ -40,11 +40,11 @@ func (a *app) hiveListCommand() *cobra.Command {
 			return err
 		}
 		sortHives(hives)
-		return a.show(list(hives), a.hiveTable(hives, workers).Write)
+		return a.show(list(hives), hiveTable(a, hives, workers).Write)
 	})
 }
 
-func (a *app) hiveGetCommand() *cobra.Command {
+func hiveGetCommand(a *app) *cobra.Command {
 	return a.reads(&cobra.Command{
 		Use:               "get HIVE",
 		Aliases:           []string{"show"},
@@ -57,7 +57,7 @@ func (a *app) hiveGetCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return a.show(h, a.hiveFacts(h).Write)
+		return a.show(h, hiveFacts(a, h).Write)
 	})
 }
 
@@ -65,7 +65,7 @@ func sortHives(hives []core.Hive) {
 	slices.SortFunc(hives, func(x, y core.Hive) int { return strings.Compare(x.Name+"\x00"+x.ID, y.Name+"\x00"+y.ID) })
 }
 
-func (a *app) hiveTable(hives []core.Hive, workers []core.Worker) *term.Table {
+func hiveTable(a *app, hives []core.Hive, workers []core.Worker) *term.Table {
 	t := term.NewTable("No hives.", "NAME", "STATUS", "DEVICES", "WORKERS", "OS/ARCH", "VERSION", "LAST BEAT", "ADDRESS", "ID")
 	for _, h := range hives {
 		n := 0
@@ -87,7 +87,7 @@ func hiveState(h core.Hive) string {
 	return string(h.Status)
 }
 
-func (a *app) hiveFacts(h core.Hive) *term.Facts {
+func hiveFacts(a *app, h core.Hive) *term.Facts {
 	f := &term.Facts{}
 	f.Add("Name", h.Name)
 	f.Add("ID", h.ID)

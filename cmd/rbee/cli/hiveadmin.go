@@ -15,7 +15,7 @@ import (
 	"github.com/rbee-project/rbee/core/client"
 )
 
-func (a *app) hiveStatusCommand() *cobra.Command {
+func hiveStatusCommand(a *app) *cobra.Command {
 	return a.reads(&cobra.Command{
 		Use:   "status HIVE",
 		Short: "Show a hive as every queen sees it",
@@ -29,11 +29,11 @@ A hive that is reached on one path and not on another has a network problem betw
 			return err
 		}
 		h.Queens = list(h.Queens)
-		return a.show(h, func(w io.Writer) error { return a.writeHealth(w, h) })
+		return a.show(h, func(w io.Writer) error { return writeHealth(a, w, h) })
 	})
 }
 
-func (a *app) writeHealth(w io.Writer, h core.HiveHealth) error {
+func writeHealth(a *app, w io.Writer, h core.HiveHealth) error {
 	f := &term.Facts{}
 	f.Addf("Hive", "%s (%s), rbee %s", h.Hive.Name, h.Hive.ID, h.Hive.Version)
 	f.Add("Status", hiveState(h.Hive))
@@ -68,7 +68,7 @@ func (a *app) writeHealth(w io.Writer, h core.HiveHealth) error {
 	return t.Write(w)
 }
 
-func (a *app) hiveDrainCommand() *cobra.Command {
+func hiveDrainCommand(a *app) *cobra.Command {
 	var undo bool
 	cmd := &cobra.Command{
 		Use:   "drain HIVE",
@@ -115,7 +115,7 @@ func stillRunning(n int) string {
 	return "; " + term.Plural(n, "request") + " still running"
 }
 
-func (a *app) hiveRefreshCommand() *cobra.Command {
+func hiveRefreshCommand(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:               "refresh HIVE",
 		Short:             "Have a hive look at its devices and worker types anew, and show what changed",

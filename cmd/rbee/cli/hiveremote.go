@@ -30,7 +30,7 @@ func sshFlags(cmd *cobra.Command, r *core.Request) {
 }
 
 // sshCommand is a command about one host.
-func (a *app) sshCommand(use, short, long string, r *core.Request, do func(ctx context.Context, c *client.Client) error) *cobra.Command {
+func sshCommand(a *app, use, short, long string, r *core.Request, do func(ctx context.Context, c *client.Client) error) *cobra.Command {
 	cmd := &cobra.Command{Use: use + " HOST", Short: short, Long: long + "\n" + sshHelp, Args: exactly("HOST"), ValidArgsFunction: first(a.names(hostNames))}
 	cmd.RunE = a.asking(func(ctx context.Context, c *client.Client, args []string) error {
 		r.Host = args[0]
@@ -50,19 +50,19 @@ func hostNames(ctx context.Context, c *client.Client) ([]string, error) {
 	return names, err
 }
 
-// trust has a person at a terminal judge an unknown host key, so that the request can name it.
-func (a *app) trust(ctx context.Context, c *client.Client, r *core.Request) error {
+// trustHost has a person at a terminal judge an unknown host key, so that the request can name it.
+func trustHost(ctx context.Context, a *app, c *client.Client, r *core.Request) error {
 	if r.HostKey != "" || r.AcceptNew || !a.stdinTerminal || !a.stderrTerminal {
 		return nil
 	}
-	res, err := a.sshTest(ctx, c, *r)
+	res, err := sshTest(ctx, a, c, *r)
 	if err != nil {
 		return err
 	}
-	return a.trustKey(ctx, res, r)
+	return trustKey(ctx, a, res, r)
 }
 
-func (a *app) trustKey(ctx context.Context, res core.SSHTest, r *core.Request) error {
+func trustKey(ctx context.Context, a *app, res core.SSHTest, r *core.Request) error {
 	if res.HostKey == nil || res.HostKey.State != core.HostKeyUnknown {
 		return nil
 	}
@@ -74,7 +74,7 @@ func (a *app) trustKey(ctx context.Context, res core.SSHTest, r *core.Request) e
 	return nil
 }
 
-func (a *app) sshTest(ctx context.Context, c *client.Client, r core.Request) (core.SSHTest, error) {
+func sshTest(ctx context.Context, a *app, c *client.Client, r core.Request) (core.SSHTest, error) {
 	job, err := a.runJob(ctx, c, core.Request{Operation: core.OpSSHTest, Host: r.Host, User: r.User, Port: r.Port, HostKey: r.HostKey, AcceptNew: r.AcceptNew})
 	if err != nil {
 		return core.SSHTest{}, err
@@ -82,20 +82,20 @@ func (a *app) sshTest(ctx context.Context, c *client.Client, r core.Request) (co
 	return client.Result[core.SSHTest](job)
 }
 
-func (a *app) hiveSSHTestCommand() *cobra.Command {
+func hiveSSHTestCommand(a *app) *cobra.Command {
 	r := core.Request{Operation: core.OpSSHTest}
-	return a.sshCommand("ssh-test", "Try to reach a machine over SSH, and say how far that gets",
+	return sshCommand(a, "ssh-test", "Try to reach a machine over SSH, and say how far that gets",
 		"Try to reach a machine over SSH, and say how far that gets: name, connection, host key, login, shell, system, free disk, sudo, rbee. It takes 5 seconds at most.",
 		&r, func(ctx context.Context, c *client.Client) error {
-			res, err := a.sshTest(ctx, c, r)
+			res, err := sshTest(ctx, a, c, r)
 			if err != nil {
 				return err
 			}
 			if res.HostKey != nil && res.HostKey.State == core.HostKeyUnknown && a.stdinTerminal && a.stderrTerminal {
-				if err := a.trustKey(ctx, res, &r); err != nil {
+				if err := trustKey(ctx, a, res, &r); err != nil {
 					return err
 				}
-				if res, err = a.sshTest(ctx, c, r); err != nil {
+				if res, err = sshTest(ctx, a, c, r); err != nil {
 					return err
 				}
 			}
@@ -131,10 +131,10 @@ func writeSSHTest(w io.Writer, res core.SSHTest) error {
 	return nil
 }
 
-func (a *app) hiveInstallCommand() *cobra.Command {
+func hiveInstallCommand(a *app) *cobra.Command {
 	r := core.Request{Operation: core.OpHiveInstall}
 	var detach bool
-	cmd := a.sshCommand("install", "Install a hive on another machine over SSH, or upgrade it",
+	cmd := sshCommand(a, "install", "Install a hive on another machine over SSH, or upgrade it",
 		`Install a hive on another machine over SSH: rbee is copied there, below ~/.local for the user who logs in, joins the cluster, and is kept running
 by systemd or launchd. It is done when the hive is ready. Repeated, it upgrades: the new version is put beside the old one and the service is
 started again, while workers go on.
@@ -142,11 +142,11 @@ started again, while workers go on.
 Without a service manager, in a container, it is a process in the background that nothing starts again ("rbee hive start" does).
 For a machine of another kind than the queen's, --from names a folder with releases, as "make release" makes them.`,
 		&r, func(ctx context.Context, c *client.Client) error {
-			if err := a.trust(ctx, c, &r); err != nil {
+			if err := trustHost(ctx, a, c, &r); err != nil {
 				return err
 			}
 			return a.submit(ctx, c, r, detach, func(job core.Job) error {
-				return a.showInstall(job, func(res core.InstallResult) string {
+				return showInstall(a, job, func(res core.InstallResult) string {
 					switch {
 					case res.Already:
 						return fmt.Sprintf("Hive %s is installed on %s already, version %s, and ready: nothing was changed.", res.Name, res.Host, res.Version)
@@ -171,7 +171,7 @@ For a machine of another kind than the queen's, --from names a folder with relea
 	return cmd
 }
 
-func (a *app) showInstall(job core.Job, text func(core.InstallResult) string) error {
+func showInstall(a *app, job core.Job, text func(core.InstallResult) string) error {
 	res, err := client.Result[core.InstallResult](job)
 	if err != nil {
 		return err
@@ -193,13 +193,13 @@ func (a *app) showInstall(job core.Job, text func(core.InstallResult) string) er
 	})
 }
 
-func (a *app) hiveUninstallCommand() *cobra.Command {
+func hiveUninstallCommand(a *app) *cobra.Command {
 	r := core.Request{Operation: core.OpHiveUninstall}
 	var (
 		yes, dryRun, detach bool
 		grace               time.Duration
 	)
-	cmd := a.sshCommand("uninstall", "Remove an installed hive: drain, leave the cluster, remove its files",
+	cmd := sshCommand(a, "uninstall", "Remove an installed hive: drain, leave the cluster, remove its files",
 		`Remove a hive that "rbee hive install" installed: its running requests end, it leaves the cluster, and its program, configuration, data, models
 and service are removed from the machine. Nothing else is.`,
 		&r, func(ctx context.Context, c *client.Client) error {
@@ -212,12 +212,12 @@ and service are removed from the machine. Nothing else is.`,
 				models = "not its models"
 			}
 			if dryRun {
-				return a.showRemoval(ctx, c, r, models)
+				return showRemoval(ctx, a, c, r, models)
 			}
 			if err := a.confirm(ctx, yes, fmt.Sprintf("Take the hive on %s out of the cluster and remove rbee from there, with its data and %s?", r.Host, models)); err != nil {
 				return err
 			}
-			if err := a.trust(ctx, c, &r); err != nil {
+			if err := trustHost(ctx, a, c, &r); err != nil {
 				return err
 			}
 			return a.submit(ctx, c, r, detach, func(job core.Job) error {
@@ -246,7 +246,7 @@ and service are removed from the machine. Nothing else is.`,
 }
 
 // showRemoval says what hive_uninstall would do, as far as the registry tells.
-func (a *app) showRemoval(ctx context.Context, c *client.Client, r core.Request, models string) error {
+func showRemoval(ctx context.Context, a *app, c *client.Client, r core.Request, models string) error {
 	hives, err := c.Hives(ctx)
 	if err != nil {
 		return err
@@ -278,16 +278,16 @@ func (a *app) showRemoval(ctx context.Context, c *client.Client, r core.Request,
 	})
 }
 
-func (a *app) hiveStartCommand() *cobra.Command {
+func hiveStartCommand(a *app) *cobra.Command {
 	r := core.Request{Operation: core.OpHiveStart}
 	var detach bool
-	cmd := a.sshCommand("start", "Start an installed hive and wait until it is ready", "Start a hive that \"rbee hive install\" installed, and wait until it is ready.",
+	cmd := sshCommand(a, "start", "Start an installed hive and wait until it is ready", "Start a hive that \"rbee hive install\" installed, and wait until it is ready.",
 		&r, func(ctx context.Context, c *client.Client) error {
-			if err := a.trust(ctx, c, &r); err != nil {
+			if err := trustHost(ctx, a, c, &r); err != nil {
 				return err
 			}
 			return a.submit(ctx, c, r, detach, func(job core.Job) error {
-				return a.showInstall(job, func(res core.InstallResult) string {
+				return showInstall(a, job, func(res core.InstallResult) string {
 					if res.Already {
 						return fmt.Sprintf("Hive %s on %s runs already, and is ready.", res.Name, res.Host)
 					}
@@ -299,13 +299,13 @@ func (a *app) hiveStartCommand() *cobra.Command {
 	return cmd
 }
 
-func (a *app) hiveStopCommand() *cobra.Command {
+func hiveStopCommand(a *app) *cobra.Command {
 	r := core.Request{Operation: core.OpHiveStop}
 	var (
 		yes, dryRun, detach bool
 		grace               time.Duration
 	)
-	cmd := a.sshCommand("stop", "Stop an installed hive; --drain ends its workers first",
+	cmd := sshCommand(a, "stop", "Stop an installed hive; --drain ends its workers first",
 		`Stop the service of a hive that "rbee hive install" installed. Its workers stay, unreachable, for the next start to take over. With --drain it gets no
 more work, running requests end, and the workers with them, before it stops.`,
 		&r, func(ctx context.Context, c *client.Client) error {
@@ -323,11 +323,11 @@ more work, running requests end, and the workers with them, before it stops.`,
 			if err := a.confirm(ctx, yes, fmt.Sprintf("Stop the hive on %s?", r.Host)); err != nil {
 				return err
 			}
-			if err := a.trust(ctx, c, &r); err != nil {
+			if err := trustHost(ctx, a, c, &r); err != nil {
 				return err
 			}
 			return a.submit(ctx, c, r, detach, func(job core.Job) error {
-				return a.showInstall(job, func(res core.InstallResult) string {
+				return showInstall(a, job, func(res core.InstallResult) string {
 					if res.Already {
 						return fmt.Sprintf("The hive on %s does not run: nothing to do.", res.Host)
 					}
@@ -342,7 +342,7 @@ more work, running requests end, and the workers with them, before it stops.`,
 	return cmd
 }
 
-func (a *app) hiveImportSSHCommand() *cobra.Command {
+func hiveImportSSHCommand(a *app) *cobra.Command {
 	r := core.Request{Operation: core.OpHiveImportSSH}
 	cmd := &cobra.Command{
 		Use:   "import-ssh [FILE]",

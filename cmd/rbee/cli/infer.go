@@ -72,7 +72,7 @@ func (g *generation) messages(prompt string) []openai.Message {
 	return append(m, openai.Message{Role: "user", Content: openai.TextContent(prompt)})
 }
 
-func (a *app) inferCommand() *cobra.Command {
+func inferCommand(a *app) *cobra.Command {
 	var (
 		g             generation
 		model, prompt string
@@ -91,7 +91,7 @@ Exit code 1 when the answer could not be completed, 130 when ^C stopped it.`,
 		Example: `  rbee infer --model rbee-tiny --prompt "What is a queen?"
   rbee infer --model rbee-tiny --temperature 0 < question.txt`,
 		Args: cobra.ArbitraryArgs,
-		RunE: a.do(func(ctx context.Context, cmd *cobra.Command, args []string) error {
+		RunE: do(func(ctx context.Context, cmd *cobra.Command, args []string) error {
 			if model == "" {
 				return usageHint("\"rbee ls\" lists the models; rbee-tiny is always there.", "--model is missing")
 			}
@@ -111,7 +111,7 @@ Exit code 1 when the answer could not be completed, 130 when ^C stopped it.`,
 				if a.stdinTerminal && prompt == "" {
 					return usageHint("Say --prompt TEXT, or pipe it in; \"rbee chat "+model+"\" is for conversations.", "no prompt")
 				}
-				text, err := a.readPrompt(ctx)
+				text, err := readPrompt(ctx, a)
 				if err != nil {
 					return err
 				}
@@ -122,7 +122,7 @@ Exit code 1 when the answer could not be completed, 130 when ^C stopped it.`,
 			if raw && g.system != "" {
 				return usagef("--raw has no system message")
 			}
-			return a.answer(ctx, model, prompt, &g, noStream, raw)
+			return answerPrompt(ctx, a, model, prompt, &g, noStream, raw)
 		}),
 	}
 	f := cmd.Flags()
@@ -136,7 +136,7 @@ Exit code 1 when the answer could not be completed, 130 when ^C stopped it.`,
 	return cmd
 }
 
-func (a *app) runCommand() *cobra.Command {
+func runCommand(a *app) *cobra.Command {
 	var g generation
 	cmd := &cobra.Command{
 		Use:   "run MODEL [PROMPT]",
@@ -156,7 +156,7 @@ loaded ("rbee ps" shows it, "rbee stop MODEL" ends it).`,
 			}
 			model, prompt := args[0], strings.Join(args[1:], " ")
 			if !a.stdinTerminal && (prompt == "" || isPiped(a.stdin)) {
-				text, err := a.readPrompt(cmd.Context())
+				text, err := readPrompt(cmd.Context(), a)
 				if err != nil {
 					return err
 				}
@@ -166,10 +166,10 @@ loaded ("rbee ps" shows it, "rbee stop MODEL" ends it).`,
 				if !a.stdinTerminal {
 					return usageHint("Say it behind the model's name, or pipe it in.", "no prompt")
 				}
-				return a.chat(cmd, model, &g)
+				return startChat(a, cmd, model, &g)
 			}
-			return a.do(func(ctx context.Context, _ *cobra.Command, _ []string) error {
-				return a.answer(ctx, model, prompt, &g, false, false)
+			return do(func(ctx context.Context, _ *cobra.Command, _ []string) error {
+				return answerPrompt(ctx, a, model, prompt, &g, false, false)
 			})(cmd, args)
 		},
 	}
@@ -181,7 +181,7 @@ loaded ("rbee ps" shows it, "rbee stop MODEL" ends it).`,
 const maxPromptBytes = 32 << 20
 
 // readPrompt reads stdin to its end.
-func (a *app) readPrompt(ctx context.Context) (string, error) {
+func readPrompt(ctx context.Context, a *app) (string, error) {
 	text, err := a.reading(ctx, func() (string, error) {
 		b, err := io.ReadAll(io.LimitReader(a.stdin, maxPromptBytes+1))
 		return string(b), err
@@ -205,26 +205,26 @@ func isPiped(r io.Reader) bool {
 	return err == nil && (info.Mode().IsRegular() || info.Mode()&os.ModeNamedPipe != 0)
 }
 
-// answer asks model once and shows the answer on stdout.
-func (a *app) answer(ctx context.Context, model, prompt string, g *generation, noStream, raw bool) error {
+// answerPrompt asks model once and shows the answer on stdout.
+func answerPrompt(ctx context.Context, a *app, model, prompt string, g *generation, noStream, raw bool) error {
 	c, err := a.connectOrStart(ctx)
 	if err != nil {
 		return err
 	}
-	if model, err = a.ensureWorker(ctx, c, model); err != nil {
+	if model, err = ensureWorker(ctx, a, c, model); err != nil {
 		return a.explainUnreachable(ctx, c, err)
 	}
 	if raw {
-		err = a.completeRaw(ctx, c, openai.CompletionRequest{Model: model, Prompt: openai.TextPrompt(prompt), Sampling: g.sampling}, noStream)
+		err = completeRaw(ctx, a, c, openai.CompletionRequest{Model: model, Prompt: openai.TextPrompt(prompt), Sampling: g.sampling}, noStream)
 	} else {
-		err = a.completeChat(ctx, c, openai.ChatRequest{Model: model, Messages: g.messages(prompt), Sampling: g.sampling}, noStream)
+		err = completeChat(ctx, a, c, openai.ChatRequest{Model: model, Messages: g.messages(prompt), Sampling: g.sampling}, noStream)
 	}
 	return a.explainUnreachable(ctx, c, err)
 }
 
-func (a *app) completeChat(ctx context.Context, c *client.Client, r openai.ChatRequest, noStream bool) error {
+func completeChat(ctx context.Context, a *app, c *client.Client, r openai.ChatRequest, noStream bool) error {
 	if !noStream && !a.wantJSON() {
-		_, err := a.streamChat(ctx, c, r)
+		_, err := streamChat(ctx, a, c, r)
 		return err
 	}
 	resp, _, err := c.Chat(ctx, r)
@@ -243,7 +243,7 @@ func (a *app) completeChat(ctx context.Context, c *client.Client, r openai.ChatR
 }
 
 // streamChat shows the answer on stdout as it comes, and returns its text as far as it came.
-func (a *app) streamChat(ctx context.Context, c *client.Client, r openai.ChatRequest) (string, error) {
+func streamChat(ctx context.Context, a *app, c *client.Client, r openai.ChatRequest) (string, error) {
 	r.Stream = true
 	out := a.textWriter(a.stdout)
 	m := term.NewMeter(a.stderr, a.stderrTerminal, a.now)
@@ -258,11 +258,11 @@ func (a *app) streamChat(ctx context.Context, c *client.Client, r openai.ChatReq
 			}
 		}
 		return out.err
-	}, client.OnComment(func(comment string) { a.waiting(m, comment) }))
+	}, client.OnComment(func(comment string) { showWaiting(a, m, comment) }))
 	return text.String(), errors.Join(err, out.end())
 }
 
-func (a *app) completeRaw(ctx context.Context, c *client.Client, r openai.CompletionRequest, noStream bool) error {
+func completeRaw(ctx context.Context, a *app, c *client.Client, r openai.CompletionRequest, noStream bool) error {
 	if r.MaxTokens == nil {
 		r.MaxTokens = new(openai.Int(defaultRawTokens)) // the API's own default is 16
 	}
@@ -289,54 +289,16 @@ func (a *app) completeRaw(ctx context.Context, c *client.Client, r openai.Comple
 			out.write(choice.Text)
 		}
 		return out.err
-	}, client.OnComment(func(comment string) { a.waiting(m, comment) }))
+	}, client.OnComment(func(comment string) { showWaiting(a, m, comment) }))
 	return errors.Join(err, out.end())
 }
 
 // defaultRawTokens is the longest text of --raw without --max-tokens.
 const defaultRawTokens = 512
 
-// waiting shows the progress that a queen tells in a comment of a stream while it starts a worker.
-func (a *app) waiting(m *term.Meter, comment string) {
+// showWaiting shows the progress that a queen tells in a comment of a stream while it starts a worker.
+func showWaiting(a *app, m *term.Meter, comment string) {
 	if comment = strings.TrimSpace(comment); comment != "" {
 		m.Show(core.Progress{Phase: comment})
 	}
-}
-
-// textWriter writes generated text. On a terminal it leaves out control characters: a model must
-// not move the cursor or set a title.
-type textWriter struct {
-	w        io.Writer
-	terminal bool
-	any      bool
-	last     byte
-	err      error
-}
-
-func (a *app) textWriter(w io.Writer) *textWriter {
-	return &textWriter{w: w, terminal: a.stdoutTerminal}
-}
-
-func (t *textWriter) write(s string) {
-	if t.terminal {
-		s = strings.Map(func(r rune) rune {
-			if r == '\n' || r == '\t' || (r >= ' ' && r != 0x7f && (r < 0x80 || r > 0x9f)) {
-				return r
-			}
-			return -1
-		}, s)
-	}
-	if s == "" || t.err != nil {
-		return
-	}
-	_, t.err = io.WriteString(t.w, s)
-	t.any, t.last = true, s[len(s)-1]
-}
-
-// end closes the last line.
-func (t *textWriter) end() error {
-	if t.err == nil && t.any && t.last != '\n' {
-		_, t.err = io.WriteString(t.w, "\n")
-	}
-	return t.err
 }

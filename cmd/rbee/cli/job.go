@@ -17,7 +17,7 @@ import (
 	"github.com/rbee-project/rbee/core/client"
 )
 
-func (a *app) jobCommand() *cobra.Command {
+func jobCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "job",
 		Aliases: []string{"jobs"},
@@ -42,9 +42,9 @@ func (a *app) jobCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				a.tellSilentHives(ctx, c)
+				tellSilentHives(ctx, a, c)
 				sortJobs(jobs)
-				return a.show(list(jobs), a.jobTable(jobs).Write)
+				return a.show(list(jobs), jobTable(a, jobs).Write)
 			}),
 		},
 		&cobra.Command{
@@ -58,7 +58,7 @@ func (a *app) jobCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				return a.show(j, func(w io.Writer) error { return a.writeJob(w, j) })
+				return a.show(j, func(w io.Writer) error { return writeJob(a, w, j) })
 			}),
 		},
 		&cobra.Command{
@@ -90,7 +90,7 @@ func (a *app) jobCommand() *cobra.Command {
 			}),
 		},
 	)
-	cmd.AddCommand(a.jobLogsCommand(ids))
+	cmd.AddCommand(jobLogsCommand(a, ids))
 	return cmd
 }
 
@@ -111,7 +111,7 @@ func b2i(b bool) int {
 	return 0
 }
 
-func (a *app) jobTable(jobs []core.Job) *term.Table {
+func jobTable(a *app, jobs []core.Job) *term.Table {
 	t := term.NewTable("No jobs.", "ID", "OPERATION", "STATE", "STARTED", "TOOK", "ERROR")
 	for _, j := range jobs {
 		problem := ""
@@ -119,7 +119,7 @@ func (a *app) jobTable(jobs []core.Job) *term.Table {
 			problem, _, _ = strings.Cut(j.Error.Message, "\n")
 			problem = shorten(problem, 60)
 		}
-		t.Add(j.ID, string(j.Operation), string(j.State), a.ago(j.CreatedAt), a.took(j), problem)
+		t.Add(j.ID, string(j.Operation), string(j.State), a.ago(j.CreatedAt), jobTook(a, j), problem)
 	}
 	return t
 }
@@ -132,8 +132,8 @@ func shorten(s string, n int) string {
 	return s
 }
 
-// took is how long a job ran, or runs already.
-func (a *app) took(j core.Job) string {
+// jobTook is how long a job ran, or runs already.
+func jobTook(a *app, j core.Job) string {
 	if j.EndedAt.IsZero() {
 		return a.since(j.CreatedAt)
 	}
@@ -144,14 +144,14 @@ func (a *app) took(j core.Job) string {
 	return term.Duration(d)
 }
 
-func (a *app) writeJob(w io.Writer, j core.Job) error {
+func writeJob(a *app, w io.Writer, j core.Job) error {
 	f := &term.Facts{}
 	f.Add("ID", j.ID)
 	f.Add("Operation", string(j.Operation))
 	f.Add("Hive", j.Hive)
 	f.Add("State", string(j.State))
 	f.Add("Started", a.ago(j.CreatedAt))
-	f.Add("Took", a.took(j))
+	f.Add("Took", jobTook(a, j))
 	if j.Error != nil {
 		f.Add("Error", j.Error.Message)
 		f.Add("", j.Error.Hint)

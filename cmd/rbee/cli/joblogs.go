@@ -16,7 +16,7 @@ import (
 	"github.com/rbee-project/rbee/core/client"
 )
 
-func (a *app) jobLogsCommand(ids func(context.Context, *client.Client) ([]string, error)) *cobra.Command {
+func jobLogsCommand(a *app, ids func(context.Context, *client.Client) ([]string, error)) *cobra.Command {
 	var follow bool
 	var after int64
 	cmd := &cobra.Command{
@@ -36,7 +36,7 @@ the job ends; then the exit code is 0 only if it succeeded. --format json writes
 		if err != nil {
 			return err
 		}
-		return a.jobLogs(ctx, c, j, after, follow)
+		return jobLogs(ctx, a, c, j, after, follow)
 	})
 	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on with new events until the job ends")
 	cmd.Flags().Int64Var(&after, "after", 0, "only events with a greater `NUMBER`")
@@ -47,7 +47,7 @@ the job ends; then the exit code is 0 only if it succeeded. --format json writes
 // errSeen ends the listing of a job that goes on.
 var errSeen = errors.New("all events that there are")
 
-func (a *app) jobLogs(ctx context.Context, c *client.Client, j core.Job, after int64, follow bool) error {
+func jobLogs(ctx context.Context, a *app, c *client.Client, j core.Job, after int64, follow bool) error {
 	if !follow && after >= j.LastSeq {
 		return nil
 	}
@@ -56,7 +56,7 @@ func (a *app) jobLogs(ctx context.Context, c *client.Client, j core.Job, after i
 		if e.Kind == core.EventEnd {
 			end = e
 		}
-		if err := a.writeEvent(a.stdout, e); err != nil {
+		if err := writeEvent(a, a.stdout, e); err != nil {
 			return err
 		}
 		if !follow && e.Seq >= j.LastSeq {
@@ -78,7 +78,7 @@ func (a *app) jobLogs(ctx context.Context, c *client.Client, j core.Job, after i
 }
 
 // writeEvent writes an event as one line.
-func (a *app) writeEvent(w io.Writer, e core.Event) error {
+func writeEvent(a *app, w io.Writer, e core.Event) error {
 	if a.wantJSON() {
 		b, err := json.Marshal(e)
 		if err == nil {
@@ -119,7 +119,7 @@ func eventText(e core.Event) string {
 }
 
 // tellSilentHives says whose jobs are missing in a list of them.
-func (a *app) tellSilentHives(ctx context.Context, c *client.Client) {
+func tellSilentHives(ctx context.Context, a *app, c *client.Client) {
 	hives, err := c.Hives(ctx)
 	if err != nil {
 		return // it is about what is shown beside the list, which is there

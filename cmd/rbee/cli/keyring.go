@@ -12,7 +12,7 @@ import (
 	"github.com/rbee-project/rbee/core/client"
 )
 
-func (a *app) keyringCommand() *cobra.Command {
+func keyringCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "keyring",
 		Short: "The keys that encrypt gossip",
@@ -32,7 +32,7 @@ Keys are shown by their fingerprints only.`,
 			if err != nil {
 				return err
 			}
-			return a.showKeyring(k)
+			return showKeyring(a, k)
 		}),
 	}
 	var keyFile string
@@ -55,7 +55,7 @@ Keys are shown by their fingerprints only.`,
 				return err
 			}
 			fmt.Fprintln(a.stderr, "Every machine learns the new key within seconds. \"rbee operator keyring use FINGERPRINT\" has it used.")
-			return a.showKeyring(k)
+			return showKeyring(a, k)
 		}),
 	}
 	install.Flags().StringVar(&keyFile, "key-file", "", "`FILE` with the key, or - for stdin (default: a new one is made)")
@@ -69,14 +69,14 @@ Keys are shown by their fingerprints only.`,
 			if err != nil {
 				return err
 			}
-			return a.showKeyring(k)
+			return showKeyring(a, k)
 		}),
 	}
-	cmd.AddCommand(list, install, use, a.keyringRemoveCommand())
+	cmd.AddCommand(list, install, use, keyringRemoveCommand(a))
 	return cmd
 }
 
-func (a *app) keyringRemoveCommand() *cobra.Command {
+func keyringRemoveCommand(a *app) *cobra.Command {
 	var yes, dryRun bool
 	cmd := &cobra.Command{
 		Use:               "remove FINGERPRINT",
@@ -92,7 +92,7 @@ func (a *app) keyringRemoveCommand() *cobra.Command {
 				return err
 			}
 			fmt.Fprintf(a.stderr, "Would remove %s from these keys:\n", term.Line(args[0]))
-			return a.showKeyring(k)
+			return showKeyring(a, k)
 		}
 		if err := a.confirm(ctx, yes, fmt.Sprintf("Remove the gossip key %s? A machine that was away since the last rotation finds the others by their addresses only.", args[0])); err != nil {
 			return err
@@ -101,7 +101,7 @@ func (a *app) keyringRemoveCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return a.showKeyring(k)
+		return showKeyring(a, k)
 	})
 	destructiveFlags(cmd, &yes, &dryRun)
 	return cmd
@@ -112,7 +112,7 @@ func keyFingerprints(ctx context.Context, c *client.Client) ([]string, error) {
 	return k.Keys, err
 }
 
-func (a *app) showKeyring(k core.Keyring) error {
+func showKeyring(a *app, k core.Keyring) error {
 	k.Keys = list(k.Keys)
 	return a.show(k, func(w io.Writer) error {
 		t := term.NewTable("No keys.", "FINGERPRINT", "USE")

@@ -100,7 +100,7 @@ func launchOpencode(l launch, dir string) (launched, error) {
 	return launched{env: map[string]string{"OPENCODE_CONFIG": path, "RBEE_LAUNCH_KEY": l.token, "OPENCODE_DISABLE_MODELS_FETCH": "1"}}, nil
 }
 
-func (a *app) launchCommand() *cobra.Command {
+func launchCommand(a *app) *cobra.Command {
 	var model string
 	cmd := &cobra.Command{
 		Use:   "launch PROGRAM [-- ARGUMENT...]",
@@ -124,8 +124,8 @@ yours is changed. What follows -- are the program's own arguments; its exit code
 			return core.WithHint(core.Wrap(err, core.NotFound, "find "+args[0]), "Install it, or put its folder into PATH.")
 		}
 		var to launch
-		find := a.do(func(ctx context.Context, _ *cobra.Command, _ []string) (err error) {
-			to, err = a.launchTo(ctx, model)
+		find := do(func(ctx context.Context, _ *cobra.Command, _ []string) (err error) {
+			to, err = launchTo(ctx, a, model)
 			return err
 		})
 		if err := find(cmd, args); err != nil {
@@ -140,11 +140,11 @@ yours is changed. What follows -- are the program's own arguments; its exit code
 		if err != nil {
 			return core.Wrap(err, core.Unavailable, "write the program's settings")
 		}
-		if ca := a.caFile(); ca != "" && strings.HasPrefix(to.base, "https://") {
+		if ca := caFileOf(a); ca != "" && strings.HasPrefix(to.base, "https://") {
 			with.env["NODE_EXTRA_CA_CERTS"] = ca
 		}
 		fmt.Fprintf(a.stderr, "Starting %s with %s.\n", args[0], term.Line(to.model))
-		return a.runProgram(program, append(with.args, args[1:]...), with.env) // which signals are for
+		return runProgram(a, program, append(with.args, args[1:]...), with.env) // which signals are for
 	}
 	cmd.Flags().StringVarP(&model, "model", "m", "", "`MODEL` to use (default: the only one, or the only one that is loaded)")
 	_ = cmd.RegisterFlagCompletionFunc("model", a.names(modelsToUse))
@@ -152,7 +152,7 @@ yours is changed. What follows -- are the program's own arguments; its exit code
 }
 
 // launchTo finds the agent and the model for a program.
-func (a *app) launchTo(ctx context.Context, model string) (launch, error) {
+func launchTo(ctx context.Context, a *app, model string) (launch, error) {
 	c, err := a.connect(ctx)
 	if err != nil {
 		return launch{}, err
@@ -196,7 +196,7 @@ func launchModel(ctx context.Context, c *client.Client, name string) (string, er
 }
 
 // runProgram runs a program in this one's place: with its terminal and its signals, until it ends.
-func (a *app) runProgram(program string, args []string, env map[string]string) error {
+func runProgram(a *app, program string, args []string, env map[string]string) error {
 	cmd := exec.Command(program, args...) //nolint:noctx // it ends by itself, as the person tells it to
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = a.stdin, a.stdout, a.stderr
 	cmd.Env = os.Environ()

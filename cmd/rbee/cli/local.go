@@ -26,6 +26,19 @@ import (
 	"github.com/rbee-project/rbee/core/pki"
 )
 
+// machine is this machine: the environment, the folder of its agent, and an agent in the background.
+type machine struct {
+	env func(string) (string, bool)
+	// environ lists all of the environment, as os.Environ does; nil: it is not known.
+	environ func() []string
+}
+
+// getenv is the environment variable, or the empty string.
+func (m *machine) getenv(name string) string {
+	v, _ := m.env(name)
+	return v
+}
+
 // local is what the data folder of this machine's agent tells a person who may read it.
 type local struct {
 	dir      string        // the data folder; empty: none is known
@@ -37,11 +50,11 @@ type local struct {
 
 // localAgent looks at the default data folder, or the one that RBEE_DATA_DIR names. What cannot be
 // read is not there: the folder may belong to a service.
-func (a *app) localAgent() local {
+func (m *machine) localAgent() local {
 	cfg, _ := config.Load(nil, func(name string) (string, bool) {
 		switch name {
 		case "RBEE_DATA_DIR", "XDG_DATA_HOME", "HOME", "RBEE_BIND_HTTP_PORT":
-			return a.env(name)
+			return m.env(name)
 		}
 		return "", false
 	})

@@ -142,7 +142,7 @@ func TestRolesAreTheIdentitys(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			a := appWith(map[string]string{"RBEE_DATA_DIR": tc.dir, "HOME": t.TempDir(), "RBEE_QUEEN_ENABLED": tc.env})
-			root := a.rootCommand()
+			root := rootCommand(a)
 			cmd, _, err := root.Find([]string{"agent"})
 			must.NoError(t, err)
 			source := &configSource{}
@@ -240,7 +240,7 @@ func TestForeignServerOnThePort(t *testing.T) {
 			t.Parallel()
 			env := map[string]string{"HOME": t.TempDir(), "RBEE_BIND_HTTP_PORT": port}
 			var stdout, stderr bytes.Buffer
-			a := &app{stdin: strings.NewReader("hi\n"), stdout: &stdout, stderr: &stderr, now: time.Now, env: func(name string) (string, bool) { v, ok := env[name]; return v, ok }}
+			a := testApp(console{stdin: strings.NewReader("hi\n"), stdout: &stdout, stderr: &stderr, now: time.Now}, func(name string) (string, bool) { v, ok := env[name]; return v, ok })
 			must.Eq(t, exitFailed, a.run(strings.Fields(command)))
 			must.Eq(t, "", stdout.String())
 			must.StrContains(t, stderr.String(), "the server at "+srv.URL+" is not rbee: it answered 200 OK with an HTML page")
@@ -274,7 +274,7 @@ func TestStopOfAnotherAgent(t *testing.T) {
 		var out bytes.Buffer
 		env := tc.env
 		env["HOME"] = t.TempDir()
-		a := &app{stdout: &out, stderr: &out, now: time.Now, env: func(name string) (string, bool) { v, ok := env[name]; return v, ok }}
+		a := testApp(console{stdout: &out, stderr: &out, now: time.Now}, func(name string) (string, bool) { v, ok := env[name]; return v, ok })
 		must.Eq(t, tc.code, a.run([]string{"agent", "stop"}), must.Sprint(name, out.String()))
 		must.StrContains(t, out.String(), tc.says)
 	}

@@ -15,25 +15,25 @@ import (
 	"github.com/rbee-project/rbee/core/client"
 )
 
-func (a *app) modelCommand() *cobra.Command {
+func modelCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "model",
 		Aliases: []string{"models"},
 		Short:   "Models: fetch, look at and delete them",
 	}
-	ls := a.lsCommand()
+	ls := lsCommand(a)
 	ls.Use, ls.Aliases = "list", []string{"ls"}
-	pull := a.pullCommand()
+	pull := pullCommand(a)
 	pull.Use, pull.Aliases = "download REF", []string{"pull"}
-	rm := a.rmCommand()
+	rm := rmCommand(a)
 	rm.Use, rm.Aliases = "delete ID...", []string{"rm"}
-	get := a.showCommand()
+	get := showCommand(a)
 	get.Use, get.Aliases = "get ID", []string{"show"}
 	cmd.AddCommand(ls, get, pull, rm)
 	return cmd
 }
 
-func (a *app) lsCommand() *cobra.Command {
+func lsCommand(a *app) *cobra.Command {
 	var hive string
 	cmd := &cobra.Command{
 		Use:   "ls",
@@ -100,7 +100,7 @@ func hiveNamesOf(ids []string, hives []core.Hive) []string {
 	return names
 }
 
-func (a *app) showCommand() *cobra.Command {
+func showCommand(a *app) *cobra.Command {
 	var hive string
 	cmd := &cobra.Command{
 		Use:               "show ID",
@@ -113,7 +113,7 @@ func (a *app) showCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return a.show(m, func(w io.Writer) error { return a.writeModel(w, m, hives) })
+		return a.show(m, func(w io.Writer) error { return writeModel(a, w, m, hives) })
 	})
 	a.hiveFlag(cmd, &hive, "", "as this `HIVE` has it (default: as the cluster knows it)")
 	return cmd
@@ -150,7 +150,7 @@ func getModel(ctx context.Context, c *client.Client, hive, id string) (core.Mode
 	return m, hives, nil
 }
 
-func (a *app) writeModel(w io.Writer, m core.Model, hives []core.Hive) error {
+func writeModel(a *app, w io.Writer, m core.Model, hives []core.Hive) error {
 	f := &term.Facts{}
 	f.Add("ID", m.ID)
 	f.Add("Aliases", strings.Join(m.Aliases, ", "))
@@ -205,7 +205,7 @@ func writeFits(w io.Writer, fits []core.ModelFit, hives []core.Hive) error {
 	return t.Write(w)
 }
 
-func (a *app) pullCommand() *cobra.Command {
+func pullCommand(a *app) *cobra.Command {
 	r := core.Request{Operation: core.OpModelDownload}
 	var detach bool
 	cmd := &cobra.Command{
@@ -230,7 +230,7 @@ func (a *app) pullCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.show(m, func(w io.Writer) error { return a.writeModel(w, m, nil) })
+			return a.show(m, func(w io.Writer) error { return writeModel(a, w, m, nil) })
 		})
 	})
 	cmd.Flags().StringVar(&r.Name, "name", "", "`NAME` for the model (default: one that says where it is from)")

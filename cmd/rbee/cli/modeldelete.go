@@ -15,7 +15,7 @@ import (
 	"github.com/rbee-project/rbee/core/client"
 )
 
-func (a *app) rmCommand() *cobra.Command {
+func rmCommand(a *app) *cobra.Command {
 	var (
 		hive        string
 		yes, dryRun bool
@@ -49,7 +49,7 @@ about to load, is not deleted.`,
 		for _, t := range targets {
 			job, err := a.runJob(ctx, c, core.Request{Operation: core.OpModelDelete, Hive: t.hive, Model: t.model, DryRun: dryRun})
 			if err != nil {
-				return errors.Join(err, a.showDeleted(results))
+				return errors.Join(err, showDeleted(a, results))
 			}
 			result, err := client.Result[core.ModelDeleteResult](job)
 			if err != nil {
@@ -57,14 +57,14 @@ about to load, is not deleted.`,
 			}
 			results = append(results, result)
 		}
-		return a.showDeleted(results)
+		return showDeleted(a, results)
 	})
 	a.hiveFlag(cmd, &hive, "", "`HIVE` to delete them from (default: the only one that has it)")
 	destructiveFlags(cmd, &yes, &dryRun)
 	return cmd
 }
 
-func (a *app) showDeleted(results []core.ModelDeleteResult) error {
+func showDeleted(a *app, results []core.ModelDeleteResult) error {
 	return a.show(results, func(w io.Writer) error {
 		for _, r := range results {
 			text := "Deleted"

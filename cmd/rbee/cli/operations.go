@@ -12,7 +12,7 @@ import (
 
 // operationsCommand shows the table that everything else about operations comes from, as this
 // program knows it. No agent is asked.
-func (a *app) operationsCommand() *cobra.Command {
+func operationsCommand(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:   "operations",
 		Short: "List the operations, their commands and their routes",

@@ -92,7 +92,7 @@ func TestOperationsTable(t *testing.T) {
 	}
 
 	tests := testsOf(t, filepath.Join("..", "e2e"))
-	root := (&app{}).rootCommand()
+	root := rootCommand(&app{})
 	for _, s := range operation.All() {
 		if s.Number > 0 {
 			must.Eq(t, titles[s.Number], s.Title, must.Sprint(s.Name))

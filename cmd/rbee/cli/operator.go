@@ -14,15 +14,15 @@ import (
 	"github.com/rbee-project/rbee/core/client"
 )
 
-func (a *app) operatorCommand() *cobra.Command {
+func operatorCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{Use: "operator", Short: "Raft, snapshots, gossip keys and settings of the cluster: for days when something is broken"}
 	raft := &cobra.Command{Use: "raft", Short: "The queens as raft knows them"}
-	raft.AddCommand(a.raftListCommand(), a.raftRemoveCommand(), a.raftTransferCommand())
-	cmd.AddCommand(raft, a.snapshotCommand(), a.recoveryKeyCommand(), a.keyringCommand(), a.settingCommand())
+	raft.AddCommand(raftListCommand(a), raftRemoveCommand(a), raftTransferCommand(a))
+	cmd.AddCommand(raft, snapshotCommand(a), recoveryKeyCommand(a), keyringCommand(a), settingCommand(a))
 	return cmd
 }
 
-func (a *app) raftListCommand() *cobra.Command {
+func raftListCommand(a *app) *cobra.Command {
 	return a.reads(&cobra.Command{
 		Use:     "list",
 		Aliases: []string{"ls"},
@@ -80,7 +80,7 @@ func findServer(servers []core.Queen, id string) (core.Queen, error) {
 	return core.Queen{}, core.Errorf(core.Conflict, "%q is several members of raft", id).Hint("Name one by its raft id: %s.", strings.Join(ids, ", "))
 }
 
-func (a *app) raftRemoveCommand() *cobra.Command {
+func raftRemoveCommand(a *app) *cobra.Command {
 	var yes, dryRun bool
 	cmd := &cobra.Command{
 		Use:     "remove ID",
@@ -147,7 +147,7 @@ func recoverHint(servers []core.Queen, gone core.Queen) string {
 		"write [%s] into the file raft/peers.json in the data folder of each, and start them again. What only the lost queens knew is lost.", strings.Join(left, ", "))
 }
 
-func (a *app) raftTransferCommand() *cobra.Command {
+func raftTransferCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "transfer [QUEEN]",
 		Short: "Give the leadership to another queen",

@@ -5,9 +5,7 @@ import (
 	"errors"
 	"io"
 	"io/fs"
-	"time"
 
-	"github.com/rbee-project/rbee/cmd/rbee/cli/term"
 	"github.com/rbee-project/rbee/core"
 )
 
@@ -47,40 +45,4 @@ func writeJSON(w io.Writer, v any) error {
 	enc.SetIndent("", "  ")
 	enc.SetEscapeHTML(false)
 	return enc.Encode(v)
-}
-
-// show writes v as JSON, or calls text, whichever the user asked for.
-func (a *app) show(v any, text func(w io.Writer) error) error {
-	if a.wantJSON() {
-		return writeJSON(a.stdout, v)
-	}
-	return text(a.stdout)
-}
-
-// list is a slice for JSON: never null.
-func list[T any](s []T) []T {
-	if s == nil {
-		return []T{}
-	}
-	return s
-}
-
-// ago is how long before now t was: "5m ago". A zero t is empty.
-func (a *app) ago(t time.Time) string {
-	if t.IsZero() {
-		return ""
-	}
-	d := a.now().Sub(t)
-	if d < time.Second {
-		return "now"
-	}
-	return term.Duration(d) + " ago"
-}
-
-// since is the time since t without "ago".
-func (a *app) since(t time.Time) string {
-	if t.IsZero() {
-		return ""
-	}
-	return term.Duration(max(0, a.now().Sub(t)))
 }

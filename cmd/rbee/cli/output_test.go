@@ -16,7 +16,7 @@ import (
 func TestTimes(t *testing.T) {
 	t.Parallel()
 	now := time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC)
-	a := &app{now: func() time.Time { return now }}
+	a := &console{now: func() time.Time { return now }}
 	cases := map[time.Duration]string{-time.Hour: "now", 0: "now", 1500 * time.Millisecond: "1s ago", 61 * time.Second: "1m1s ago", 90 * time.Minute: "1h30m ago", 49 * time.Hour: "2d1h ago"}
 	for in, want := range cases {
 		must.Eq(t, want, a.ago(now.Add(-in)))
@@ -28,7 +28,7 @@ func TestTextWriter(t *testing.T) {
 	t.Parallel()
 	for _, terminal := range []bool{false, true} {
 		var b bytes.Buffer
-		w := (&app{stdoutTerminal: terminal}).textWriter(&b)
+		w := (&console{stdoutTerminal: terminal}).textWriter(&b)
 		w.write("a\x1b]0;title\a\tb\u009b1m")
 		must.NoError(t, w.end())
 		if terminal {
@@ -38,7 +38,7 @@ func TestTextWriter(t *testing.T) {
 		}
 	}
 	var b bytes.Buffer
-	w := (&app{}).textWriter(&b)
+	w := (&console{}).textWriter(&b)
 	must.NoError(t, w.end())
 	must.Eq(t, "", b.String()) // no answer, no empty line
 	w.write("x\n")
@@ -63,14 +63,15 @@ func TestOutputThatCannotBeWritten(t *testing.T) {
 	for _, command := range commands {
 		t.Run(command, func(t *testing.T) {
 			t.Parallel()
-			for name, a := range map[string]*app{"full": {stdout: fullDisk{}}, "closed": {stdout: &bytes.Buffer{}, stdoutClosed: true}} {
+			for name, con := range map[string]console{"full": {stdout: fullDisk{}}, "closed": {stdout: &bytes.Buffer{}, stdoutClosed: true}} {
 				q := newFakeQueen(t)
 				q.addWorker(fakeWorker("w1", "rbee-tiny"))
 				home := t.TempDir()
 				var stderr bytes.Buffer
 				env := map[string]string{"RBEE_ADDR": q.http.URL, "HOME": home}
-				a.stdin, a.stderr, a.now, a.build = strings.NewReader(""), &stderr, time.Now, buildOf("", "")
-				a.env = func(name string) (string, bool) { v, ok := env[name]; return v, ok }
+				con.stdin, con.stderr, con.now = strings.NewReader(""), &stderr, time.Now
+				a := testApp(con, func(name string) (string, bool) { v, ok := env[name]; return v, ok })
+				a.build = buildOf("", "")
 				must.Eq(t, exitFailed, a.run(strings.Fields(command)), must.Sprint(name))
 				must.StrContains(t, stderr.String(), "write to stdout: ")
 			}
@@ -83,7 +84,7 @@ func TestReportAddsNoHint(t *testing.T) {
 	t.Parallel()
 	for _, kind := range []core.Kind{core.Internal, core.Invalid, core.NotFound, core.Conflict, core.InUse, core.Unavailable, core.Overloaded, core.TooLarge, core.Integrity, core.Unsupported, core.Unauthenticated, core.Forbidden, core.Cancelled, core.DeadlineExceeded, core.WorkerLost} {
 		var stderr bytes.Buffer
-		a := &app{stderr: &stderr}
+		a := testApp(console{stderr: &stderr}, nil)
 		must.Eq(t, exitFailed, a.report(nil, nil, core.Errorf(kind, "it broke")))
 		must.Eq(t, "rbee: it broke\n", stderr.String())
 	}

@@ -19,13 +19,13 @@ import (
 // describeTimeout bounds what is waited for one plugin that is started for a moment.
 const describeTimeout = 15 * time.Second
 
-func (a *app) pluginCommand() *cobra.Command {
+func pluginCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "plugin",
 		Aliases: []string{"plugins"},
 		Short:   "Plugins of this machine: worker types and catalog sources",
 	}
-	cmd.AddCommand(a.pluginListCommand(), a.pluginSchemaCommand(), a.pluginNewCommand(), a.pluginTestCommand(), a.pluginSuiteCommand())
+	cmd.AddCommand(pluginListCommand(a), pluginSchemaCommand(a), pluginNewCommand(a), pluginTestCommand(a), pluginSuiteCommand(a))
 	return cmd
 }
 
@@ -39,7 +39,7 @@ type pluginJSON struct {
 	EngineRef    string   `json:"engine_ref,omitempty"`
 }
 
-func (a *app) pluginListCommand() *cobra.Command {
+func pluginListCommand(a *app) *cobra.Command {
 	var source configSource
 	cmd := &cobra.Command{
 		Use:     "list",
@@ -48,8 +48,8 @@ func (a *app) pluginListCommand() *cobra.Command {
 		Long:    "List the plugins in the plugin folder. Each is started for a moment to say who it is.",
 		Args:    exactly(),
 	}
-	cmd.RunE = a.do(func(ctx context.Context, cmd *cobra.Command, _ []string) error {
-		host, dir, err := a.hostOf(&source, cmd)
+	cmd.RunE = do(func(ctx context.Context, cmd *cobra.Command, _ []string) error {
+		host, dir, err := hostOf(a, &source, cmd)
 		if err != nil {
 			return err
 		}
@@ -89,10 +89,10 @@ func (a *app) pluginListCommand() *cobra.Command {
 
 // hostOf is the host of the plugins that an agent with this configuration would find. Without
 // -config, that of -dev.
-func (a *app) hostOf(source *configSource, cmd *cobra.Command) (*pluginhost.Host, string, error) {
+func hostOf(a *app, source *configSource, cmd *cobra.Command) (*pluginhost.Host, string, error) {
 	source.dev = source.dev || len(source.paths) == 0
 	cfg, diags := source.load(a, cmd, "/nonexistent")
-	if err := a.writeDiagnostics(diags); err != nil {
+	if err := writeDiagnostics(a, diags); err != nil {
 		return nil, "", err
 	}
 	if diags.HasErrors() {
@@ -102,7 +102,7 @@ func (a *app) hostOf(source *configSource, cmd *cobra.Command) (*pluginhost.Host
 	if err != nil {
 		return nil, "", err
 	}
-	return a.pluginHost(cfg.PluginDir, walls), cfg.PluginDir, nil
+	return newPluginHost(a, cfg.PluginDir, walls), cfg.PluginDir, nil
 }
 
 func describe(ctx context.Context, host *pluginhost.Host, x pluginhost.Executable) (sdk.Info, sdk.Schema, error) {
@@ -115,7 +115,7 @@ func describe(ctx context.Context, host *pluginhost.Host, x pluginhost.Executabl
 	return host.Describe(ctx, spec)
 }
 
-func (a *app) pluginSchemaCommand() *cobra.Command {
+func pluginSchemaCommand(a *app) *cobra.Command {
 	var source configSource
 	cmd := &cobra.Command{
 		Use:     "schema PLUGIN",
@@ -124,8 +124,8 @@ func (a *app) pluginSchemaCommand() *cobra.Command {
 		Example: "  rbee plugin schema worker/cpu",
 		Args:    exactly("PLUGIN"),
 	}
-	cmd.RunE = a.do(func(ctx context.Context, cmd *cobra.Command, args []string) error {
-		host, _, err := a.hostOf(&source, cmd)
+	cmd.RunE = do(func(ctx context.Context, cmd *cobra.Command, args []string) error {
+		host, _, err := hostOf(a, &source, cmd)
 		if err != nil {
 			return err
 		}
@@ -145,7 +145,7 @@ func (a *app) pluginSchemaCommand() *cobra.Command {
 	source.flags(cmd)
 	cmd.ValidArgsFunction = first(func(cmd *cobra.Command, _ []string, prefix string) ([]string, cobra.ShellCompDirective) {
 		var names []string
-		if host, _, err := a.hostOf(&source, cmd); err == nil {
+		if host, _, err := hostOf(a, &source, cmd); err == nil {
 			found, _ := host.List()
 			for _, x := range found {
 				if name := string(x.Kind) + "/" + x.Name; strings.HasPrefix(name, prefix) {

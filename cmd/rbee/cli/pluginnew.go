@@ -12,7 +12,7 @@ import (
 	"github.com/rbee-project/rbee/core/scaffold"
 )
 
-func (a *app) pluginNewCommand() *cobra.Command {
+func pluginNewCommand(a *app) *cobra.Command {
 	var o scaffold.Options
 	cmd := &cobra.Command{
 		Use:   "new worker|catalog NAME",
@@ -23,7 +23,7 @@ With a checkout of rbee the module builds as it is; otherwise "go mod tidy" fetc
 		Args:      exactly("worker|catalog", "NAME"),
 		ValidArgs: []string{"worker", "catalog"},
 	}
-	cmd.RunE = a.do(func(_ context.Context, _ *cobra.Command, args []string) error {
+	cmd.RunE = do(func(_ context.Context, _ *cobra.Command, args []string) error {
 		o.Kind, o.Name = args[0], args[1]
 		if o.Dir == "" {
 			o.Dir = "rbee-" + o.Kind + "-" + o.Name

@@ -33,16 +33,16 @@ func suiteCommand() ([]string, error) {
 	return []string{exe, "plugin", suiteCommandName}, nil
 }
 
-func (a *app) pluginSuiteCommand() *cobra.Command {
+func pluginSuiteCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{Use: suiteCommandName, Hidden: true, Short: "Run the conformance suite that is described on standard input", Args: exactly()}
-	cmd.RunE = a.do(func(context.Context, *cobra.Command, []string) error {
+	cmd.RunE = do(func(context.Context, *cobra.Command, []string) error {
 		plugintest.Child() // ends the process
 		return nil
 	})
 	return cmd
 }
 
-func (a *app) pluginTestCommand() *cobra.Command {
+func pluginTestCommand(a *app) *cobra.Command {
 	var (
 		source  configSource
 		o       plugintest.Options
@@ -59,11 +59,11 @@ skipped otherwise. A catalog source is asked for something only when --ref names
 		Example: "  rbee plugin test ./rbee-worker-mine\n  rbee plugin test worker/cpu --engine-dir ~/.cache/rbee/workers/cpu/…/engine --model tiny.gguf\n  rbee plugin test catalog/builtin --ref rbee-tiny",
 		Args:    exactly("PATH|PLUGIN"),
 	}
-	cmd.RunE = a.do(func(ctx context.Context, cmd *cobra.Command, args []string) error {
+	cmd.RunE = do(func(ctx context.Context, cmd *cobra.Command, args []string) error {
 		if timeout < 0 {
 			return usagef("--timeout must not be negative")
 		}
-		host, _, err := a.hostOf(&source, cmd)
+		host, _, err := hostOf(a, &source, cmd)
 		if err != nil {
 			return err
 		}
@@ -86,7 +86,7 @@ skipped otherwise. A catalog source is asked for something only when --ref names
 		if o.Config, err = pluginConfig(config); err != nil {
 			return err
 		}
-		if err := a.canStart(ctx, host, &o); err != nil {
+		if err := canStart(ctx, a, host, &o); err != nil {
 			return err
 		}
 		if o.Self, err = suiteCommand(); err != nil {
@@ -187,7 +187,7 @@ func findPluginToTest(host *pluginhost.Host, o *plugintest.Options, arg, kind st
 }
 
 // canStart decides whether a worker plugin is started with a model.
-func (a *app) canStart(ctx context.Context, host *pluginhost.Host, o *plugintest.Options) error {
+func canStart(ctx context.Context, a *app, host *pluginhost.Host, o *plugintest.Options) error {
 	if o.Kind != sdk.KindWorker {
 		return nil
 	}

@@ -18,17 +18,17 @@ import (
 	"github.com/rbee-project/rbee/core/operation"
 )
 
-func (a *app) processCommand() *cobra.Command {
+func processCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "process",
 		Aliases: []string{"processes", "proc"},
 		Short:   "Worker processes of a hive, as the operating system sees them",
 	}
-	cmd.AddCommand(a.processListCommand(), a.processGetCommand(), a.processDeleteCommand())
+	cmd.AddCommand(processListCommand(a), processGetCommand(a), processDeleteCommand(a))
 	return cmd
 }
 
-func (a *app) processListCommand() *cobra.Command {
+func processListCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "list",
 		Aliases: []string{"ls"},
@@ -54,7 +54,7 @@ func pidArg(s string) (int, error) {
 	return pid, nil
 }
 
-func (a *app) pids(hive *string) cobra.CompletionFunc {
+func completePIDs(a *app, hive *string) cobra.CompletionFunc {
 	return first(a.names(func(ctx context.Context, c *client.Client) ([]string, error) {
 		processes, err := c.Processes(ctx, *hive)
 		var pids []string
@@ -65,14 +65,14 @@ func (a *app) pids(hive *string) cobra.CompletionFunc {
 	}))
 }
 
-func (a *app) processGetCommand() *cobra.Command {
+func processGetCommand(a *app) *cobra.Command {
 	var hive string
 	cmd := &cobra.Command{
 		Use:               "get PID",
 		Aliases:           []string{"show"},
 		Short:             "Show a worker process with its command line, sockets and log",
 		Args:              exactly("PID"),
-		ValidArgsFunction: a.pids(&hive),
+		ValidArgsFunction: completePIDs(a, &hive),
 	}
 	cmd.RunE = a.asking(func(ctx context.Context, c *client.Client, args []string) error {
 		pid, err := pidArg(args[0])
@@ -83,13 +83,13 @@ func (a *app) processGetCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return a.show(p, func(w io.Writer) error { return a.writeProcess(w, p) })
+		return a.show(p, func(w io.Writer) error { return writeProcess(a, w, p) })
 	})
 	a.hiveFlag(cmd, &hive, core.LocalHive, "`HIVE` to look at")
 	return cmd
 }
 
-func (a *app) writeProcess(w io.Writer, p core.Process) error {
+func writeProcess(a *app, w io.Writer, p core.Process) error {
 	f := &term.Facts{}
 	f.Addf("Process", "%d", p.PID)
 	f.Add("Worker", p.WorkerID)
@@ -118,7 +118,7 @@ func (a *app) writeProcess(w io.Writer, p core.Process) error {
 	return err
 }
 
-func (a *app) processDeleteCommand() *cobra.Command {
+func processDeleteCommand(a *app) *cobra.Command {
 	var (
 		hive        string
 		grace       time.Duration
@@ -134,7 +134,7 @@ With --now its running requests are cut; --grace is then what the process gets t
 Only a process that is a worker of this hive is ever signalled. One that is gone already is no error.`,
 		Aliases:           []string{"rm"},
 		Args:              exactly("PID"),
-		ValidArgsFunction: a.pids(&hive),
+		ValidArgsFunction: completePIDs(a, &hive),
 	}
 	cmd.RunE = a.asking(func(ctx context.Context, c *client.Client, args []string) error {
 		pid, err := pidArg(args[0])
@@ -150,7 +150,7 @@ Only a process that is a worker of this hive is ever signalled. One that is gone
 				return err
 			}
 			fmt.Fprintf(a.stderr, "Would end process %d:\n", pid)
-			return a.show(p, func(w io.Writer) error { return a.writeProcess(w, p) })
+			return a.show(p, func(w io.Writer) error { return writeProcess(a, w, p) })
 		}
 		if err := a.confirm(ctx, yes, fmt.Sprintf("End worker process %d?", pid)); err != nil {
 			return err

@@ -12,7 +12,7 @@ import (
 	"github.com/rbee-project/rbee/core/client"
 )
 
-func (a *app) queenCommand() *cobra.Command {
+func queenCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "queen",
 		Aliases: []string{"queens"},

@@ -26,7 +26,7 @@ type readAsk func(ctx context.Context, c *client.Client, args []string, read ...
 
 // reads makes cmd read the registry: it gets --consistency and --stale, and says on stderr how old
 // an answer is that may be old.
-func (a *app) reads(cmd *cobra.Command, f readAsk) *cobra.Command {
+func (cn *connector) reads(cmd *cobra.Command, f readAsk) *cobra.Command {
 	var (
 		consistency string
 		stale       bool
@@ -34,7 +34,7 @@ func (a *app) reads(cmd *cobra.Command, f readAsk) *cobra.Command {
 	cmd.Flags().StringVar(&consistency, "consistency", "", "how new the answer must be: `default|stale|linearizable`")
 	cmd.Flags().BoolVar(&stale, "stale", false, "same as --consistency stale: what the queen that is asked knows, also without a leader")
 	_ = cmd.RegisterFlagCompletionFunc("consistency", cobra.FixedCompletions(consistencies(), cobra.ShellCompDirectiveNoFileComp))
-	cmd.RunE = a.asking(func(ctx context.Context, c *client.Client, args []string) error {
+	cmd.RunE = cn.asking(func(ctx context.Context, c *client.Client, args []string) error {
 		want := core.Consistency(consistency)
 		switch {
 		case consistency != "" && !slices.Contains(consistencies(), consistency):
@@ -56,7 +56,7 @@ func (a *app) reads(cmd *cobra.Command, f readAsk) *cobra.Command {
 			return err
 		}
 		if info.Stale {
-			fmt.Fprintln(a.stderr, staleText(info))
+			fmt.Fprintln(cn.stderr, staleText(info))
 		}
 		return nil
 	})

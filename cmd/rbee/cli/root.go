@@ -19,7 +19,7 @@ const (
 )
 
 // rootCommand builds the tree of commands. It is cheap and has no effect outside.
-func (a *app) rootCommand() *cobra.Command {
+func rootCommand(a *app) *cobra.Command {
 	root := &cobra.Command{
 		Use:   "rbee",
 		Short: "One private LLM cloud from every machine you own",
@@ -80,10 +80,10 @@ Long flags work with one dash, too: -dev is --dev.`,
 			root.AddCommand(c)
 		}
 	}
-	group(groupUse, a.inferCommand(), a.runCommand(), a.chatCommand(), a.pullCommand(), a.lsCommand(), a.showCommand(), a.rmCommand(), a.aliasCommand(), a.whyCommand(), a.envCommand(), a.launchCommand())
-	group(groupManage, a.statusCommand(), a.topCommand(), a.psCommand(), a.stopCommand(), a.planCommand(), a.applyCommand(), a.deploymentCommand(), a.workerCommand(), a.modelCommand(), a.storeCommand(), a.jobCommand(), a.operationsCommand(), a.hiveCommand(), a.queenCommand(),
-		a.catalogCommand(), a.tokenCommand(), a.operatorCommand())
-	group(groupAgent, a.agentCommand(), a.clusterCommand(), a.tlsCommand(), a.pluginCommand(), a.configCommand(), a.versionCommand())
+	group(groupUse, inferCommand(a), runCommand(a), chatCommand(a), pullCommand(a), lsCommand(a), showCommand(a), rmCommand(a), aliasCommand(a), whyCommand(a), envCommand(a), launchCommand(a))
+	group(groupManage, statusCommand(a), topCommand(a), psCommand(a), stopCommand(a), planCommand(a), applyCommand(a), deploymentCommand(a), workerCommand(a), modelCommand(a), storeCommand(a), jobCommand(a), operationsCommand(a), hiveCommand(a), queenCommand(a),
+		catalogCommand(a), tokenCommand(a), operatorCommand(a))
+	group(groupAgent, agentCommand(a), clusterCommand(a), tlsCommand(a), pluginCommand(a), configCommand(a), versionCommand(a))
 	_ = root.RegisterFlagCompletionFunc("format", cobra.FixedCompletions([]string{formatTable, formatJSON}, cobra.ShellCompDirectiveNoFileComp))
 	_ = root.RegisterFlagCompletionFunc("addr", cobra.NoFileCompletions)
 

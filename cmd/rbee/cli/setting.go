@@ -13,17 +13,17 @@ import (
 	"github.com/rbee-project/rbee/core/operation"
 )
 
-func (a *app) settingCommand() *cobra.Command {
+func settingCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "setting",
 		Aliases: []string{"settings"},
 		Short:   "Settings that all queens share",
 	}
-	cmd.AddCommand(a.settingListCommand(), a.settingSetCommand(), a.settingResetCommand())
+	cmd.AddCommand(settingListCommand(a), settingSetCommand(a), settingResetCommand(a))
 	return cmd
 }
 
-func (a *app) settingListCommand() *cobra.Command {
+func settingListCommand(a *app) *cobra.Command {
 	return a.reads(&cobra.Command{
 		Use:     "list",
 		Aliases: []string{"ls"},
@@ -57,7 +57,7 @@ func (a *app) settingListCommand() *cobra.Command {
 	})
 }
 
-func (a *app) settingSetCommand() *cobra.Command {
+func settingSetCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:               "set NAME VALUE",
 		Short:             "Set a setting for all queens",
@@ -66,12 +66,12 @@ func (a *app) settingSetCommand() *cobra.Command {
 		ValidArgsFunction: first(a.names(settingNames)),
 	}
 	cmd.RunE = a.asking(func(ctx context.Context, c *client.Client, args []string) error {
-		return a.changeSetting(ctx, c, core.Request{Operation: core.OpSettingSet, Setting: args[0], Value: args[1]})
+		return changeSetting(ctx, a, c, core.Request{Operation: core.OpSettingSet, Setting: args[0], Value: args[1]})
 	})
 	return cmd
 }
 
-func (a *app) settingResetCommand() *cobra.Command {
+func settingResetCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:               "reset NAME",
 		Short:             "Return a setting to its default",
@@ -79,12 +79,12 @@ func (a *app) settingResetCommand() *cobra.Command {
 		ValidArgsFunction: first(a.names(settingNames)),
 	}
 	cmd.RunE = a.asking(func(ctx context.Context, c *client.Client, args []string) error {
-		return a.changeSetting(ctx, c, core.Request{Operation: core.OpSettingSet, Setting: args[0], Unset: true})
+		return changeSetting(ctx, a, c, core.Request{Operation: core.OpSettingSet, Setting: args[0], Unset: true})
 	})
 	return cmd
 }
 
-func (a *app) changeSetting(ctx context.Context, c *client.Client, r core.Request) error {
+func changeSetting(ctx context.Context, a *app, c *client.Client, r core.Request) error {
 	job, err := a.runJob(ctx, c, r)
 	if err != nil {
 		return err

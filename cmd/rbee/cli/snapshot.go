@@ -18,7 +18,7 @@ import (
 	"github.com/rbee-project/rbee/core/disk"
 )
 
-func (a *app) snapshotCommand() *cobra.Command {
+func snapshotCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "snapshot",
 		Short: "Copies of the registry in a file",
@@ -26,11 +26,11 @@ func (a *app) snapshotCommand() *cobra.Command {
 The CA's key and the gossip keys in it are sealed: they open with the seal key that the queens have on their disks, which "rbee operator recovery-key"
 shows, and with nothing else. Back up both, apart from each other.`,
 	}
-	cmd.AddCommand(a.snapshotSaveCommand(), a.snapshotRestoreCommand(), a.snapshotInspectCommand())
+	cmd.AddCommand(snapshotSaveCommand(a), snapshotRestoreCommand(a), snapshotInspectCommand(a))
 	return cmd
 }
 
-func (a *app) snapshotSaveCommand() *cobra.Command {
+func snapshotSaveCommand(a *app) *cobra.Command {
 	var force bool
 	cmd := &cobra.Command{
 		Use:   "save FILE",
@@ -49,7 +49,7 @@ func (a *app) snapshotSaveCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return a.showSnapshot(info, args[0])
+		return showSnapshot(a, info, args[0])
 	})
 	cmd.Flags().BoolVar(&force, "force", false, "replace the file if it exists")
 	return cmd
@@ -103,7 +103,7 @@ func publishSnapshot(f *os.File, path string, force bool) error {
 	return core.Wrap(disk.Remove(f.Name()), core.Internal, "save the snapshot")
 }
 
-func (a *app) snapshotRestoreCommand() *cobra.Command {
+func snapshotRestoreCommand(a *app) *cobra.Command {
 	var (
 		yes, dryRun bool
 		offline     offlineRestore
@@ -122,13 +122,13 @@ A machine that lost its data_dir, too, needs the cluster's recovery key: see "rb
 		Args:    exactly("FILE"),
 	}
 	online := a.asking(func(ctx context.Context, c *client.Client, args []string) error {
-		return a.restoreSnapshot(ctx, args[0], yes, dryRun, func(f io.Reader) error {
+		return restoreSnapshot(ctx, a, args[0], yes, dryRun, func(f io.Reader) error {
 			info, err := c.RestoreSnapshot(ctx, f)
 			if err != nil {
 				return err
 			}
 			fmt.Fprintln(a.stderr, "The registry is now that of the snapshot.")
-			return a.showSnapshot(info, args[0])
+			return showSnapshot(a, info, args[0])
 		})
 	})
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
@@ -138,8 +138,8 @@ A machine that lost its data_dir, too, needs the cluster's recovery key: see "rb
 			}
 			return online(cmd, args)
 		}
-		return a.do(func(ctx context.Context, cmd *cobra.Command, args []string) error {
-			return a.restoreSnapshot(ctx, args[0], yes, dryRun, func(f io.Reader) error { return a.restoreOffline(ctx, cmd, &offline, f, args[0]) })
+		return do(func(ctx context.Context, cmd *cobra.Command, args []string) error {
+			return restoreSnapshot(ctx, a, args[0], yes, dryRun, func(f io.Reader) error { return restoreOffline(ctx, a, cmd, &offline, f, args[0]) })
 		})(cmd, args)
 	}
 	destructiveFlags(cmd, &yes, &dryRun)
@@ -148,7 +148,7 @@ A machine that lost its data_dir, too, needs the cluster's recovery key: see "rb
 }
 
 // restoreSnapshot looks into a snapshot, asks, and has it restored.
-func (a *app) restoreSnapshot(ctx context.Context, path string, yes, dryRun bool, restore func(io.Reader) error) error {
+func restoreSnapshot(ctx context.Context, a *app, path string, yes, dryRun bool, restore func(io.Reader) error) error {
 	f, err := openSnapshot(path)
 	if err != nil {
 		return err
@@ -160,7 +160,7 @@ func (a *app) restoreSnapshot(ctx context.Context, path string, yes, dryRun bool
 	}
 	if dryRun {
 		fmt.Fprintln(a.stderr, "Would replace the registry by this:")
-		return a.showSnapshot(info, path)
+		return showSnapshot(a, info, path)
 	}
 	if err := a.confirm(ctx, yes, fmt.Sprintf("Replace the registry by %s, as it was at index %d?", path, info.Index)); err != nil {
 		return err
@@ -201,14 +201,14 @@ func (o *offlineRestore) given(cmd *cobra.Command) string {
 // maxRecoveryKeyBytes bounds what is read as a recovery key.
 const maxRecoveryKeyBytes = 4096
 
-func (a *app) restoreOffline(ctx context.Context, cmd *cobra.Command, o *offlineRestore, snapshot io.Reader, path string) error {
-	cfg, err := a.loadSettings(cmd, &o.source)
+func restoreOffline(ctx context.Context, a *app, cmd *cobra.Command, o *offlineRestore, snapshot io.Reader, path string) error {
+	cfg, err := loadSettings(a, cmd, &o.source)
 	if err != nil {
 		return err
 	}
 	key := ""
 	if o.recoveryKey != "" {
-		if key, err = a.readRecoveryKey(o.recoveryKey); err != nil {
+		if key, err = readRecoveryKey(a, o.recoveryKey); err != nil {
 			return err
 		}
 	}
@@ -229,10 +229,10 @@ func (a *app) restoreOffline(ctx context.Context, cmd *cobra.Command, o *offline
 	if a.wantJSON() {
 		return writeJSON(a.stdout, done)
 	}
-	return a.showSnapshot(done.SnapshotInfo, path)
+	return showSnapshot(a, done.SnapshotInfo, path)
 }
 
-func (a *app) readRecoveryKey(path string) (string, error) {
+func readRecoveryKey(a *app, path string) (string, error) {
 	in := a.stdin
 	if path != "-" {
 		f, err := os.Open(path)
@@ -246,7 +246,7 @@ func (a *app) readRecoveryKey(path string) (string, error) {
 	return string(b), core.Wrap(err, core.Invalid, "read the recovery key")
 }
 
-func (a *app) recoveryKeyCommand() *cobra.Command {
+func recoveryKeyCommand(a *app) *cobra.Command {
 	var source configSource
 	cmd := &cobra.Command{
 		Use:   "recovery-key",
@@ -258,8 +258,8 @@ its CA: keep the key offline or in a password manager, never beside the snapshot
 		Example: "  (umask 077; rbee operator recovery-key >recovery.key)",
 		Args:    exactly(),
 	}
-	cmd.RunE = a.do(func(_ context.Context, cmd *cobra.Command, _ []string) error {
-		cfg, err := a.loadSettings(cmd, &source)
+	cmd.RunE = do(func(_ context.Context, cmd *cobra.Command, _ []string) error {
+		cfg, err := loadSettings(a, cmd, &source)
 		if err != nil {
 			return err
 		}
@@ -274,12 +274,12 @@ its CA: keep the key offline or in a password manager, never beside the snapshot
 	return cmd
 }
 
-func (a *app) snapshotInspectCommand() *cobra.Command {
+func snapshotInspectCommand(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:   "inspect FILE",
 		Short: "Show what a snapshot holds; needs no agent",
 		Args:  exactly("FILE"),
-		RunE: a.do(func(_ context.Context, _ *cobra.Command, args []string) error {
+		RunE: do(func(_ context.Context, _ *cobra.Command, args []string) error {
 			f, err := openSnapshot(args[0])
 			if err != nil {
 				return err
@@ -289,7 +289,7 @@ func (a *app) snapshotInspectCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.showSnapshot(info, args[0])
+			return showSnapshot(a, info, args[0])
 		}),
 	}
 }
@@ -302,7 +302,7 @@ func openSnapshot(path string) (*os.File, error) {
 	return f, nil
 }
 
-func (a *app) showSnapshot(s core.SnapshotInfo, path string) error {
+func showSnapshot(a *app, s core.SnapshotInfo, path string) error {
 	return a.show(s, func(w io.Writer) error {
 		f := &term.Facts{}
 		if path != "" {

@@ -23,7 +23,7 @@ const (
 	watchEvery   = 2 * time.Second
 )
 
-func (a *app) statusCommand() *cobra.Command {
+func statusCommand(a *app) *cobra.Command {
 	var watch bool
 	cmd := &cobra.Command{
 		Use:   "status",
@@ -35,7 +35,7 @@ old that is. Where several addresses are named, each is asked whether it answers
 	a.reads(cmd, func(ctx context.Context, c *client.Client, _ []string, read ...client.ReadOption) error {
 		for {
 			s, err := c.Status(ctx, read...)
-			out := a.standing(ctx)
+			out := standingOf(ctx, a)
 			if err == nil && s.Cluster != nil && s.Cluster.ID == out.Cluster && out.Problem != "" {
 				s.Problems = append([]string{out.Problem + "; " + out.Hint}, s.Problems...)
 			}
@@ -43,11 +43,11 @@ old that is. Where several addresses are named, each is asked whether it answers
 			case err != nil && out.Problem != "":
 				return core.Errorf(core.Forbidden, "%s", out.Problem).Hint("%s", out.Hint)
 			case err == nil:
-				answers := a.whoAnswers(ctx, c)
+				answers := whoAnswers(ctx, a, c)
 				if watch && a.stdoutTerminal && !a.wantJSON() {
 					fmt.Fprint(a.stdout, "\x1b[H\x1b[2J")
 				}
-				if err := a.show(s, func(w io.Writer) error { return a.writeStatus(w, s, c.Address(), answers) }); err != nil {
+				if err := a.show(s, func(w io.Writer) error { return writeStatus(a, w, s, c.Address(), answers) }); err != nil {
 					return err
 				}
 			case !watch || ctx.Err() != nil || core.KindOf(err) != core.Unavailable:
@@ -67,9 +67,9 @@ old that is. Where several addresses are named, each is asked whether it answers
 	return cmd
 }
 
-// standing is what the agent of this machine, if one runs that may be asked, knows of its
+// standingOf is what the agent of this machine, if one runs that may be asked, knows of its
 // membership.
-func (a *app) standing(ctx context.Context) core.Standing {
+func standingOf(ctx context.Context, a *app) core.Standing {
 	l := a.localAgent()
 	if l.identity == nil {
 		return core.Standing{}
@@ -93,7 +93,7 @@ const answerTimeout = time.Second
 
 // whoAnswers asks every queen that the user named, where it is more than one, whether it is there:
 // one line for each that is not.
-func (a *app) whoAnswers(ctx context.Context, c *client.Client) (silent []string) {
+func whoAnswers(ctx context.Context, a *app, c *client.Client) (silent []string) {
 	t, err := a.target()
 	if err != nil || !t.named || len(t.addresses) < 2 {
 		return nil
@@ -127,7 +127,7 @@ func (a *app) whoAnswers(ctx context.Context, c *client.Client) (silent []string
 	return silent
 }
 
-func (a *app) writeStatus(w io.Writer, s core.Status, address string, silent []string) error {
+func writeStatus(a *app, w io.Writer, s core.Status, address string, silent []string) error {
 	for _, p := range s.Problems {
 		if _, err := fmt.Fprintf(w, "PROBLEM: %s\n", term.Line(p)); err != nil {
 			return err
@@ -188,14 +188,14 @@ func (a *app) writeStatus(w io.Writer, s core.Status, address string, silent []s
 	jobs, moreJobs := cut(s.Jobs, statusJobs, "rbee job list")
 	return term.InOrder(
 		func() error { return term.Heading(w, "Hives") },
-		func() error { return a.hiveTable(s.Hives, s.Workers).Write(w) },
+		func() error { return hiveTable(a, s.Hives, s.Workers).Write(w) },
 		func() error { return term.Heading(w, "Workers") },
-		func() error { return a.workerTable(s.Workers, s.Hives, false).Write(w) },
+		func() error { return workerTable(a, s.Workers, s.Hives, false).Write(w) },
 		func() error { return term.Heading(w, "Models") },
 		func() error { return modelTable(models, s.Hives).Write(w) },
 		func() error { return moreLine(w, moreModels) },
 		func() error { return term.Heading(w, "Jobs") },
-		func() error { return a.jobTable(jobs).Write(w) },
+		func() error { return jobTable(a, jobs).Write(w) },
 		func() error { return moreLine(w, moreJobs) },
 	)
 }

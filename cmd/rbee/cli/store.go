@@ -12,16 +12,16 @@ import (
 	"github.com/rbee-project/rbee/core/client"
 )
 
-func (a *app) storeCommand() *cobra.Command {
+func storeCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "store",
 		Short: "What a hive has on its disk: verify it, clean it up",
 	}
-	cmd.AddCommand(a.storeVerifyCommand(), a.storeGCCommand())
+	cmd.AddCommand(storeVerifyCommand(a), storeGCCommand(a))
 	return cmd
 }
 
-func (a *app) storeVerifyCommand() *cobra.Command {
+func storeVerifyCommand(a *app) *cobra.Command {
 	var hive string
 	cmd := &cobra.Command{
 		Use:   "verify",
@@ -55,7 +55,7 @@ it is downloaded again. The exit code is 1 if anything is damaged.`,
 	return cmd
 }
 
-func (a *app) storeGCCommand() *cobra.Command {
+func storeGCCommand(a *app) *cobra.Command {
 	var (
 		hive        string
 		yes, dryRun bool

@@ -27,7 +27,7 @@ import (
 	"github.com/rbee-project/rbee/core/token"
 )
 
-func (a *app) tlsCommand() *cobra.Command {
+func tlsCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "tls",
 		Short: "Certificates: show and revoke them, or make them as files",
@@ -35,14 +35,14 @@ func (a *app) tlsCommand() *cobra.Command {
 itself; "ca create" and "cert create" are for people who bring files to their machines with tools of their own.`,
 	}
 	ca := &cobra.Command{Use: "ca", Short: "The CA of a cluster, as files"}
-	ca.AddCommand(a.caCreateCommand())
+	ca.AddCommand(caCreateCommand(a))
 	cert := &cobra.Command{Use: "cert", Short: "Certificates of machines, as files"}
-	cert.AddCommand(a.certCreateCommand())
-	cmd.AddCommand(ca, cert, a.tlsListCommand(), a.tlsRevokeCommand(), a.tlsInfoCommand())
+	cert.AddCommand(certCreateCommand(a))
+	cmd.AddCommand(ca, cert, tlsListCommand(a), tlsRevokeCommand(a), tlsInfoCommand(a))
 	return cmd
 }
 
-func (a *app) tlsListCommand() *cobra.Command {
+func tlsListCommand(a *app) *cobra.Command {
 	return a.reads(&cobra.Command{
 		Use:     "list",
 		Aliases: []string{"ls"},
@@ -54,11 +54,11 @@ func (a *app) tlsListCommand() *cobra.Command {
 			return err
 		}
 		sortNodes(nodes)
-		return a.show(list(nodes), a.nodeTable(nodes).Write)
+		return a.show(list(nodes), nodeTable(a, nodes).Write)
 	})
 }
 
-func (a *app) tlsRevokeCommand() *cobra.Command {
+func tlsRevokeCommand(a *app) *cobra.Command {
 	var yes, dryRun bool
 	cmd := &cobra.Command{
 		Use:   "revoke NODE",
@@ -75,7 +75,7 @@ machine needs a new id to join again. A machine that still runs leaves better wi
 		}
 		if dryRun {
 			fmt.Fprintln(a.stderr, "Would revoke the certificates of this machine:")
-			return a.show(n, a.nodeTable([]core.Node{n}).Write)
+			return a.show(n, nodeTable(a, []core.Node{n}).Write)
 		}
 		if err := a.confirm(ctx, yes, fmt.Sprintf("Have the certificates of %s refused, for ever?", named(n.Name, n.ID))); err != nil {
 			return err
@@ -100,7 +100,7 @@ type filesJSON struct {
 	ExpiresAt time.Time `json:"expires_at"`
 }
 
-func (a *app) caCreateCommand() *cobra.Command {
+func caCreateCommand(a *app) *cobra.Command {
 	var out, clusterName string
 	cmd := &cobra.Command{
 		Use:   "create",
@@ -110,7 +110,7 @@ the queens that begin the cluster (queen { operator_token_file = … }), and for
 its machines find each other with gossip { retry_join = … }, and have their certificates from "rbee tls cert create".`,
 		Args: exactly(),
 	}
-	cmd.RunE = a.do(func(_ context.Context, _ *cobra.Command, _ []string) error {
+	cmd.RunE = do(func(_ context.Context, _ *cobra.Command, _ []string) error {
 		ca, err := pki.NewCA(randomHex(8), clusterName, a.now())
 		if err != nil {
 			return err
@@ -135,7 +135,7 @@ its machines find each other with gossip { retry_join = … }, and have their ce
 	return cmd
 }
 
-func (a *app) certCreateCommand() *cobra.Command {
+func certCreateCommand(a *app) *cobra.Command {
 	var (
 		out, caFile, caKey, name, nodeID string
 		roles, hosts                     []string
@@ -150,7 +150,7 @@ same key, id, roles and hosts.`,
 		Example: "  rbee tls cert create --name a --role queen,hive --host 10.0.0.1\n  rbee tls cert create --name a --renew",
 		Args:    exactly(),
 	}
-	cmd.RunE = a.do(func(_ context.Context, _ *cobra.Command, _ []string) error {
+	cmd.RunE = do(func(_ context.Context, _ *cobra.Command, _ []string) error {
 		if name == "" {
 			return usageHint("It is the machine's name, and that of the files.", "--name is missing")
 		}
@@ -355,12 +355,12 @@ type certificateJSON struct {
 	Fingerprint string      `json:"fingerprint"` // as join tokens have it
 }
 
-func (a *app) tlsInfoCommand() *cobra.Command {
+func tlsInfoCommand(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:   "info FILE",
 		Short: "Show the certificates in a file; needs no agent",
 		Args:  exactly("FILE"),
-		RunE: a.do(func(_ context.Context, _ *cobra.Command, args []string) error {
+		RunE: do(func(_ context.Context, _ *cobra.Command, args []string) error {
 			b, err := os.ReadFile(args[0])
 			if err != nil {
 				return core.WithHint(core.Wrap(err, core.NotFound, "read the file"), "Name a PEM file, such as cluster/node.pem in the data folder.")
@@ -373,7 +373,7 @@ func (a *app) tlsInfoCommand() *cobra.Command {
 			for _, c := range certs {
 				out = append(out, describeCertificate(c))
 			}
-			return a.show(out, func(w io.Writer) error { return a.writeCertificates(w, out) })
+			return a.show(out, func(w io.Writer) error { return writeCertificates(a, w, out) })
 		}),
 	}
 }
@@ -394,7 +394,7 @@ func describeCertificate(c *x509.Certificate) certificateJSON {
 	return j
 }
 
-func (a *app) writeCertificates(w io.Writer, list []certificateJSON) error {
+func writeCertificates(a *app, w io.Writer, list []certificateJSON) error {
 	for i, c := range list {
 		if i > 0 {
 			fmt.Fprintln(w)
@@ -410,7 +410,7 @@ func (a *app) writeCertificates(w io.Writer, list []certificateJSON) error {
 		}
 		f.Add("Cluster", c.Cluster)
 		f.Add("Hosts", strings.Join(c.Hosts, ", "))
-		f.Addf("Valid", "%s to %s, %s", c.NotBefore.UTC().Format(time.DateTime), c.NotAfter.UTC().Format(time.DateTime), a.expiry(c.NotAfter))
+		f.Addf("Valid", "%s to %s, %s", c.NotBefore.UTC().Format(time.DateTime), c.NotAfter.UTC().Format(time.DateTime), expiryText(a, c.NotAfter))
 		f.Add("Fingerprint", c.Fingerprint)
 		if err := f.Write(w); err != nil {
 			return err

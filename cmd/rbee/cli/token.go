@@ -23,13 +23,13 @@ import (
 // cluster.
 const maxJoinTTL = 24 * time.Hour
 
-func (a *app) tokenCommand() *cobra.Command {
+func tokenCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "token",
 		Aliases: []string{"tokens"},
 		Short:   "Tokens: who may use the API, and which machines may join",
 	}
-	cmd.AddCommand(a.tokenCreateCommand(), a.tokenListCommand(), a.tokenRotateCommand(), a.tokenRevokeCommand())
+	cmd.AddCommand(tokenCreateCommand(a), tokenListCommand(a), tokenRotateCommand(a), tokenRevokeCommand(a))
 	return cmd
 }
 
@@ -43,7 +43,7 @@ func scopeNames() []string {
 
 func roleNames() []string { return []string{string(core.RoleQueen), string(core.RoleHive)} }
 
-func (a *app) tokenCreateCommand() *cobra.Command {
+func tokenCreateCommand(a *app) *cobra.Command {
 	var (
 		kind, name    string
 		scopes, roles []string
@@ -80,7 +80,7 @@ RBEE_ADDR is set, the queen of this machine is asked through its local socket. S
 		Example: "  rbee token create --type join --ttl 15m\n  rbee token create --type join --role queen\n  rbee token create --type api --scope infer --name alice --expires 30d\n  rbee token create --name team --model rbee-tiny --limit \"100 requests/minute\" --limit \"4 concurrent\"",
 		Args:    exactly(),
 	}
-	cmd.RunE = a.do(func(ctx context.Context, _ *cobra.Command, _ []string) error {
+	cmd.RunE = do(func(ctx context.Context, _ *cobra.Command, _ []string) error {
 		bounds := core.TokenRequest{Models: models}
 		if err := boundsOf(&bounds, limits, priority); err != nil {
 			return err
@@ -95,7 +95,7 @@ RBEE_ADDR is set, the queen of this machine is asked through its local socket. S
 		if err != nil {
 			return err
 		}
-		c, host, err := a.tokenMaker(ctx, local)
+		c, host, err := tokenMaker(ctx, a, local)
 		if err != nil {
 			return err
 		}
@@ -111,9 +111,9 @@ RBEE_ADDR is set, the queen of this machine is asked through its local socket. S
 		}
 		return a.show(t, func(w io.Writer) error {
 			if host == "" && t.Kind == core.TokenJoin {
-				host = a.joinHost(ctx, c)
+				host = joinHost(ctx, a, c)
 			}
-			a.explainToken(t, host)
+			explainToken(a, t, host)
 			_, err := fmt.Fprintln(w, t.Secret)
 			return err
 		})
@@ -210,7 +210,7 @@ func tokenRequest(kind, name string, scopes, roles []string, ttl time.Duration, 
 
 // tokenMaker returns a client of who makes a token. host is where machines join, if it is this
 // machine's queen, which is asked through its local socket; otherwise empty.
-func (a *app) tokenMaker(ctx context.Context, local bool) (c *client.Client, host string, err error) {
+func tokenMaker(ctx context.Context, a *app, local bool) (c *client.Client, host string, err error) {
 	t, err := a.target()
 	if err != nil {
 		return nil, "", err
@@ -235,7 +235,7 @@ func (a *app) tokenMaker(ctx context.Context, local bool) (c *client.Client, hos
 }
 
 // explainToken says on stderr what to do with a new token; host is where a machine joins.
-func (a *app) explainToken(t core.NewToken, host string) {
+func explainToken(a *app, t core.NewToken, host string) {
 	until := "It does not expire"
 	if t.TTL > 0 {
 		until = fmt.Sprintf("It is good for %s", term.Duration(time.Duration(t.TTL)))
@@ -254,7 +254,7 @@ func (a *app) explainToken(t core.NewToken, host string) {
 }
 
 // joinHost is where a machine can join the cluster, as short as it can be said.
-func (a *app) joinHost(ctx context.Context, c *client.Client) string {
+func joinHost(ctx context.Context, a *app, c *client.Client) string {
 	address := ""
 	queens, err := c.Queens(ctx, client.Consistency(core.ConsistencyStale))
 	for _, q := range queens {
@@ -283,7 +283,7 @@ func joinAddress(address string) string {
 	return address
 }
 
-func (a *app) tokenListCommand() *cobra.Command {
+func tokenListCommand(a *app) *cobra.Command {
 	return a.reads(&cobra.Command{
 		Use:     "list",
 		Aliases: []string{"ls"},
@@ -295,11 +295,11 @@ func (a *app) tokenListCommand() *cobra.Command {
 			return err
 		}
 		slices.SortFunc(tokens, func(x, y core.Token) int { return x.CreatedAt.Compare(y.CreatedAt) })
-		return a.show(list(tokens), a.tokenTable(tokens).Write)
+		return a.show(list(tokens), tokenTable(a, tokens).Write)
 	})
 }
 
-func (a *app) tokenTable(tokens []core.Token) *term.Table {
+func tokenTable(a *app, tokens []core.Token) *term.Table {
 	t := term.NewTable("No tokens.", "ID", "TYPE", "NAME", "ALLOWS", "MODELS", "LIMITS", "CREATED", "EXPIRES", "LAST USED")
 	for _, k := range tokens {
 		var allows []string
@@ -358,7 +358,7 @@ func tokenIDs(ctx context.Context, c *client.Client) ([]string, error) {
 	return ids, err
 }
 
-func (a *app) tokenRotateCommand() *cobra.Command {
+func tokenRotateCommand(a *app) *cobra.Command {
 	overlap := days(core.DefaultTokenOverlap)
 	cmd := &cobra.Command{
 		Use:   "rotate ID",
@@ -393,7 +393,7 @@ one after the other; with --overlap 0 every queen refuses it as soon as it has h
 	return cmd
 }
 
-func (a *app) tokenRevokeCommand() *cobra.Command {
+func tokenRevokeCommand(a *app) *cobra.Command {
 	var yes, dryRun bool
 	cmd := &cobra.Command{
 		Use:               "revoke ID",
@@ -422,7 +422,7 @@ func (a *app) tokenRevokeCommand() *cobra.Command {
 		t := tokens[i]
 		if dryRun {
 			fmt.Fprintln(a.stderr, "Would revoke this token:")
-			return a.show(t, a.tokenTable([]core.Token{t}).Write)
+			return a.show(t, tokenTable(a, []core.Token{t}).Write)
 		}
 		what := t.ID
 		if t.Name != "" {

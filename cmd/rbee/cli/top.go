@@ -39,7 +39,7 @@ const (
 	screenRest  = "\x1b[J"
 )
 
-func (a *app) topCommand() *cobra.Command {
+func topCommand(a *app) *cobra.Command {
 	var interval time.Duration
 	cmd := &cobra.Command{
 		Use:   "top",
@@ -52,21 +52,21 @@ terminal it goes on until ^C; elsewhere it is shown once.`,
 		if interval < 100*time.Millisecond {
 			return usagef("--interval must be at least 100ms")
 		}
-		v, err := a.lookTop(ctx, c)
+		v, err := lookTop(ctx, a, c)
 		if err != nil {
 			return err
 		}
 		if !a.stdoutTerminal || a.wantJSON() {
-			return a.show(v, func(w io.Writer) error { return a.writeTop(w, v) })
+			return a.show(v, func(w io.Writer) error { return writeTop(a, w, v) })
 		}
-		return a.watchTop(ctx, c, v, interval)
+		return watchTop(ctx, a, c, v, interval)
 	})
 	cmd.Flags().DurationVar(&interval, "interval", time.Second, "time between two looks")
 	return cmd
 }
 
 // lookTop reads the answering queen's own view, so that watching puts no load on the leader.
-func (a *app) lookTop(ctx context.Context, c *client.Client) (topView, error) {
+func lookTop(ctx context.Context, a *app, c *client.Client) (topView, error) {
 	v := topView{At: a.now()}
 	var err error
 	if v.Hives, err = c.Hives(ctx, client.Consistency(core.ConsistencyStale)); err != nil {
@@ -93,7 +93,7 @@ func (a *app) lookTop(ctx context.Context, c *client.Client) (topView, error) {
 
 // watchTop draws until ^C, which is its ordinary end. A queen that does not answer for a while ends
 // nothing.
-func (a *app) watchTop(ctx context.Context, c *client.Client, v topView, interval time.Duration) error {
+func watchTop(ctx context.Context, a *app, c *client.Client, v topView, interval time.Duration) error {
 	fmt.Fprint(a.stdout, screenBegin)
 	defer fmt.Fprint(a.stdout, screenEnd)
 	problem := ""
@@ -102,7 +102,7 @@ func (a *app) watchTop(ctx context.Context, c *client.Client, v topView, interva
 		if problem != "" {
 			fmt.Fprintf(&text, "%s\n", problem)
 		}
-		if err := a.writeTop(&text, v); err != nil {
+		if err := writeTop(a, &text, v); err != nil {
 			return err
 		}
 		width, height := a.screenSize()
@@ -112,7 +112,7 @@ func (a *app) watchTop(ctx context.Context, c *client.Client, v topView, interva
 		if sleep(ctx, interval) != nil {
 			return nil
 		}
-		now, err := a.lookTop(ctx, c)
+		now, err := lookTop(ctx, a, c)
 		switch {
 		case ctx.Err() != nil:
 			return nil
@@ -127,8 +127,8 @@ func (a *app) watchTop(ctx context.Context, c *client.Client, v topView, interva
 }
 
 // screenSize is that of the terminal at stdout, and what is usual where it does not say.
-func (a *app) screenSize() (width, height int) {
-	out, _ := a.stdout.(*output)
+func (con *console) screenSize() (width, height int) {
+	out, _ := con.stdout.(*output)
 	if f, ok := out.to.(*os.File); ok {
 		if width, height, err := xterm.GetSize(int(f.Fd())); err == nil && width > 0 && height > 0 {
 			return width, height
@@ -157,7 +157,7 @@ func frame(text string, width, height int) string {
 	return sb.String()
 }
 
-func (a *app) writeTop(w io.Writer, v topView) error {
+func writeTop(a *app, w io.Writer, v topView) error {
 	devices := term.NewTable("No hives.", "HIVE", "STATUS", "DEVICE", "MEMORY", "USED", "OF")
 	for _, h := range v.Hives {
 		if len(h.Devices) == 0 {

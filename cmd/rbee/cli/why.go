@@ -16,7 +16,7 @@ import (
 	"github.com/rbee-project/rbee/core/client"
 )
 
-func (a *app) whyCommand() *cobra.Command {
+func whyCommand(a *app) *cobra.Command {
 	var limit int
 	cmd := &cobra.Command{
 		Use:   "why [REQUEST-ID]",
@@ -53,20 +53,20 @@ A queen remembers the latest requests that it took itself; the other queens are 
 			if err != nil {
 				return err
 			}
-			return a.show(list(routes), a.routeTable(routes, hives).Write)
+			return a.show(list(routes), routeTable(a, routes, hives).Write)
 		}
-		r, err := a.findRoute(ctx, c, args[0])
+		r, err := findRoute(ctx, a, c, args[0])
 		if err != nil {
 			return err
 		}
-		return a.show(r, func(w io.Writer) error { return a.writeRoute(w, r, hives) })
+		return a.show(r, func(w io.Writer) error { return writeRoute(a, w, r, hives) })
 	})
 	cmd.Flags().IntVar(&limit, "limit", 0, "at most this many requests (default: the queen's)")
 	return cmd
 }
 
 // findRoute asks the queen that answers, then the others.
-func (a *app) findRoute(ctx context.Context, c *client.Client, id string) (core.RouteRecord, error) {
+func findRoute(ctx context.Context, a *app, c *client.Client, id string) (core.RouteRecord, error) {
 	r, err := c.Route(ctx, id)
 	if core.KindOf(err) != core.NotFound {
 		return r, err
@@ -104,7 +104,7 @@ func (a *app) findRoute(ctx context.Context, c *client.Client, id string) (core.
 	return r, err
 }
 
-func (a *app) routeTable(routes []core.RouteRecord, hives []core.Hive) *term.Table {
+func routeTable(a *app, routes []core.RouteRecord, hives []core.Hive) *term.Table {
 	t := term.NewTable("No requests yet.", "REQUEST", "WHEN", "MODEL", "WORKER", "HIVE", "ASKED", "STATE", "FIRST", "TOOK", "TOKENS")
 	for _, r := range routes {
 		worker, hive := "", ""
@@ -131,7 +131,7 @@ func millis(d core.Duration) string {
 	return time.Duration(d).Round(time.Millisecond).String()
 }
 
-func (a *app) writeRoute(w io.Writer, r core.RouteRecord, hives []core.Hive) error {
+func writeRoute(a *app, w io.Writer, r core.RouteRecord, hives []core.Hive) error {
 	f := &term.Facts{}
 	f.Add("Request", r.RequestID)
 	f.Add("When", a.ago(r.At))

@@ -16,28 +16,28 @@ import (
 	"github.com/rbee-project/rbee/core/client"
 )
 
-func (a *app) workerCommand() *cobra.Command {
+func workerCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "worker",
 		Aliases: []string{"workers"},
 		Short:   "Workers: start, look at and end them, their processes and their binaries",
 	}
-	list := a.workerListCommand()
+	list := workerListCommand(a)
 	list.Use, list.Aliases = "list", []string{"ls"}
-	retire := a.stopCommand()
+	retire := stopCommand(a)
 	retire.Use, retire.Aliases = "retire ID|MODEL...", []string{"stop"}
-	download := a.binaryDownloadCommand()
-	cmd.AddCommand(a.workerSpawnCommand(), list, a.workerGetCommand(), retire, a.processCommand(), a.binaryCommand(), download, a.workerBuildCommand(), a.workerUpgradeCommand())
+	download := binaryDownloadCommand(a)
+	cmd.AddCommand(workerSpawnCommand(a), list, workerGetCommand(a), retire, processCommand(a), binaryCommand(a), download, workerBuildCommand(a), workerUpgradeCommand(a))
 	return cmd
 }
 
-func (a *app) psCommand() *cobra.Command {
-	cmd := a.workerListCommand()
+func psCommand(a *app) *cobra.Command {
+	cmd := workerListCommand(a)
 	cmd.Use = "ps"
 	return cmd
 }
 
-func (a *app) workerListCommand() *cobra.Command {
+func workerListCommand(a *app) *cobra.Command {
 	var hive string
 	var long bool
 	cmd := &cobra.Command{
@@ -61,7 +61,7 @@ func (a *app) workerListCommand() *cobra.Command {
 			workers = slices.DeleteFunc(workers, func(w core.Worker) bool { return w.Hive != h.ID })
 		}
 		sortWorkers(workers)
-		return a.show(list(workers), a.workerTable(workers, hives, long).Write)
+		return a.show(list(workers), workerTable(a, workers, hives, long).Write)
 	})
 	a.hiveFlag(cmd, &hive, "", "only those of this `HIVE`")
 	cmd.Flags().BoolVarP(&long, "long", "l", false, "show also their context and what they can do")
@@ -76,7 +76,7 @@ func sortWorkers(workers []core.Worker) {
 
 // workerTable is the table of "rbee ps". A worker of a silent hive shows what is known of the hive.
 // long adds what they can do.
-func (a *app) workerTable(workers []core.Worker, hives []core.Hive, long bool) *term.Table {
+func workerTable(a *app, workers []core.Worker, hives []core.Hive, long bool) *term.Table {
 	columns := []string{"ID", "MODEL", "HIVE", "TYPE", "DEVICE", "STATE", "BUSY", "QUEUE", "TOKENS/S", "UNTIL", "SEEN"}
 	if long {
 		columns = append(columns, "CONTEXT", "CAN DO")
@@ -102,7 +102,7 @@ func (a *app) workerTable(workers []core.Worker, hives []core.Hive, long bool) *
 		}
 		row := []string{
 			w.ID, w.Model, name, w.Type, w.Device, state, fmt.Sprintf("%d/%d", w.Load.Active, w.Slots), fmt.Sprint(w.Load.Queued),
-			rateText(w.Load.TokensPerSecond), a.untilText(w), a.ago(seen),
+			rateText(w.Load.TokensPerSecond), untilText(a, w), a.ago(seen),
 		}
 		if long {
 			row = append(row, term.Number(w.ContextTokens), strings.Join(w.Capabilities.List(), " "))
@@ -113,7 +113,7 @@ func (a *app) workerTable(workers []core.Worker, hives []core.Hive, long bool) *
 }
 
 // untilText is when a worker unloads by itself.
-func (a *app) untilText(w core.Worker) string {
+func untilText(a *app, w core.Worker) string {
 	at, unloads := w.Load.UnloadsAt()
 	switch {
 	case w.Load.Pinned:
@@ -138,7 +138,7 @@ func rateText(perSecond float64) string {
 	return fmt.Sprintf("%.0f", perSecond)
 }
 
-func (a *app) workerGetCommand() *cobra.Command {
+func workerGetCommand(a *app) *cobra.Command {
 	return a.reads(&cobra.Command{
 		Use:               "get ID",
 		Aliases:           []string{"show"},
@@ -151,11 +151,11 @@ func (a *app) workerGetCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return a.show(w, func(out io.Writer) error { return a.writeWorker(out, w) })
+		return a.show(w, func(out io.Writer) error { return writeWorker(a, out, w) })
 	})
 }
 
-func (a *app) workerFacts(w core.Worker) *term.Facts {
+func workerFacts(a *app, w core.Worker) *term.Facts {
 	f := &term.Facts{}
 	f.Add("ID", w.ID)
 	f.Add("Model", w.Model)
@@ -174,8 +174,8 @@ func (a *app) workerFacts(w core.Worker) *term.Facts {
 	return f
 }
 
-func (a *app) writeWorker(out io.Writer, w core.WorkerDetails) error {
-	f := a.workerFacts(w.Worker)
+func writeWorker(a *app, out io.Writer, w core.WorkerDetails) error {
+	f := workerFacts(a, w.Worker)
 	f.Addf("Routed", "%s by the queen that was asked, %d failed", term.Plural(int(w.Routes.Requests), "request"), w.Routes.Failures)
 	if err := f.Write(out); err != nil || len(w.Routes.Recent) == 0 {
 		return err
@@ -194,7 +194,7 @@ func orElse(s, other string) string {
 	return s
 }
 
-func (a *app) workerSpawnCommand() *cobra.Command {
+func workerSpawnCommand(a *app) *cobra.Command {
 	r := core.Request{Operation: core.OpWorkerSpawn}
 	var detach bool
 	cmd := &cobra.Command{
@@ -270,7 +270,7 @@ func deviceIDs(ctx context.Context, c *client.Client) ([]string, error) {
 	return ids, err
 }
 
-func (a *app) stopCommand() *cobra.Command {
+func stopCommand(a *app) *cobra.Command {
 	var (
 		deadline    time.Duration
 		yes, dryRun bool
@@ -306,7 +306,7 @@ A worker that is retired already is no error.`,
 				return err
 			}
 			fmt.Fprintf(a.stderr, "Would retire %s:\n", term.Plural(len(workers), "worker"))
-			return a.show(workers, a.workerTable(workers, hives, false).Write)
+			return a.show(workers, workerTable(a, workers, hives, false).Write)
 		}
 		if err := a.confirm(ctx, yes, fmt.Sprintf("Retire %s?", describeWorkers(workers))); err != nil {
 			return err

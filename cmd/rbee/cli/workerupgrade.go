@@ -13,7 +13,7 @@ import (
 	"github.com/rbee-project/rbee/core/client"
 )
 
-func (a *app) workerUpgradeCommand() *cobra.Command {
+func workerUpgradeCommand(a *app) *cobra.Command {
 	r := core.Request{Operation: core.OpWorkerUpgrade}
 	var deadline time.Duration
 	var detach bool
