@@ -3,6 +3,7 @@ package grammar
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode"
@@ -263,3 +264,71 @@ func (p *regexParser) bracketItem() ([]runeRange, bool, error) {
 }
 
 func (p *regexParser) char(r rune) *ast { return p.charClass([]runeRange{{r, r}}) }
+
+// runeRange is a range of characters with both ends.
+type runeRange struct{ lo, hi rune }
+
+// normalize sorts ranges and joins those that touch. No range begins or ends among the
+// surrogates, which are not characters, so that equal classes look equal.
+func normalize(ranges []runeRange) []runeRange {
+	out := make([]runeRange, 0, len(ranges))
+	for _, r := range ranges {
+		if r.lo >= 0xD800 && r.lo <= 0xDFFF {
+			r.lo = 0xE000
+		}
+		if r.hi >= 0xD800 && r.hi <= 0xDFFF {
+			r.hi = 0xD7FF
+		}
+		if r.lo <= r.hi {
+			out = append(out, r)
+		}
+	}
+	slices.SortFunc(out, func(a, b runeRange) int { return int(a.lo - b.lo) })
+	n := 0
+	for _, r := range out {
+		if n > 0 && (r.lo <= out[n-1].hi+1 || out[n-1].hi == 0xD7FF && r.lo == 0xE000) {
+			out[n-1].hi = max(out[n-1].hi, r.hi)
+			continue
+		}
+		out[n] = r
+		n++
+	}
+	return out[:n]
+}
+
+// complement returns the characters outside of normalized ranges.
+func complement(ranges []runeRange) []runeRange {
+	var out []runeRange
+	next := rune(0)
+	for _, r := range ranges {
+		if r.lo > next {
+			out = append(out, runeRange{next, r.lo - 1})
+		}
+		next = r.hi + 1
+	}
+	if next <= maxRune {
+		out = append(out, runeRange{next, maxRune})
+	}
+	return normalize(out)
+}
+
+func intersect(a, b []runeRange) []runeRange {
+	var out []runeRange
+	for i, j := 0, 0; i < len(a) && j < len(b); {
+		lo, hi := max(a[i].lo, b[j].lo), min(a[i].hi, b[j].hi)
+		if lo <= hi {
+			out = append(out, runeRange{lo, hi})
+		}
+		if a[i].hi < b[j].hi {
+			i++
+		} else {
+			j++
+		}
+	}
+	return normalize(out)
+}
+
+func inClass(class []runeRange, c rune) bool {
+	i, found := slices.BinarySearchFunc(class, c, func(x runeRange, c rune) int { return int(x.lo - c) })
+	return found || i > 0 && class[i-1].hi >= c
+}

@@ -3,7 +3,64 @@ package jinja
 import (
 	"slices"
 	"strconv"
+	"strings"
 )
+
+// listFilter returns a filter of lists and mappings, or nil. It is a switch, not a table, because
+// map and select look filters up themselves.
+func listFilter(name string) filter {
+	switch name {
+	case "batch":
+		return filterBatch
+	case "count", "length":
+		return func(c *call, v any) (any, error) {
+			if t, ok := v.(Text); ok {
+				if err := c.in.scan(t); err != nil {
+					return nil, err
+				}
+			}
+			n, err := length(v)
+			return int64(n), err
+		}
+	case "dictsort":
+		return filterDictsort
+	case "first", "last":
+		return func(c *call, v any) (any, error) { return c.end(v, name == "last") }
+	case "groupby":
+		return filterGroupby
+	case "items":
+		return filterItems
+	case "join":
+		return filterJoin
+	case "list":
+		return func(c *call, v any) (any, error) {
+			items, err := c.in.iterate(v)
+			if err != nil {
+				return nil, err
+			}
+			return &list{items: items}, c.in.chargeItems(len(items))
+		}
+	case "map":
+		return filterMap
+	case "max", "min":
+		return func(c *call, v any) (any, error) { return c.extreme(v, name) }
+	case "select", "reject", "selectattr", "rejectattr":
+		return func(c *call, v any) (any, error) {
+			return c.selected(v, strings.HasSuffix(name, "attr"), strings.HasPrefix(name, "select"))
+		}
+	case "reverse":
+		return filterReverse
+	case "slice":
+		return filterSlice
+	case "sort":
+		return filterSort
+	case "sum":
+		return filterSum
+	case "unique":
+		return filterUnique
+	}
+	return nil
+}
 
 // filterBatch cuts items into lists of n and fills the last with a value, if one is given.
 func filterBatch(c *call, v any) (any, error) {

@@ -7,6 +7,26 @@ import (
 	"strings"
 )
 
+// numberFilter returns a filter of numbers, or nil.
+func numberFilter(name string) filter {
+	switch name {
+	case "abs":
+		return filterAbs
+	case "filesizeformat":
+		return func(c *call, v any) (any, error) {
+			f, err := c.in.toNumber(v)
+			return TemplateText(sizeText(f, c.boolean("binary", false))), err
+		}
+	case "float":
+		return filterFloat
+	case "int":
+		return filterInt
+	case "round":
+		return filterRound
+	}
+	return nil
+}
+
 // toNumber converts a value to a number, as it is or from its text.
 func (in *interp) toNumber(v any) (float64, error) {
 	if n, ok := number(v); ok {

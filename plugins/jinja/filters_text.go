@@ -4,7 +4,74 @@ import (
 	"html"
 	"net/url"
 	"strings"
+	"unicode"
 )
+
+// textFilter returns a filter that makes text, or nil.
+func textFilter(name string) filter {
+	switch name {
+	case "capitalize", "lower", "upper":
+		return func(c *call, v any) (any, error) {
+			return c.onText(v, func(t Text) (any, error) { return c.in.recase(name, t) })
+		}
+	case "center":
+		return filterCenter
+	case "e", "escape":
+		return func(c *call, v any) (any, error) {
+			return c.onText(v, c.in.escape)
+		}
+	case "forceescape":
+		return func(c *call, v any) (any, error) {
+			return c.onText(v, func(t Text) (any, error) { return c.in.escape(t.plain()) })
+		}
+	case "format":
+		return filterFormat
+	case "indent":
+		return filterIndent
+	case "pprint":
+		return func(c *call, v any) (any, error) { return c.in.repr(v) }
+	case "replace":
+		return filterReplace
+	case "safe":
+		return func(c *call, v any) (any, error) {
+			return c.onText(v, func(t Text) (any, error) {
+				t.markup = true
+				return t, nil
+			})
+		}
+	case "string":
+		return func(c *call, v any) (any, error) { return c.in.str(v) }
+	case "striptags":
+		return filterStriptags
+	case "title":
+		return filterTitle
+	case "tojson":
+		return filterToJSON
+	case "trim":
+		return func(c *call, v any) (any, error) {
+			return c.onText(v, func(t Text) (any, error) {
+				return c.strip(t, true, true)
+			})
+		}
+	case "truncate":
+		return filterTruncate
+	case "urlencode":
+		return filterURLEncode
+	case "wordcount":
+		return func(c *call, v any) (any, error) {
+			return c.onText(v, func(t Text) (any, error) {
+				if err := c.in.walk(t); err != nil {
+					return nil, err
+				}
+				gap := func(r rune) bool { return r != '_' && !unicode.IsLetter(r) && !unicode.IsNumber(r) }
+				return int64(countFields(t.s, gap)), nil
+			})
+		}
+	case "wordwrap":
+		return filterWordwrap
+	}
+	return nil
+}
 
 // onText calls f with the text that the value prints.
 func (c *call) onText(v any, f func(t Text) (any, error)) (any, error) {

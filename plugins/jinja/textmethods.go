@@ -1,9 +1,7 @@
 package jinja
 
 import (
-	"slices"
 	"strings"
-	"unicode"
 	"unicode/utf8"
 )
 
@@ -123,75 +121,6 @@ func textMethod(name string) func(c *call, t Text) (any, error) {
 	return nil
 }
 
-// textPredicate returns one of the is… methods, or nil.
-func textPredicate(name string) func(s string) bool {
-	all := func(is func(r rune) bool) func(s string) bool {
-		return func(s string) bool { return s != "" && strings.IndexFunc(s, func(r rune) bool { return !is(r) }) < 0 }
-	}
-	digit := func(r rune) bool { return unicode.Is(unicode.Nd, r) }
-	switch name {
-	case "isdigit", "isdecimal":
-		return all(digit)
-	case "isnumeric":
-		return all(unicode.IsNumber)
-	case "isalpha":
-		return all(unicode.IsLetter)
-	case "isalnum":
-		return all(func(r rune) bool { return unicode.IsLetter(r) || unicode.IsNumber(r) })
-	case "isspace":
-		return all(isSpace)
-	case "isascii":
-		return func(s string) bool { return strings.IndexFunc(s, func(r rune) bool { return r > 0x7f }) < 0 }
-	case "isprintable":
-		return func(s string) bool { return strings.IndexFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) < 0 }
-	case "isupper":
-		return func(s string) bool { return cased(s) && strings.IndexFunc(s, unicode.IsLower) < 0 }
-	case "islower":
-		return func(s string) bool { return cased(s) && strings.IndexFunc(s, unicode.IsUpper) < 0 }
-	case "istitle":
-		return func(s string) bool { return cased(s) && titleWords(TemplateText(s)).s == s }
-	case "isidentifier":
-		return func(s string) bool {
-			return s != "" && !isDecimal(s[0]) && all(func(r rune) bool { return r == '_' || unicode.IsLetter(r) || unicode.IsDigit(r) })(s)
-		}
-	}
-	return nil
-}
-
-func cased(s string) bool {
-	return strings.IndexFunc(s, func(r rune) bool { return unicode.IsUpper(r) || unicode.IsLower(r) }) >= 0
-}
-
-// recase changes the case of letters.
-func (in *interp) recase(how string, t Text) (Text, error) {
-	if err := in.remake(t, 1); err != nil {
-		return Text{}, err
-	}
-	switch how {
-	case "upper":
-		return t.mapRunes(upper), nil
-	case "lower", "casefold":
-		return t.mapRunes(lower), nil
-	case "swapcase":
-		return t.mapRunes(func(r rune) string {
-			if unicode.IsUpper(r) {
-				return lower(r)
-			}
-			return upper(r)
-		}), nil
-	case "title":
-		return titleWords(t), nil
-	}
-	first := true
-	return t.mapRunes(func(r rune) string {
-		if first {
-			first = false
-			return upper(r)
-		}
-		return lower(r)
-	}), nil
-}
-
 // ascii has every character of ASCII at its number, so that its letters need no memory.
 var ascii = func() string {
 	b := make([]byte, utf8.RuneSelf)
@@ -200,51 +129,6 @@ var ascii = func() string {
 	}
 	return string(b)
 }()
-
-func upper(r rune) string {
-	if r < utf8.RuneSelf {
-		r = unicode.ToUpper(r)
-		return ascii[r : r+1]
-	}
-	if r == 'ß' {
-		return "SS"
-	}
-	return string(unicode.ToUpper(r))
-}
-
-func lower(r rune) string {
-	if r < utf8.RuneSelf {
-		r = unicode.ToLower(r)
-		return ascii[r : r+1]
-	}
-	if r == 'İ' {
-		return "i̇"
-	}
-	return string(unicode.ToLower(r))
-}
-
-// titleWords begins each run of letters with a capital.
-func titleWords(t Text) Text {
-	inWord := false
-	return t.mapRunes(func(r rune) string {
-		was := inWord
-		inWord = unicode.IsLetter(r)
-		if was {
-			return lower(r)
-		}
-		return upper(r)
-	})
-}
-
-// chars returns the set of characters that the next argument names; empty: white space.
-func (c *call) chars(name string) (string, error) {
-	v := c.arg(name, nil)
-	if v == nil {
-		return "", nil
-	}
-	t, err := textOf(v)
-	return t.s, err
-}
 
 // strip removes the characters that the call names, or white space, at one or both ends.
 func (c *call) strip(t Text, left, right bool) (any, error) {
@@ -266,17 +150,6 @@ func (c *call) strip(t Text, left, right bool) (any, error) {
 		chars[r] = true
 	}
 	return stripText(t, func(r rune) bool { return chars[r] }, left, right), nil
-}
-
-func stripText(t Text, in func(rune) bool, left, right bool) Text {
-	from, to := 0, len(t.s)
-	if left {
-		from = len(t.s) - len(strings.TrimLeftFunc(t.s, in))
-	}
-	if right {
-		to = max(from, len(strings.TrimRightFunc(t.s, in)))
-	}
-	return t.slice(from, to)
 }
 
 // part returns the part of a text between the optional start and end, and its offset in characters.
@@ -361,46 +234,6 @@ func (c *call) find(how string, t Text) (any, error) {
 	return int64(-1), nil
 }
 
-func (c *call) split(t Text, right bool) (any, error) {
-	sep := c.arg("sep", nil)
-	most, err := c.integer("maxsplit", -1)
-	if err != nil {
-		return nil, err
-	}
-	pieces := func(n int) error { // before they are made
-		if most >= 0 {
-			n = min(n, most+1)
-		}
-		return c.in.chargeTexts(n)
-	}
-	if err := c.in.walk(t); err != nil {
-		return nil, err
-	}
-	var items []any
-	if sep == nil {
-		if err := pieces(countWords(t.s)); err != nil {
-			return nil, err
-		}
-		items = splitSpace(t, most, right)
-	} else {
-		by, err := textOf(sep)
-		if err != nil {
-			return nil, err
-		}
-		if by.s == "" {
-			return nil, fail("ValueError", "empty separator")
-		}
-		if err := pieces(strings.Count(t.s, by.s) + 1); err != nil {
-			return nil, err
-		}
-		items = splitBy(t, by.s, most, right)
-	}
-	return &list{items: items}, nil
-}
-
-// countWords returns how many words white space separates in s.
-func countWords(s string) int { return countFields(s, isSpace) }
-
 func countFields(s string, gap func(rune) bool) int {
 	n, within := 0, false
 	for _, r := range s {
@@ -411,71 +244,6 @@ func countFields(s string, gap func(rune) bool) int {
 		within = !between
 	}
 	return n
-}
-
-func splitBy(t Text, sep string, most int, right bool) []any {
-	var out []any
-	from, to := 0, len(t.s)
-	for most != 0 {
-		if right {
-			n := strings.LastIndex(t.s[:to], sep)
-			if n < 0 {
-				break
-			}
-			out = append(out, t.slice(n+len(sep), to))
-			to = n
-		} else {
-			n := strings.Index(t.s[from:], sep)
-			if n < 0 {
-				break
-			}
-			out = append(out, t.slice(from, from+n))
-			from += n + len(sep)
-		}
-		most--
-	}
-	out = append(out, t.slice(from, to))
-	if right {
-		slices.Reverse(out)
-	}
-	return out
-}
-
-func splitSpace(t Text, most int, right bool) []any {
-	var out []any
-	if right {
-		for {
-			t = stripText(t, isSpace, false, true)
-			if t.s == "" {
-				break
-			}
-			n := strings.LastIndexFunc(t.s, isSpace)
-			if most == 0 || n < 0 {
-				out = append(out, stripText(t, isSpace, n < 0, true))
-				break
-			}
-			_, size := utf8.DecodeRuneInString(t.s[n:])
-			out = append(out, t.slice(n+size, len(t.s)))
-			t = t.slice(0, n)
-			most--
-		}
-		slices.Reverse(out)
-		return out
-	}
-	from := 0
-	for {
-		from += len(t.s[from:]) - len(strings.TrimLeftFunc(t.s[from:], isSpace))
-		if from == len(t.s) {
-			return out
-		}
-		n := strings.IndexFunc(t.s[from:], isSpace)
-		if most == 0 || n < 0 {
-			return append(out, t.slice(from, len(t.s)))
-		}
-		out = append(out, t.slice(from, from+n))
-		from += n
-		most--
-	}
 }
 
 // lines cuts a text as Python's splitlines does.
@@ -517,176 +285,4 @@ func lineEnd(s string, from int) (end, next int) {
 		}
 	}
 	return len(s), len(s)
-}
-
-func (c *call) partition(t Text, right bool) (any, error) {
-	sep, err := c.needText("sep")
-	if err != nil {
-		return nil, err
-	}
-	if sep.s == "" {
-		return nil, fail("ValueError", "empty separator")
-	}
-	if err := c.in.charge(len(t.s)); err != nil {
-		return nil, err
-	}
-	n := strings.Index(t.s, sep.s)
-	if right {
-		n = strings.LastIndex(t.s, sep.s)
-	}
-	items := []any{t, Text{}, Text{}}
-	if n < 0 && right {
-		items = []any{Text{}, Text{}, t}
-	}
-	if n >= 0 {
-		end := n + len(sep.s)
-		items = []any{t.slice(0, n), t.slice(n, end), t.slice(end, len(t.s))}
-	}
-	return &list{items: items, tuple: true}, nil
-}
-
-// replace replaces old by by, at most n times; below 0: everywhere.
-func (in *interp) replace(t, old, by Text, n int) (Text, error) {
-	found := strings.Count(t.s, old.s)
-	if n < 0 || n > found {
-		n = found
-	}
-	if err := in.step(n); err != nil {
-		return Text{}, err
-	}
-	if err := in.charge(len(t.s)); err != nil {
-		return Text{}, err
-	}
-	if n > 0 && len(by.s) > in.bytes/n {
-		return Text{}, in.charge(in.bytes + 1)
-	}
-	if err := in.charge(n * len(by.s)); err != nil {
-		return Text{}, err
-	}
-	if (t.client != nil || by.client != nil) && n > 0 { // who wrote what: two spans at most for each
-		if err := in.chargeItems(n); err != nil {
-			return Text{}, err
-		}
-	}
-	var b textBuilder
-	from := 0
-	for i := range n {
-		if old.s == "" {
-			b.add(by)
-			if i == n-1 {
-				break
-			}
-			_, size := utf8.DecodeRuneInString(t.s[from:])
-			b.add(t.slice(from, from+size))
-			from += size
-			continue
-		}
-		at := from + strings.Index(t.s[from:], old.s)
-		b.add(t.slice(from, at))
-		b.add(by)
-		from = at + len(old.s)
-	}
-	b.add(t.slice(from, len(t.s)))
-	out := b.text()
-	out.markup = t.markup
-	return out, nil
-}
-
-// joinStrings implements str.join: every item must be a string.
-func (in *interp) joinStrings(sep Text, v any) (any, error) {
-	items, err := in.iterate(v)
-	if err != nil {
-		return nil, err
-	}
-	parts := make([]Text, 0, len(items))
-	for i, item := range items {
-		t, ok := item.(Text)
-		if !ok {
-			return nil, typeError("sequence item %d: expected str instance, %s found", i, typeName(item))
-		}
-		parts = append(parts, t)
-	}
-	return in.joinTexts(sep, parts)
-}
-
-func (in *interp) joinTexts(sep Text, parts []Text) (Text, error) {
-	if err := in.step(len(parts)); err != nil {
-		return Text{}, err
-	}
-	size := max(len(parts)-1, 0) * len(sep.s)
-	for _, t := range parts {
-		size += len(t.s)
-	}
-	if err := in.charge(size); err != nil { // before anything is made
-		return Text{}, err
-	}
-	var b textBuilder
-	b.b.Grow(size)
-	for i, t := range parts {
-		if i > 0 {
-			b.add(sep)
-		}
-		b.add(t)
-	}
-	return b.text(), nil
-}
-
-// pad fills a text up to a width in characters.
-func (in *interp) pad(how string, t Text, width int, fill Text) (Text, error) {
-	if fill.runes() != 1 {
-		return Text{}, typeError("The fill character must be exactly one character long")
-	}
-	missing := width - t.runes()
-	if missing <= 0 {
-		return t, nil
-	}
-	if missing > in.bytes/len(fill.s) {
-		return Text{}, in.charge(in.bytes + 1)
-	}
-	if err := in.charge(len(t.s) + missing*len(fill.s)); err != nil {
-		return Text{}, err
-	}
-	left, right := 0, missing
-	switch how {
-	case "rjust":
-		left, right = missing, 0
-	case "center":
-		left = missing/2 + missing&width&1
-		right = missing - left
-	}
-	client := fill.client != nil
-	var b textBuilder
-	b.addString(strings.Repeat(fill.s, left), client)
-	b.add(t)
-	b.addString(strings.Repeat(fill.s, right), client)
-	out := b.text()
-	out.markup = t.markup
-	return out, nil
-}
-
-func (in *interp) expandTabs(t Text, size int) (Text, error) {
-	if err := in.remake(t, 1); err != nil {
-		return Text{}, err
-	}
-	var b textBuilder
-	column := 0
-	for c := range t.chars() {
-		switch {
-		case c.text == "\t" && size > 0:
-			n := size - column%size
-			if err := in.charge(n); err != nil {
-				return Text{}, err
-			}
-			b.addString(strings.Repeat(" ", n), c.client)
-			column += n
-			continue
-		case c.text == "\t":
-			continue
-		case c.text == "\n" || c.text == "\r":
-			column = -1
-		}
-		column++
-		b.addString(c.text, c.client)
-	}
-	return b.text(), nil
 }
