@@ -7,6 +7,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
+
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/hostinfo"
 	sdkworker "github.com/rbee-project/rbee/plugins/sdk/worker"
@@ -25,12 +27,23 @@ const (
 // adoptMargin is how much later an answer that should have come in time is not waited for any more.
 const adoptMargin = 200 * time.Millisecond
 
+// adoption takes over the workers that an earlier agent left.
+type adoption struct {
+	log      hclog.Logger
+	now      func() time.Time
+	disk     layout
+	plugins  pluginHost
+	roster   *roster
+	binaries *binaries
+	workers  *supervisor
+}
+
 // takeOver walks the handles that an earlier agent left: workers that still serve become this
 // hive's, all others are ended and forgotten. Nothing that is damaged stops it. Errors: Internal
 // for folders that cannot be read or written.
-func (h *Hive) takeOver(ctx context.Context) ([]*worker, error) {
-	handles, err := h.disk.readHandles(func(file string, err error) {
-		h.log.Error("a handle is damaged and was set aside: its worker is ended, start another one; check the disk", "file", file, "error", err)
+func (ad *adoption) takeOver(ctx context.Context) ([]*worker, error) {
+	handles, err := ad.disk.readHandles(func(file string, err error) {
+		ad.log.Error("a handle is damaged and was set aside: its worker is ended, start another one; check the disk", "file", file, "error", err)
 	})
 	if err != nil {
 		return nil, err
@@ -38,31 +51,29 @@ func (h *Hive) takeOver(ctx context.Context) ([]*worker, error) {
 	found := make([]*worker, len(handles))
 	var wg sync.WaitGroup
 	for i, a := range handles {
-		wg.Go(func() { found[i] = h.adopt(ctx, a) })
+		wg.Go(func() { found[i] = ad.adopt(ctx, a) })
 	}
 	wg.Wait()
 	var out []*worker
-	h.mu.Lock()
 	for _, w := range found {
 		if w != nil {
-			h.workers[w.id()] = w
+			ad.roster.add(w)
 			out = append(out, w)
 		}
 	}
-	h.mu.Unlock()
-	h.removeSuperseded()
-	return out, h.sweepRunDirs()
+	ad.binaries.removeSuperseded()
+	return out, ad.sweepRunDirs()
 }
 
 // adopt takes over one worker, or ends it and returns nil.
-func (h *Hive) adopt(ctx context.Context, a handle) *worker {
+func (ad *adoption) adopt(ctx context.Context, a handle) *worker {
 	type answer struct {
 		w   *worker
 		err error
 	}
 	answers := make(chan answer, 1)
 	go func() {
-		w, err := h.reattach(ctx, a)
+		w, err := ad.reattach(ctx, a)
 		answers <- answer{w, err}
 	}()
 	hangs, stop := context.WithCancelCause(ctx)
@@ -81,32 +92,30 @@ func (h *Hive) adopt(ctx context.Context, a handle) *worker {
 	select {
 	case got := <-answers:
 		if err = got.err; err == nil {
-			h.log.Info("took over a worker", "worker", a.id(), "model", a.Model, "pid", a.Attachment.Process.PID, "state", got.w.stateNow())
+			ad.log.Info("took over a worker", "worker", a.id(), "model", a.Model, "pid", a.Attachment.Process.PID, "state", got.w.stateNow())
 			return got.w
 		}
 	case <-hangs.Done():
 		answered = false
 		err = core.Prefix(context.Cause(hangs), "ask for its state")
 	}
-	killed, endErr := h.plugins.EndAttachment(ctx, a.Attachment)
+	killed, endErr := ad.plugins.EndAttachment(ctx, a.Attachment)
 	if endErr != nil {
-		h.log.Error("end a worker that cannot be taken over", "worker", a.id(), "error", endErr)
+		ad.log.Error("end a worker that cannot be taken over", "worker", a.id(), "error", endErr)
 	}
 	if !answered { // with the process its connection ended as well
 		if got := <-answers; got.err == nil {
-			h.letGo(a.id(), got.w.proc)
+			letGo(ad.log, a.id(), got.w.proc)
 		}
 	}
-	e := exit{WorkerID: a.id(), Process: a.Attachment.Process, At: h.now(), Problem: "lost: " + err.Error()}
+	e := exit{WorkerID: a.id(), Process: a.Attachment.Process, At: ad.now(), Problem: "lost: " + err.Error()}
 	var logErr error
-	if e.Log, logErr = tailFile(h.disk.logFile(a.id()), failureLines); logErr != nil {
-		h.log.Warn("read the log of a lost worker", "worker", a.id(), "error", logErr)
+	if e.Log, logErr = tailFile(ad.disk.logFile(a.id()), failureLines); logErr != nil {
+		ad.log.Warn("read the log of a lost worker", "worker", a.id(), "error", logErr)
 	}
-	h.mu.Lock()
-	h.exits = append(h.exits, e)
-	h.mu.Unlock()
-	h.log.Warn("lost a worker of the earlier agent", "worker", a.id(), "model", a.Model, "pid", a.Attachment.Process.PID, "killed", killed, "error", err)
-	h.clean(a.id())
+	ad.roster.ended(e)
+	ad.log.Warn("lost a worker of the earlier agent", "worker", a.id(), "model", a.Model, "pid", a.Attachment.Process.PID, "killed", killed, "error", err)
+	ad.workers.clean(a.id())
 	return nil
 }
 
@@ -136,10 +145,10 @@ func idle(ctx context.Context, used func() time.Duration) error {
 	}
 }
 
-func (h *Hive) reattach(ctx context.Context, a handle) (*worker, error) {
+func (ad *adoption) reattach(ctx context.Context, a handle) (*worker, error) {
 	ctx, cancel := context.WithTimeout(ctx, adoptTimeout)
 	defer cancel()
-	p, err := h.plugins.Reattach(ctx, a.Attachment)
+	p, err := ad.plugins.Reattach(ctx, a.Attachment)
 	if err != nil {
 		return nil, err
 	}
@@ -157,30 +166,30 @@ func (h *Hive) reattach(ctx context.Context, a handle) (*worker, error) {
 		err = core.Errorf(core.Conflict, "ask for its state: it is %s", s.State)
 	}
 	if err != nil {
-		h.letGo(a.id(), p)
+		letGo(ad.log, a.id(), p)
 		return nil, err
 	}
 	w := newWorker(a, p, state)
-	w.noteStatus(s, h.now())
+	w.noteStatus(s, ad.now())
 	return w, nil
 }
 
 // sweepRunDirs removes the folders, and what still runs in them, that no worker of this hive owns.
-func (h *Hive) sweepRunDirs() error {
-	entries, err := os.ReadDir(h.disk.run)
+func (ad *adoption) sweepRunDirs() error {
+	entries, err := os.ReadDir(ad.disk.run)
 	if err != nil {
 		return core.Wrap(err, core.Internal, "clean run folder")
 	}
 	for _, e := range entries {
-		_, mine := h.worker(e.Name())
+		_, mine := ad.roster.worker(e.Name())
 		switch {
 		case mine:
 		case validID(e.Name()):
-			h.clean(e.Name())
+			ad.workers.clean(e.Name())
 		case e.IsDir():
 			// The agent alone writes here: a probe or a catalog of an agent that was killed.
-			if err := os.RemoveAll(filepath.Join(h.disk.run, e.Name())); err != nil {
-				h.log.Warn("remove a leftover folder", "folder", e.Name(), "error", err)
+			if err := os.RemoveAll(filepath.Join(ad.disk.run, e.Name())); err != nil {
+				ad.log.Warn("remove a leftover folder", "folder", e.Name(), "error", err)
 			}
 		}
 	}

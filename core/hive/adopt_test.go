@@ -134,9 +134,9 @@ func TestRestartKeepsTheWorker(t *testing.T) {
 	must.Eq(t, w.Worker.ID, told[0].ID)
 	must.Eq(t, w.Worker.Nonce, told[0].Nonce)
 	must.Eq(t, w.PID, b.processes()[0].PID)
-	binaries, err := b.hive.store.Binaries()
+	binaries, err := b.hive.claims.store.Binaries()
 	must.NoError(t, err)
-	must.Eq(t, []string{w.Worker.ID}, b.hive.withUsers(binaries[0]).InUseBy)
+	must.Eq(t, []string{w.Worker.ID}, b.hive.roster.withUsers(binaries[0]).InUseBy)
 }
 
 func TestDamagedAndForeignHandles(t *testing.T) {
@@ -259,7 +259,7 @@ worker "slow" {
 		return nil
 	})
 	coretest.Eventually(t, patience, func() error { // the drain has reached the worker
-		h, _ := a.hive.worker(w.Worker.ID)
+		h, _ := a.hive.roster.worker(w.Worker.ID)
 		if s, err := h.proc.Status(t.Context()); err != nil || s.State != "draining" {
 			return fmt.Errorf("it is %s: %w", s.State, err)
 		}

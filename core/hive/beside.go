@@ -19,12 +19,12 @@ type beside struct {
 
 // besideOf reads what a worker says that it loads. A file that cannot be read counts nothing: the
 // worker will say what is wrong with it.
-func (h *Hive) besideOf(f sdkworker.Fingerprint) beside {
+func (sp *spawner) besideOf(f sdkworker.Fingerprint) beside {
 	b := beside{bytes: max(f.BesideBytes, 0)}
 	for _, file := range f.Beside {
 		header, size, err := readBeside(file)
 		if err != nil {
-			h.log.Debug("read a file beside a model", "file", file.Path, "error", err)
+			sp.log.Debug("read a file beside a model", "file", file.Path, "error", err)
 			continue
 		}
 		if header != nil {

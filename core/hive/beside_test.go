@@ -27,7 +27,7 @@ func TestBeside(t *testing.T) {
 	must.NoError(t, err)
 	must.NoError(t, file.Close())
 
-	b := r.hive.besideOf(sdkworker.Fingerprint{BesideBytes: 7, Beside: []sdkworker.ModelFile{
+	b := r.hive.spawner.besideOf(sdkworker.Fingerprint{BesideBytes: 7, Beside: []sdkworker.ModelFile{
 		{Path: adapter, Role: sdkworker.RoleAdapter},
 		{Path: tinyModel, Role: sdkworker.RoleDraft},
 		{Path: adapter, Role: sdkworker.RoleDraft},

@@ -2,100 +2,54 @@ package hive
 
 import (
 	"context"
-	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/hashicorp/go-hclog"
 
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/job"
 	"github.com/rbee-project/rbee/plugins/sdk"
 )
 
+// binaries installs worker binaries, lists and deletes them.
+type binaries struct {
+	hive     string // its name, for people
+	log      hclog.Logger
+	store    shelf
+	catalogs *catalogs
+	beat     *beater
+	settings *settings
+	roster   *roster
+	claims   *claims
+	types    *typeSet
+	engines  *engines
+}
+
 // binaryDelete removes a worker binary that nothing runs from.
-func (h *Hive) binaryDelete(ctx context.Context, r core.Request, run *job.Run) (core.WorkerBinary, error) {
+func (bs *binaries) binaryDelete(ctx context.Context, r core.Request, run *job.Run) (core.WorkerBinary, error) {
 	var claimed []string
-	defer func() {
-		h.mu.Lock()
-		defer h.mu.Unlock()
-		for _, f := range claimed {
-			delete(h.leaving, f)
+	defer func() { bs.claims.endRemove(claimed) }()
+	b, err := bs.store.DeleteBinary(r.Binary, func(folders []string) error {
+		err := bs.claims.beginRemove(r.Binary, folders)
+		if err == nil {
+			claimed = folders
 		}
-	}()
-	b, err := h.store.DeleteBinary(r.Binary, func(folders []string) error {
-		h.mu.Lock()
-		defer h.mu.Unlock()
-		if users := h.usersLocked(folders); len(users) > 0 {
-			return core.Errorf(core.InUse, "delete worker binary: %s is in use by %s", r.Binary, strings.Join(users, ", ")).Hint(
-				"End what uses it first: \"rbee worker retire ID\".")
-		}
-		for _, f := range folders {
-			h.leaving[f] = true
-		}
-		claimed = folders
-		return nil
+		return err
 	})
 	if err != nil {
 		return core.WorkerBinary{}, err
 	}
 	run.Log("worker binary %s is deleted", b.ID)
-	h.forgetType(ctx, b.Type)
+	bs.types.forgetType(ctx, b.Type)
 	return b, nil
-}
-
-// usersLocked names what runs from the folders, or is about to.
-func (h *Hive) usersLocked(folders []string) []string {
-	var users []string
-	for _, w := range h.workers {
-		if slices.Contains(folders, filepath.Dir(w.handle.Attachment.Executable)) {
-			users = append(users, "worker "+w.id())
-		}
-	}
-	slices.Sort(users)
-	for _, f := range folders {
-		// What is launched and registered already is held for a moment longer.
-		if h.launches[f] > 0 && len(users) == 0 {
-			users = append(users, "a worker that is just being started, or a probe")
-		}
-	}
-	return users
-}
-
-// holdBinary gives the paths of a worker binary, found as store.Binary does, and keeps its folder
-// until release is called. Its files have their digests. Errors: those of the store, Conflict while
-// it is being deleted.
-func (h *Hive) holdBinary(ctx context.Context, id string) (exe, engine string, release func(), err error) {
-	if exe, engine, err = h.store.BinaryPaths(id); err != nil {
-		return "", "", nil, err
-	}
-	folder := filepath.Dir(exe)
-	h.mu.Lock()
-	leaving := h.leaving[folder]
-	if !leaving {
-		h.launches[folder]++
-	}
-	h.mu.Unlock()
-	if leaving {
-		return "", "", nil, core.Errorf(core.Conflict, "worker binary %s is being deleted", id)
-	}
-	release = func() {
-		h.mu.Lock()
-		defer h.mu.Unlock()
-		if h.launches[folder]--; h.launches[folder] == 0 {
-			delete(h.launches, folder)
-		}
-	}
-	if err := h.store.CheckBinary(ctx, folder); err != nil {
-		release()
-		return "", "", nil, err
-	}
-	return exe, engine, release, nil
 }
 
 // removeSuperseded removes the installed files that a renewal has replaced and that no worker runs
 // from.
-func (h *Hive) removeSuperseded() {
-	if err := h.store.RemoveSuperseded(h.folderInUse); err != nil {
-		h.log.Warn("remove superseded worker binaries", "error", err)
+func (bs *binaries) removeSuperseded() {
+	if err := bs.store.RemoveSuperseded(bs.claims.folderInUse); err != nil {
+		bs.log.Warn("remove superseded worker binaries", "error", err)
 	}
 }
 
@@ -135,4 +89,27 @@ func cutLast(s, sep string) (before, after string, found bool) {
 		return s[:i], s[i+len(sep):], true
 	}
 	return s, "", false
+}
+
+// binaryList lists the worker binaries, damaged ones included, without their files.
+func (bs *binaries) binaryList(context.Context, core.Request) ([]core.WorkerBinary, error) {
+	list, err := bs.store.Binaries()
+	if err != nil {
+		return nil, err
+	}
+	for i, b := range list {
+		b.Files = nil
+		list[i] = bs.roster.withUsers(b)
+	}
+	return list, nil
+}
+
+// binaryGet is one worker binary by "<type>@<version>", or "<type>" for its newest. Errors:
+// NotFound.
+func (bs *binaries) binaryGet(_ context.Context, r core.Request) (core.WorkerBinary, error) {
+	b, err := bs.store.Binary(r.Binary)
+	if err != nil {
+		return core.WorkerBinary{}, err
+	}
+	return bs.roster.withUsers(b), nil
 }

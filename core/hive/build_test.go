@@ -60,7 +60,7 @@ func TestWorkerBuild(t *testing.T) {
 		must.StrContains(t, logs(events), line)
 	}
 	r.noBuildLeft()
-	b, err := r.hive.store.Binary("bee")
+	b, err := r.hive.claims.store.Binary("bee")
 	must.NoError(t, err)
 	must.Eq(t, "bee@1.2.3", b.ID)
 	must.Eq(t, "build:example.org/bee@v1.0.0", b.Source)
@@ -166,10 +166,10 @@ func TestWorkerBuildThatFailsLeavesNothing(t *testing.T) {
 			f := r.failure(c.req)
 			must.Eq(t, c.kind, f.Kind, must.Sprint(f.Message))
 			must.StrContains(t, f.Message+f.Hint, c.says)
-			list, err := r.hive.store.Binaries()
+			list, err := r.hive.claims.store.Binaries()
 			must.NoError(t, err)
 			must.Len(t, 0, list)
-			must.Len(t, 1, r.hive.typeList())
+			must.Len(t, 1, r.hive.types.all())
 			r.noBuildLeft()
 		})
 	}
@@ -242,7 +242,7 @@ func TestWorkerBuildWithTheRealToolchain(t *testing.T) {
 	must.NoError(t, r.hive.jobs.Events(ctx, j.ID, 0, func(core.Event) error { return nil }))
 	ended, events := r.follow(j.ID)
 	must.Eq(t, core.JobSucceeded, ended.State, must.Sprintf("%+v\n%s", ended.Error, logs(events)))
-	b, err := r.hive.store.Binary("bee")
+	b, err := r.hive.claims.store.Binary("bee")
 	must.NoError(t, err)
 	must.Eq(t, "build:"+dir, b.Source)
 }

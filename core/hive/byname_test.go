@@ -37,7 +37,7 @@ func (r *rig) modelMap() map[string]core.Model {
 func TestModelByName(t *testing.T) {
 	t.Parallel()
 	r := run(t, setup{workers: twoTypes})
-	must.NoError(t, r.hive.probed(t.Context()))
+	must.NoError(t, r.hive.types.probed(t.Context()))
 	must.MapContainsKeys(t, r.modelMap(), []string{"qwen", "tiny"})
 	must.MapLen(t, 2, r.modelMap())
 
@@ -92,8 +92,8 @@ func TestDevicesByNameAreNoRoom(t *testing.T) {
     by_name = true
   }
 }`})
-	must.NoError(t, r.hive.probed(t.Context()))
-	devices, types := r.hive.devices(0)
+	must.NoError(t, r.hive.types.probed(t.Context()))
+	devices, types := r.hive.types.devices(0)
 	must.Len(t, 0, devices)
 	must.Eq(t, []string{"far"}, types)
 }

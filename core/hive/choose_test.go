@@ -86,8 +86,8 @@ func TestDevicesOwnType(t *testing.T) {
 		w.note(sdk.Info{}, device(x.device, "as "+x.name+" says"), "")
 		types = append(types, w)
 	}
-	h := &Hive{types: types}
-	devices, _ := h.devices(0)
+	ts := &typeSet{list: types, rooms: newRooms(newSettings(Defaults{}), newRoster(""))}
+	devices, _ := ts.devices(0)
 	var names []string
 	for _, d := range devices {
 		names = append(names, d.ID+" "+d.Name)

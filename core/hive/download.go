@@ -14,14 +14,14 @@ import (
 )
 
 // modelDownload brings a model into the store.
-func (h *Hive) modelDownload(ctx context.Context, r core.Request, run *job.Run) (core.Model, error) {
+func (ms *models) modelDownload(ctx context.Context, r core.Request, run *job.Run) (core.Model, error) {
 	if r.Name != "" {
-		if err := h.checkName(r.Name); err != nil {
+		if err := ms.checkName(r.Name); err != nil {
 			return core.Model{}, err
 		}
 	}
-	have, _, err := h.store.Model(r.Model)
-	ref, isRef := h.catalogs.reference(r.Model)
+	have, _, err := ms.store.Model(r.Model)
+	ref, isRef := ms.catalogs.reference(r.Model)
 	if err == nil && !isRef && (r.Name == "" || r.Name == have.ID) {
 		run.Log("model %s is there already", have.ID)
 		return have, nil
@@ -33,11 +33,11 @@ func (h *Hive) modelDownload(ctx context.Context, r core.Request, run *job.Run) 
 		ref, isRef = have.Ref, have.Ref != "" // it is to have another name
 	}
 	if !isRef {
-		if ref, err = h.refOf(ctx, r.Model, err); err != nil {
+		if ref, err = ms.refOf(ctx, r.Model, err); err != nil {
 			return core.Model{}, err
 		}
 	}
-	m, err := h.fetchModel(ctx, ref, r.Name, run)
+	m, err := ms.fetchModel(ctx, ref, r.Name, run)
 	if err != nil && have.ID != "" && core.KindOf(err) == core.Unavailable {
 		run.Log("%s cannot be asked, so the model that is there is taken: %v", ref, err)
 		return have, nil
@@ -47,36 +47,36 @@ func (h *Hive) modelDownload(ctx context.Context, r core.Request, run *job.Run) 
 
 // ensureModel finds a model in the store, or brings it there, and returns the path of its GGUF
 // file.
-func (h *Hive) ensureModel(ctx context.Context, name string, run *job.Run) (core.Model, string, error) {
-	m, path, err := h.store.Model(name)
+func (ms *models) ensureModel(ctx context.Context, name string, run *job.Run) (core.Model, string, error) {
+	m, path, err := ms.store.Model(name)
 	if core.KindOf(err) != core.NotFound {
 		return m, path, err // also nil
 	}
-	ref, isRef := h.catalogs.reference(name)
+	ref, isRef := ms.catalogs.reference(name)
 	if !isRef {
-		if ref, err = h.refOf(ctx, name, err); err != nil {
+		if ref, err = ms.refOf(ctx, name, err); err != nil {
 			return core.Model{}, "", err
 		}
 	}
-	if m, err = h.fetchModel(ctx, ref, "", run); err != nil {
+	if m, err = ms.fetchModel(ctx, ref, "", run); err != nil {
 		return core.Model{}, "", err
 	}
-	return h.store.Model(m.ID)
+	return ms.store.Model(m.ID)
 }
 
 // refOf finds the reference of a bare name in the catalog sources. missing is the store's error for
 // the name; it is returned, with what the sources have, when they do not know the name either.
-func (h *Hive) refOf(ctx context.Context, name string, missing error) (string, error) {
+func (ms *models) refOf(ctx context.Context, name string, missing error) (string, error) {
 	if missing == nil || core.KindOf(missing) == core.Integrity {
 		missing = core.Errorf(core.NotFound, "find model: there is no model %q", name)
 	}
-	if len(h.catalogs.sources()) == 0 {
+	if len(ms.catalogs.sources()) == 0 {
 		return "", missing
 	}
-	if modelname.IsRepository(name) && h.catalogs.has(hubSource) {
+	if modelname.IsRepository(name) && ms.catalogs.has(hubSource) {
 		return hubSource + ":" + name, nil
 	}
-	ref, near, err := h.catalogs.findModel(ctx, name)
+	ref, near, err := ms.catalogs.findModel(ctx, name)
 	switch {
 	case err != nil:
 		return "", err
@@ -85,18 +85,18 @@ func (h *Hive) refOf(ctx context.Context, name string, missing error) (string, e
 	case len(near) > 0:
 		return "", core.WithHint(missing, "The catalog sources offer: %s.", strings.Join(near[:min(len(near), 5)], ", "))
 	case core.HintOf(missing) == "":
-		return "", core.WithHint(missing, "%s", h.catalogs.hint())
+		return "", core.WithHint(missing, "%s", ms.catalogs.hint())
 	}
 	return "", missing
 }
 
 // checkName refuses a name for a model that cannot be one, or that would be taken for a catalog
 // reference.
-func (h *Hive) checkName(name string) error {
+func (ms *models) checkName(name string) error {
 	if err := modelname.Check(name, "a model's name"); err != nil {
 		return err
 	}
-	if ref, isRef := h.catalogs.reference(name); isRef {
+	if ref, isRef := ms.catalogs.reference(name); isRef {
 		return core.Errorf(core.Invalid, "%q cannot be a model's name: it says where a model is fetched from, %s", name, ref).Hint("Choose a name without %q.", name[:strings.IndexAny(name, ":/")+1])
 	}
 	return nil
@@ -104,12 +104,12 @@ func (h *Hive) checkName(name string) error {
 
 // fetchModel resolves a reference and puts its files into the store, under the name; empty: the id
 // that the store has for the reference already, otherwise the one that the source proposes.
-func (h *Hive) fetchModel(ctx context.Context, ref, name string, run *job.Run) (core.Model, error) {
-	source, _, err := h.catalogs.split(ref)
+func (ms *models) fetchModel(ctx context.Context, ref, name string, run *job.Run) (core.Model, error) {
+	source, _, err := ms.catalogs.split(ref)
 	if err != nil {
 		return core.Model{}, err
 	}
-	m, err := h.catalogs.resolve(ctx, ref)
+	m, err := ms.catalogs.resolve(ctx, ref)
 	if err != nil {
 		return core.Model{}, err
 	}
@@ -121,7 +121,7 @@ func (h *Hive) fetchModel(ctx context.Context, ref, name string, run *job.Run) (
 	}
 	exact := source.ref(m.Ref)
 	spec := store.ModelSpec{Ref: exact, License: m.License, Files: fileSpecs(m)}
-	models, err := h.store.Models()
+	models, err := ms.store.Models()
 	if err != nil {
 		return core.Model{}, err
 	}
@@ -129,11 +129,11 @@ func (h *Hive) fetchModel(ctx context.Context, ref, name string, run *job.Run) (
 	if slices.ContainsFunc(models, func(have core.Model) bool { return have.ID == spec.ID && have.Ref == exact && have.Damaged == "" }) {
 		run.Log("model %s is there already", spec.ID)
 	}
-	from, done := h.share(ctx, source, h.catalogs.supply(exact, m, run.Log), run)
+	from, done := ms.blobs.share(ctx, source, ms.catalogs.supply(exact, m, run.Log), run)
 	defer done()
-	put, err := h.store.PutModel(ctx, spec, from, run.Progress)
+	put, err := ms.store.PutModel(ctx, spec, from, run.Progress)
 	if err == nil {
-		h.storeChanged(ctx)
+		ms.stock.storeChanged(ctx)
 	}
 	return put, err
 }

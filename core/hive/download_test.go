@@ -203,7 +203,7 @@ func TestReplacedPluginKeepsIDs(t *testing.T) {
 	must.NoError(t, os.WriteFile(exe, bytes.ReplaceAll(old, []byte("1.2.3"), []byte("1.2.4")), 0o700))
 	after := result1[core.WorkerBinary](r, core.Request{Operation: core.OpWorkerDownload, Type: "fake"})
 	must.Eq(t, "fake@1.2.4", after.ID)
-	still, err := r.hive.store.Binary(before.ID)
+	still, err := r.hive.claims.store.Binary(before.ID)
 	must.NoError(t, err)
 	must.Eq(t, before.Digest, still.Digest)
 	must.Eq(t, before.Path, still.Path)
@@ -226,7 +226,7 @@ func TestChangedFilesDoNotRun(t *testing.T) {
 	must.Eq(t, core.Integrity, f.Kind)
 	r.spawn("fake") // the damaged copy is replaced
 
-	m, path, err := r.hive.store.Model("tiny")
+	m, path, err := r.hive.claims.store.Model("tiny")
 	must.NoError(t, err)
 	text, err = os.ReadFile(path)
 	must.NoError(t, err)
@@ -257,7 +257,7 @@ func TestBinaryThatCannotStart(t *testing.T) {
 
 func (r *rig) binary() core.WorkerBinary {
 	r.t.Helper()
-	b, err := r.hive.store.Binary("fake")
+	b, err := r.hive.claims.store.Binary("fake")
 	must.NoError(r.t, err)
 	return b
 }

@@ -4,8 +4,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"slices"
-	"strings"
 	"syscall"
 	"time"
 
@@ -26,32 +24,43 @@ const (
 
 // processDelete ends a worker process: it drains, stops, and is signalled where that does not help.
 // Where the job is cancelled the end goes on.
-func (h *Hive) processDelete(ctx context.Context, r core.Request, run *job.Run) (core.ExitResult, error) {
-	w, gone, err := h.findProcess(r.PID)
+func (sv *supervisor) processDelete(ctx context.Context, r core.Request, run *job.Run) (core.ExitResult, error) {
+	w, gone, err := sv.roster.findProcess(r.PID)
 	if err != nil {
 		return core.ExitResult{}, err
 	}
-	return h.endAndTell(ctx, w, gone, ending{grace: cmp.Or(time.Duration(r.Grace), h.defaults.Load().StopGrace), now: r.Now, keep: r.KeepState}, run)
+	return sv.endAndTell(ctx, w, gone, ending{grace: cmp.Or(time.Duration(r.Grace), sv.settings.defaults.Load().StopGrace), now: r.Now, keep: r.KeepState}, run)
 }
 
 // activeRetire retires a worker and returns when it has ended. Where the job is cancelled the
 // retirement goes on.
-func (h *Hive) activeRetire(ctx context.Context, r core.Request, run *job.Run) (core.ExitResult, error) {
-	w, gone, err := h.findWorker(r.Worker)
+func (sv *supervisor) activeRetire(ctx context.Context, r core.Request, run *job.Run) (core.ExitResult, error) {
+	w, gone, err := sv.roster.findWorker(r.Worker)
 	if err != nil {
 		return core.ExitResult{}, err
 	}
-	return h.endAndTell(ctx, w, gone, ending{grace: cmp.Or(time.Duration(r.Grace), defaultRetireGrace), keep: r.KeepState}, run)
+	return sv.endAndTell(ctx, w, gone, ending{grace: cmp.Or(time.Duration(r.Grace), defaultRetireGrace), keep: r.KeepState}, run)
+}
+
+// retire begins the end of a worker that the queens want retired, as often as they say so.
+func (sv *supervisor) retire(id string) {
+	w, ok := sv.roster.worker(id)
+	if !ok {
+		return
+	}
+	if err := sv.endWorker(w, ending{grace: defaultRetireGrace}); err != nil {
+		sv.log.Debug("retire a worker", "worker", id, "error", err) // the hive ends: the next agent is told again
+	}
 }
 
 // endAndTell ends a worker, or for none says that gone is what became of it, and returns when
 // nothing of it is left and a queen knows.
-func (h *Hive) endAndTell(ctx context.Context, w *worker, gone exit, e ending, run *job.Run) (core.ExitResult, error) {
+func (sv *supervisor) endAndTell(ctx context.Context, w *worker, gone exit, e ending, run *job.Run) (core.ExitResult, error) {
 	if w == nil {
 		run.Log("worker %s, process %d, has ended already", gone.WorkerID, gone.Process.PID)
 		return core.ExitResult{WorkerID: gone.WorkerID, PID: gone.Process.PID, AlreadyGone: true, Exit: gone.How}, nil
 	}
-	if err := h.endWorker(w, e); err != nil {
+	if err := sv.endWorker(w, e); err != nil {
 		return core.ExitResult{}, err
 	}
 	if e.now {
@@ -67,7 +76,7 @@ func (h *Hive) endAndTell(ctx context.Context, w *worker, gone exit, e ending, r
 	if !isDone(w.proc.Done()) {
 		return core.ExitResult{}, core.Errorf(core.Unavailable, "%s: the hive is shutting down", "end worker "+w.id())
 	}
-	h.tell(ctx)
+	sv.tell(ctx)
 	w.mu.Lock()
 	forced := w.forced
 	w.mu.Unlock()
@@ -83,7 +92,7 @@ type ending struct {
 
 // endWorker begins the end of a worker, or hurries one that goes on. It does not wait. Errors:
 // Unavailable when the hive ends.
-func (h *Hive) endWorker(w *worker, e ending) error {
+func (sv *supervisor) endWorker(w *worker, e ending) error {
 	by := time.Now().Add(e.grace)
 	w.mu.Lock()
 	first, loading := w.endBy.IsZero(), w.state == core.WorkerLoading
@@ -104,29 +113,29 @@ func (h *Hive) endWorker(w *worker, e ending) error {
 		return nil
 	}
 	if w.setState(core.WorkerRetiring) {
-		h.beat.bump()
+		sv.beat.bump()
 	}
-	h.log.Info("worker retires", "worker", w.id(), "model", w.handle.Model, "pid", w.pid())
-	return h.task(func(ctx context.Context) {
+	sv.log.Info("worker retires", "worker", w.id(), "model", w.handle.Model, "pid", w.pid())
+	return sv.life.task(func(ctx context.Context) {
 		err := error(nil)
 		if !loading && !w.cutNow() { // a load has nothing to drain
-			err = h.drain(ctx, w)
+			err = sv.drain(ctx, w)
 		}
 		if err == nil {
-			err = h.stop(ctx, w)
+			err = sv.stop(ctx, w)
 		}
 		if err != nil && ctx.Err() == nil {
-			h.log.Error("end a worker", "worker", w.id(), "pid", w.pid(), "error", err)
+			sv.log.Error("end a worker", "worker", w.id(), "pid", w.pid(), "error", err)
 		}
 	})
 }
 
 // drain returns when the worker is idle, its time is over or it is gone. Errors: only ctx's.
-func (h *Hive) drain(ctx context.Context, w *worker) error {
+func (sv *supervisor) drain(ctx context.Context, w *worker) error {
 	draining, cancel := context.WithCancel(ctx)
 	defer cancel()
 	drained := make(chan error, 1)
-	if err := h.task(func(context.Context) { drained <- w.proc.Drain(draining) }); err != nil {
+	if err := sv.life.task(func(context.Context) { drained <- w.proc.Drain(draining) }); err != nil {
 		return err
 	}
 	timer := time.NewTimer(time.Until(w.deadline()))
@@ -135,7 +144,7 @@ func (h *Hive) drain(ctx context.Context, w *worker) error {
 		select {
 		case err := <-drained:
 			if err != nil && !isDone(w.proc.Done()) {
-				h.log.Warn("a worker does not drain", "worker", w.id(), "error", err)
+				sv.log.Warn("a worker does not drain", "worker", w.id(), "error", err)
 				return nil
 			}
 			return ctx.Err() // the worker's data socket closes only when finished responses are flushed
@@ -145,7 +154,7 @@ func (h *Hive) drain(ctx context.Context, w *worker) error {
 			}
 			timer.Reset(time.Until(w.deadline()))
 		case <-timer.C:
-			h.log.Warn("the running requests of a worker took too long and are cut", "worker", w.id())
+			sv.log.Warn("the running requests of a worker took too long and are cut", "worker", w.id())
 			w.force()
 			return nil
 		case <-w.proc.Done():
@@ -158,20 +167,20 @@ func (h *Hive) drain(ctx context.Context, w *worker) error {
 
 // stop makes the process end: by asking, by SIGTERM, by SIGKILL, each to the whole group. Errors:
 // Internal, ctx's.
-func (h *Hive) stop(ctx context.Context, w *worker) error {
+func (sv *supervisor) stop(ctx context.Context, w *worker) error {
 	if isDone(w.proc.Done()) {
 		return nil
 	}
-	left := max(min(time.Until(w.deadline()), h.defaults.Load().StopGrace), lastWait)
+	left := max(min(time.Until(w.deadline()), sv.settings.defaults.Load().StopGrace), lastWait)
 	stopping, cancel := context.WithTimeout(ctx, left)
 	defer cancel()
 	patience := left / 2
 	if w.cutNow() {
 		patience = 0
 	}
-	err := h.task(func(context.Context) {
+	err := sv.life.task(func(context.Context) {
 		if _, err := w.proc.Stop(stopping, patience); err != nil && !isDone(w.proc.Done()) {
-			h.log.Warn("a worker does not stop", "worker", w.id(), "error", err)
+			sv.log.Warn("a worker does not stop", "worker", w.id(), "error", err)
 		}
 	})
 	if err != nil {
@@ -184,7 +193,7 @@ func (h *Hive) stop(ctx context.Context, w *worker) error {
 	}
 	w.force()
 	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} {
-		if err := h.signal(w, sig); err != nil {
+		if err := sv.signal(w, sig); err != nil {
 			return err
 		}
 		select {
@@ -199,7 +208,7 @@ func (h *Hive) stop(ctx context.Context, w *worker) error {
 }
 
 // signal sends a signal to the process group of a worker, if it is still the same process.
-func (h *Hive) signal(w *worker, sig syscall.Signal) error {
+func (sv *supervisor) signal(w *worker, sig syscall.Signal) error {
 	p, err := hostinfo.Open(w.identity(), w.handle.Attachment.User)
 	if err == nil {
 		err = p.SignalGroup(sig)
@@ -207,7 +216,7 @@ func (h *Hive) signal(w *worker, sig syscall.Signal) error {
 			err = p.Signal(sig)
 		}
 		if closeErr := p.Close(); closeErr != nil {
-			h.log.Warn("let go of a process", "pid", w.pid(), "error", closeErr)
+			sv.log.Warn("let go of a process", "pid", w.pid(), "error", closeErr)
 		}
 	}
 	if core.KindOf(err) == core.NotFound {
@@ -218,67 +227,15 @@ func (h *Hive) signal(w *worker, sig syscall.Signal) error {
 
 // tell waits until a queen knows the state, not long: an operation on a hive succeeds without any
 // queen.
-func (h *Hive) tell(ctx context.Context) {
-	if h.opts.Queens == nil {
+func (sv *supervisor) tell(ctx context.Context) {
+	if sv.beat.queens == nil {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, tellTimeout)
 	defer cancel()
-	if err := h.beat.flush(ctx); err != nil {
-		h.log.Warn("no queen knows the new state yet", "error", err)
+	if err := sv.beat.flush(ctx); err != nil {
+		sv.log.Warn("no queen knows the new state yet", "error", err)
 	}
-}
-
-// findProcess finds the worker of a pid; it is nil when that worker has ended, which the exit
-// tells. Errors: NotFound.
-func (h *Hive) findProcess(pid int) (*worker, exit, error) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	for _, w := range h.workers {
-		if w.pid() == pid {
-			return w, exit{}, nil
-		}
-	}
-	for _, e := range slices.Backward(h.exits) {
-		if e.Process.PID != pid {
-			continue
-		}
-		if now, err := hostinfo.Identify(pid); err == nil && now != e.Process {
-			break // the pid is somebody else's by now
-		}
-		return nil, e, nil
-	}
-	return nil, exit{}, core.Errorf(core.NotFound, "find worker process: process %d is not a worker of hive %s", pid, h.opts.Name).Hint(
-		"The process list of the hive shows its workers; no other process is ever touched.")
-}
-
-// findWorker finds a worker by its id or a unique prefix of it; it is nil when that worker has
-// ended. Errors: NotFound, Invalid for a prefix of several.
-func (h *Hive) findWorker(prefix string) (*worker, exit, error) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	var found []*worker
-	var ids []string
-	for id, w := range h.workers {
-		if strings.HasPrefix(id, prefix) {
-			found = append(found, w)
-		}
-		ids = append(ids, id)
-	}
-	slices.Sort(ids)
-	switch {
-	case len(found) == 1:
-		return found[0], exit{}, nil
-	case len(found) > 1:
-		return nil, exit{}, core.Errorf(core.Invalid, "find worker: %q begins the ids of %d workers", prefix, len(found)).Hint("Give more of the id.")
-	}
-	for _, e := range slices.Backward(h.exits) {
-		if strings.HasPrefix(e.WorkerID, prefix) {
-			return nil, e, nil
-		}
-	}
-	return nil, exit{}, core.Errorf(core.NotFound, "find worker: hive %s has no worker %q", h.opts.Name, prefix).Hint(
-		"Workers of this hive: %s.", cmp.Or(strings.Join(ids, ", "), "none"))
 }
 
 func isDone(ch <-chan struct{}) bool {

@@ -3,8 +3,9 @@ package hive
 import (
 	"context"
 	"slices"
-	"strings"
 	"time"
+
+	"github.com/hashicorp/go-hclog"
 
 	"github.com/rbee-project/rbee/core"
 )
@@ -47,16 +48,25 @@ func adviceOf(err error) string {
 	return text
 }
 
+// engines watches whether the engines of worker types can be installed.
+type engines struct {
+	log      hclog.Logger
+	store    shelf
+	catalogs *catalogs
+	beat     *beater
+	types    *typeSet
+}
+
 // engineTried records the result of an attempt to fetch the engine of a worker type, and reports it
 // to the queens.
-func (h *Hive) engineTried(ctx context.Context, t *workerType, err error) {
+func (e *engines) engineTried(ctx context.Context, t *workerType, err error) {
 	if err != nil && (ctx.Err() != nil || core.KindOf(err) == core.Cancelled) {
 		return // says nothing about the engine
 	}
 	if t.noteEngine(err) {
-		h.beat.bump()
+		e.beat.bump()
 		if err != nil {
-			h.log.Warn("the engine of a worker type cannot be installed", "plugin", t.name(), "error", err)
+			e.log.Warn("the engine of a worker type cannot be installed", "plugin", t.name(), "error", err)
 		}
 	}
 }
@@ -64,21 +74,21 @@ func (h *Hive) engineTried(ctx context.Context, t *workerType, err error) {
 // watchEngines asks, for each usable worker type whose engine is not installed, whether its catalog
 // source has it, so that the status names an engine that cannot be had before a request needs it.
 // It asks again while something is wrong, and returns when ctx ends.
-func (h *Hive) watchEngines(ctx context.Context) {
+func (e *engines) watchEngines(ctx context.Context) {
 	tick := time.NewTicker(engineRecheck)
 	defer tick.Stop()
 	select { // the first look is at what all of that was about
-	case <-h.engineNews:
+	case <-e.types.engineNews:
 	default:
 	}
 	asked := map[*workerType]string{} // by type: the engine that its source has
 	for {
-		for _, t := range h.typeList() {
-			h.checkEngine(ctx, t, asked)
+		for _, t := range e.types.all() {
+			e.checkEngine(ctx, t, asked)
 		}
 		select {
 		case <-tick.C:
-		case <-h.engineNews:
+		case <-e.types.engineNews:
 		case <-ctx.Done():
 			return
 		}
@@ -86,7 +96,7 @@ func (h *Hive) watchEngines(ctx context.Context) {
 }
 
 // checkEngine resolves the engine of a type unless it is installed, or in asked.
-func (h *Hive) checkEngine(ctx context.Context, t *workerType, asked map[*workerType]string) {
+func (e *engines) checkEngine(ctx context.Context, t *workerType, asked map[*workerType]string) {
 	if t.built {
 		return
 	}
@@ -94,51 +104,20 @@ func (h *Hive) checkEngine(ctx context.Context, t *workerType, asked map[*worker
 	if !found || seen.Problem != "" || info.Engine.Name == "" || asked[t] == info.Engine.Ref {
 		return
 	}
-	if list, err := h.store.Binaries(); err != nil || slices.ContainsFunc(list, func(b core.WorkerBinary) bool {
+	if list, err := e.store.Binaries(); err != nil || slices.ContainsFunc(list, func(b core.WorkerBinary) bool {
 		return b.Type == t.name() && b.Damaged == ""
 	}) {
 		return
 	}
-	m, err := h.catalogs.resolve(ctx, info.Engine.Ref)
+	m, err := e.catalogs.resolve(ctx, info.Engine.Ref)
 	if err == nil {
 		asked[t] = info.Engine.Ref
 		// Its bytes may still be wrong: only a whole download says that they are not.
 		if t.engineFault().kind != core.Integrity {
-			h.engineTried(ctx, t, nil)
+			e.engineTried(ctx, t, nil)
 		}
-		h.log.Debug("the engine of a worker type can be fetched", "plugin", t.name(), "ref", m.Ref)
+		e.log.Debug("the engine of a worker type can be fetched", "plugin", t.name(), "ref", m.Ref)
 		return
 	}
-	h.engineTried(ctx, t, core.Prefix(err, "find engine"))
-}
-
-// problems says what the hive cannot do, for the cluster's status.
-func (h *Hive) problems() []string {
-	var out []string
-	var broken []string
-	usable, unknown := false, false
-	for _, t := range h.typeList() {
-		_, seen, found := t.known()
-		switch {
-		case !found:
-			unknown = true
-		case seen.Problem == "":
-			usable = true
-		case t.name() == kindCPU: // which every machine has
-			out = append(out, "worker type "+t.name()+" cannot be used: "+seen.Problem)
-		default:
-			broken = append(broken, t.name()+": "+seen.Problem)
-		}
-		if f := t.engineFault(); f.text != "" {
-			out = append(out, "worker type "+t.name()+" cannot be installed: "+f.text)
-		}
-	}
-	switch {
-	case usable || unknown:
-	case len(h.typeList()) == 0:
-		out = append(out, "it has no worker plugin, so that it can run no model (Put worker plugins, rbee-worker-…, into the plugin folder.)")
-	case len(broken) > 0:
-		out = append(out, "none of its worker types can be used: "+strings.Join(broken, "; "))
-	}
-	return out[:min(len(out), core.MaxHiveProblems)]
+	e.engineTried(ctx, t, core.Prefix(err, "find engine"))
 }

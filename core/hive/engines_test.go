@@ -64,11 +64,11 @@ func TestEngineWithWrongBytesStaysNamed(t *testing.T) {
 	r := run(t, setup{workers: "worker \"engined\" {\n  config {}\n}"})
 	r.words("words@2", "libwords.v2.so")
 	h := r.hive
-	typ, err := h.workerType(fake.Engined)
+	typ, err := h.types.workerType(fake.Engined)
 	must.NoError(t, err)
-	h.engineTried(t.Context(), typ, core.Errorf(core.Integrity, "wrong digest").Hint("Ask its publisher."))
-	h.checkEngine(t.Context(), typ, map[*workerType]string{})
-	must.SliceContains(t, h.problems(), "worker type engined cannot be installed: wrong digest (Ask its publisher.)")
+	h.engines.engineTried(t.Context(), typ, core.Errorf(core.Integrity, "wrong digest").Hint("Ask its publisher."))
+	h.engines.checkEngine(t.Context(), typ, map[*workerType]string{})
+	must.SliceContains(t, h.types.problems(), "worker type engined cannot be installed: wrong digest (Ask its publisher.)")
 }
 
 func named(typ string) pluginhost.Spec { return pluginhost.Spec{Name: typ} }
@@ -93,8 +93,8 @@ func TestHiveProblems(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
-			h := &Hive{types: tc.types}
-			got := h.problems()
+			ts := &typeSet{list: tc.types}
+			got := ts.problems()
 			must.Len(t, len(tc.want), got)
 			for i, want := range tc.want {
 				must.StrContains(t, got[i], want)

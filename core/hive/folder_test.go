@@ -73,7 +73,7 @@ func TestPluginFolder(t *testing.T) {
 	must.Eq(t, core.Integrity, j.Error.Kind)
 	must.NoError(t, os.WriteFile(copied, was, 0o644))
 	must.NoError(t, os.Chmod(copied, 0o755))
-	damaged, err := r.hive.store.Binary(first.ID)
+	damaged, err := r.hive.claims.store.Binary(first.ID)
 	must.NoError(t, err)
 	must.StrContains(t, damaged.Damaged, "lib/settings.sh has mode")
 	must.NoError(t, os.Chmod(copied, 0o644))

@@ -5,14 +5,9 @@ package hive
 import (
 	"cmp"
 	"context"
-	"crypto/rand"
-	"crypto/sha256"
-	"fmt"
 	"net"
 	"os"
 	"runtime"
-	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -25,9 +20,7 @@ import (
 	"github.com/rbee-project/rbee/core/job"
 	"github.com/rbee-project/rbee/core/operation"
 	"github.com/rbee-project/rbee/core/pluginhost"
-	"github.com/rbee-project/rbee/core/sched"
 	"github.com/rbee-project/rbee/core/store"
-	"github.com/rbee-project/rbee/core/swarm"
 	"github.com/rbee-project/rbee/core/wire"
 	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
 )
@@ -87,49 +80,36 @@ type Options struct {
 	logBytes int64 // of a worker's log before it is rotated; 0: maxLogBytes
 }
 
-// Hive is the hive of one agent. Methods may be called concurrently.
+// Hive is the hive of one agent: its parts put together, their life, and what they say of
+// themselves to the queens. Each part has state and a lock of its own. Methods may be called
+// concurrently.
 type Hive struct {
 	opts        Options
 	log         hclog.Logger
-	now         func() time.Time
-	disk        layout
 	incarnation uint64
-	store       shelf
 	plugins     pluginHost
 	jobs        *job.Manager
 	reads       operation.Answers // not changed after New
-	catalogs    *catalogs
-	swarm       *swarm.Client // nil: there are no other hives
-	beat        *beater
-	building    chan struct{} // holds one: the build that put it in may run
+	takeAlong   atomic.Bool       // workers end with Run, whatever the options say
 
-	tasks   chan func(ctx context.Context) // run by Run, which waits for them
-	adopted chan struct{}                  // closed when the workers of an earlier agent are taken over
-	ending  chan struct{}                  // closed when Run is told to end
-	over    chan struct{}                  // closed when Run takes no more tasks
-
-	defaults atomic.Pointer[Defaults]
-	cluster  atomic.Pointer[rules] // never nil
-
-	takeAlong atomic.Bool // workers end with Run, whatever the options say
-
-	mu       sync.Mutex // guards below
-	workers  map[string]*worker
-	types    []*workerType            // replaced, never changed
-	exits    []exit                   // oldest first
-	reserved map[string]reservation   // by worker id: what loading workers are about to take
-	waiters  []*waiter                // loads that wait for room, in their order
-	released uint64                   // counts the ends of reservations
-	launches map[string]int           // folders of binaries that workers are about to run from
-	loads    map[string]int           // models that workers are about to load
-	deleting map[string]chan struct{} // models that are being deleted; closed when that is over
-
-	statesMu     sync.Mutex // held while the folder of kept states is changed
-	prefixSecret []byte     // not changed after New
-
-	stock      stock
-	engineNews chan struct{}   // holds one: an engine may be there now that was not
-	leaving    map[string]bool // folders of binaries that are being deleted
+	life     *life
+	settings *settings
+	beat     *beater
+	roster   *roster
+	claims   *claims
+	rooms    *rooms
+	types    *typeSet
+	engines  *engines
+	binaries *binaries
+	builds   *builder
+	catalogs *catalogs
+	blobs    *blobs
+	stock    *stock
+	models   *models
+	states   *states
+	workers  *supervisor
+	spawner  *spawner
+	adoption *adoption
 }
 
 // New opens the hive's state on disk. It starts nothing: Run does. Errors: Invalid, Internal.
@@ -160,34 +140,65 @@ func newHive(opts Options, s shelf, p pluginHost) (*Hive, error) {
 	}
 	opts.WorkerTimeout = cmp.Or(opts.WorkerTimeout, defaultWorkerTimeout)
 	opts.logBytes = cmp.Or(opts.logBytes, maxLogBytes)
-	h := &Hive{
-		opts: opts, log: opts.Logger.Named("hive"), now: opts.Now, disk: disk, store: s, plugins: p, types: newTypes(opts.WorkerSpecs),
-		tasks: make(chan func(context.Context)), adopted: make(chan struct{}), ending: make(chan struct{}), over: make(chan struct{}),
-		workers: map[string]*worker{}, reserved: map[string]reservation{}, launches: map[string]int{}, leaving: map[string]bool{}, building: make(chan struct{}, 1),
-		engineNews: make(chan struct{}, 1), loads: map[string]int{}, deleting: map[string]chan struct{}{}, stock: stock{turn: make(chan struct{}, 1), news: make(chan struct{}, 1)},
-		prefixSecret: make([]byte, sha256.Size),
-	}
-	_, _ = rand.Read(h.prefixSecret) // never fails
-	h.boundStates()
-	h.setDefaults(Defaults{Slots: opts.Slots, ContextTokens: opts.ContextTokens, Threads: opts.Threads, MemoryLimit: opts.MemoryLimit, StopGrace: opts.StopGrace, Engines: opts.Engines})
-	h.cluster.Store(&rules{keepAlive: core.DefaultKeepAlive, swap: sched.Swap{MaxWait: core.DefaultSwapWait, MinWarm: core.DefaultSwapWarm}})
-	if h.incarnation, err = disk.nextIncarnation(h.now()); err != nil {
+	h := &Hive{opts: opts, log: opts.Logger.Named("hive"), plugins: p, jobs: opts.Jobs}
+	if h.incarnation, err = disk.nextIncarnation(opts.Now()); err != nil {
 		return nil, err
 	}
-	if h.jobs = opts.Jobs; h.jobs == nil {
+	if h.jobs == nil {
 		h.jobs = job.New(job.Options{Owner: opts.ID, Version: opts.Version, Now: opts.Now})
 	}
+	h.assemble(disk, s)
 	h.handle(h.jobs)
 	h.reads = h.readFuncs()
-	h.catalogs = newCatalogs(opts.CatalogSpecs, p.LaunchCatalog, h.log.Named("catalog"))
-	h.catalogs.origins = opts.Origins
-	h.swarm = h.newSwarm()
-	h.beat = newBeater(h.log, opts.Queens, h.report, h.retire)
-	h.beat.inventory, h.beat.told, h.beat.lost = h.inventory, h.told, h.lost
-	if err := h.findBuilt(); err != nil {
+	if err := h.builds.findBuilt(); err != nil {
 		return nil, err
 	}
 	return h, nil
+}
+
+// assemble makes the parts of the hive, those first that the others need.
+func (h *Hive) assemble(disk layout, s shelf) {
+	opts, log, p := h.opts, h.log, h.plugins
+	h.life = newLife()
+	h.settings = newSettings(Defaults{Slots: opts.Slots, ContextTokens: opts.ContextTokens, Threads: opts.Threads, MemoryLimit: opts.MemoryLimit, StopGrace: opts.StopGrace, Engines: opts.Engines})
+	h.beat = newBeater(log, opts.Queens, h.report, func(id string) { h.workers.retire(id) })
+	h.roster = newRoster(opts.Name)
+	h.claims = newClaims(s, h.roster)
+	h.rooms = newRooms(h.settings, h.roster)
+	h.states = newStates(log, opts.Now, disk)
+	h.catalogs = newCatalogs(opts.CatalogSpecs, p.LaunchCatalog, log.Named("catalog"))
+	h.catalogs.origins = opts.Origins
+	h.types = &typeSet{
+		log: log, store: s, plugins: p, beat: h.beat, life: h.life, roster: h.roster, claims: h.claims, rooms: h.rooms, discover: h.discover,
+		engineNews: make(chan struct{}, 1), nameNews: make(chan struct{}, 1), list: newTypes(opts.WorkerSpecs),
+	}
+	h.engines = &engines{log: log, store: s, catalogs: h.catalogs, beat: h.beat, types: h.types}
+	h.binaries = &binaries{
+		hive: opts.Name, log: log, store: s, catalogs: h.catalogs, beat: h.beat, settings: h.settings,
+		roster: h.roster, claims: h.claims, types: h.types, engines: h.engines,
+	}
+	h.builds = &builder{
+		hive: opts.Name, options: opts.Build, log: log, disk: disk, store: s, plugins: p, types: h.types, binaries: h.binaries,
+		building: make(chan struct{}, 1),
+	}
+	h.blobs = newBlobs(opts, s, log.Named("seed"))
+	named := byName{types: h.types, roster: h.roster}
+	h.stock = &stock{log: log, store: s, catalogs: h.catalogs, beat: h.beat, byName: named, turn: make(chan struct{}, 1)}
+	h.models = &models{
+		hiveID: opts.ID, log: log, now: opts.Now, store: s, catalogs: h.catalogs, beat: h.beat, settings: h.settings, roster: h.roster,
+		claims: h.claims, rooms: h.rooms, types: h.types, byName: named, stock: h.stock, states: h.states, blobs: h.blobs,
+	}
+	h.workers = &supervisor{
+		workerTimeout: opts.WorkerTimeout, logBytes: opts.logBytes, log: log, now: opts.Now, disk: disk, beat: h.beat, life: h.life,
+		settings: h.settings, roster: h.roster, types: h.types, states: h.states,
+	}
+	h.spawner = &spawner{
+		hiveID: opts.ID, tethered: opts.StopWorkersOnExit, log: log, now: opts.Now, disk: disk, store: s, beat: h.beat, life: h.life,
+		settings: h.settings, roster: h.roster, claims: h.claims, rooms: h.rooms, types: h.types, binaries: h.binaries, models: h.models,
+		states: h.states, workers: h.workers,
+	}
+	h.adoption = &adoption{log: log, now: opts.Now, disk: disk, plugins: p, roster: h.roster, binaries: h.binaries, workers: h.workers}
+	h.beat.inventory, h.beat.told, h.beat.lost = h.stock.inventory, h.workers.told, h.workers.lost
 }
 
 // ID is the hive's id in the cluster.
@@ -211,19 +222,19 @@ func (h *Hive) Run(ctx context.Context) error {
 	defer wg.Wait()
 	defer cancel()
 
-	found, err := h.takeOver(ctx)
+	found, err := h.adoption.takeOver(ctx)
 	if err != nil {
-		close(h.over)
+		close(h.life.over)
 		return err
 	}
 	for _, w := range found {
-		wg.Go(func() { h.supervise(life, w) })
+		wg.Go(func() { h.workers.supervise(life, w) })
 	}
-	close(h.adopted)
+	close(h.life.adopted)
 	for _, w := range found {
 		if w.stateNow() == core.WorkerRetiring { // what the earlier agent began is brought to its end
 			wg.Go(func() {
-				if err := h.endWorker(w, ending{grace: defaultRetireGrace}); err != nil {
+				if err := h.workers.endWorker(w, ending{grace: defaultRetireGrace}); err != nil {
 					h.log.Warn("go on with a retirement", "worker", w.id(), "error", err)
 				}
 			})
@@ -231,21 +242,21 @@ func (h *Hive) Run(ctx context.Context) error {
 	}
 
 	wg.Go(func() { h.catalogs.run(life) })
-	wg.Go(func() { h.renewNames(life) })
+	wg.Go(func() { h.types.renewNames(life) })
 	wg.Go(func() {
 		probing, stop := context.WithTimeout(life, firstProbe)
 		defer stop()
 		done := make(chan struct{})
 		wg.Go(func() {
 			defer close(done)
-			if err := h.probed(life); err != nil && life.Err() == nil {
+			if err := h.types.probed(life); err != nil && life.Err() == nil {
 				h.log.Warn("probe worker types", "error", err)
 			}
 		})
 		wg.Go(func() {
 			select {
 			case <-done:
-				h.watchEngines(life)
+				h.engines.watchEngines(life)
 			case <-life.Done():
 			}
 		})
@@ -256,10 +267,10 @@ func (h *Hive) Run(ctx context.Context) error {
 		if h.opts.Queens == nil {
 			return
 		}
-		if err := h.takeInventory(life); err != nil {
+		if err := h.stock.takeInventory(life); err != nil {
 			return // it ends
 		}
-		wg.Go(func() { h.watchInventory(life) })
+		wg.Go(func() { h.stock.watchInventory(life) })
 		h.beat.run(life)
 	})
 
@@ -267,14 +278,14 @@ func (h *Hive) Run(ctx context.Context) error {
 	told := ctx.Done()
 	for {
 		select {
-		case task := <-h.tasks:
+		case task := <-h.life.tasks:
 			wg.Go(func() { task(life) })
 		case <-told:
 			told = nil
-			close(h.ending)
+			close(h.life.ending)
 			wg.Go(func() { ended <- h.end(life) }) // meanwhile tasks are still taken: ending jobs need their workers supervised
 		case err := <-ended:
-			close(h.over)
+			close(h.life.over)
 			return err
 		}
 	}
@@ -289,7 +300,7 @@ func (h *Hive) end(ctx context.Context) error {
 		return err
 	}
 	var wg sync.WaitGroup
-	for _, w := range h.all() {
+	for _, w := range h.roster.all() {
 		wg.Go(func() {
 			w.expectEnd()
 			w.setState(core.WorkerRetiring)
@@ -307,51 +318,10 @@ func (h *Hive) end(ctx context.Context) error {
 	return err
 }
 
-// task has Run run f and wait for it. Errors: Unavailable when Run ends.
-func (h *Hive) task(f func(ctx context.Context)) error {
-	select {
-	case h.tasks <- f:
-		return nil
-	case <-h.over:
-		return core.Errorf(core.Unavailable, "the hive is shutting down")
-	}
-}
-
-// settled waits until the workers of an earlier agent are taken over. Errors: Unavailable, ctx's.
-func (h *Hive) settled(ctx context.Context) error {
-	select {
-	case <-h.adopted:
-		return nil
-	case <-h.over:
-		return core.Errorf(core.Unavailable, "the hive is shutting down")
-	case <-ctx.Done():
-		return fmt.Errorf("wait for the hive: %w", core.FromContext(ctx))
-	}
-}
-
-// all is the workers, ordered by id.
-func (h *Hive) all() []*worker {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	out := make([]*worker, 0, len(h.workers))
-	for _, w := range h.workers {
-		out = append(out, w)
-	}
-	slices.SortFunc(out, func(a, b *worker) int { return strings.Compare(a.id(), b.id()) })
-	return out
-}
-
-func (h *Hive) worker(id string) (*worker, bool) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	w, ok := h.workers[id]
-	return w, ok
-}
-
 // DialWorker connects to the unix socket that a worker of this hive serves HTTP on. Errors:
 // NotFound, Unavailable while it loads, and where it does not take connections.
 func (h *Hive) DialWorker(ctx context.Context, workerID string) (*net.UnixConn, error) {
-	w, ok := h.worker(workerID)
+	w, ok := h.roster.worker(workerID)
 	if !ok {
 		return nil, core.Errorf(core.NotFound, "find worker: hive %s has no worker %q", h.opts.Name, workerID)
 	}
@@ -367,14 +337,14 @@ func (h *Hive) report(ctx context.Context) *queenv1.LinkRequest {
 	if m, err := hostinfo.ReadMemory(ctx); err == nil {
 		free = m.AvailableBytes
 	}
-	devices, types := h.devices(free)
+	devices, types := h.types.devices(free)
 	req := &queenv1.LinkRequest{Unloads: true, Hive: wire.HiveToProto(core.Hive{
 		ID: h.opts.ID, Name: h.opts.Name, Version: h.opts.Version, OS: runtime.GOOS, Arch: runtime.GOARCH, Incarnation: h.incarnation,
-		Devices: devices, WorkerTypes: types, RPCAddress: h.rpcAddress(), Unconfined: h.plugins.Confinement(), Problems: h.problems(),
-		Probing: h.probing(),
+		Devices: devices, WorkerTypes: types, RPCAddress: h.rpcAddress(), Unconfined: h.plugins.Confinement(), Problems: h.types.problems(),
+		Probing: h.types.probing(),
 	})}
-	for _, w := range h.all() {
-		req.Workers = append(req.Workers, wire.WorkerToProto(w.view(h.opts.ID, h.rules().keepAlive)))
+	for _, w := range h.roster.all() {
+		req.Workers = append(req.Workers, wire.WorkerToProto(w.view(h.opts.ID, h.settings.rules().keepAlive)))
 	}
 	return req
 }
@@ -388,14 +358,3 @@ func (h *Hive) rpcAddress() string {
 
 // Moved says that RPCAddress has another answer: the queens are told at once. It does not block.
 func (h *Hive) Moved() { h.beat.bump() }
-
-// retire begins the end of a worker that the queens want retired, as often as they say so.
-func (h *Hive) retire(id string) {
-	w, ok := h.worker(id)
-	if !ok {
-		return
-	}
-	if err := h.endWorker(w, ending{grace: defaultRetireGrace}); err != nil {
-		h.log.Debug("retire a worker", "worker", id, "error", err) // the hive ends: the next agent is told again
-	}
-}

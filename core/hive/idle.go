@@ -107,39 +107,30 @@ func (w *worker) overstays(cluster time.Duration, now time.Time) (idle time.Dura
 }
 
 // unloadIdle retires a worker that nobody has used for its time. Its state was asked for just now.
-func (h *Hive) unloadIdle(w *worker) {
-	idle, due := w.overstays(h.rules().keepAlive, time.Now())
+func (sv *supervisor) unloadIdle(w *worker) {
+	idle, due := w.overstays(sv.settings.rules().keepAlive, time.Now())
 	if !due {
 		return
 	}
-	h.log.Info("unloads a worker that nobody uses", "worker", w.id(), "model", w.handle.Model, "idle", idle.Round(time.Second))
-	if err := h.endWorker(w, ending{grace: defaultRetireGrace, keep: true}); err != nil {
-		h.log.Debug("unload a worker", "worker", w.id(), "error", err) // the hive ends
+	sv.log.Info("unloads a worker that nobody uses", "worker", w.id(), "model", w.handle.Model, "idle", idle.Round(time.Second))
+	if err := sv.endWorker(w, ending{grace: defaultRetireGrace, keep: true}); err != nil {
+		sv.log.Debug("unload a worker", "worker", w.id(), "error", err) // the hive ends
 	}
 }
 
-// rules are the cluster's settings of how workers come and go.
-type rules struct {
-	keepAlive time.Duration
-	swap      sched.Swap
-}
-
-// rules returns the cluster's settings, as a queen said last.
-func (h *Hive) rules() *rules { return h.cluster.Load() }
-
 // told takes in what a queen says of its use of workers and of the cluster's settings.
-func (h *Hive) told(queen string, resp *queenv1.LinkResponse) {
+func (sv *supervisor) told(queen string, resp *queenv1.LinkResponse) {
 	if t := resp.GetTenancy(); t.GetKeepAlive() != nil {
-		now := *h.rules()
+		now := *sv.settings.rules()
 		now.keepAlive = t.GetKeepAlive().AsDuration()
 		if t.GetSwapWait() != nil && t.GetSwapWarm() != nil {
 			now.swap = sched.Swap{MaxWait: t.GetSwapWait().AsDuration(), MinWarm: t.GetSwapWarm().AsDuration()}
 		}
-		h.cluster.Store(&now)
+		sv.settings.cluster.Store(&now)
 	}
 	now := time.Now()
 	for _, u := range resp.GetUses() {
-		w, ok := h.worker(u.GetWorker())
+		w, ok := sv.roster.worker(u.GetWorker())
 		if !ok || w.handle.Attachment.Nonce != u.GetNonce() {
 			continue
 		}
@@ -153,8 +144,8 @@ func (h *Hive) told(queen string, resp *queenv1.LinkResponse) {
 }
 
 // lost forgets what a queen said whose line broke.
-func (h *Hive) lost(queen string) {
-	for _, w := range h.all() {
+func (sv *supervisor) lost(queen string) {
+	for _, w := range sv.roster.all() {
 		w.mu.Lock()
 		w.tenancy.forget(queen)
 		w.mu.Unlock()

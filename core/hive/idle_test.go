@@ -109,10 +109,10 @@ func TestUnloadWhenDone(t *testing.T) {
 	r := run(t, setup{})
 	w := r.spawn("").Worker
 	use := &queenv1.Use{Worker: w.ID, Nonce: w.Nonce, InFlight: 1, Since: durationpb.New(0), KeepAlive: durationpb.New(0)}
-	tell := func(u *queenv1.Use) { r.hive.told("q", &queenv1.LinkResponse{Uses: []*queenv1.Use{u}}) }
+	tell := func(u *queenv1.Use) { r.hive.workers.told("q", &queenv1.LinkResponse{Uses: []*queenv1.Use{u}}) }
 	tell(&queenv1.Use{Worker: w.ID, Nonce: "of an earlier start", KeepAlive: durationpb.New(0)})
 	tell(use)
-	own, _ := r.hive.worker(w.ID)
+	own, _ := r.hive.roster.worker(w.ID)
 	_, due := own.overstays(0, time.Now().Add(time.Hour))
 	must.False(t, due, must.Sprint("it has a request"))
 	use.InFlight, use.Since = 0, durationpb.New(0)

@@ -22,32 +22,32 @@ type wish struct {
 }
 
 // workerDownload installs a worker type: the plugin, and the engine that it needs.
-func (h *Hive) workerDownload(ctx context.Context, r core.Request, run *job.Run) (core.WorkerBinary, error) {
-	t, err := h.typeNamed(r.Type)
+func (bs *binaries) workerDownload(ctx context.Context, r core.Request, run *job.Run) (core.WorkerBinary, error) {
+	t, err := bs.types.named(r.Type)
 	if err != nil {
 		return core.WorkerBinary{}, err
 	}
-	return h.install(ctx, t, wish{version: r.Version, from: r.From, force: r.Force}, run)
+	return bs.install(ctx, t, wish{version: r.Version, from: r.From, force: r.Force}, run)
 }
 
 // ensureBinary returns the worker binary of a type, and installs it where it is missing or damaged.
 // A version that is installed is taken as it is.
-func (h *Hive) ensureBinary(ctx context.Context, t *workerType, version string, run *job.Run) (core.WorkerBinary, error) {
+func (bs *binaries) ensureBinary(ctx context.Context, t *workerType, version string, run *job.Run) (core.WorkerBinary, error) {
 	if version != "" {
-		if b, err := h.store.Binary(t.name() + "@" + version); err == nil && b.Damaged == "" {
+		if b, err := bs.store.Binary(t.name() + "@" + version); err == nil && b.Damaged == "" {
 			return b, nil
 		}
 	}
-	return h.install(ctx, t, wish{version: version}, run)
+	return bs.install(ctx, t, wish{version: version}, run)
 }
 
 // install puts the worker binary of a type into the store unless it is there, and probes it.
-func (h *Hive) install(ctx context.Context, t *workerType, w wish, run *job.Run) (core.WorkerBinary, error) {
+func (bs *binaries) install(ctx context.Context, t *workerType, w wish, run *job.Run) (core.WorkerBinary, error) {
 	const what = "install worker type"
 	if t.built {
-		return h.builtBinary(t, w)
+		return bs.builtBinary(t, w)
 	}
-	if err := h.probe(ctx, t); err != nil {
+	if err := bs.types.probe(ctx, t); err != nil {
 		return core.WorkerBinary{}, err
 	}
 	info, seen, digest := t.probeKnown()
@@ -63,7 +63,7 @@ func (h *Hive) install(ctx context.Context, t *workerType, w wish, run *job.Run)
 		if engine.Name == "" {
 			return core.WorkerBinary{}, core.Errorf(core.Invalid, "%s: worker type %s needs no engine, so there is nothing to take from %s", what, t.name(), w.from)
 		}
-		if engine, offer, err = h.engineFrom(ctx, info, engine, w.from); err != nil {
+		if engine, offer, err = bs.engineFrom(ctx, info, engine, w.from); err != nil {
 			return core.WorkerBinary{}, err
 		}
 	}
@@ -72,77 +72,77 @@ func (h *Hive) install(ctx context.Context, t *workerType, w wish, run *job.Run)
 		EngineName: engine.Name, EngineVersion: engine.Version, Prefix: engine.Prefix, Links: engine.Links,
 	}
 	if !w.force {
-		if have, err := h.store.InstalledBinary(spec); err == nil && have.Damaged == "" {
+		if have, err := bs.store.InstalledBinary(spec); err == nil && have.Damaged == "" {
 			run.Log("worker binary %s is there already", have.ID)
-			h.engineTried(ctx, t, nil)
+			bs.engines.engineTried(ctx, t, nil)
 			if have.Problem != "" || have.ProbedAt.IsZero() { // which may be over, or was never found out
-				return h.probeBinary(ctx, t, have, run)
+				return bs.probeBinary(ctx, t, have, run)
 			}
 			return have, nil
 		}
 	}
-	b, err := h.putBinary(ctx, spec, engine.Ref, offer, run)
+	b, err := bs.putBinary(ctx, spec, engine.Ref, offer, run)
 	if w == (wish{}) || err == nil && w == (wish{force: true}) { // what a request would install by itself
-		h.engineTried(ctx, t, err)
+		bs.engines.engineTried(ctx, t, err)
 	}
 	if err != nil {
 		return core.WorkerBinary{}, err
 	}
-	h.removeSuperseded()
-	return h.probeBinary(ctx, t, b, run)
+	bs.removeSuperseded()
+	return bs.probeBinary(ctx, t, b, run)
 }
 
 // putBinary fetches what the spec needs and publishes it.
-func (h *Hive) putBinary(ctx context.Context, spec store.BinarySpec, ref string, offer *catalog.Manifest, run *job.Run) (core.WorkerBinary, error) {
-	supply, source, err := h.engineSupply(ctx, &spec, ref, offer, run)
+func (bs *binaries) putBinary(ctx context.Context, spec store.BinarySpec, ref string, offer *catalog.Manifest, run *job.Run) (core.WorkerBinary, error) {
+	supply, source, err := bs.engineSupply(ctx, &spec, ref, offer, run)
 	if err != nil {
 		return core.WorkerBinary{}, err
 	}
 	spec.Source = cmp.Or(source, spec.Source)
-	return h.store.PutBinary(ctx, spec, supply, run.Progress)
+	return bs.store.PutBinary(ctx, spec, supply, run.Progress)
 }
 
 // engineSupply fills in the engine's archive, if the spec has an engine, and says where it comes
 // from: an exact reference. offer is what the catalog source said of ref; nil: it is asked.
-func (h *Hive) engineSupply(ctx context.Context, spec *store.BinarySpec, ref string, offer *catalog.Manifest, run *job.Run) (supply store.Supply, exact string, err error) {
+func (bs *binaries) engineSupply(ctx context.Context, spec *store.BinarySpec, ref string, offer *catalog.Manifest, run *job.Run) (supply store.Supply, exact string, err error) {
 	if spec.EngineName == "" {
 		return nil, "", nil
 	}
 	if offer == nil {
-		m, err := h.catalogs.resolve(ctx, ref)
+		m, err := bs.catalogs.resolve(ctx, ref)
 		if err != nil {
 			return nil, "", err
 		}
 		offer = &m
 	}
 	m := *offer
-	source, _, err := h.catalogs.split(ref)
+	source, _, err := bs.catalogs.split(ref)
 	if err != nil {
 		return nil, "", err
 	}
 	exact = source.ref(m.Ref)
 	spec.Engine = new(fileSpecs(m)[0])
 	run.Log("fetching %s %s for worker type %s from %s", spec.EngineName, spec.EngineVersion, spec.Type, exact)
-	return h.catalogs.supply(exact, m, run.Log), exact, nil
+	return bs.catalogs.supply(exact, m, run.Log), exact, nil
 }
 
 // engineFrom returns the engine that a reference stands for, and what its catalog source offers.
 // One that the plugin does not name needs the hive's permission. It has the layout of the engine
 // that was chosen and a version with the archive's digest, so that it is never taken for the
 // plugin's own. Errors: Forbidden, Integrity for an archive without a digest.
-func (h *Hive) engineFrom(ctx context.Context, info sdk.Info, engine sdk.Engine, ref string) (sdk.Engine, *catalog.Manifest, error) {
+func (bs *binaries) engineFrom(ctx context.Context, info sdk.Info, engine sdk.Engine, ref string) (sdk.Engine, *catalog.Manifest, error) {
 	const what = "install worker type"
-	source, _, err := h.catalogs.split(ref)
+	source, _, err := bs.catalogs.split(ref)
 	if err != nil {
 		return sdk.Engine{}, nil, err
 	}
 	if known, ok := engineByRef(info, ref); ok {
 		return known, nil, nil
 	}
-	if len(h.defaults.Load().Engines) == 0 {
-		return sdk.Engine{}, nil, h.engineRefused(ref)
+	if len(bs.settings.defaults.Load().Engines) == 0 {
+		return sdk.Engine{}, nil, bs.engineRefused(ref)
 	}
-	m, err := h.catalogs.resolve(ctx, ref)
+	m, err := bs.catalogs.resolve(ctx, ref)
 	if err != nil {
 		return sdk.Engine{}, nil, err
 	}
@@ -152,8 +152,8 @@ func (h *Hive) engineFrom(ctx context.Context, info sdk.Info, engine sdk.Engine,
 		return sdk.Engine{}, nil, core.Errorf(core.Integrity, "%s: %s publishes no digest of the engine", what, ref).Hint(
 			"An engine is code: name its digest, such as https://host/file.tar.gz#sha256=…, or use another catalog source.")
 	}
-	if !engineAllowed(h.defaults.Load().Engines, source.ref(m.Ref), digest) {
-		return sdk.Engine{}, nil, h.engineRefused(ref)
+	if !engineAllowed(bs.settings.defaults.Load().Engines, source.ref(m.Ref), digest) {
+		return sdk.Engine{}, nil, bs.engineRefused(ref)
 	}
 	engine.Ref, engine.Version = ref, cmp.Or(m.Version, engine.Version)+"+"+sum[:codeDigits]
 	return engine, &m, nil
@@ -163,8 +163,8 @@ func (h *Hive) engineFrom(ctx context.Context, info sdk.Info, engine sdk.Engine,
 // plugin names.
 const codeDigits = 12
 
-func (h *Hive) engineRefused(ref string) error {
-	return core.Errorf(core.Forbidden, "install worker type: hive %s takes no engine from %s", h.opts.Name, ref).Hint(
+func (bs *binaries) engineRefused(ref string) error {
+	return core.Errorf(core.Forbidden, "install worker type: hive %s takes no engine from %s", bs.hive, ref).Hint(
 		"An engine is code that runs on the hive's machine. To allow it, name its registry or digest in hive { engines { allow = [...] } } of the hive's configuration and restart its agent. --version chooses among the engines that the plugin names.")
 }
 
@@ -189,13 +189,13 @@ func binaryVersion(info sdk.Info, e sdk.Engine) string {
 }
 
 // probeBinary runs an installed binary once, with its engine, and keeps what it found.
-func (h *Hive) probeBinary(ctx context.Context, t *workerType, b core.WorkerBinary, run *job.Run) (core.WorkerBinary, error) {
-	exe, engine, release, err := h.holdBinary(ctx, b.ID)
+func (bs *binaries) probeBinary(ctx context.Context, t *workerType, b core.WorkerBinary, run *job.Run) (core.WorkerBinary, error) {
+	exe, engine, release, err := bs.claims.holdBinary(ctx, b.ID)
 	if err != nil {
 		return core.WorkerBinary{}, err
 	}
 	defer release()
-	found, err := h.fingerprint(ctx, t.spec, exe, engine)
+	found, err := bs.types.fingerprint(ctx, t.spec, exe, engine)
 	if ctx.Err() != nil {
 		return core.WorkerBinary{}, err // says nothing about the binary
 	}
@@ -217,12 +217,30 @@ func (h *Hive) probeBinary(ctx context.Context, t *workerType, b core.WorkerBina
 	if text, err := json.Marshal(found.schema); err == nil { // a default that is no JSON is the plugin's fault; the schema is only shown
 		probe.Schema = text
 	}
-	if err := h.store.SetProbe(b.ID, probe); err != nil {
+	if err := bs.store.SetProbe(b.ID, probe); err != nil {
 		return core.WorkerBinary{}, err
 	}
 	if problem == "" {
 		t.noteDevices(f) // with its engine the plugin may see more than without
-		h.beat.bump()
+		bs.beat.bump()
 	}
-	return h.store.Binary(b.ID)
+	return bs.store.Binary(b.ID)
+}
+
+// builtBinary finds the binary of a type that was built here. Errors: NotFound, Integrity, Invalid
+// for what only a plugin can be asked for.
+func (bs *binaries) builtBinary(t *workerType, w wish) (core.WorkerBinary, error) {
+	again := "\"rbee worker build\" builds it again."
+	if w.from != "" || w.force {
+		return core.WorkerBinary{}, core.Errorf(core.Invalid, "find worker binary: worker type %s was built on this hive and cannot be downloaded", t.name()).Hint("%s", again)
+	}
+	id := t.name()
+	if w.version != "" {
+		id += "@" + w.version
+	}
+	b, err := bs.store.Binary(id)
+	if err == nil && b.Damaged != "" {
+		err = core.Errorf(core.Integrity, "find worker binary: %s is damaged: %s", b.ID, b.Damaged).Hint("%s", again)
+	}
+	return b, err
 }

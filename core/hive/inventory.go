@@ -5,6 +5,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/rbee-project/rbee/core"
@@ -27,8 +28,12 @@ const (
 
 // stock is what the queens are told of the store.
 type stock struct {
-	turn chan struct{} // full while somebody reads the store: the later of two is the newer
-	news chan struct{} // holds one: worker types may offer other models by name
+	log      hclog.Logger
+	store    shelf
+	catalogs *catalogs
+	beat     *beater
+	byName   byName
+	turn     chan struct{} // full while somebody reads the store: the later of two is the newer
 
 	mu     sync.Mutex // guards below
 	told   *queenv1.Inventory
@@ -38,39 +43,39 @@ type stock struct {
 }
 
 // inventory returns what the queens are told of the store, and the count of its changes.
-func (h *Hive) inventory() (*queenv1.Inventory, uint64) {
-	h.stock.mu.Lock()
-	defer h.stock.mu.Unlock()
-	return h.stock.told, h.stock.count
+func (st *stock) inventory() (*queenv1.Inventory, uint64) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	return st.told, st.count
 }
 
 // takeInventory reads the store, and has the queens told if it is not as they know it. Errors: only
 // ctx's.
-func (h *Hive) takeInventory(ctx context.Context) error {
+func (st *stock) takeInventory(ctx context.Context) error {
 	select {
-	case h.stock.turn <- struct{}{}:
-		defer func() { <-h.stock.turn }()
+	case st.turn <- struct{}{}:
+		defer func() { <-st.turn }()
 	case <-ctx.Done():
 		return core.FromContext(ctx)
 	}
-	models, err := h.store.Models()
+	models, err := st.store.Models()
 	if err != nil {
-		h.log.Warn("cannot read the models of the store", "error", err)
+		st.log.Warn("cannot read the models of the store", "error", err)
 	}
-	models = h.withNamed(models)
-	h.stock.mu.Lock()
+	models = st.byName.withNamed(models)
+	st.mu.Lock()
 	v := &queenv1.Inventory{Incomplete: true} // the queens ask
 	if err == nil {
-		v = bounded(core.Inventory{Models: models, Offers: h.stock.offers, OffersKnown: h.stock.known})
+		v = bounded(core.Inventory{Models: models, Offers: st.offers, OffersKnown: st.known})
 	}
-	changed := h.stock.count == 0 || !proto.Equal(v, h.stock.told)
+	changed := st.count == 0 || !proto.Equal(v, st.told)
 	if changed {
-		h.stock.told = v
-		h.stock.count++
+		st.told = v
+		st.count++
 	}
-	h.stock.mu.Unlock()
+	st.mu.Unlock()
 	if changed {
-		h.beat.bump()
+		st.beat.bump()
 	}
 	return nil
 }
@@ -92,36 +97,29 @@ func bounded(v core.Inventory) *queenv1.Inventory {
 // storeChanged takes the inventory after an operation changed the store, and returns once the
 // queens that hear of this hive know it, so that whoever started the operation finds what it did;
 // or a little later without that.
-func (h *Hive) storeChanged(ctx context.Context) {
+func (st *stock) storeChanged(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, inventoryPatience)
 	defer cancel()
-	if err := h.takeInventory(ctx); err != nil {
+	if err := st.takeInventory(ctx); err != nil {
 		return
 	}
-	if err := h.beat.spread(ctx); err != nil {
-		h.log.Debug("the queens do not know yet what the store has", "error", err)
+	if err := st.beat.spread(ctx); err != nil {
+		st.log.Debug("the queens do not know yet what the store has", "error", err)
 	}
-}
-
-// typesChanged has the queens told of what a look at a worker type found, and of the models that it
-// offers by name.
-func (h *Hive) typesChanged() {
-	h.beat.bump()
-	wake(h.stock.news)
 }
 
 // watchInventory keeps the inventory until ctx ends.
-func (h *Hive) watchInventory(ctx context.Context) {
+func (st *stock) watchInventory(ctx context.Context) {
 	tick := time.NewTicker(inventoryInterval)
 	defer tick.Stop()
 	for {
-		h.lookUpOffers(ctx)
-		if err := h.takeInventory(ctx); err != nil {
+		st.lookUpOffers(ctx)
+		if err := st.takeInventory(ctx); err != nil {
 			return
 		}
 		select {
 		case <-tick.C:
-		case <-h.stock.news:
+		case <-st.byName.types.nameNews:
 		case <-ctx.Done():
 			return
 		}
@@ -130,29 +128,29 @@ func (h *Hive) watchInventory(ctx context.Context) {
 
 // lookUpOffers asks the builtin source what it offers, unless that is known: it is part of the
 // program.
-func (h *Hive) lookUpOffers(ctx context.Context) {
-	h.stock.mu.Lock()
-	known := h.stock.known
-	h.stock.mu.Unlock()
+func (st *stock) lookUpOffers(ctx context.Context) {
+	st.mu.Lock()
+	known := st.known
+	st.mu.Unlock()
 	if known {
 		return
 	}
 	var items []core.CatalogItem
-	if h.catalogs.has(builtinSource) {
+	if st.catalogs.has(builtinSource) {
 		var err error
-		if items, err = h.catalogs.search(ctx, catalog.Query{Kind: catalog.KindModel, Limit: core.MaxInventoryOffers}, builtinSource); err != nil {
-			h.log.Debug("the builtin source does not say what it offers", "error", err)
+		if items, err = st.catalogs.search(ctx, catalog.Query{Kind: catalog.KindModel, Limit: core.MaxInventoryOffers}, builtinSource); err != nil {
+			st.log.Debug("the builtin source does not say what it offers", "error", err)
 			return
 		}
 	}
-	h.stock.mu.Lock()
-	defer h.stock.mu.Unlock()
-	h.stock.offers, h.stock.known = items[:min(len(items), core.MaxInventoryOffers)], true
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	st.offers, st.known = items[:min(len(items), core.MaxInventoryOffers)], true
 }
 
 // forgetOffers has the builtin source asked again: the sources are others than before.
-func (h *Hive) forgetOffers() {
-	h.stock.mu.Lock()
-	defer h.stock.mu.Unlock()
-	h.stock.known = false
+func (st *stock) forgetOffers() {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	st.known = false
 }

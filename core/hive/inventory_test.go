@@ -86,19 +86,19 @@ func TestInventoryFollowsTheStore(t *testing.T) {
 	t.Parallel()
 	r := run(t, setup{})
 	ids := func() (ids []string) {
-		v, _ := r.hive.inventory()
+		v, _ := r.hive.stock.inventory()
 		for _, m := range v.GetModels() {
 			ids = append(ids, m.GetId())
 		}
 		return ids
 	}
-	must.NoError(t, r.hive.takeInventory(t.Context()))
+	must.NoError(t, r.hive.stock.takeInventory(t.Context()))
 	must.SliceEmpty(t, ids())
 	result1[core.Model](r, core.Request{Operation: core.OpModelDownload, Model: "tiny"})
 	must.Eq(t, []string{"tiny"}, ids())
-	_, count := r.hive.inventory()
-	must.NoError(t, r.hive.takeInventory(t.Context()))
-	_, same := r.hive.inventory()
+	_, count := r.hive.stock.inventory()
+	must.NoError(t, r.hive.stock.takeInventory(t.Context()))
+	_, same := r.hive.stock.inventory()
 	must.Eq(t, count, same)
 	result1[core.ModelDeleteResult](r, core.Request{Operation: core.OpModelDelete, Model: "tiny"})
 	must.SliceEmpty(t, ids())

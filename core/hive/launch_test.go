@@ -34,17 +34,17 @@ func TestBusyExecutableIsTriedAgain(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		b := &busyHost{until: time.Now().Add(100 * time.Millisecond)}
-		h := &Hive{plugins: b, log: hclog.NewNullLogger()}
-		_, err := h.launch(t.Context(), pluginhost.WorkerLaunch{})
+		ts := &typeSet{plugins: b, log: hclog.NewNullLogger()}
+		_, err := ts.launch(t.Context(), pluginhost.WorkerLaunch{})
 		must.ErrorContains(t, err, "reached")
 		must.Eq(t, 6, b.tries)
 
 		b.until = time.Now().Add(time.Hour)
-		_, err = h.launch(t.Context(), pluginhost.WorkerLaunch{})
+		_, err = ts.launch(t.Context(), pluginhost.WorkerLaunch{})
 		must.Eq(t, core.Unavailable, core.KindOf(err))
 		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Millisecond)
 		defer cancel()
-		_, err = h.launch(ctx, pluginhost.WorkerLaunch{})
+		_, err = ts.launch(ctx, pluginhost.WorkerLaunch{})
 		must.Eq(t, core.DeadlineExceeded, core.KindOf(err))
 	})
 }

@@ -24,12 +24,12 @@ func olderLog(path string) string { return path + ".1" }
 // boundLog rotates the log of a worker that has become too long. What goes wrong is said once,
 // until a rotation succeeds again, and tried again at the next look. It is the supervisor's alone,
 // which also removes the worker's folder: nothing is written to a folder that is being removed.
-func (h *Hive) boundLog(w *worker) {
-	rotated, err := rotateLog(h.disk.logFile(w.id()), h.opts.logBytes)
+func (sv *supervisor) boundLog(w *worker) {
+	rotated, err := rotateLog(sv.disk.logFile(w.id()), sv.logBytes)
 	switch {
 	case err != nil && !w.logFailed:
 		w.logFailed = true
-		h.log.Warn("rotate the log of a worker", "worker", w.id(), "error", err)
+		sv.log.Warn("rotate the log of a worker", "worker", w.id(), "error", err)
 	case err == nil && rotated:
 		w.logFailed = false
 	}

@@ -168,14 +168,14 @@ func TestLogThatCannotBeCopiedIsTruncated(t *testing.T) {
 func TestFailedRotationIsSaidOnce(t *testing.T) {
 	t.Parallel()
 	var said bytes.Buffer
-	h := &Hive{
-		log: hclog.New(&hclog.LoggerOptions{Output: &said}), disk: layout{run: t.TempDir()}, opts: Options{logBytes: 10},
+	sv := &supervisor{
+		log: hclog.New(&hclog.LoggerOptions{Output: &said}), disk: layout{run: t.TempDir()}, logBytes: 10,
 	}
 	w := newWorker(handle{Attachment: pluginhost.Attachment{WorkerID: "0123456789ab"}}, nil, core.WorkerReady)
-	path := h.disk.logFile(w.id())
+	path := sv.disk.logFile(w.id())
 	expect := func(want int) {
 		t.Helper()
-		h.boundLog(w)
+		sv.boundLog(w)
 		must.Eq(t, want, strings.Count(said.String(), "rotate the log of a worker: worker=0123456789ab error="), must.Sprint(said.String()))
 	}
 	expect(1) // there is no file
@@ -211,7 +211,7 @@ worker "chatty" {
 	const line = "printed to standard error\n"
 	a := run(t, setup{workers: chatty, keep: true})
 	w := a.spawn("chatty")
-	path := a.hive.disk.logFile(w.Worker.ID)
+	path := a.hive.states.disk.logFile(w.Worker.ID)
 	for strings.Count(content(t, path), line)*len(line) <= limit {
 		_, err := a.ask(t.Context(), w.Worker.ID, strings.Repeat("word ", 10))
 		must.NoError(t, err)
@@ -231,7 +231,7 @@ worker "chatty" {
 	must.Between(t, limit, older.Size(), 2*limit)
 
 	// The tail goes back beyond the rotation.
-	resp, err := b.hive.processGet(t.Context(), core.Request{PID: w.PID})
+	resp, err := b.hive.workers.processGet(t.Context(), core.Request{PID: w.PID})
 	must.NoError(t, err)
 	must.Len(t, tailLines, resp.Log)
 

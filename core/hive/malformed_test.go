@@ -31,9 +31,9 @@ func (c *countingHost) LaunchWorker(ctx context.Context, l pluginhost.WorkerLaun
 func TestMalformedModelNeverReachesAnEngine(t *testing.T) {
 	t.Parallel()
 	r := run(t, setup{})
-	must.NoError(t, r.hive.probed(t.Context()))
+	must.NoError(t, r.hive.types.probed(t.Context()))
 	count := &countingHost{pluginHost: r.hive.plugins}
-	r.hive.plugins = count
+	r.hive.types.plugins = count
 	for i, c := range badgguf.Corpus() {
 		name := fmt.Sprintf("bad%d", i)
 		must.NoError(t, os.WriteFile(filepath.Join(r.dir, "catalog", name+".gguf"), c.File, 0o600))

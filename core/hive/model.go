@@ -2,19 +2,42 @@ package hive
 
 import (
 	"context"
+	"slices"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
 
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/gguf"
 	"github.com/rbee-project/rbee/core/hostinfo"
 )
 
+// models brings models into the store, shows and deletes them.
+type models struct {
+	hiveID   string
+	log      hclog.Logger
+	now      func() time.Time
+	store    shelf
+	catalogs *catalogs
+	beat     *beater
+	settings *settings
+	roster   *roster
+	claims   *claims
+	rooms    *rooms
+	types    *typeSet
+	byName   byName
+	stock    *stock
+	states   *states
+	blobs    *blobs
+}
+
 // detailed is a model with what its header says and what a worker with it would take of each
 // device. A damaged model has neither.
-func (h *Hive) detailed(ctx context.Context, m core.Model) (core.Model, error) {
+func (ms *models) detailed(ctx context.Context, m core.Model) (core.Model, error) {
 	if m.Damaged != "" || isByName(m) {
 		return m, nil
 	}
-	header, err := h.store.Header(m.ID)
+	header, err := ms.store.Header(m.ID)
 	if err != nil {
 		return core.Model{}, err
 	}
@@ -26,13 +49,11 @@ func (h *Hive) detailed(ctx context.Context, m core.Model) (core.Model, error) {
 	if mem, err := hostinfo.ReadMemory(ctx); err == nil {
 		free = mem.AvailableBytes
 	}
-	devices, _ := h.devices(free)
+	devices, _ := ms.types.devices(free)
 	for _, d := range devices {
-		h.mu.Lock()
-		d.FreeBytes = h.roomLocked(d).FreeBytes
-		h.mu.Unlock()
-		f := fitOn(d, m, header, h.defaults.Load().Slots, h.wantedContext(0, m))
-		f.Hive = h.opts.ID
+		d.FreeBytes = ms.rooms.room(d).FreeBytes
+		f := fitOn(d, m, header, ms.settings.defaults.Load().Slots, ms.settings.wantedContext(0, m))
+		f.Hive = ms.hiveID
 		m.Fits = append(m.Fits, f)
 	}
 	return m, nil
@@ -81,14 +102,46 @@ func leastFit(want, trained int) int {
 	return ctx
 }
 
-// wantedContext is how many positions per slot a spawn that asks for so many gets; 0: as many as
-// fit.
-func (h *Hive) wantedContext(asked int, m core.Model) int {
-	if asked > 0 || h.defaults.Load().ContextTokens == 0 {
-		return asked
+func (ms *models) modelList(context.Context, core.Request) ([]core.Model, error) {
+	list, err := ms.store.Models()
+	if err != nil {
+		return nil, err
 	}
-	if m.ContextTokens > 0 {
-		return min(h.defaults.Load().ContextTokens, m.ContextTokens)
+	list = ms.byName.withNamed(list)
+	for i, m := range list {
+		m.Files = nil
+		list[i] = ms.roster.withLoaders(m)
 	}
-	return h.defaults.Load().ContextTokens
+	return list, nil
+}
+
+func (ms *models) modelGet(ctx context.Context, r core.Request) (core.Model, error) {
+	m, err := ms.model(r.Model)
+	if err == nil {
+		m, err = ms.detailed(ctx, m)
+	}
+	return ms.roster.withLoaders(m), err
+}
+
+// model finds a model, also a damaged one, which is shown and not refused.
+func (ms *models) model(name string) (core.Model, error) {
+	m, _, err := ms.store.Model(name)
+	if core.KindOf(err) == core.NotFound {
+		if i := slices.IndexFunc(ms.byName.namedModels(), func(m core.Model) bool { return m.ID == name }); i >= 0 {
+			return ms.byName.namedModels()[i], nil
+		}
+	}
+	if core.KindOf(err) != core.Integrity {
+		return m, err
+	}
+	list, listErr := ms.store.Models()
+	if listErr != nil {
+		return core.Model{}, listErr
+	}
+	for _, m := range list {
+		if m.ID == name || slices.Contains(m.Aliases, name) {
+			return m, nil
+		}
+	}
+	return core.Model{}, err
 }

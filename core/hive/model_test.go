@@ -19,7 +19,7 @@ func TestModelFits(t *testing.T) {
 	}
 	r := run(t, setup{workers: "worker \"fits\" {\n  plugin = \"rbee-worker-fake\"\n  config {\n" +
 		device("big:0", 1<<40, 1<<39) + device("small:0", 1<<40, 39<<20) + device("full:0", 1<<40, 1000) + "  }\n}\n"})
-	must.NoError(t, r.hive.probed(t.Context()))
+	must.NoError(t, r.hive.types.probed(t.Context()))
 	result1[core.Model](r, core.Request{Operation: core.OpModelDownload, Model: "tiny"})
 	m, err := operation.ModelGet.Ask(t.Context(), r, core.Request{Model: "tiny"})
 	must.NoError(t, err)

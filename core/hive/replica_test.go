@@ -51,6 +51,6 @@ worker "tight" {
 	spawn.ContextTokens = 256 // told otherwise
 	must.Eq(t, 256, result1[core.SpawnResult](r, spawn).Worker.ContextTokens)
 	spawn.ContextTokens = 0
-	r.hive.setDefaults(Defaults{Slots: 1, ContextTokens: 64}) // by this hive's configuration, too
+	r.hive.settings.setDefaults(Defaults{Slots: 1, ContextTokens: 64}) // by this hive's configuration, too
 	must.Eq(t, 64, result1[core.SpawnResult](r, spawn).Worker.ContextTokens)
 }

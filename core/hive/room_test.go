@@ -45,7 +45,7 @@ worker "tight" {
     }
   }
 }`, 100*room, 100*room)})
-	r.hive.told("q", &queenv1.LinkResponse{Tenancy: &queenv1.Tenancy{
+	r.hive.workers.told("q", &queenv1.LinkResponse{Tenancy: &queenv1.Tenancy{
 		KeepAlive: durationpb.New(time.Hour), SwapWait: durationpb.New(wait), SwapWarm: durationpb.New(warm),
 	}})
 	return r
@@ -128,19 +128,19 @@ func TestBusyWorkersMakeRoom(t *testing.T) {
 func TestLoadsThatBeginTogether(t *testing.T) {
 	t.Parallel()
 	r := tightRig(t, time.Hour, 0)
-	r.hive.mu.Lock()
-	r.hive.reserved["first"] = reservation{device: "cpu", bytes: r.hive.defaults.Load().MemoryLimit, model: "tiny", keepAlive: core.KeepAliveDefault}
-	r.hive.mu.Unlock()
+	r.hive.rooms.mu.Lock()
+	r.hive.rooms.reserved["first"] = reservation{device: "cpu", bytes: r.hive.settings.defaults.Load().MemoryLimit, model: "tiny", keepAlive: core.KeepAliveDefault}
+	r.hive.rooms.mu.Unlock()
 	job := r.submit(tight("other", core.KeepAliveDefault))
 	coretest.Eventually(t, patience, func() error {
-		r.hive.mu.Lock()
-		defer r.hive.mu.Unlock()
-		if len(r.hive.waiters) == 0 {
+		r.hive.rooms.mu.Lock()
+		defer r.hive.rooms.mu.Unlock()
+		if len(r.hive.rooms.waiters) == 0 {
 			return fmt.Errorf("nothing waits")
 		}
 		return nil
 	})
-	r.hive.unreserve("first")
+	r.hive.rooms.unreserve("first")
 	job, _ = r.follow(job.ID)
 	must.Eq(t, core.JobSucceeded, job.State)
 }

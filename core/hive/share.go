@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
 	"google.golang.org/grpc"
 
 	"github.com/rbee-project/rbee/core"
@@ -39,12 +40,12 @@ type Peers interface {
 // connections of l are those of rpc.Mux.Blobs. Where the options say that the hive gives none, it
 // closes l.
 func (h *Hive) ServeBlobs(ctx context.Context, l net.Listener) error {
-	if h.opts.KeepFiles {
+	if h.blobs.keep {
 		_ = l.Close()
 		<-ctx.Done()
 		return nil
 	}
-	return swarm.NewServer(sharedShelf{h.store}, h.opts.UploadLimit, h.log.Named("seed")).Serve(ctx, l)
+	return swarm.NewServer(sharedShelf{h.blobs.store}, h.opts.UploadLimit, h.blobs.log).Serve(ctx, l)
 }
 
 // sharedShelf is the store as core/swarm needs it.
@@ -64,25 +65,33 @@ type sharedBlob struct{ *store.Blob }
 // Size is the size of the whole file.
 func (b sharedBlob) Size() int64 { return b.SizeBytes() }
 
-// newSwarm finds out from which hive files are to be had; nil: there are no others.
-func (h *Hive) newSwarm() *swarm.Client {
-	if h.opts.Peers == nil || h.opts.Queens == nil {
-		return nil
+// blobs is what the hive has of files, and finds at other hives.
+type blobs struct {
+	log   hclog.Logger
+	store shelf
+	keep  bool          // other hives get none
+	swarm *swarm.Client // nil: there are no other hives
+}
+
+func newBlobs(opts Options, s shelf, log hclog.Logger) *blobs {
+	bl := &blobs{log: log, store: s, keep: opts.KeepFiles}
+	if opts.Peers != nil && opts.Queens != nil {
+		c := &claimer{queens: opts.Queens}
+		bl.swarm = swarm.NewClient(swarm.ClientOptions{Dial: opts.Peers.DialBlob, Claim: c.claim, Have: bl.haveBytes, Mute: bl.keep, Logger: log})
 	}
-	c := &claimer{queens: h.opts.Queens}
-	return swarm.NewClient(swarm.ClientOptions{Dial: h.opts.Peers.DialBlob, Claim: c.claim, Have: h.haveBytes, Mute: h.opts.KeepFiles, Logger: h.log.Named("seed")})
+	return bl
 }
 
 // haveBytes is how much of a file is there, from its beginning.
-func (h *Hive) haveBytes(digest string) int64 {
-	n, _ := h.hasBlob(digest)
+func (bl *blobs) haveBytes(digest string) int64 {
+	n, _ := bl.hasBlob(digest)
 	return n
 }
 
 // hasBlob is how much of a file is there, from its beginning, and whether that is all of it,
 // checked.
-func (h *Hive) hasBlob(digest string) (bytes int64, whole bool) {
-	b, err := h.store.OpenBlob(digest)
+func (bl *blobs) hasBlob(digest string) (bytes int64, whole bool) {
+	b, err := bl.store.OpenBlob(digest)
 	if err != nil {
 		return 0, false
 	}
@@ -100,13 +109,13 @@ func (h *Hive) hasBlob(digest string) (bytes int64, whole bool) {
 
 // FindBlob says what the hive has of a file.
 func (s hiveService) FindBlob(_ context.Context, req *hivev1.FindBlobRequest) (*hivev1.FindBlobResponse, error) {
-	h := s.h
-	if h.swarm == nil || h.opts.KeepFiles || !swarm.ValidDigest(req.GetDigest()) {
+	bl := s.h.blobs
+	if bl.swarm == nil || bl.keep || !swarm.ValidDigest(req.GetDigest()) {
 		return &hivev1.FindBlobResponse{}, nil
 	}
 	resp := &hivev1.FindBlobResponse{}
-	resp.HaveBytes, resp.Whole = h.hasBlob(req.GetDigest())
-	resp.Fetching, resp.FromOrigin = h.swarm.Fetching(req.GetDigest())
+	resp.HaveBytes, resp.Whole = bl.hasBlob(req.GetDigest())
+	resp.Fetching, resp.FromOrigin = bl.swarm.Fetching(req.GetDigest())
 	return resp, nil
 }
 
@@ -167,7 +176,7 @@ func planOf(r *queenv1.ClaimResponse) swarm.Plan {
 
 // sharing is the supply of one job: other hives come before the origin.
 type sharing struct {
-	h      *Hive
+	blobs  *blobs
 	run    *job.Run
 	origin store.Supply
 
@@ -177,11 +186,11 @@ type sharing struct {
 
 // share has other hives asked for the files of origin, where there are any. done must be called
 // when the job has what it wanted, or not.
-func (h *Hive) share(ctx context.Context, source *source, origin store.Supply, run *job.Run) (supply store.Supply, done func()) {
-	if h.swarm == nil || source.local() {
+func (bl *blobs) share(ctx context.Context, source *source, origin store.Supply, run *job.Run) (supply store.Supply, done func()) {
+	if bl.swarm == nil || source.local() {
 		return origin, func() {}
 	}
-	s := &sharing{h: h, run: run, origin: origin, seekers: map[*swarm.Seeker]string{}}
+	s := &sharing{blobs: bl, run: run, origin: origin, seekers: map[*swarm.Seeker]string{}}
 	return s, func() { s.close(ctx) }
 }
 
@@ -194,7 +203,7 @@ func (s *sharing) Sources(f store.FileSpec) store.Sources {
 		return s.origin.Sources(f)
 	}
 	name := path.Base(f.Path)
-	k := s.h.swarm.Seek(f.Digest, f.SizeBytes, func(format string, args ...any) { s.run.Log(name+": "+format, args...) })
+	k := s.blobs.swarm.Seek(f.Digest, f.SizeBytes, func(format string, args ...any) { s.run.Log(name+": "+format, args...) })
 	s.mu.Lock()
 	s.seekers[k] = f.Digest
 	s.mu.Unlock()
@@ -207,7 +216,7 @@ func (s *sharing) close(ctx context.Context) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for k, digest := range s.seekers {
-		_, whole := s.h.hasBlob(digest)
+		_, whole := s.blobs.hasBlob(digest)
 		wg.Go(func() { k.Close(ctx, whole) })
 	}
 	wg.Wait()

@@ -301,12 +301,12 @@ func TestBlobThatArrives(t *testing.T) {
 	})
 	stored := make(chan error, 1)
 	go func() {
-		_, err := r.hive.store.PutModel(t.Context(), store.ModelSpec{ID: "slow", Ref: "x:slow", Files: []store.FileSpec{{Path: "slow.gguf", SizeBytes: int64(len(data)), Digest: digest}}}, fetch, nil)
+		_, err := r.hive.claims.store.PutModel(t.Context(), store.ModelSpec{ID: "slow", Ref: "x:slow", Files: []store.FileSpec{{Path: "slow.gguf", SizeBytes: int64(len(data)), Digest: digest}}}, fetch, nil)
 		stored <- err
 	}()
 	var b swarm.Blob
 	for deadline := time.Now().Add(patience); ; {
-		if b, err = (sharedShelf{r.hive.store}).OpenBlob(digest); err == nil {
+		if b, err = (sharedShelf{r.hive.claims.store}).OpenBlob(digest); err == nil {
 			break
 		}
 		must.Eq(t, core.NotFound, core.KindOf(err))
@@ -318,7 +318,7 @@ func TestBlobThatArrives(t *testing.T) {
 	must.NoError(t, err)
 	must.Positive(t, end)
 	must.LessEq(t, int64(half), end)
-	have, whole := r.hive.hasBlob(digest)
+	have, whole := r.hive.blobs.hasBlob(digest)
 	must.False(t, whole)
 	must.LessEq(t, int64(half), have)
 	close(more)
@@ -326,10 +326,10 @@ func TestBlobThatArrives(t *testing.T) {
 	got, err := io.ReadAll(io.NewSectionReader(b, 0, b.Size()))
 	must.NoError(t, err)
 	must.True(t, bytes.Equal(data, got))
-	have, whole = r.hive.hasBlob(digest)
+	have, whole = r.hive.blobs.hasBlob(digest)
 	must.True(t, whole)
 	must.Eq(t, int64(len(data)), have)
-	have, whole = r.hive.hasBlob("sha256:" + strings.Repeat("00", 32))
+	have, whole = r.hive.blobs.hasBlob("sha256:" + strings.Repeat("00", 32))
 	must.False(t, whole)
 	must.Eq(t, 0, have)
 }

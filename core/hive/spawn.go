@@ -6,8 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"time"
+
+	"github.com/hashicorp/go-hclog"
 
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/job"
@@ -15,80 +18,102 @@ import (
 	sdkworker "github.com/rbee-project/rbee/plugins/sdk/worker"
 )
 
+// spawner starts workers: it finds or fetches what one needs, gives it room, launches it and loads
+// its model.
+type spawner struct {
+	hiveID   string
+	tethered bool // workers end with this process
+	log      hclog.Logger
+	now      func() time.Time
+	disk     layout
+	store    shelf
+	beat     *beater
+	life     *life
+	settings *settings
+	roster   *roster
+	claims   *claims
+	rooms    *rooms
+	types    *typeSet
+	binaries *binaries
+	models   *models
+	states   *states
+	workers  *supervisor
+}
+
 // spawn starts a worker and returns when it serves. Whatever it needs and is missing is fetched
 // first. When it fails or is cancelled, no process and no file of the worker is left; what was
 // fetched stays.
-func (h *Hive) spawn(ctx context.Context, r core.Request, run *job.Run) (core.SpawnResult, error) {
+func (sp *spawner) spawn(ctx context.Context, r core.Request, run *job.Run) (core.SpawnResult, error) {
 	if r.KeepAlive != "" && r.KeepAlive != core.KeepAliveDefault {
 		if _, err := core.ParseKeepAlive(r.KeepAlive); err != nil {
 			return core.SpawnResult{}, err
 		}
 	}
-	if w := h.replica(r.Replica); w != nil {
-		return h.sameReplica(ctx, w)
+	if w := sp.roster.replica(r.Replica); w != nil {
+		return sp.sameReplica(ctx, w)
 	}
 	var version string
 	r.Type, version, _ = strings.Cut(r.Type, "@")
 	if r.Type == "" {
-		typ, err := h.typeThatOffers(ctx, r.Model, r.Device)
+		typ, err := sp.typeThatOffers(ctx, r.Model, r.Device)
 		if err != nil {
 			return core.SpawnResult{}, err
 		}
 		r.Type = typ
 	}
-	t, err := h.typeFor(ctx, r, "")
+	t, err := sp.typeFor(ctx, r, "")
 	if err != nil {
 		return core.SpawnResult{}, err
 	}
-	model, path, release, err := h.modelFor(ctx, t, r.Model, run)
+	model, path, release, err := sp.modelFor(ctx, t, r.Model, run)
 	if err != nil {
 		return core.SpawnResult{}, err
 	}
 	defer release()
 	if r.Type == "" { // what the model is decides as well
-		if t, err = h.typeFor(ctx, r, model.Architecture); err != nil {
+		if t, err = sp.typeFor(ctx, r, model.Architecture); err != nil {
 			return core.SpawnResult{}, err
 		}
 	}
-	binary, err := h.ensureBinary(ctx, t, version, run)
+	binary, err := sp.binaries.ensureBinary(ctx, t, version, run)
 	if err != nil {
 		return core.SpawnResult{}, err
 	}
 	if binary.Problem != "" {
 		return core.SpawnResult{}, unsupported("spawn worker", t.name(), binary.Problem)
 	}
-	w, err := h.load(ctx, r, t, binary, model, path, run)
+	w, err := sp.load(ctx, r, t, binary, model, path, run)
 	if err != nil {
 		return core.SpawnResult{}, err
 	}
-	h.tell(ctx)
-	return core.SpawnResult{Worker: w.view(h.opts.ID, h.rules().keepAlive), PID: w.pid()}, nil
+	sp.workers.tell(ctx)
+	return core.SpawnResult{Worker: w.view(sp.hiveID, sp.settings.rules().keepAlive), PID: w.pid()}, nil
 }
 
 // typeFor chooses the worker type of a spawn with a model of an architecture, which is empty while
 // that is not known. Only the types that can be meant are waited for.
-func (h *Hive) typeFor(ctx context.Context, r core.Request, architecture string) (*workerType, error) {
+func (sp *spawner) typeFor(ctx context.Context, r core.Request, architecture string) (*workerType, error) {
 	if r.Type != "" {
-		t, err := h.typeNamed(r.Type)
+		t, err := sp.types.named(r.Type)
 		if err != nil {
 			return nil, err
 		}
-		if err := h.probe(ctx, t); err != nil {
+		if err := sp.types.probe(ctx, t); err != nil {
 			return nil, err
 		}
-	} else if err := h.probed(ctx); err != nil {
+	} else if err := sp.types.probed(ctx); err != nil {
 		return nil, err
 	}
-	name, err := chooseType(h.typeViews(), r.Type, r.Device, architecture)
+	name, err := chooseType(sp.types.views(), r.Type, r.Device, architecture)
 	if err != nil {
 		return nil, err
 	}
-	return h.workerType(name)
+	return sp.types.workerType(name)
 }
 
 // load launches a worker process and loads the model.
-func (h *Hive) load(ctx context.Context, r core.Request, t *workerType, binary core.WorkerBinary, model core.Model, path string, run *job.Run) (*worker, error) {
-	exe, engine, release, err := h.holdBinary(ctx, binary.ID)
+func (sp *spawner) load(ctx context.Context, r core.Request, t *workerType, binary core.WorkerBinary, model core.Model, path string, run *job.Run) (*worker, error) {
+	exe, engine, release, err := sp.claims.holdBinary(ctx, binary.ID)
 	if err != nil {
 		return nil, err
 	}
@@ -99,16 +124,16 @@ func (h *Hive) load(ctx context.Context, r core.Request, t *workerType, binary c
 	}
 	began := time.Now()
 	id := newID()
-	p, err := h.launch(ctx, pluginhost.WorkerLaunch{
+	p, err := sp.types.launch(ctx, pluginhost.WorkerLaunch{
 		Spec: t.spec, Executable: exe, EngineDir: engine, WorkerID: id, Nonce: randomHex(16),
-		RunDir: h.disk.runDir(id), LogFile: h.disk.logFile(id), Tethered: h.opts.StopWorkersOnExit,
+		RunDir: sp.disk.runDir(id), LogFile: sp.disk.logFile(id), Tethered: sp.tethered,
 	})
 	if err != nil {
-		return nil, errors.Join(said("launch worker "+t.name(), err), os.RemoveAll(h.disk.runDir(id)))
+		return nil, errors.Join(said("launch worker "+t.name(), err), os.RemoveAll(sp.disk.runDir(id)))
 	}
-	hd, loaded, err := h.fit(ctx, r, id, p, model, run)
+	hd, loaded, err := sp.fit(ctx, r, id, p, model, run)
 	if err != nil {
-		h.discard(p, id)
+		sp.discard(p, id)
 		return nil, err
 	}
 	defer loaded()
@@ -117,28 +142,24 @@ func (h *Hive) load(ctx context.Context, r core.Request, t *workerType, binary c
 	w := newWorker(hd, p, core.WorkerLoading)
 	// The handle is on disk before the model is loaded: an agent that is killed now is followed by
 	// one that knows of the process.
-	if err := writeJSON(h.disk.handleFile(id), hd); err != nil {
-		h.discard(p, id)
+	if err := writeJSON(sp.disk.handleFile(id), hd); err != nil {
+		sp.discard(p, id)
 		return nil, err
 	}
-	h.mu.Lock()
-	h.workers[id] = w
-	h.mu.Unlock()
-	if err := h.task(func(ctx context.Context) { h.supervise(ctx, w) }); err != nil {
-		h.mu.Lock()
-		delete(h.workers, id)
-		h.mu.Unlock()
-		h.discard(p, id)
+	sp.roster.add(w)
+	if err := sp.life.task(func(ctx context.Context) { sp.workers.supervise(ctx, w) }); err != nil {
+		sp.roster.drop(id)
+		sp.discard(p, id)
 		return nil, err
 	}
-	h.beat.bump()
-	h.log.Info("worker loads", "worker", id, "model", model.ID, "device", hd.Device, "pid", w.pid())
+	sp.beat.bump()
+	sp.log.Info("worker loads", "worker", id, "model", model.ID, "device", hd.Device, "pid", w.pid())
 	run.Log("worker %s (process %d) loads %s on %s: %d slots of %d tokens", id, w.pid(), model.ID, hd.Device, hd.Slots, hd.ContextTokens)
 
 	err = p.Start(ctx, sdkworker.StartSpec{
 		WorkerID: id, Nonce: hd.Attachment.Nonce, ModelPath: path, ModelID: model.ID, Device: hd.Device, Slots: hd.Slots,
 		ContextTokens: hd.ContextTokens, Threads: hd.Threads, EngineDir: engine, Files: modelFiles(path),
-		ModelDigest: model.Digest, StateFile: h.handState(hd), PrefixKey: h.prefixKey(model.Digest), CPUWorkers: h.cpuWorkers(),
+		ModelDigest: model.Digest, StateFile: sp.states.hand(hd), PrefixKey: sp.states.prefixKey(model.Digest), CPUWorkers: sp.roster.cpuWorkers(),
 	}, func(x sdkworker.Progress) error {
 		if x.Message != "" {
 			run.Log("%s", x.Message)
@@ -149,22 +170,22 @@ func (h *Hive) load(ctx context.Context, r core.Request, t *workerType, binary c
 		return nil
 	})
 	if err == nil {
-		err = h.poll(ctx, w)
+		err = sp.workers.poll(ctx, w)
 	}
 	if err == nil && !w.ready(time.Since(began)) {
 		err = core.Errorf(core.Conflict, "the worker was ended while it was loading")
 	}
 	if err != nil {
-		return nil, h.failedLoad(ctx, w, model, err)
+		return nil, sp.failedLoad(ctx, w, model, err)
 	}
-	h.refresh(ctx, w)
-	h.beat.bump()
-	h.log.Info("worker is ready", "worker", id, "model", model.ID, "device", hd.Device, "pid", w.pid())
+	sp.types.refresh(ctx, w)
+	sp.beat.bump()
+	sp.log.Info("worker is ready", "worker", id, "model", model.ID, "device", hd.Device, "pid", w.pid())
 	return w, nil
 }
 
 // failedLoad ends the process of a load that went wrong and says why, in the engine's own words.
-func (h *Hive) failedLoad(ctx context.Context, w *worker, model core.Model, cause error) error {
+func (sp *spawner) failedLoad(ctx context.Context, w *worker, model core.Model, cause error) error {
 	op := "load " + model.ID + " on " + w.handle.Device
 	ended := isDone(w.proc.Done())
 	w.mu.Lock()
@@ -172,7 +193,7 @@ func (h *Hive) failedLoad(ctx context.Context, w *worker, model core.Model, caus
 	w.mu.Unlock()
 	if !ended {
 		if err := w.proc.Kill(); err != nil {
-			h.log.Error("kill a worker that did not load", "worker", w.id(), "error", err)
+			sp.log.Error("kill a worker that did not load", "worker", w.id(), "error", err)
 		}
 	}
 	<-w.gone // the supervisor removes what is left
@@ -182,8 +203,8 @@ func (h *Hive) failedLoad(ctx context.Context, w *worker, model core.Model, caus
 	if asked {
 		return core.Errorf(core.Conflict, "%s: the worker was ended while it was loading", op)
 	}
-	e := h.exitOf(w.id())
-	h.log.Error("a model could not be loaded", "worker", w.id(), "model", model.ID, "device", w.handle.Device, "error", cause)
+	e := sp.roster.exitOf(w.id())
+	sp.log.Error("a model could not be loaded", "worker", w.id(), "model", model.ID, "device", w.handle.Device, "error", cause)
 	err := said(op, cause)
 	if core.KindOf(cause) == core.Unavailable || ended {
 		// The connection broke: the process died, which the engine could not put into words.
@@ -195,24 +216,42 @@ func (h *Hive) failedLoad(ctx context.Context, w *worker, model core.Model, caus
 	return err
 }
 
-func (h *Hive) exitOf(id string) exit {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	for _, e := range h.exits {
-		if e.WorkerID == id {
-			return e
-		}
-	}
-	return exit{}
-}
-
 // discard ends a process that never became a worker and removes its files.
-func (h *Hive) discard(p workerProcess, id string) {
+func (sp *spawner) discard(p workerProcess, id string) {
 	if err := p.Kill(); err != nil {
-		h.log.Error("kill a process that became no worker", "worker", id, "error", err)
+		sp.log.Error("kill a process that became no worker", "worker", id, "error", err)
 		return
 	}
 	<-p.Done()
-	h.letGo(id, p)
-	h.clean(id)
+	letGo(sp.log, id, p)
+	sp.workers.clean(id)
+}
+
+// typeThatOffers returns the worker type that offers a model by its name, where the store has no
+// model of that name; empty: there is none. Errors: only ctx's.
+func (sp *spawner) typeThatOffers(ctx context.Context, name, device string) (string, error) {
+	if _, _, err := sp.store.Model(name); core.KindOf(err) != core.NotFound {
+		return "", nil
+	}
+	if err := sp.types.probed(ctx); err != nil {
+		return "", err
+	}
+	for _, v := range sp.types.views() {
+		if v.usable() && slices.Contains(v.Models, name) && (device == "" || v.has(device)) {
+			return v.Name, nil
+		}
+	}
+	return "", nil
+}
+
+// modelFor returns the model for a worker of a type, and its path. For a type that serves models by
+// name the name is all there is; otherwise see takeModel.
+func (sp *spawner) modelFor(ctx context.Context, t *workerType, name string, run *job.Run) (m core.Model, path string, release func(), err error) {
+	if _, f, _ := t.known(); !f.ByName {
+		return sp.models.takeModel(ctx, name, run)
+	}
+	if !validName(name) {
+		return m, "", nil, core.Errorf(core.Invalid, "spawn worker: %q cannot name a model", name).Hint("Write at most %d bytes without white space.", sdkworker.MaxModelBytes)
+	}
+	return core.Model{ID: name}, "", func() {}, nil
 }

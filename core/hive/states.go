@@ -3,13 +3,17 @@ package hive
 import (
 	"cmp"
 	"crypto/hmac"
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
+
+	"github.com/hashicorp/go-hclog"
 
 	"github.com/rbee-project/rbee/core/disk"
 	"github.com/rbee-project/rbee/core/pluginhost"
@@ -45,25 +49,42 @@ func (l layout) keptState(typ, digest string) string {
 	return filepath.Join(l.states, shortHash(digest)+"-"+shortHash(typ))
 }
 
-// handState gives a new worker what an earlier one kept, and returns the file that it may keep its
+// states keeps what workers read of conversations.
+type states struct {
+	log    hclog.Logger
+	now    func() time.Time
+	disk   layout
+	secret []byte // not changed
+
+	mu sync.Mutex // held while the folder is changed
+}
+
+func newStates(log hclog.Logger, now func() time.Time, disk layout) *states {
+	ks := &states{log: log, now: now, disk: disk, secret: make([]byte, sha256.Size)}
+	_, _ = rand.Read(ks.secret) // never fails
+	ks.bound()
+	return ks
+}
+
+// hand gives a new worker what an earlier one kept, and returns the file that it may keep its
 // own in; empty: none, as the model has no digest.
-func (h *Hive) handState(hd handle) string {
+func (ks *states) hand(hd handle) string {
 	if hd.ModelDigest == "" {
 		return ""
 	}
-	to := h.disk.workerState(hd.id())
-	h.statesMu.Lock()
-	defer h.statesMu.Unlock()
-	err := os.Rename(h.disk.keptState(hd.Attachment.Type, hd.ModelDigest), to)
+	to := ks.disk.workerState(hd.id())
+	ks.mu.Lock()
+	defer ks.mu.Unlock()
+	err := os.Rename(ks.disk.keptState(hd.Attachment.Type, hd.ModelDigest), to)
 	if err != nil && !os.IsNotExist(err) {
-		h.log.Warn("failed to hand over a kept state", "worker", hd.id(), "error", err)
+		ks.log.Warn("failed to hand over a kept state", "worker", hd.id(), "error", err)
 	}
 	return to
 }
 
-// keepState takes what an ended worker kept, where that is wanted, and otherwise forgets what was
+// keep takes what an ended worker kept, where that is wanted, and otherwise forgets what was
 // kept of its model before.
-func (h *Hive) keepState(w *worker) {
+func (ks *states) keep(w *worker) {
 	typ, digest := w.handle.Attachment.Type, w.handle.ModelDigest
 	if digest == "" {
 		return
@@ -71,9 +92,9 @@ func (h *Hive) keepState(w *worker) {
 	w.mu.Lock()
 	keep := w.keep
 	w.mu.Unlock()
-	h.statesMu.Lock()
-	defer h.statesMu.Unlock()
-	from, to := h.disk.workerState(w.id()), h.disk.keptState(typ, digest)
+	ks.mu.Lock()
+	defer ks.mu.Unlock()
+	from, to := ks.disk.workerState(w.id()), ks.disk.keptState(typ, digest)
 	info, err := os.Lstat(from)
 	switch {
 	case !w.wasAsked(): // it died, or the agent ends: what others kept stays
@@ -84,33 +105,33 @@ func (h *Hive) keepState(w *worker) {
 		return
 	case err == nil && info.Mode().IsRegular():
 		if err = os.Rename(from, to); err == nil {
-			now := h.now()
+			now := ks.now()
 			err = os.Chtimes(to, now, now)
-			h.log.Info("state of a model kept", "worker", w.id(), "model", w.handle.Model, "bytes", info.Size())
+			ks.log.Info("state of a model kept", "worker", w.id(), "model", w.handle.Model, "bytes", info.Size())
 		}
 	}
 	if err != nil {
-		h.log.Warn("failed to keep or remove the state of a model", "worker", w.id(), "error", err)
+		ks.log.Warn("failed to keep or remove the state of a model", "worker", w.id(), "error", err)
 	}
-	h.boundStatesLocked()
+	ks.boundLocked()
 }
 
-// forgetStates removes what is kept of a model.
-func (h *Hive) forgetStates(digest string) {
-	h.statesMu.Lock()
-	defer h.statesMu.Unlock()
-	for _, s := range h.statesLocked() {
+// forget removes what is kept of a model.
+func (ks *states) forget(digest string) {
+	ks.mu.Lock()
+	defer ks.mu.Unlock()
+	for _, s := range ks.listLocked() {
 		if strings.HasPrefix(s.name, shortHash(digest)+"-") {
-			h.removeStateLocked(s.name)
+			ks.removeLocked(s.name)
 		}
 	}
 }
 
-// boundStates removes what is too old or too much.
-func (h *Hive) boundStates() {
-	h.statesMu.Lock()
-	defer h.statesMu.Unlock()
-	h.boundStatesLocked()
+// bound removes what is too old or too much.
+func (ks *states) bound() {
+	ks.mu.Lock()
+	defer ks.mu.Unlock()
+	ks.boundLocked()
 }
 
 type keptState struct {
@@ -119,11 +140,11 @@ type keptState struct {
 	at   time.Time
 }
 
-// statesLocked lists what is kept, the newest first.
-func (h *Hive) statesLocked() []keptState {
-	entries, err := os.ReadDir(h.disk.states)
+// listLocked lists what is kept, the newest first.
+func (ks *states) listLocked() []keptState {
+	entries, err := os.ReadDir(ks.disk.states)
 	if err != nil {
-		h.log.Warn("failed to read the folder of kept states", "error", err)
+		ks.log.Warn("failed to read the folder of kept states", "error", err)
 		return nil
 	}
 	var out []keptState
@@ -136,27 +157,27 @@ func (h *Hive) statesLocked() []keptState {
 	return out
 }
 
-func (h *Hive) boundStatesLocked() {
+func (ks *states) boundLocked() {
 	var bytes int64
-	for i, s := range h.statesLocked() {
+	for i, s := range ks.listLocked() {
 		bytes += s.size
-		if i >= maxStates || bytes > maxStateBytes || h.now().Sub(s.at) > maxStateAge {
-			h.removeStateLocked(s.name)
+		if i >= maxStates || bytes > maxStateBytes || ks.now().Sub(s.at) > maxStateAge {
+			ks.removeLocked(s.name)
 		}
 	}
 }
 
-func (h *Hive) removeStateLocked(name string) {
-	if err := os.RemoveAll(filepath.Join(h.disk.states, name)); err != nil {
-		h.log.Warn("failed to remove a kept state", "error", err)
+func (ks *states) removeLocked(name string) {
+	if err := os.RemoveAll(filepath.Join(ks.disk.states, name)); err != nil {
+		ks.log.Warn("failed to remove a kept state", "error", err)
 	}
 }
 
 // prefixKey is the secret of a model for the block hashes of its workers here: they can be compared
 // with one another, and tell nothing to whoever does not have it. It is new with each start of the
 // agent.
-func (h *Hive) prefixKey(digest string) []byte {
-	mac := hmac.New(sha256.New, h.prefixSecret)
+func (ks *states) prefixKey(digest string) []byte {
+	mac := hmac.New(sha256.New, ks.secret)
 	_, _ = mac.Write([]byte(digest)) // never fails
 	return mac.Sum(nil)
 }

@@ -61,12 +61,12 @@ func TestStateOfABrokenWorker(t *testing.T) {
 	t.Parallel()
 	r := run(t, setup{workers: keepingFake})
 	w := r.spawn("fake")
-	file := r.hive.disk.workerState(w.Worker.ID)
+	file := r.hive.states.disk.workerState(w.Worker.ID)
 	outside := filepath.Join(t.TempDir(), "outside")
 	must.NoError(t, os.WriteFile(outside, []byte("outside"), 0o600))
 	must.NoError(t, os.Symlink(outside, file+".link"))
 	must.NoError(t, os.Rename(file+".link", file))
-	x, ok := r.hive.worker(w.Worker.ID)
+	x, ok := r.hive.roster.worker(w.Worker.ID)
 	must.True(t, ok)
 	x.mu.Lock()
 	x.asked, x.keep = true, true
@@ -98,7 +98,7 @@ func TestStatesAreBounded(t *testing.T) {
 	put("young", maxStateAge-time.Second)
 	must.NoError(t, os.Remove(filepath.Join(states, "A")))
 	must.NoError(t, os.Remove(filepath.Join(states, "B")))
-	r.hive.boundStates()
+	r.hive.states.bound()
 	must.FileNotExists(t, filepath.Join(states, "old"))
 	must.FileExists(t, filepath.Join(states, "young"))
 }

@@ -25,14 +25,14 @@ func (*statusProcess) Status(context.Context) (sdkworker.Status, error) {
 // Each poll tells a worker how many compute with the processor by now.
 func TestPollTellsOfWorkers(t *testing.T) {
 	t.Parallel()
-	h := &Hive{now: time.Now, workers: map[string]*worker{}}
+	sv := &supervisor{now: time.Now, roster: newRoster("")}
 	a := &statusProcess{}
 	add := func(id, device string) {
-		h.workers[id] = &worker{handle: handle{Device: device}, proc: a, statusAt: time.Now(), heard: time.Now()}
+		sv.roster.workers[id] = &worker{handle: handle{Device: device}, proc: a, statusAt: time.Now(), heard: time.Now()}
 	}
 	poll := func() int {
 		t.Helper()
-		must.NoError(t, h.poll(t.Context(), h.workers["a"]))
+		must.NoError(t, sv.poll(t.Context(), sv.roster.workers["a"]))
 		return a.shared
 	}
 	add("a", "cpu")
@@ -40,6 +40,6 @@ func TestPollTellsOfWorkers(t *testing.T) {
 	add("b", "cpu")
 	add("c", "cuda:0")
 	must.Eq(t, 2, poll())
-	delete(h.workers, "b")
+	delete(sv.roster.workers, "b")
 	must.Eq(t, 1, poll())
 }

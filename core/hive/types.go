@@ -2,26 +2,17 @@ package hive
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"slices"
+	"strings"
 	"sync"
-	"syscall"
 	"time"
+
+	"github.com/hashicorp/go-hclog"
 
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/pluginhost"
 	"github.com/rbee-project/rbee/plugins/sdk"
 	sdkworker "github.com/rbee-project/rbee/plugins/sdk/worker"
-)
-
-// probeTimeout bounds a probe that nobody waits for but the end of the agent.
-const probeTimeout = 3 * time.Second
-
-// An executable that is open for writing is tried again so often, with so much time between.
-const (
-	busyTries = 50
-	busyWait  = 20 * time.Millisecond
 )
 
 // workerType is one worker type of the hive and what its probe found.
@@ -91,155 +82,40 @@ func (t *workerType) noteDevices(f sdkworker.Fingerprint) {
 	t.seen = f
 }
 
-// probe asks the plugin of a worker type who it is and what it finds, without an engine, unless
-// that is known of the executable as it is on the disk now. A plugin that does not start has a
-// Problem that says so. Errors: only ctx's.
-func (h *Hive) probe(ctx context.Context, t *workerType) error {
-	select {
-	case t.gate <- struct{}{}:
-		defer func() { <-t.gate }()
-	case <-ctx.Done():
-		return fmt.Errorf("probe worker type: %w", core.FromContext(ctx))
-	}
-	digest, err := h.plugins.CodeDigest(t.spec)
-	if err != nil {
-		t.note(sdk.Info{}, sdkworker.Fingerprint{Problem: err.Error()}, "")
-		h.typesChanged()
-		return nil
-	}
-	if _, _, found := t.probedAs(digest); found {
-		return nil
-	}
-	exe, engine := "", ""
-	if t.built {
-		x, e, release, err := h.holdBinary(ctx, t.name())
-		if err == nil {
-			exe, engine = x, e
-			defer release()
-		}
-	}
-	found, err := h.fingerprint(ctx, t.spec, exe, engine)
-	if err := ctx.Err(); err != nil {
-		return core.Prefix(err, "probe worker type")
-	}
-	if err != nil {
-		h.log.Warn("a worker type cannot be probed", "plugin", t.name(), "error", err)
-		found = probeResult{seen: sdkworker.Fingerprint{Problem: err.Error()}, digest: digest}
-	}
-	if t.spec.Folder != "" && exe == "" {
-		found.digest = digest // an install compares what it copies with it
-	}
-	t.note(found.info, found.seen, found.digest)
-	wake(h.engineNews)
-	h.typesChanged()
-	return nil
+// typeSet is the worker types of the hive: those of its plugins, and those that were built here.
+type typeSet struct {
+	log      hclog.Logger
+	store    shelf
+	plugins  pluginHost
+	beat     *beater
+	life     *life
+	roster   *roster
+	claims   *claims
+	rooms    *rooms
+	discover func() bool // takes in new plugins, and reports whether there are worker types among them
+
+	engineNews chan struct{} // holds one: an engine may be there now that was not
+	nameNews   chan struct{} // holds one: other models may be offered by name
+
+	mu   sync.Mutex    // guards below
+	list []*workerType // replaced, never changed
 }
 
-// probeResult is what a probe found.
-type probeResult struct {
-	info   sdk.Info
-	seen   sdkworker.Fingerprint
-	schema core.Schema
-	digest string // of the executable that ran, "sha256:<hex>"
-}
-
-// fingerprint runs a worker plugin as a probe. exe and engineDir are the installed binary's, or
-// empty.
-func (h *Hive) fingerprint(ctx context.Context, s pluginhost.Spec, exe, engineDir string) (r probeResult, err error) {
-	p, err := h.launch(ctx, pluginhost.WorkerLaunch{Spec: s, Executable: exe, EngineDir: engineDir, Tethered: true})
-	if err != nil {
-		return r, said("launch "+s.Name, err)
-	}
-	defer func() {
-		if killErr := p.Kill(); killErr != nil && err == nil {
-			err = core.Wrap(killErr, core.Internal, "end the probe of "+s.Name)
-		}
-		<-p.Done()
-		h.letGo("", p)
-	}()
-	r.info, r.schema, r.digest = p.Info(), p.Schema(), p.Attachment().Digest
-	r.seen, err = p.FingerprintOnce(ctx)
-	return r, said("probe "+s.Name, err)
-}
-
-// launch launches a worker plugin. A fresh executable may still be open for writing in a process
-// that is just being forked off to run something else; that is over in a moment.
-func (h *Hive) launch(ctx context.Context, l pluginhost.WorkerLaunch) (workerProcess, error) {
-	for tries := 1; ; tries++ {
-		p, err := h.plugins.LaunchWorker(ctx, l)
-		if !errors.Is(err, syscall.ETXTBSY) || tries == busyTries {
-			return p, err
-		}
-		select {
-		case <-time.After(busyWait):
-		case <-ctx.Done():
-			return nil, fmt.Errorf("%s: %w", "launch "+l.Spec.Name, core.FromContext(ctx))
-		}
-	}
-}
-
-// refresh asks a worker what is free on its devices now. What it does not answer stays as it was.
-func (h *Hive) refresh(ctx context.Context, w *worker) {
-	t, err := h.workerType(w.handle.Attachment.Type)
-	if err != nil {
-		return // of a type that is not configured any more
-	}
-	ctx, cancel := context.WithTimeout(ctx, pollTimeout)
-	defer cancel()
-	if f, err := w.proc.FingerprintOnce(ctx); err == nil && f.Problem == "" {
-		t.noteDevices(f)
-		h.typesChanged()
-	}
-}
-
-// refreshAfter looks at the devices again once the last worker of a type has ended and nobody else
-// can tell what became free.
-func (h *Hive) refreshAfter(ctx context.Context, w *worker) {
-	t, err := h.workerType(w.handle.Attachment.Type)
-	if err != nil || isDone(h.ending) {
-		return
-	}
-	if _, f, found := t.known(); !found || (typeView{Devices: devicesOf(f)}).onlyCPU() {
-		return // main memory is read with every report
-	}
-	for _, other := range h.all() {
-		if other.handle.Attachment.Type == t.name() {
-			h.refresh(ctx, other)
-			return
-		}
-	}
-	// A probe is short: it is not cut in the middle of its launch when the agent ends.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), probeTimeout)
-	defer cancel()
-	exe, engine, release, err := h.holdBinary(ctx, w.handle.Binary)
-	if err != nil {
-		return // removed meanwhile
-	}
-	defer release()
-	found, err := h.fingerprint(ctx, t.spec, exe, engine)
-	if err != nil {
-		h.log.Warn("look at the devices of an ended worker", "plugin", t.name(), "error", err)
-		return
-	}
-	t.noteDevices(found.seen)
-	h.typesChanged()
-}
-
-// typeList is the worker types as they are now. The list is not changed.
-func (h *Hive) typeList() []*workerType {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return h.types
+// all is the worker types as they are now. The list is not changed.
+func (ts *typeSet) all() []*workerType {
+	ts.mu.Lock()
+	defer ts.mu.Unlock()
+	return ts.list
 }
 
 // workerType finds a worker type by name. Errors: NotFound naming those there are.
-func (h *Hive) workerType(name string) (*workerType, error) {
-	for _, t := range h.typeList() {
+func (ts *typeSet) workerType(name string) (*workerType, error) {
+	for _, t := range ts.all() {
 		if t.name() == name {
 			return t, nil
 		}
 	}
-	_, err := chooseType(h.typeViews(), name, "", "")
+	_, err := chooseType(ts.views(), name, "", "")
 	if err == nil {
 		err = core.Errorf(core.NotFound, "this hive has no worker type %q", name)
 	}
@@ -247,12 +123,12 @@ func (h *Hive) workerType(name string) (*workerType, error) {
 }
 
 // probed waits until every worker type is probed. Errors: only ctx's.
-func (h *Hive) probed(ctx context.Context) error {
+func (ts *typeSet) probed(ctx context.Context) error {
 	var wg sync.WaitGroup
-	types := h.typeList()
+	types := ts.all()
 	errs := make([]error, len(types))
 	for i, t := range types {
-		wg.Go(func() { errs[i] = h.probe(ctx, t) })
+		wg.Go(func() { errs[i] = ts.probe(ctx, t) })
 	}
 	wg.Wait()
 	for _, err := range errs {
@@ -264,17 +140,17 @@ func (h *Hive) probed(ctx context.Context) error {
 }
 
 // probing reports whether a worker type has not been probed yet.
-func (h *Hive) probing() bool {
-	return slices.ContainsFunc(h.typeList(), func(t *workerType) bool {
+func (ts *typeSet) probing() bool {
+	return slices.ContainsFunc(ts.all(), func(t *workerType) bool {
 		_, _, found := t.known()
 		return !found
 	})
 }
 
-// typeViews is the worker types as far as they are probed, those that are not without devices.
-func (h *Hive) typeViews() []typeView {
-	out := make([]typeView, 0, len(h.typeList()))
-	for _, t := range h.typeList() {
+// views is the worker types as far as they are probed, those that are not without devices.
+func (ts *typeSet) views() []typeView {
+	out := make([]typeView, 0, len(ts.all()))
+	for _, t := range ts.all() {
 		info, f, _ := t.known()
 		if len(f.Formats) > 0 {
 			info.Formats, info.Architectures = f.Formats, f.Architectures
@@ -285,9 +161,9 @@ func (h *Hive) typeViews() []typeView {
 }
 
 // devices lists the devices of all usable worker types, each once, and the names of these types.
-func (h *Hive) devices(free int64) (devices []core.Device, types []string) {
+func (ts *typeSet) devices(free int64) (devices []core.Device, types []string) {
 	devices, types = []core.Device{}, []string{}
-	for _, v := range h.typeViews() {
+	for _, v := range ts.views() {
 		if v.Problem != "" {
 			continue
 		}
@@ -302,9 +178,7 @@ func (h *Hive) devices(free int64) (devices []core.Device, types []string) {
 				d.FreeBytes = free
 			}
 			if d.Kind == kindCPU {
-				h.mu.Lock()
-				room := h.roomLocked(d)
-				h.mu.Unlock()
+				room := ts.rooms.room(d)
 				d.FreeBytes, d.TotalBytes = room.FreeBytes, room.TotalBytes
 			}
 			// Devices of one id are one device, and the type that has its kind's name knows it
@@ -328,3 +202,149 @@ func devicesOf(f sdkworker.Fingerprint) []core.Device {
 	}
 	return out
 }
+
+// replace takes the types of these plugins for those that there are, and keeps built ones and what
+// is known of devices until they are probed.
+func (ts *typeSet) replace(specs []pluginhost.Spec) {
+	types := newTypes(specs)
+	ts.mu.Lock()
+	defer ts.mu.Unlock()
+	for _, t := range types {
+		if i := slices.IndexFunc(ts.list, func(o *workerType) bool { return o.name() == t.name() }); i >= 0 {
+			_, seen, _ := ts.list[i].known()
+			t.noteDevices(seen)
+		}
+	}
+	for _, o := range ts.list {
+		if o.built && !slices.ContainsFunc(types, func(t *workerType) bool { return t.name() == o.name() }) {
+			types = append(types, o)
+		}
+	}
+	ts.list = types
+}
+
+// add takes in the types of plugins that are not there yet, and reports whether there are any.
+func (ts *typeSet) add(specs []pluginhost.Spec) (added bool) {
+	ts.mu.Lock()
+	defer ts.mu.Unlock()
+	for _, s := range specs {
+		if !slices.ContainsFunc(ts.list, func(o *workerType) bool { return o.name() == s.Name }) {
+			ts.list = append(slices.Clone(ts.list), newType(s))
+			added = true
+		}
+	}
+	return added
+}
+
+// addBuilt makes, or makes anew, the worker type of the newest sound binary of a built type.
+func (ts *typeSet) addBuilt(typ string) (*workerType, error) {
+	exe, _, err := ts.store.BinaryPaths(typ)
+	if err != nil {
+		return nil, err
+	}
+	spec, err := ts.plugins.FileSpec(sdk.KindWorker, typ, exe)
+	if err != nil {
+		return nil, err
+	}
+	t := newType(spec)
+	t.built = true
+	ts.mu.Lock()
+	ts.list = append(slices.DeleteFunc(slices.Clone(ts.list), func(o *workerType) bool { return o.name() == typ }), t)
+	ts.mu.Unlock()
+	ts.beat.bump()
+	return t, nil
+}
+
+// forgetType drops a built type whose last binary was deleted, and lets one that has others left
+// use those.
+func (ts *typeSet) forgetType(ctx context.Context, typ string) {
+	t, err := ts.workerType(typ)
+	if err != nil || !t.built {
+		return
+	}
+	if t, err = ts.addBuilt(typ); err == nil {
+		err = ts.probe(ctx, t)
+	}
+	if err == nil {
+		return
+	}
+	ts.mu.Lock()
+	ts.list = slices.DeleteFunc(slices.Clone(ts.list), func(o *workerType) bool { return o.name() == typ })
+	ts.mu.Unlock()
+	ts.beat.bump()
+}
+
+// problems says what the hive cannot do, for the cluster's status.
+func (ts *typeSet) problems() []string {
+	var out []string
+	var broken []string
+	usable, unknown := false, false
+	for _, t := range ts.all() {
+		_, seen, found := t.known()
+		switch {
+		case !found:
+			unknown = true
+		case seen.Problem == "":
+			usable = true
+		case t.name() == kindCPU: // which every machine has
+			out = append(out, "worker type "+t.name()+" cannot be used: "+seen.Problem)
+		default:
+			broken = append(broken, t.name()+": "+seen.Problem)
+		}
+		if f := t.engineFault(); f.text != "" {
+			out = append(out, "worker type "+t.name()+" cannot be installed: "+f.text)
+		}
+	}
+	switch {
+	case usable || unknown:
+	case len(ts.all()) == 0:
+		out = append(out, "it has no worker plugin, so that it can run no model (Put worker plugins, rbee-worker-…, into the plugin folder.)")
+	case len(broken) > 0:
+		out = append(out, "none of its worker types can be used: "+strings.Join(broken, "; "))
+	}
+	return out[:min(len(out), core.MaxHiveProblems)]
+}
+
+// changed has the queens told of what a look at a worker type found, and of the models that it
+// offers by name.
+func (ts *typeSet) changed() {
+	ts.beat.bump()
+	wake(ts.nameNews)
+}
+
+// named is workerType that looks for new plugins before it gives up.
+func (ts *typeSet) named(name string) (*workerType, error) {
+	t, err := ts.workerType(name)
+	if core.KindOf(err) == core.NotFound && ts.discover() {
+		return ts.workerType(name)
+	}
+	return t, err
+}
+
+// renewNames asks the types that serve models by name which they offer, one look at a time, until
+// ctx ends.
+func (ts *typeSet) renewNames(ctx context.Context) {
+	tick := time.NewTicker(namesEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		for _, t := range ts.all() {
+			if _, f, found := t.known(); !found || !f.ByName {
+				continue
+			}
+			found, err := ts.fingerprint(ctx, t.spec, "", "")
+			if err != nil {
+				ts.log.Warn("look at the models of a worker type", "plugin", t.name(), "error", err)
+				continue
+			}
+			t.noteDevices(found.seen)
+		}
+	}
+}
+
+// namesEvery is how often such a type is asked again which models it offers.
+const namesEvery = 30 * time.Second

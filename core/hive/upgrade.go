@@ -17,9 +17,9 @@ import (
 // worker of an earlier one, and retires those once all new ones serve. Where one does not start,
 // the new ones end, and the workers of before go on as if nothing had been: until then requests
 // reach both.
-func (h *Hive) workerUpgrade(ctx context.Context, r core.Request, run *job.Run) (core.UpgradeResult, error) {
+func (sp *spawner) workerUpgrade(ctx context.Context, r core.Request, run *job.Run) (core.UpgradeResult, error) {
 	what := "upgrade worker type " + r.Type
-	t, err := h.typeNamed(r.Type)
+	t, err := sp.types.named(r.Type)
 	if err != nil {
 		return core.UpgradeResult{}, err
 	}
@@ -27,17 +27,17 @@ func (h *Hive) workerUpgrade(ctx context.Context, r core.Request, run *job.Run) 
 		return core.UpgradeResult{}, core.Errorf(core.Conflict, "%s: an upgrade of it is under way already", what)
 	}
 	defer t.upgrading.Unlock()
-	before, err := h.store.Binaries()
+	before, err := sp.store.Binaries()
 	if err != nil {
 		return core.UpgradeResult{}, err
 	}
-	b, err := h.install(ctx, t, wish{version: r.Version}, run)
+	b, err := sp.binaries.install(ctx, t, wish{version: r.Version}, run)
 	if err != nil {
 		return core.UpgradeResult{}, err
 	}
 	fresh := !slices.ContainsFunc(before, func(o core.WorkerBinary) bool { return o.ID == b.ID })
 	result := core.UpgradeResult{Type: t.name(), Binary: b.ID, Replaced: []core.Replacement{}}
-	old, err := h.outdated(t, b)
+	old, err := sp.outdated(t, b)
 	if err != nil {
 		return core.UpgradeResult{}, err
 	}
@@ -51,18 +51,18 @@ func (h *Hive) workerUpgrade(ctx context.Context, r core.Request, run *job.Run) 
 			break
 		}
 		var n *worker
-		if n, err = h.replacement(ctx, w, t, b, run); err == nil {
+		if n, err = sp.replacement(ctx, w, t, b, run); err == nil {
 			started = append(started, n)
 			result.Replaced = append(result.Replaced, core.Replacement{Old: w.id(), New: n.id(), Model: w.handle.Model})
 		}
 	}
 	if err != nil {
-		return core.UpgradeResult{}, h.rollBack(ctx, what, err, started, b, fresh, run)
+		return core.UpgradeResult{}, sp.rollBack(ctx, what, err, started, b, fresh, run)
 	}
-	h.tell(ctx) // no queen sends a request to a worker that retires while it knows no other
+	sp.workers.tell(ctx) // no queen sends a request to a worker that retires while it knows no other
 	for i, w := range old {
 		run.Log("worker %s takes the place of %s", result.Replaced[i].New, w.id())
-		if err := h.endWorker(w, ending{grace: cmp.Or(time.Duration(r.Grace), defaultRetireGrace)}); err != nil {
+		if err := sp.workers.endWorker(w, ending{grace: cmp.Or(time.Duration(r.Grace), defaultRetireGrace)}); err != nil {
 			return core.UpgradeResult{}, err
 		}
 	}
@@ -73,18 +73,18 @@ func (h *Hive) workerUpgrade(ctx context.Context, r core.Request, run *job.Run) 
 			return core.UpgradeResult{}, fmt.Errorf("%s: %w", what, core.FromContext(ctx))
 		}
 	}
-	h.tell(ctx)
+	sp.workers.tell(ctx)
 	return result, nil
 }
 
 // outdated returns the workers of a type that serve, or will, and run from other files than the
 // binary's.
-func (h *Hive) outdated(t *workerType, b core.WorkerBinary) ([]*worker, error) {
-	exe, _, err := h.store.BinaryPaths(b.ID)
+func (sp *spawner) outdated(t *workerType, b core.WorkerBinary) ([]*worker, error) {
+	exe, _, err := sp.store.BinaryPaths(b.ID)
 	if err != nil {
 		return nil, err
 	}
-	return slices.DeleteFunc(h.all(), func(w *worker) bool {
+	return slices.DeleteFunc(sp.roster.all(), func(w *worker) bool {
 		state := w.stateNow()
 		return w.handle.Attachment.Type != t.name() || state != core.WorkerReady && state != core.WorkerLoading ||
 			filepath.Dir(w.handle.Attachment.Executable) == filepath.Dir(exe)
@@ -92,13 +92,13 @@ func (h *Hive) outdated(t *workerType, b core.WorkerBinary) ([]*worker, error) {
 }
 
 // replacement starts a worker that serves as another one does.
-func (h *Hive) replacement(ctx context.Context, w *worker, t *workerType, b core.WorkerBinary, run *job.Run) (*worker, error) {
-	model, path, release, err := h.modelFor(ctx, t, w.handle.Model, run)
+func (sp *spawner) replacement(ctx context.Context, w *worker, t *workerType, b core.WorkerBinary, run *job.Run) (*worker, error) {
+	model, path, release, err := sp.modelFor(ctx, t, w.handle.Model, run)
 	if err != nil {
 		return nil, err
 	}
 	defer release()
-	return h.load(ctx, core.Request{
+	return sp.load(ctx, core.Request{
 		Operation: core.OpWorkerSpawn, Type: t.name(), Model: w.handle.Model, Device: w.handle.Device, Slots: w.handle.Slots,
 		ContextTokens: w.handle.ContextTokens, Threads: w.handle.Threads, KeepAlive: w.handle.KeepAlive, Pin: w.handle.Pinned,
 	}, t, b, model, path, run)
@@ -106,13 +106,13 @@ func (h *Hive) replacement(ctx context.Context, w *worker, t *workerType, b core
 
 // rollBack ends what an upgrade has started, and removes what it has installed. It returns the
 // error of the upgrade.
-func (h *Hive) rollBack(ctx context.Context, what string, cause error, started []*worker, b core.WorkerBinary, fresh bool, run *job.Run) error {
+func (sp *spawner) rollBack(ctx context.Context, what string, cause error, started []*worker, b core.WorkerBinary, fresh bool, run *job.Run) error {
 	run.Log("rolling back: %s", cause)
 	// Where the job was cancelled this goes on.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), defaultRetireGrace)
 	defer cancel()
 	for _, w := range started {
-		if err := h.endWorker(w, ending{grace: defaultRetireGrace}); err != nil {
+		if err := sp.workers.endWorker(w, ending{grace: defaultRetireGrace}); err != nil {
 			return errors.Join(cause, err)
 		}
 	}
@@ -123,11 +123,11 @@ func (h *Hive) rollBack(ctx context.Context, what string, cause error, started [
 		}
 	}
 	if fresh {
-		if _, err := h.binaryDelete(ctx, core.Request{Binary: b.ID}, run); err != nil {
-			h.log.Warn("remove the worker binary of an upgrade that failed", "binary", b.ID, "error", err)
+		if _, err := sp.binaries.binaryDelete(ctx, core.Request{Binary: b.ID}, run); err != nil {
+			sp.log.Warn("remove the worker binary of an upgrade that failed", "binary", b.ID, "error", err)
 		}
 	}
-	h.tell(ctx)
+	sp.workers.tell(ctx)
 	err := core.Prefix(cause, what)
 	hint := "The workers of before go on. Put the plugin of before back into the plugin folder, so that new workers are of it as well."
 	if said := core.HintOf(cause); said != "" {

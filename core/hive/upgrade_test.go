@@ -38,7 +38,7 @@ func upgradeRig(t *testing.T) (r *rig, settings string, ids []string) {
 func (r *rig) serving() []string {
 	r.t.Helper()
 	var ids []string
-	for _, w := range r.hive.all() {
+	for _, w := range r.hive.roster.all() {
 		if w.stateNow() != core.WorkerReady {
 			continue
 		}
@@ -68,7 +68,7 @@ func TestUpgradeReplacesWorkers(t *testing.T) {
 		must.Eq(t, old[i], x.Old)
 		must.Eq(t, "tiny", x.Model)
 		now = append(now, x.New)
-		w, ok := r.hive.worker(x.New)
+		w, ok := r.hive.roster.worker(x.New)
 		must.True(t, ok)
 		must.Eq(t, done.Binary, w.handle.Binary)
 		must.Eq(t, 3, w.handle.Slots)
@@ -99,8 +99,8 @@ fi
 	_, err := os.Stat(mark) // one of two was started
 	must.NoError(t, err)
 	must.Eq(t, old, r.serving())
-	must.Len(t, 2, r.hive.all())
-	binaries, err := r.hive.store.Binaries()
+	must.Len(t, 2, r.hive.roster.all())
+	binaries, err := r.hive.claims.store.Binaries()
 	must.NoError(t, err)
 	must.Len(t, 1, binaries)
 }

@@ -1,0 +1,58 @@
+package hive
+
+import (
+	"cmp"
+	"sync/atomic"
+	"time"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/sched"
+)
+
+// settings are what the configuration and the cluster say of workers, as they are now.
+type settings struct {
+	defaults atomic.Pointer[Defaults]
+	cluster  atomic.Pointer[rules] // never nil
+}
+
+func newSettings(d Defaults) *settings {
+	s := &settings{}
+	s.setDefaults(d)
+	s.cluster.Store(&rules{keepAlive: core.DefaultKeepAlive, swap: sched.Swap{MaxWait: core.DefaultSwapWait, MinWarm: core.DefaultSwapWarm}})
+	return s
+}
+
+// Defaults are the settings of a hive that may change while it runs. The fields are those of
+// Options.
+type Defaults struct {
+	Slots, ContextTokens, Threads int
+	MemoryLimit                   int64
+	StopGrace                     time.Duration
+	Engines                       []string
+}
+
+func (s *settings) setDefaults(d Defaults) {
+	d.Slots, d.StopGrace = cmp.Or(d.Slots, defaultSlots), cmp.Or(d.StopGrace, defaultStopGrace)
+	s.defaults.Store(&d)
+}
+
+// rules are the cluster's settings of how workers come and go.
+type rules struct {
+	keepAlive time.Duration
+	swap      sched.Swap
+}
+
+// rules returns the cluster's settings, as a queen said last.
+func (s *settings) rules() *rules { return s.cluster.Load() }
+
+// wantedContext is how many positions per slot a spawn that asks for so many gets; 0: as many as
+// fit.
+func (s *settings) wantedContext(asked int, m core.Model) int {
+	if asked > 0 || s.defaults.Load().ContextTokens == 0 {
+		return asked
+	}
+	if m.ContextTokens > 0 {
+		return min(s.defaults.Load().ContextTokens, m.ContextTokens)
+	}
+	return s.defaults.Load().ContextTokens
+}
