@@ -219,19 +219,9 @@ func writeBody(w http.ResponseWriter, status int, body []byte) {
 
 // Fail implements inference.Client.
 func (c *dialectClient) Fail(err error) (status int) {
-	e, a := envelope(&concealed{err})
-	if c.w.status == 0 {
-		c.err = &concealed{err}
-		return a.status
-	}
-	c.err = http.ErrAbortHandler
-	if refusal, ok := errors.AsType[*inference.Refusal](err); ok {
-		e = refusal.Err
-	}
-	if core.KindOf(err) != core.Cancelled && !errors.Is(err, inference.ErrTold) {
+	return c.fail(err, func(e *openai.Error) {
 		if _, err := c.w.Write(c.encoder.Error(nil, e)); err == nil { // else the client is gone
 			_ = c.w.c.Flush()
 		}
-	}
-	return c.w.status
+	})
 }

@@ -126,6 +126,14 @@ func (c *openaiClient) Answer(a inference.Answer) {
 // Fail implements inference.Client. A stream that has begun ends with an error event and without
 // the mark of a whole answer.
 func (c *openaiClient) Fail(err error) (status int) {
+	return c.fail(err, func(e *openai.Error) {
+		_ = openai.NewEventWriter(c.w).Error(e) // the client may be gone; there is nobody else to tell
+	})
+}
+
+// fail leaves the error to the route, or where the answer has begun, has it told there, unless the
+// client knows or is gone.
+func (c *openaiClient) fail(err error, tell func(e *openai.Error)) (status int) {
 	e, a := envelope(&concealed{err})
 	if c.w.status == 0 {
 		c.err = &concealed{err}
@@ -136,7 +144,7 @@ func (c *openaiClient) Fail(err error) (status int) {
 		e = refusal.Err
 	}
 	if core.KindOf(err) != core.Cancelled && !errors.Is(err, inference.ErrTold) {
-		_ = openai.NewEventWriter(c.w).Error(e) // the client may be gone; there is nobody else to tell
+		tell(e)
 	}
 	return c.w.status
 }

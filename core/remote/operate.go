@@ -35,6 +35,11 @@ func (r *Remote) installedHive(ctx context.Context, req core.Request, run Run) (
 	return m, host, man, l, nil
 }
 
+// installed is what a result says of the rbee that a machine has.
+func installed(host core.HiveHost, man manifest, l layout) core.InstallResult {
+	return core.InstallResult{Host: host.Name, Hive: man.hive, Version: man.version, Build: man.build, Service: l.service, Path: l.link}
+}
+
 // Start runs hive_start: it starts the service of a machine and waits until its hive is ready.
 func (r *Remote) Start(ctx context.Context, req core.Request, run Run) (core.InstallResult, error) {
 	m, host, man, l, err := r.installedHive(ctx, req, run)
@@ -42,7 +47,7 @@ func (r *Remote) Start(ctx context.Context, req core.Request, run Run) (core.Ins
 		return core.InstallResult{}, err
 	}
 	defer m.close()
-	res := core.InstallResult{Host: host.Name, Hive: man.hive, Version: man.version, Build: man.build, Service: l.service, Path: l.link}
+	res := installed(host, man, l)
 	up, err := m.running(ctx, l)
 	if err != nil {
 		return res, err
@@ -75,7 +80,7 @@ func (r *Remote) Stop(ctx context.Context, req core.Request, run Run) (core.Inst
 		return core.InstallResult{}, err
 	}
 	defer m.close()
-	res := core.InstallResult{Host: host.Name, Hive: man.hive, Version: man.version, Build: man.build, Service: l.service, Path: l.link}
+	res := installed(host, man, l)
 	up, err := m.running(ctx, l)
 	if err != nil {
 		return res, err

@@ -232,17 +232,11 @@ func (p *gbnfParser) sequence(nested bool) (*gbnfTree, error) {
 // repeat reads what follows the part of out from index before on: a literal counts as a whole.
 func (p *gbnfParser) repeat(out *gbnfTree, before int) error {
 	for p.pos < len(p.src) {
-		lo, hi := int32(0), int32(rxUnbounded)
-		switch p.src[p.pos] {
-		case '*':
+		lo, hi, ok := quantifier(p.src[p.pos])
+		switch {
+		case ok:
 			p.pos++
-		case '+':
-			lo = 1
-			p.pos++
-		case '?':
-			hi = 1
-			p.pos++
-		case '{':
+		case p.src[p.pos] == '{':
 			var n int
 			var err error
 			if lo, hi, n, err = parseBraces(strings.ReplaceAll(p.src[p.pos:min(len(p.src), p.pos+32)], " ", "")); err != nil || n == 0 {

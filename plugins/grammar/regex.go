@@ -171,19 +171,26 @@ func (p *regexParser) sequence() (*ast, error) {
 	return out, nil
 }
 
+// quantifier returns how often *, + and ? repeat.
+func quantifier(c byte) (lo, hi int32, ok bool) {
+	switch c {
+	case '*':
+		return 0, rxUnbounded, true
+	case '+':
+		return 1, rxUnbounded, true
+	case '?':
+		return 0, 1, true
+	}
+	return 0, 0, false
+}
+
 func (p *regexParser) quantified(atom *ast) (*ast, error) {
 	for p.more() {
-		lo, hi := int32(0), int32(rxUnbounded)
-		switch p.src[p.pos] {
-		case '*':
+		lo, hi, ok := quantifier(p.src[p.pos])
+		switch {
+		case ok:
 			p.pos++
-		case '+':
-			lo = 1
-			p.pos++
-		case '?':
-			hi = 1
-			p.pos++
-		case '{':
+		case p.src[p.pos] == '{':
 			var n int
 			var err error
 			if lo, hi, n, err = parseBraces(p.src[p.pos:]); err != nil {

@@ -20,18 +20,7 @@ const fingerprintEvery = 20 * time.Second
 
 // Fingerprint reports devices and health at once and then again and again.
 func (b *Backend) Fingerprint(ctx context.Context, emit func(worker.Fingerprint) error) error {
-	tick := time.NewTicker(fingerprintEvery)
-	defer tick.Stop()
-	for {
-		if err := emit(b.fingerprint(ctx)); err != nil {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-tick.C:
-		}
-	}
+	return worker.Look(ctx, fingerprintEvery, b.fingerprint, emit)
 }
 
 func (b *Backend) fingerprint(ctx context.Context) worker.Fingerprint {

@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"strings"
 
+	"github.com/rbee-project/rbee/plugins/jinja"
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
@@ -102,13 +103,18 @@ func (m *model) spelled(t token) string {
 	return m.tokenText(t)
 }
 
-// applyTemplate answers POST /apply-template.
-func (s *server) applyTemplate(ctx context.Context, body []byte) (any, error) {
+// promptOf is the text that a conversation in the form of a chat completion becomes.
+func (s *server) promptOf(ctx context.Context, body []byte) (jinja.Text, error) {
 	req, err := openai.DecodeChat(body)
 	if err != nil {
-		return nil, err
+		return jinja.Text{}, err
 	}
-	prompt, err := s.model.chatText(ctx, req, s.now())
+	return s.model.chatText(ctx, req, s.now())
+}
+
+// applyTemplate answers POST /apply-template.
+func (s *server) applyTemplate(ctx context.Context, body []byte) (any, error) {
+	prompt, err := s.promptOf(ctx, body)
 	if err != nil {
 		return nil, err
 	}
@@ -118,11 +124,7 @@ func (s *server) applyTemplate(ctx context.Context, body []byte) (any, error) {
 // inputTokens answers POST /v1/chat/completions/input_tokens. A conversation may be longer than
 // what fits: that is what people want to find out.
 func (s *server) inputTokens(ctx context.Context, body []byte) (any, error) {
-	req, err := openai.DecodeChat(body)
-	if err != nil {
-		return nil, err
-	}
-	prompt, err := s.model.chatText(ctx, req, s.now())
+	prompt, err := s.promptOf(ctx, body)
 	if err != nil {
 		return nil, err
 	}

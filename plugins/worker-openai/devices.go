@@ -26,18 +26,7 @@ const (
 
 // Fingerprint reports the devices at once and then again and again.
 func (b *backend) Fingerprint(ctx context.Context, emit func(worker.Fingerprint) error) error {
-	tick := time.NewTicker(fingerprintEvery)
-	defer tick.Stop()
-	for {
-		if err := emit(b.fingerprint(ctx)); err != nil {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-tick.C:
-		}
-	}
+	return worker.Look(ctx, fingerprintEvery, b.fingerprint, emit)
 }
 
 func (b *backend) fingerprint(ctx context.Context) worker.Fingerprint {

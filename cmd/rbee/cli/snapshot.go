@@ -149,15 +149,11 @@ A machine that lost its data_dir, too, needs the cluster's recovery key: see "rb
 
 // restoreSnapshot looks into a snapshot, asks, and has it restored.
 func restoreSnapshot(ctx context.Context, a *app, path string, yes, dryRun bool, restore func(io.Reader) error) error {
-	f, err := openSnapshot(path)
+	f, info, err := inspectSnapshot(path)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	info, err := agent.InspectSnapshot(f)
-	if err != nil {
-		return err
-	}
 	if dryRun {
 		fmt.Fprintln(a.stderr, "Would replace the registry by this:")
 		return showSnapshot(a, info, path)
@@ -280,15 +276,11 @@ func snapshotInspectCommand(a *app) *cobra.Command {
 		Short: "Show what a snapshot holds; needs no agent",
 		Args:  exactly("FILE"),
 		RunE: do(func(_ context.Context, _ *cobra.Command, args []string) error {
-			f, err := openSnapshot(args[0])
+			f, info, err := inspectSnapshot(args[0])
 			if err != nil {
 				return err
 			}
 			defer f.Close()
-			info, err := agent.InspectSnapshot(f)
-			if err != nil {
-				return err
-			}
 			return showSnapshot(a, info, args[0])
 		}),
 	}
@@ -300,6 +292,20 @@ func openSnapshot(path string) (*os.File, error) {
 		return nil, core.WithHint(core.WithKind(err, core.NotFound), "Name a file that \"rbee operator snapshot save\" wrote.")
 	}
 	return f, nil
+}
+
+// inspectSnapshot opens a snapshot and looks into it. The caller closes it.
+func inspectSnapshot(path string) (*os.File, core.SnapshotInfo, error) {
+	f, err := openSnapshot(path)
+	if err != nil {
+		return nil, core.SnapshotInfo{}, err
+	}
+	info, err := agent.InspectSnapshot(f)
+	if err != nil {
+		_ = f.Close()
+		return nil, info, err
+	}
+	return f, info, nil
 }
 
 func showSnapshot(a *app, s core.SnapshotInfo, path string) error {

@@ -37,16 +37,21 @@ type joinService struct {
 	m *Members
 }
 
+// leading returns the registry and the cluster, on the leader. Errors: that another queen leads.
+func (m *Members) leading() (*state.Snapshot, core.Cluster, error) {
+	if !m.registry.Leads() {
+		return nil, core.Cluster{}, m.registry.NotLeader()
+	}
+	c, err := m.registry.Cluster()
+	return m.registry.View(), c, err
+}
+
 // Join checks the token, signs the certificate, and writes the node to the registry, which uses the
 // token up. Errors: Unauthenticated for a token that is not valid; Forbidden for a role that it
 // does not give; Conflict for a name or an id that is taken; Invalid; Unsupported; Unavailable.
 func (s *joinService) Join(ctx context.Context, req *queenv1.JoinRequest) (*queenv1.JoinResponse, error) {
 	m := s.m
-	if !m.registry.Leads() {
-		return nil, m.registry.NotLeader()
-	}
-	registry := m.registry.View()
-	c, err := m.registry.Cluster()
+	registry, c, err := m.leading()
 	if err != nil {
 		return nil, err
 	}
@@ -102,11 +107,7 @@ func errJoinToken(why string) error {
 // beginning. Errors: Forbidden, Invalid, Unavailable, Unsupported.
 func (s *joinService) Renew(ctx context.Context, req *queenv1.RenewRequest) (*queenv1.RenewResponse, error) {
 	m := s.m
-	if !m.registry.Leads() {
-		return nil, m.registry.NotLeader()
-	}
-	registry := m.registry.View()
-	c, err := m.registry.Cluster()
+	registry, c, err := m.leading()
 	if err != nil {
 		return nil, err
 	}

@@ -3,7 +3,6 @@ package catalog
 import (
 	"bufio"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"sync"
@@ -133,7 +132,7 @@ func (c *Client) Search(ctx context.Context, q Query, emit func(Item) error) err
 	if err != nil {
 		return sdk.FromStatus(err)
 	}
-	return receive(stream, func(r *catalogv1.SearchResponse) error {
+	return sdk.Receive(stream, func(r *catalogv1.SearchResponse) error {
 		return emit(Item{
 			Ref: r.GetRef(), Kind: ItemKind(r.GetKind()), Name: r.GetName(), Summary: r.GetSummary(), SizeBytes: r.GetSizeBytes(), License: r.GetLicense(),
 		})
@@ -162,27 +161,10 @@ func (c *Client) Fetch(ctx context.Context, f File, offset int64, w io.Writer) e
 	if err != nil {
 		return sdk.FromStatus(err)
 	}
-	return receive(stream, func(r *catalogv1.FetchResponse) error {
+	return sdk.Receive(stream, func(r *catalogv1.FetchResponse) error {
 		_, err := w.Write(r.GetData())
 		return err
 	})
-}
-
-// receive calls each with every message of stream until its end. The caller cancels the stream's
-// context afterwards.
-func receive[M any](stream grpc.ServerStreamingClient[M], each func(*M) error) error {
-	for {
-		m, err := stream.Recv()
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			return sdk.FromStatus(err)
-		}
-		if err := each(m); err != nil {
-			return err
-		}
-	}
 }
 
 func fileToProto(f File) *catalogv1.File {

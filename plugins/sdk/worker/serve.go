@@ -235,7 +235,7 @@ func (c *Client) Fingerprint(ctx context.Context, emit func(Fingerprint) error) 
 	if err != nil {
 		return sdk.FromStatus(err)
 	}
-	return receive(stream, func(r *workerv1.FingerprintResponse) error { return emit(fingerprintFromProto(r)) })
+	return sdk.Receive(stream, func(r *workerv1.FingerprintResponse) error { return emit(fingerprintFromProto(r)) })
 }
 
 // Start loads the model and returns when the worker serves on dataSocket, an absolute path in a
@@ -250,7 +250,7 @@ func (c *Client) Start(ctx context.Context, spec StartSpec, dataSocket string, p
 	if err != nil {
 		return sdk.FromStatus(err)
 	}
-	return receive(stream, func(r *workerv1.StartResponse) error {
+	return sdk.Receive(stream, func(r *workerv1.StartResponse) error {
 		if progress == nil {
 			return nil
 		}

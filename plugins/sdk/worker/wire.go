@@ -1,31 +1,8 @@
 package worker
 
 import (
-	"errors"
-	"io"
-
-	"google.golang.org/grpc"
-
-	"github.com/rbee-project/rbee/plugins/sdk"
 	workerv1 "github.com/rbee-project/rbee/proto/worker/v1"
 )
-
-// receive calls each with every message of stream until its end. The caller cancels the stream's
-// context afterwards.
-func receive[M any](stream grpc.ServerStreamingClient[M], each func(*M) error) error {
-	for {
-		m, err := stream.Recv()
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			return sdk.FromStatus(err)
-		}
-		if err := each(m); err != nil {
-			return err
-		}
-	}
-}
 
 func fingerprintToProto(f Fingerprint) *workerv1.FingerprintResponse {
 	p := &workerv1.FingerprintResponse{Problem: f.Problem, Warnings: f.Warnings, ByName: f.ByName, Models: f.Models, Beside: filesToProto(f.Beside), BesideBytes: f.BesideBytes, Formats: f.Formats, Architectures: f.Architectures}

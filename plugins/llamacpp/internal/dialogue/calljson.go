@@ -70,7 +70,10 @@ func (p *Parser) jsonItem() bool {
 }
 
 // jsonNext is behind an object in an array.
-func (p *Parser) jsonNext() bool {
+func (p *Parser) jsonNext() bool { return p.nextOf((*Parser).jsonItem) }
+
+// nextOf is behind an item of a list of calls.
+func (p *Parser) nextOf(item func(*Parser) bool) bool {
 	p.skipSpace()
 	if p.buf == "" {
 		return false
@@ -79,7 +82,8 @@ func (p *Parser) jsonNext() bool {
 	case ',':
 		p.hold()
 		p.take(1)
-		p.state = (*Parser).jsonItem
+		p.skipSpace()
+		p.state = item
 		return true
 	case ']':
 		p.take(1)

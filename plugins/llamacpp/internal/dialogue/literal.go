@@ -93,24 +93,7 @@ func (p *Parser) beginLiteral(name string, open byte) {
 }
 
 // pythonNext is behind a call.
-func (p *Parser) pythonNext() bool {
-	p.skipSpace()
-	if p.buf == "" {
-		return false
-	}
-	switch p.buf[0] {
-	case ',':
-		p.hold()
-		p.take(1)
-		p.skipSpace()
-		p.state = (*Parser).pythonName
-		return true
-	case ']':
-		p.take(1)
-		return p.end()
-	}
-	return p.fail()
-}
+func (p *Parser) pythonNext() bool { return p.nextOf((*Parser).pythonName) }
 
 // literal goes on with the arguments.
 func (p *Parser) literal() bool {

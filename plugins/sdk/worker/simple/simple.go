@@ -97,22 +97,13 @@ func (b *backend) Configure(ctx context.Context, config sdk.Config) (sdk.Diagnos
 const reportEvery = 20 * time.Second
 
 func (b *backend) Fingerprint(ctx context.Context, emit func(worker.Fingerprint) error) error {
-	tick := time.NewTicker(reportEvery)
-	defer tick.Stop()
-	for {
+	return worker.Look(ctx, reportEvery, func(ctx context.Context) worker.Fingerprint {
 		f := worker.Fingerprint{Devices: []worker.Device{b.Device}, ByName: b.Models != nil, Models: b.Models}
 		if b.Problem != nil {
 			f.Problem = b.Problem(ctx)
 		}
-		if err := emit(f); err != nil {
-			return err
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
+		return f
+	}, emit)
 }
 
 func (b *backend) Start(ctx context.Context, spec worker.StartSpec, progress func(worker.Progress) error) (http.Handler, error) {
