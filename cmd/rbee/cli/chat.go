@@ -166,7 +166,7 @@ func (v *conversation) message(p prompter) (string, error) {
 	return strings.Trim(strings.TrimSuffix(strings.TrimRight(rest, " \t"), quotes), "\n"), nil
 }
 
-// answerPrompt has the model answer text. ^C stops the answer; what came of it stays in the conversation.
+// answer has the model answer text. ^C stops the answer; what came of it stays in the conversation.
 func (v *conversation) answer(parent context.Context, text string, person bool) error {
 	ctx, stop := interruptible(parent)
 	defer stop()

@@ -156,8 +156,8 @@ func joinedOf(id *pki.Identity) joined {
 	return joined{Cluster: id.Cluster(), ClusterName: id.ClusterName(), Node: n.ID, Name: n.Name, Roles: n.Roles, RPCAddress: id.RPCAddress(), Expires: n.NotAfter}
 }
 
-// joinCluster takes this machine into the cluster of tokenAtHost, and says so on stderr. One that is in
-// that cluster already is left as it is.
+// joinCluster takes this machine into the cluster of tokenAtHost, and says so on stderr. One that
+// is in that cluster already is left as it is.
 func joinCluster(ctx context.Context, a *app, cfg *config.Config, tokenAtHost string) (joined, error) {
 	parsed, address, err := token.ParseJoin(tokenAtHost)
 	if err != nil {

@@ -296,7 +296,8 @@ func completeRaw(ctx context.Context, a *app, c *client.Client, r openai.Complet
 // defaultRawTokens is the longest text of --raw without --max-tokens.
 const defaultRawTokens = 512
 
-// showWaiting shows the progress that a queen tells in a comment of a stream while it starts a worker.
+// showWaiting shows the progress that a queen tells in a comment of a stream while it starts a
+// worker.
 func showWaiting(a *app, m *term.Meter, comment string) {
 	if comment = strings.TrimSpace(comment); comment != "" {
 		m.Show(core.Progress{Phase: comment})

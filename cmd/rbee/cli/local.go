@@ -26,7 +26,8 @@ import (
 	"github.com/rbee-project/rbee/core/pki"
 )
 
-// machine is this machine: the environment, the folder of its agent, and an agent in the background.
+// machine is this machine: the environment, the folder of its agent, and an agent in the
+// background.
 type machine struct {
 	env func(string) (string, bool)
 	// environ lists all of the environment, as os.Environ does; nil: it is not known.
