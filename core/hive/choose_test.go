@@ -99,14 +99,14 @@ func TestDevicesOwnType(t *testing.T) {
 func TestFormatsOfFingerprint(t *testing.T) {
 	t.Parallel()
 	w := newType(pluginhost.Spec{Name: "server"})
-	h := &Hive{types: []*workerType{w}}
+	ts := &typeSet{list: []*workerType{w}}
 	w.note(sdk.Info{}, sdkworker.Fingerprint{}, "")
-	must.False(t, h.typeViews()[0].serves("llama"))
+	must.False(t, ts.views()[0].serves("llama"))
 	w.note(sdk.Info{}, sdkworker.Fingerprint{Formats: []string{sdk.FormatGGUF}, Architectures: []string{"llama"}}, "")
-	must.True(t, h.typeViews()[0].serves("llama"))
-	must.False(t, h.typeViews()[0].serves("qwen3"))
+	must.True(t, ts.views()[0].serves("llama"))
+	must.False(t, ts.views()[0].serves("qwen3"))
 	w.note(sdk.Info{Formats: []string{sdk.FormatGGUF}, Architectures: []string{"qwen3"}}, sdkworker.Fingerprint{}, "")
-	must.True(t, h.typeViews()[0].serves("qwen3"))
+	must.True(t, ts.views()[0].serves("qwen3"))
 }
 
 func TestChooseDevice(t *testing.T) {
