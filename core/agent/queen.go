@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/disk"
 	"github.com/rbee-project/rbee/core/gateway"
 	"github.com/rbee-project/rbee/core/inference"
 	"github.com/rbee-project/rbee/core/pki"
@@ -124,6 +125,7 @@ func (p *process) buildQueen(identity *pki.Identity) error {
 	p.defers(func() error { p.answers.Close(); return nil })
 	g := gateway.Options{
 		Hurry: p.opts.Hurry, MaxBodyBytes: int64(p.cfg.Queen.MaxBody), BodyMemory: int64(p.cfg.Queen.BodyMemory), MaxConns: p.places.public,
+		MaxFormBytes: int64(cfg.Queen.MaxForm), FormDisk: int64(cfg.Queen.FormDisk), Spool: func() (gateway.SpoolFile, error) { return disk.Unnamed(cfg.DataDir) },
 		Inference: p.answers, Metrics: metrics, Cluster: p.queen, Jobs: p.queen.Jobs, Reader: p.queen.Registry,
 		Admin: admin{p.queen.Members, p.queen.Tokens, p.queen, p.queen.Registry}, Version: p.opts.Version, Logger: p.log.Named("gateway"),
 	}

@@ -76,6 +76,8 @@ type Queen struct {
 	FirstTokenTimeout time.Duration
 	TokenTimeout      time.Duration
 	MaxBody           Bytes // of one inference request
+	MaxForm           Bytes // of one form with files
+	FormDisk          Bytes // for forms whose model comes after their files; one token gets half of it
 	BodyMemory        Bytes // for the bodies of all running requests; one token gets half of it
 	// OperatorTokenFile holds the first operator's token, for a cluster whose certificates come
 	// from files; empty: another queen starts the cluster.

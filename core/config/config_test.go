@@ -166,6 +166,8 @@ func TestBounds(t *testing.T) {
 		"queen.first_token_timeout":     {[]string{"1s", "24h"}, []string{"999ms", "86401s"}},
 		"queen.token_timeout":           {[]string{"1s", "24h"}, []string{"999ms", "86401s"}},
 		"queen.max_body":                {[]string{"1KiB", "64MiB"}, []string{"1023", "64MiB1"}},
+		"queen.max_form":                {[]string{"1KiB", "512MiB"}, []string{"1023", "64MiB1"}},
+		"queen.form_disk":               {[]string{"512MiB", "1TiB"}, []string{"536870911"}},
 		"queen.body_memory":             {[]string{"64MiB", "1TiB"}, []string{"67108863"}},
 		"hive.slots":                    {[]string{"1", "1024"}, []string{"0", "1025"}},
 		"hive.context_tokens":           {[]string{"0", "16777216"}, []string{"-1", "16777217"}},

@@ -72,6 +72,8 @@ func settings() []setting {
 			return checkDuration(c.Queen.TokenTimeout, time.Second, 24*time.Hour, "1s", "24h")
 		}},
 		{name: "queen.max_body", field: func(c *Config) any { return &c.Queen.MaxBody }, check: func(c *Config) string { return checkBytes(c.Queen.MaxBody, 1<<10, 1<<30) }},
+		{name: "queen.max_form", field: func(c *Config) any { return &c.Queen.MaxForm }, check: func(c *Config) string { return checkBytes(c.Queen.MaxForm, 1<<10, 1<<40) }},
+		{name: "queen.form_disk", field: func(c *Config) any { return &c.Queen.FormDisk }, check: checkFormDisk},
 		{name: "queen.body_memory", field: func(c *Config) any { return &c.Queen.BodyMemory }, check: checkBodyMemory},
 		{name: "hive.enabled", field: func(c *Config) any { return &c.Hive.Enabled }},
 		{name: "hive.slots", field: func(c *Config) any { return &c.Hive.Slots }, check: func(c *Config) string { return checkRange(c.Hive.Slots, 1, 1024) }},
@@ -110,7 +112,7 @@ func defaults(env Env) *Config {
 	c := &Config{
 		LogLevel: "info",
 		Bind:     Bind{Address: "127.0.0.1", HTTPPort: DefaultHTTPPort, RPCPort: DefaultRPCPort, GossipPort: DefaultGossipPort},
-		Queen:    Queen{BootstrapExpect: 1, ElectionTimeout: 250 * time.Millisecond, CertificateTTL: 90 * 24 * time.Hour, TokenGrace: time.Hour, QueueLimit: 128, QueueTimeout: 2 * time.Minute, FirstTokenTimeout: 5 * time.Minute, TokenTimeout: time.Minute, MaxBody: 16 << 20, BodyMemory: 256 << 20},
+		Queen:    Queen{BootstrapExpect: 1, ElectionTimeout: 250 * time.Millisecond, CertificateTTL: 90 * 24 * time.Hour, TokenGrace: time.Hour, QueueLimit: 128, QueueTimeout: 2 * time.Minute, FirstTokenTimeout: 5 * time.Minute, TokenTimeout: time.Minute, MaxBody: 16 << 20, MaxForm: 256 << 20, FormDisk: 1 << 30, BodyMemory: 256 << 20},
 		Hive:     Hive{Slots: 4, StopGrace: 30 * time.Second, WorkerTimeout: time.Minute, KeepWorkers: true, Download: Download{Connections: 4, Seed: true}, Build: Build{Timeout: 10 * time.Minute, MaxDisk: 8 << 30}},
 		origins:  map[string]Origin{},
 		env:      env,
@@ -280,6 +282,14 @@ func checkBytes(n, least, most Bytes) string {
 func checkBodyMemory(c *Config) string {
 	if c.Queen.BodyMemory < 4*c.Queen.MaxBody {
 		return fmt.Sprintf("%s is too little: it must be at least four times queen.max_body, which is %s.", c.Queen.BodyMemory, c.Queen.MaxBody)
+	}
+	return ""
+}
+
+// checkFormDisk requires room for the largest form of one token.
+func checkFormDisk(c *Config) string {
+	if c.Queen.FormDisk < 2*c.Queen.MaxForm {
+		return fmt.Sprintf("%s is too little: it must be at least twice queen.max_form, which is %s.", c.Queen.FormDisk, c.Queen.MaxForm)
 	}
 	return ""
 }

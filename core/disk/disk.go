@@ -64,6 +64,20 @@ func Replace(path string, data []byte, mode fs.FileMode) error {
 	return SyncFolder(filepath.Dir(path))
 }
 
+// Unnamed makes a file with mode 0600 in a folder and takes its name away at once: its bytes go
+// when it is closed, or with the process. Nothing of it outlasts a loss of power. The folder must
+// be there.
+func Unnamed(folder string) (*os.File, error) {
+	f, err := os.CreateTemp(folder, ".unnamed-*") // 0600
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Remove(f.Name()); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
 // Append adds a line to a file, and makes the file with mode 0600 if it is missing. The folder must
 // be there.
 func Append(path, line string) error {

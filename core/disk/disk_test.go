@@ -45,6 +45,28 @@ func TestPowerLossOldFolder(t *testing.T) {
 	}})
 }
 
+func TestUnnamed(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	f, err := disk.Unnamed(dir)
+	must.NoError(t, err)
+	_, err = f.WriteString("text")
+	must.NoError(t, err)
+	info, err := f.Stat()
+	must.NoError(t, err)
+	must.Eq(t, 0o600, info.Mode().Perm())
+	names, err := os.ReadDir(dir)
+	must.NoError(t, err)
+	must.SliceEmpty(t, names)
+	b := make([]byte, 4)
+	_, err = f.ReadAt(b, 0)
+	must.NoError(t, err)
+	must.Eq(t, "text", string(b))
+	must.NoError(t, f.Close())
+	_, err = disk.Unnamed(filepath.Join(dir, "missing"))
+	must.ErrorIs(t, err, os.ErrNotExist)
+}
+
 func TestModes(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "a", "b")

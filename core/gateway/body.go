@@ -25,12 +25,7 @@ func (g *Gateway) readBody(w *response, r *http.Request, limit int64) ([]byte, e
 	if r.ContentLength > limit {
 		return nil, g.refuseBody(w, limit)
 	}
-	w.body.of = g.bodies
-	if g.o.Auth != nil {
-		if token := tokenOf(r.Header); token != "" {
-			w.body.key = sha256.Sum256([]byte(token)) // it may be a right one: it stays nowhere
-		}
-	}
+	g.holdFor(w, r)
 	// The server's own writer is told, so that it gives the client time to read the answer before
 	// the connection is closed.
 	from, done, err := decoded(r.Context(), http.MaxBytesReader(w.inner, r.Body, limit), r, &w.body, limit)
@@ -53,6 +48,16 @@ func (g *Gateway) readBody(w *response, r *http.Request, limit int64) ([]byte, e
 		}
 	}
 	return bytes.TrimPrefix(body, []byte("\ufeff")), nil // some editors begin a file so
+}
+
+// holdFor counts what the body of a request takes for its client.
+func (g *Gateway) holdFor(w *response, r *http.Request) {
+	w.body.of = g.bodies
+	if g.o.Auth != nil {
+		if token := tokenOf(r.Header); token != "" {
+			w.body.key = sha256.Sum256([]byte(token)) // it may be a right one: it stays nowhere
+		}
+	}
 }
 
 // inflate decompresses a body that has come. Its window is held only meanwhile: a client that sends

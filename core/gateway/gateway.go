@@ -44,10 +44,16 @@ type Options struct {
 	// Origins are the origins of web pages that may call the API, beside its own; "*": all.
 	Origins []string
 
+	// Spool makes the file for a form whose model comes late; nil: such forms are refused. It is
+	// gone once it is closed, or the process ends.
+	Spool func() (SpoolFile, error)
+
 	// Hurry is closed when a server that stops is not to wait for the end of its grace; nil: never.
 	Hurry <-chan struct{}
 
 	MaxBodyBytes     int64         // of an inference request; 0: 16 MiB
+	MaxFormBytes     int64         // of a form with files; 0: 256 MiB
+	FormDisk         int64         // for forms whose model comes late, half of it for one token; 0: 1 GiB
 	BodyMemory       int64         // for the bodies of all requests that run, half of it for one token; 0: 256 MiB
 	MaxConns         int           // open at a time, half of them from one address; 0: 4096
 	BodyWait         time.Duration // for a body that there is no memory for; 0: 2 seconds
@@ -68,6 +74,7 @@ type Gateway struct {
 	metrics *Metrics
 	streams streams
 	bodies  *bodies
+	spooled *bodies // bytes of forms on the disk
 	guesses *guesses
 	answers responses.Store // for the Responses API
 	running running
@@ -92,6 +99,12 @@ func New(o Options) *Gateway {
 	if o.MaxBodyBytes == 0 {
 		o.MaxBodyBytes = 16 << 20
 	}
+	if o.MaxFormBytes == 0 {
+		o.MaxFormBytes = 256 << 20
+	}
+	if o.FormDisk == 0 {
+		o.FormDisk = 1 << 30
+	}
 	if o.MaxConns == 0 {
 		o.MaxConns = 4096
 	}
@@ -115,6 +128,7 @@ func New(o Options) *Gateway {
 		g.origins[strings.ToLower(origin)] = true
 	}
 	g.bodies = newBodies(o.BodyMemory, o.BodyMemory/2, o.BodyWait)
+	g.spooled = newBodies(o.FormDisk, o.FormDisk/2, o.BodyWait)
 	g.bodies.spare = g.answers.Spare
 	g.answers.Room = &room{heldBody{of: g.bodies}}
 	g.mux = g.buildMux(routes())

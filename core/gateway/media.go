@@ -1,24 +1,13 @@
 package gateway
 
 import (
-	"bytes"
-	"context"
-	"errors"
-	"io"
 	"mime"
-	"mime/multipart"
 	"net/http"
 	"strings"
 	"time"
 
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/inference"
-	"github.com/rbee-project/rbee/plugins/sdk/openai"
-)
-
-const (
-	maxFormParts = 64
-	maxModelPart = 512 // bytes
 )
 
 // mediaRoutes are the routes beside text, which workers have that say so.
@@ -48,62 +37,23 @@ func (g *Gateway) media(w *response, r *http.Request, path string) error {
 	if err != nil || typ != "multipart/form-data" || params["boundary"] == "" {
 		return &apiError{status: http.StatusUnsupportedMediaType, code: "unsupported_media_type", err: core.Errorf(core.Invalid, "the body must be a form: multipart/form-data")}
 	}
-	body, err := g.readBody(w, r, g.o.MaxBodyBytes)
+	f, err := g.openForm(w, r, params["boundary"])
 	if err != nil {
 		return err
 	}
-	model, err := formModel(body, params["boundary"])
-	if err != nil {
+	defer f.close()
+	if err := f.find(); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithCancelCause(r.Context())
-	defer cancel(nil)
-	done, ok := g.streams.add(false, cancel)
-	if !ok {
-		return errRefused
+	r, _, end, err := g.begin(r)
+	if err != nil {
+		return g.closeAfter(w, err)
 	}
-	defer done()
+	defer end()
 	c := &openaiClient{w: w}
-	_ = g.o.Inference.Serve(ctx, inference.Request{
-		ID: w.id, Key: w.key, Path: path, Body: body, At: start, Release: w.body.release, Model: model,
+	g.relay(w, r, inference.Request{
+		Path: path, Form: f, At: start, Model: f.model,
 		ContentType: mime.FormatMediaType(typ, map[string]string{"boundary": params["boundary"]}), // what it says, and no more
-	}, c) // c was told
+	}, c)
 	return c.err
-}
-
-// formModel returns the model that a form names. Its files are not looked at. A form that names
-// it twice, or wants a stream, is refused.
-func formModel(body []byte, boundary string) (string, error) {
-	form, model := multipart.NewReader(bytes.NewReader(body), boundary), ""
-	for n := 0; ; n++ {
-		part, err := form.NextRawPart()
-		switch {
-		case errors.Is(err, io.EOF) && model == "":
-			return "", badBody("model", "model is missing")
-		case errors.Is(err, io.EOF):
-			return model, nil
-		case err != nil:
-			return "", badBody("", "the request's body is not a whole form")
-		case n == maxFormParts:
-			return "", badBody("", "the form has more than %d parts", maxFormParts)
-		}
-		name := part.FormName()
-		if name != "model" && name != "stream" {
-			continue
-		}
-		text, err := io.ReadAll(io.LimitReader(part, maxModelPart+1))
-		switch {
-		case err != nil:
-			return "", badBody("", "the request's body is not a whole form")
-		case name == "stream" && string(text) == "true":
-			return "", openai.NotSupported("stream", "this cannot be streamed here; leave out stream")
-		case name == "stream":
-		case model != "":
-			return "", badBody("model", "the form has a model twice")
-		case len(text) == 0 || len(text) > maxModelPart || bytes.ContainsFunc(text, func(r rune) bool { return r < ' ' || r == 0x7f }):
-			return "", badBody("model", "model is not a name")
-		default:
-			model = string(text)
-		}
-	}
 }

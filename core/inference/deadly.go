@@ -19,6 +19,9 @@ func fingerprint(r *Request) admission.Fingerprint {
 		h.Write([]byte{0})
 	}
 	h.Write(r.Body)
+	if r.Form != nil {
+		h.Write(r.Form.Head())
+	}
 	return admission.Fingerprint(h.Sum(nil)[:len(admission.Fingerprint{})])
 }
 

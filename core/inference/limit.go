@@ -50,7 +50,7 @@ func (*LimitError) Code() string { return codeLimit }
 
 // estimate returns about how many tokens the prompt of a request has, and how many it takes in all.
 func (c *call) estimate() (prompt, all int64) {
-	if c.r.ContentType != "" {
+	if c.r.Form != nil {
 		return 0, 0 // of a form, such as a recording, its length says nothing
 	}
 	prompt = int64(len(c.r.Body)) / promptBytes

@@ -43,9 +43,11 @@ type Request struct {
 	Key    string // who asks: the id of a token; empty: unknown
 	// Weight is the share of Key in a busy model beside others; 0: admission.NormalWeight.
 	Weight int64
-	Body   []byte // JSON as the client sent it, or the form of ContentType
-	// ContentType and Model are those of a form, whose parts are the worker's business; empty: Body
-	// is JSON and names its model. ContentType has no line ends.
+	Body   []byte // JSON as the client sent it
+	// Form is the body in place of Body where it is a form, whose parts are the worker's business;
+	// nil: Body is JSON and names its model.
+	Form Form
+	// ContentType and Model are those of Form. ContentType has no line ends.
 	ContentType, Model string
 	// Otherwise is the model where Body names none; empty: it must.
 	Otherwise string
@@ -63,6 +65,18 @@ type Request struct {
 	// Release is called when a long Body is not read any more, before the request ends; nil: nobody
 	// wants to know.
 	Release func()
+}
+
+// FormError is the error of a Form's WriteTo where the form cannot be had to its end.
+type FormError = conn.BodyError
+
+// Form is a body that is not held in memory as a whole.
+type Form interface {
+	conn.Body
+	// Head is the beginning of the body, which tells it from others.
+	Head() []byte
+	// Again reports that WriteTo can write it, for the first time or once more.
+	Again() bool
 }
 
 // call is one request on its way to a worker.
@@ -100,7 +114,7 @@ type call struct {
 // Unavailable or Conflict, the client is told that cause.
 func (s *Service) Serve(ctx context.Context, r Request, client Client) error {
 	f, err := facts{model: r.Model}, error(nil)
-	if r.ContentType == "" && r.Method == "" {
+	if r.Form == nil && r.Method == "" {
 		f, err = readFacts(r.Body, r.Otherwise)
 	}
 	if m, ok := MediaOf(r.Path); ok && err == nil && f.stream {
@@ -222,6 +236,12 @@ func (c *call) run() error {
 			}
 			return err
 		}
+		if c.r.Form != nil && !c.r.Form.Again() { // its bytes are gone
+			if isBusy {
+				return c.refused(full)
+			}
+			return err
+		}
 		if !isBusy || !full.full {
 			left--
 			tried = append(tried, c.lease.Worker)
@@ -340,7 +360,7 @@ func (c *call) ask(reason string) error {
 	if len(c.lease.Ranked) > 1 {
 		patience = otherPatience
 	}
-	resp, err := c.s.workers.Post(ctx, c.lease.Worker, conn.Request{Method: c.r.Method, Path: c.r.Path, Accept: accept, ContentType: c.r.ContentType, ID: c.r.ID, Body: c.r.Body, Patience: patience})
+	resp, err := c.s.workers.Post(ctx, c.lease.Worker, conn.Request{Method: c.r.Method, Path: c.r.Path, Accept: accept, ContentType: c.r.ContentType, ID: c.r.ID, Body: c.r.Body, Stream: c.stream(), Patience: patience})
 	if err != nil {
 		return c.noAnswer(err)
 	}
@@ -359,6 +379,33 @@ func (c *call) ask(reason string) error {
 	}
 	return c.whole(resp)
 }
+
+// stream returns the form of a request; nil: it has none. While it is sent the worker lives.
+func (c *call) stream() conn.Body {
+	if c.r.Form == nil {
+		return nil
+	}
+	return &watchedForm{c.r.Form, c.dog}
+}
+
+// watchedForm feeds the watchdog with each write.
+type watchedForm struct {
+	Form
+	dog *watchdog
+}
+
+// WriteTo implements conn.Body.
+func (f *watchedForm) WriteTo(w io.Writer) (int64, error) {
+	return f.Form.WriteTo(writerFunc(func(p []byte) (int, error) {
+		n, err := w.Write(p)
+		f.dog.fed(time.Now(), false)
+		return n, err
+	}))
+}
+
+type writerFunc func([]byte) (int, error)
+
+func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
 
 // answered is the error for a status that is not passed on.
 func answered(resp *http.Response) error {
@@ -392,6 +439,9 @@ func (c *call) busy(resp *http.Response) error {
 
 // noAnswer classifies the failure of a request that got no answer at all.
 func (c *call) noAnswer(err error) error {
+	if body, ok := errors.AsType[*conn.BodyError](err); ok {
+		return body.Err
+	}
 	if c.ctx.Err() != nil {
 		return ended(c.ctx)
 	}

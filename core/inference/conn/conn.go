@@ -6,8 +6,10 @@ import (
 	"bufio"
 	"cmp"
 	"context"
+	"io"
 	"net"
 	"net/http"
+	"net/http/httputil"
 	"strconv"
 	"sync"
 	"time"
@@ -117,6 +119,24 @@ func (u *Pools) Close() {
 	}
 }
 
+// Body is the body of a request that is not held in memory as a whole. It is used by one goroutine
+// at a time.
+type Body interface {
+	// Size is its length in bytes; negative: unknown.
+	Size() int64
+	// WriteTo writes all of it. Errors: *BodyError where it cannot be had to its end, otherwise
+	// those of w.
+	WriteTo(w io.Writer) (int64, error)
+}
+
+// BodyError reports that a Body cannot be had to its end, which is not the worker's fault.
+type BodyError struct{ Err error }
+
+func (e *BodyError) Error() string { return e.Err.Error() }
+
+// Unwrap returns why.
+func (e *BodyError) Unwrap() error { return e.Err }
+
 // Request is one request to a worker. It carries only what a worker needs: no headers of the
 // client, and so no credentials.
 type Request struct {
@@ -124,25 +144,49 @@ type Request struct {
 	Path, Accept, ID string // written as they are: they hold no line ends
 	ContentType      string // likewise; empty: JSON
 	Body             []byte
+	Stream           Body          // in place of Body; nil: Body
 	Patience         time.Duration // bounds the dial where another worker can be asked; 0: the pools' timeout
 }
 
 // write sends the request. The writer of net/http takes several times as long, all of it before
 // the first token.
 func (q *Request) write(w *bufio.Writer) error {
+	size, framing := int64(len(q.Body)), "Content-Length: "
+	if q.Stream != nil {
+		size = q.Stream.Size()
+	}
+	length := strconv.FormatInt(size, 10)
+	if size < 0 {
+		framing, length = "Transfer-Encoding: ", "chunked"
+	}
 	for _, s := range []string{
 		cmp.Or(q.Method, "POST"), " ", q.Path, " HTTP/1.1\r\nHost: worker\r\nUser-Agent: rbee\r\nContent-Type: ", cmp.Or(q.ContentType, "application/json"), "\r\nAccept: ", q.Accept,
-		"\r\nX-Request-Id: ", q.ID, "\r\nContent-Length: ", strconv.Itoa(len(q.Body)), "\r\n\r\n",
+		"\r\nX-Request-Id: ", q.ID, "\r\n", framing, length, "\r\n\r\n",
 	} {
 		_, _ = w.WriteString(s) // a bufio.Writer keeps its first error
 	}
-	_, _ = w.Write(q.Body)
+	switch {
+	case q.Stream == nil:
+		_, _ = w.Write(q.Body)
+	case size >= 0:
+		if _, err := q.Stream.WriteTo(w); err != nil {
+			return err
+		}
+	default:
+		chunks := httputil.NewChunkedWriter(w)
+		if _, err := q.Stream.WriteTo(chunks); err != nil {
+			return err
+		}
+		_ = chunks.Close()
+		_, _ = w.WriteString("\r\n")
+	}
 	return w.Flush()
 }
 
 // Post sends a request to a worker and returns the answer as soon as its header has arrived. The
 // caller closes the body. When ctx ends the connection is closed, which tells the worker. Errors:
-// *DialError where nothing was sent, the cause of ctx, any other where the connection was lost.
+// *DialError where nothing was sent, *BodyError, the cause of ctx, any other where the connection
+// was lost.
 func (u *Pools) Post(ctx context.Context, w core.Worker, q Request) (*http.Response, error) {
 	return u.pool(w).roundTrip(ctx, q)
 }

@@ -107,11 +107,15 @@ func (p *pool) close() {
 
 // roundTrip sends a request and returns the answer as soon as its header has arrived. When ctx ends
 // it closes the connection. A worker may close an idle connection at any moment: roundTrip replaces
-// a used connection that was closed before the first byte of an answer, and never a fresh one.
+// a used connection that was closed before the first byte of an answer, and never a fresh one. A
+// body that is not held is sent on a fresh one, as it can be sent only once.
 func (p *pool) roundTrip(ctx context.Context, q Request) (*http.Response, error) {
 	var lost error // of a connection that had carried the whole request
 	for {
-		c, used := p.take(), true
+		c, used := (*workerConn)(nil), true
+		if q.Stream == nil {
+			c = p.take()
+		}
 		if c == nil {
 			var err error
 			if c, err = p.dial(ctx, q.Patience); err != nil {
@@ -127,6 +131,9 @@ func (p *pool) roundTrip(ctx context.Context, q Request) (*http.Response, error)
 			return resp, nil
 		}
 		_ = c.Close()
+		if _, own := errors.AsType[*BodyError](err); own { // which may end ctx as well
+			return nil, err
+		}
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
@@ -152,6 +159,9 @@ func (p *pool) exchange(ctx context.Context, c *workerConn, q Request) (resp *ht
 	c.left = maxAnswerHeader
 	err = q.write(c.w)
 	sent = err == nil
+	if _, own := errors.AsType[*BodyError](err); own {
+		return nil, false, false, err
+	}
 	if !sent {
 		// It may have refused the request without reading all of it, and said why.
 		_ = c.SetReadDeadline(time.Now().Add(lateAnswer))
