@@ -1,7 +1,6 @@
 package dialect
 
 import (
-	"encoding/json"
 	"errors"
 
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
@@ -38,7 +37,7 @@ func (c Count) Whole(a Answer) ([]byte, error) {
 	if a.InputTokens == nil {
 		return nil, errors.New("the worker's answer has no input_tokens")
 	}
-	return json.Marshal(struct {
+	return Marshal(struct {
 		Object      string `json:"object,omitempty"`
 		InputTokens int    `json:"input_tokens"`
 	}{c.Object, *a.InputTokens})

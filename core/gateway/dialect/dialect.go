@@ -5,6 +5,7 @@
 package dialect
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -281,6 +282,18 @@ func Unmarshal(body []byte, v any) error {
 	return openai.NewError(http.StatusBadRequest, openai.TypeInvalidRequest, "", "", "the request's body is not valid JSON of this route")
 }
 
+// Marshal returns v as JSON in which letters that HTML reads stay as they are: what a model wrote
+// comes back to it unchanged in the next turn.
+func Marshal(v any) ([]byte, error) {
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false)
+	if err := e.Encode(v); err != nil {
+		return nil, err
+	}
+	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), nil
+}
+
 // Object returns raw where it is a JSON object, and an empty object otherwise.
 func Object(raw string) json.RawMessage {
 	var m map[string]json.RawMessage
@@ -391,7 +404,7 @@ func (c *Chat) Encode(path string, stream bool) (Request, error) {
 	if stream {
 		c.Options = &Stream{IncludeUsage: true}
 	}
-	body, err := json.Marshal(c)
+	body, err := Marshal(c)
 	if err != nil {
 		return Request{}, Invalid("", "the request holds a value that is not JSON")
 	}

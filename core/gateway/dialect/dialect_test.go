@@ -387,8 +387,6 @@ func FuzzChunk(f *testing.F) {
 	})
 }
 
-// FuzzRoundTrip sends an answer back to where it came from: what a client gets, whole, and repeats
-// as part of the conversation says what the worker said.
 // TestAnthropicContinues has an answer go on from a last message of the assistant, as the API does.
 func TestAnthropicContinues(t *testing.T) {
 	t.Parallel()
@@ -403,6 +401,8 @@ func TestAnthropicContinues(t *testing.T) {
 	}
 }
 
+// FuzzRoundTrip sends an answer back to where it came from: what a client gets, whole, and repeats
+// as part of the conversation says what the worker said.
 func FuzzRoundTrip(f *testing.F) {
 	f.Add("text", "thought", "f", `{"x":1}`)
 	f.Add("", "", "a_b-c", `{}`)

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/shoenig/test/must"
 )
 
@@ -328,6 +330,27 @@ func TestReadBody(t *testing.T) {
 	must.NoError(t, err)
 }
 
+// again decodes a request. One that was taken can be written, and is the same when it is read
+// again.
+func again[R any](t *testing.T, body []byte, check func(error), decode func([]byte) (*R, error)) {
+	r, err := decode(body)
+	check(err)
+	if err != nil {
+		return
+	}
+	b, err := json.Marshal(r)
+	if err != nil {
+		t.Fatalf("%T: %v", r, err)
+	}
+	second, err := decode(b)
+	if err != nil {
+		t.Fatalf("%T: %s: %v", r, b, err)
+	}
+	if d := cmp.Diff(r, second, cmpopts.EquateEmpty(), cmp.Exporter(func(reflect.Type) bool { return true })); d != "" {
+		t.Fatalf("%T: %s: %s", r, b, d)
+	}
+}
+
 func FuzzDecode(f *testing.F) {
 	f.Add([]byte(msg(`"stop":["a"],"temperature":1`)))
 	f.Add([]byte(`{"prompt":[[1,2],[3]],"logit_bias":{"1":2}}`))
@@ -348,36 +371,14 @@ func FuzzDecode(f *testing.F) {
 				t.Fatalf("%v is no error for a client", err)
 			}
 		}
-		r, err := DecodeChat(body)
-		check(err)
-		if err == nil { // what was taken can be written and is taken again
-			b, err := json.Marshal(r)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if _, err := DecodeChat(b); err != nil {
-				t.Fatalf("%s: %v", b, err)
-			}
-		}
-		_, err = DecodeCompletion(body)
-		check(err)
-		_, err = DecodeEmbedding(body)
-		check(err)
-		tokenize, err := DecodeTokenize(body)
-		check(err)
-		if err == nil {
-			b, err := json.Marshal(tokenize)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if again, err := DecodeTokenize(b); err != nil || !reflect.DeepEqual(again, tokenize) {
-				t.Fatalf("%s: %v", b, err)
-			}
-		}
-		_, err = DecodeDetokenize(body)
-		check(err)
-		_, err = DecodeRerank(body)
-		check(err)
+		again(t, body, check, DecodeChat)
+		again(t, body, check, DecodeCompletion)
+		again(t, body, check, DecodeEmbedding)
+		again(t, body, check, DecodeTokenize)
+		again(t, body, check, DecodeDetokenize)
+		again(t, body, check, DecodeRerank)
+		again(t, body, check, DecodeNative)
+		again(t, body, check, DecodeInfill)
 		h, err := PeekHead(body, 10)
 		check(err)
 		if len(h.Text) > 10 {

@@ -254,7 +254,7 @@ func (p Prompt) MarshalJSON() ([]byte, error) {
 		return json.Marshal(p.Texts[0])
 	case p.Texts != nil:
 		return json.Marshal(p.Texts)
-	case len(p.Tokens) == 1:
+	case len(p.Tokens) == 1 && len(p.Tokens[0]) > 0: // [] has no texts
 		return json.Marshal(p.Tokens[0])
 	}
 	return json.Marshal(p.Tokens)

@@ -48,7 +48,7 @@ func (e *encoder) Error(dst []byte, err *openai.Error) []byte {
 
 // event appends one event with v as its data.
 func event(dst []byte, name string, v any) []byte {
-	data, err := json.Marshal(v)
+	data, err := dialect.Marshal(v)
 	if err != nil { // everything that is written here marshals
 		return dst
 	}
@@ -217,6 +217,6 @@ func (e *encoder) Whole(a dialect.Answer) ([]byte, error) {
 	}
 	why := reason(a.Finish)
 	m.StopReason = &why
-	b, err := json.Marshal(m)
+	b, err := dialect.Marshal(m)
 	return append(b, '\n'), err
 }

@@ -67,7 +67,7 @@ func failureOf(e *openai.Error, about dialect.About) (int, failure) {
 // Fail returns an error as Anthropic's API tells it.
 func Fail(e *openai.Error, about dialect.About) (status int, body []byte) {
 	status, f := failureOf(e, about)
-	b, _ := json.Marshal(f) // strings always marshal
+	b, _ := dialect.Marshal(f) // strings always marshal
 	return status, append(b, '\n')
 }
 
@@ -218,7 +218,7 @@ func (in *request) chat() (*dialect.Chat, error) {
 		TemplateKwargs: map[string]any{"enable_thinking": in.thinks()},
 	}
 	if stops := slices.DeleteFunc(slices.Clone(in.StopSequences), func(s string) bool { return s == "" }); len(stops) > 0 {
-		b, err := json.Marshal(stops)
+		b, err := dialect.Marshal(stops)
 		if err != nil {
 			return nil, dialect.Invalid("stop_sequences", "stop_sequences must be strings")
 		}
@@ -266,7 +266,7 @@ func (in *request) form(out *dialect.Chat) error {
 	if len(f.Schema) == 0 || f.Schema[0] != '{' {
 		return dialect.Invalid(where+".schema", "%s.schema must be a JSON schema", where)
 	}
-	b, err := json.Marshal(map[string]any{"type": f.Type, f.Type: map[string]any{"name": "answer", "strict": true, "schema": f.Schema}})
+	b, err := dialect.Marshal(map[string]any{"type": f.Type, f.Type: map[string]any{"name": "answer", "strict": true, "schema": f.Schema}})
 	if err != nil {
 		return dialect.Invalid(where, "%s holds a value that is not JSON", where)
 	}
@@ -285,7 +285,7 @@ func (in *request) tools(out *dialect.Chat) error {
 	if len(list) == 0 {
 		return nil
 	}
-	b, err := json.Marshal(list)
+	b, err := dialect.Marshal(list)
 	if err != nil {
 		return dialect.Invalid("tools", "tools hold a value that is not JSON")
 	}
@@ -300,7 +300,7 @@ func (in *request) tools(out *dialect.Chat) error {
 	case "any":
 		out.ToolChoice = json.RawMessage(`"required"`)
 	case "tool":
-		name, err := json.Marshal(c.Name)
+		name, err := dialect.Marshal(c.Name)
 		if err != nil || c.Name == "" {
 			return dialect.Invalid("tool_choice.name", "tool_choice of type tool needs the tool's name")
 		}

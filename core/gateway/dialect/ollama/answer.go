@@ -94,7 +94,7 @@ func callsOf(list []dialect.Call) []byte {
 	for i, c := range list {
 		out[i].Function.Name, out[i].Function.Arguments = c.Name, dialect.Object(c.Arguments)
 	}
-	b, err := json.Marshal(out)
+	b, err := dialect.Marshal(out)
 	if err != nil { // both parts marshal
 		return []byte("[]")
 	}

@@ -53,7 +53,7 @@ func embedRequest(model string, keepAlive, input json.RawMessage, truncate bool,
 		fitting := -1
 		out.Truncate = &fitting
 	}
-	b, err := json.Marshal(out)
+	b, err := dialect.Marshal(out)
 	if err != nil {
 		return dialect.Request{}, nil, dialect.Invalid("input", "input is not valid JSON")
 	}
@@ -95,7 +95,7 @@ func (v *vectors) Whole(a dialect.Answer) ([]byte, error) {
 		if len(a.Vectors) > 0 {
 			out.Embedding = a.Vectors[0]
 		}
-		return json.Marshal(out)
+		return dialect.Marshal(out)
 	}
 	out := struct {
 		Model           string            `json:"model"`
@@ -110,5 +110,5 @@ func (v *vectors) Whole(a dialect.Answer) ([]byte, error) {
 	if a.Usage != nil {
 		out.PromptEvalCount = a.Usage.PromptTokens
 	}
-	return json.Marshal(out)
+	return dialect.Marshal(out)
 }

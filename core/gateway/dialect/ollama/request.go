@@ -27,7 +27,7 @@ func Fail(e *openai.Error, _ dialect.About) (status int, body []byte) {
 	if e.Hint != "" {
 		text += ". " + e.Hint
 	}
-	b, _ := json.Marshal(map[string]string{"error": text}) // strings always marshal
+	b, _ := dialect.Marshal(map[string]string{"error": text}) // strings always marshal
 	return e.Status, append(b, '\n')
 }
 

@@ -69,15 +69,15 @@ func (o *output) MarshalJSON() ([]byte, error) {
 		if len(o.text) > 0 || o.status != inProgress {
 			content = append(content, textPart(string(o.text)))
 		}
-		return json.Marshal(map[string]any{"type": o.typ, "id": o.id, "status": o.status, "role": "assistant", "content": content})
+		return dialect.Marshal(map[string]any{"type": o.typ, "id": o.id, "status": o.status, "role": "assistant", "content": content})
 	case typeReasoning:
 		content := []any{}
 		if len(o.text) > 0 {
 			content = append(content, map[string]any{"type": "reasoning_text", "text": string(o.text)})
 		}
-		return json.Marshal(map[string]any{"type": o.typ, "id": o.id, "status": o.status, "summary": []any{}, "content": content})
+		return dialect.Marshal(map[string]any{"type": o.typ, "id": o.id, "status": o.status, "summary": []any{}, "content": content})
 	}
-	return json.Marshal(map[string]any{
+	return dialect.Marshal(map[string]any{
 		"type": o.typ, "id": o.id, "status": o.status, "call_id": o.callID, "name": o.name, "arguments": string(o.arguments),
 	})
 }
@@ -152,7 +152,7 @@ func usageOf(u *openai.Usage) map[string]any {
 func (e *encoder) event(dst []byte, name string, v map[string]any) []byte {
 	v["type"], v["sequence_number"] = name, e.seq
 	e.seq++
-	data, err := json.Marshal(v)
+	data, err := dialect.Marshal(v)
 	if err != nil { // everything that is written here was JSON before
 		return dst
 	}
@@ -278,7 +278,7 @@ func (e *encoder) Chunk(dst []byte, c dialect.Chunk) []byte {
 func (e *encoder) End(dst []byte) []byte {
 	dst = e.leave(e.begin(dst))
 	status := e.status()
-	b, err := json.Marshal(e.response(status, nil))
+	b, err := dialect.Marshal(e.response(status, nil))
 	if err != nil { // everything that is written here was JSON before
 		return dst
 	}
@@ -321,7 +321,7 @@ func (e *encoder) Whole(a dialect.Answer) ([]byte, error) {
 	for _, c := range a.Calls {
 		add(&output{typ: typeCall, id: id("fc_"), callID: c.ID, name: c.Name, arguments: []byte(c.Arguments)})
 	}
-	b, err := json.Marshal(e.response(e.status(), nil))
+	b, err := dialect.Marshal(e.response(e.status(), nil))
 	if err == nil {
 		e.keep(b)
 	}
@@ -338,7 +338,7 @@ func (e *encoder) keep(response []byte) {
 	for _, o := range e.output {
 		switch o.typ {
 		case typeMessage:
-			content, err := json.Marshal(string(o.text))
+			content, err := dialect.Marshal(string(o.text))
 			if err != nil {
 				return
 			}

@@ -60,7 +60,7 @@ func CountTokens(store *Store) dialect.Dialect {
 
 // Fail returns an error in OpenAI's envelope.
 func Fail(e *openai.Error, _ dialect.About) (status int, body []byte) {
-	b, _ := json.Marshal(map[string]any{"error": e}) // strings always marshal
+	b, _ := dialect.Marshal(map[string]any{"error": e}) // strings always marshal
 	return e.Status, append(b, '\n')
 }
 
@@ -246,7 +246,7 @@ func (in *request) chat(items []item) (*dialect.Chat, error) {
 		if f.Type == "json_schema" {
 			v["json_schema"] = map[string]any{"name": f.Name, "schema": f.Schema, "strict": f.Strict}
 		}
-		b, err := json.Marshal(v)
+		b, err := dialect.Marshal(v)
 		if err != nil {
 			return nil, dialect.Invalid("text.format", "text.format holds a value that is not JSON")
 		}
@@ -259,7 +259,7 @@ func (in *request) chat(items []item) (*dialect.Chat, error) {
 		}
 	}
 	if len(list) > 0 {
-		b, err := json.Marshal(list)
+		b, err := dialect.Marshal(list)
 		if err != nil {
 			return nil, dialect.Invalid("tools", "tools hold a value that is not JSON")
 		}
@@ -284,7 +284,7 @@ func toolChoice(raw json.RawMessage) (json.RawMessage, error) {
 	if err := json.Unmarshal(raw, &c); err != nil || c.Type != typeFunction || c.Name == "" {
 		return nil, openai.NotSupported("tool_choice", `tool_choice must be "auto", "none", "required", or a function by its name`)
 	}
-	b, err := json.Marshal(map[string]any{"type": "function", "function": map[string]string{"name": c.Name}})
+	b, err := dialect.Marshal(map[string]any{"type": "function", "function": map[string]string{"name": c.Name}})
 	return b, err
 }
 

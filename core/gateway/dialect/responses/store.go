@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"sync"
 	"time"
+
+	"github.com/rbee-project/rbee/core/gateway/dialect"
 )
 
 const (
@@ -169,7 +171,7 @@ func (s *Store) Export(id, key string) ([]byte, bool) {
 	if !ok {
 		return nil, false
 	}
-	b, err := json.Marshal(a)
+	b, err := dialect.Marshal(a)
 	return b, err == nil && len(b) <= maxExported
 }
 
