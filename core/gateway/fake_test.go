@@ -47,7 +47,7 @@ func (f *fakeRouter) Route(ctx context.Context, q inference.Query) (inference.Le
 	f.mu.Lock()
 	wait := f.wait
 	f.mu.Unlock()
-	if wait != nil && !q.Other {
+	if wait != nil && !q.Other && !q.Look {
 		ctx, cancel := context.WithTimeout(ctx, q.Patience)
 		defer cancel()
 		progress := q.Progress
@@ -66,6 +66,9 @@ func (f *fakeRouter) Route(ctx context.Context, q inference.Query) (inference.Le
 		if w.Model == q.Model && !slices.ContainsFunc(q.Tried, func(t core.Worker) bool { return t.ID == w.ID }) {
 			ranked = append(ranked, core.Candidate{Worker: w, Reason: "test"})
 		}
+	}
+	if q.Look && len(ranked) == 0 {
+		return inference.Lease{}, &inference.NotLoaded{Model: q.Model}
 	}
 	if len(ranked) == 0 {
 		return inference.Lease{}, core.Errorf(core.NotFound, "no model %q", q.Model).Hint("Near to it are: tiny.")

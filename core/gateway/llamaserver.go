@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"net/http"
 	"slices"
 	"strings"
@@ -115,6 +116,11 @@ func (g *Gateway) props(w *response, r *http.Request) error {
 			}
 		}
 		return json.Marshal(told)
+	}, func(m core.Model) (any, error) {
+		return map[string]any{
+			"model_alias": m.ID, "model_path": m.ID, "total_slots": 0, "chat_template": "", "is_sleeping": true,
+			"default_generation_settings": map[string]any{"params": nil, "n_ctx": m.ContextTokens}, "build_info": "rbee " + g.o.Version,
+		}, nil
 	})
 }
 
@@ -127,6 +133,7 @@ func (g *Gateway) slots(w *response, r *http.Request) error {
 	if model == "" {
 		return badBody("model", "model is missing: there are several; ask for /slots?model=NAME")
 	}
+	noSlot := &apiError{status: http.StatusServiceUnavailable, code: codeOverloaded, err: core.Errorf(core.Overloaded, "no slot is free")}
 	needed := r.URL.Query().Get("fail_on_no_slot") != ""
 	return g.look(w, r, "/slots", model, func(_ string, body []byte) ([]byte, error) {
 		var list []openai.Slot
@@ -134,9 +141,14 @@ func (g *Gateway) slots(w *response, r *http.Request) error {
 			return nil, core.Wrap(err, core.Internal, "read the worker's answer")
 		}
 		if needed && !slices.ContainsFunc(list, func(s openai.Slot) bool { return !s.IsProcessing }) {
-			return nil, &apiError{status: http.StatusServiceUnavailable, code: codeOverloaded, err: core.Errorf(core.Overloaded, "no slot is free")}
+			return nil, noSlot
 		}
 		return json.Marshal(list)
+	}, func(core.Model) (any, error) {
+		if needed {
+			return nil, noSlot
+		}
+		return []openai.Slot{}, nil
 	})
 }
 
@@ -148,22 +160,49 @@ func (g *Gateway) asked(r *http.Request) (string, error) {
 	return g.onlyModel(r.Context())
 }
 
-// look answers with what a worker of a model tells of itself.
-func (g *Gateway) look(w *response, r *http.Request, path, model string, shown func(model string, body []byte) ([]byte, error)) error {
+// look answers with what a worker of a model tells of itself, or, where no worker has loaded it, with
+// unloaded, as llama-server tells of a model that sleeps. It loads nothing, and keeps nothing loaded:
+// programs ask every few seconds.
+func (g *Gateway) look(w *response, r *http.Request, path, model string, shown func(model string, body []byte) ([]byte, error), unloaded func(m core.Model) (any, error)) error {
 	r, _, end, err := g.begin(r)
 	if err != nil {
 		return err
 	}
 	defer end()
+	model = strings.TrimSpace(model)
+	m, notFound := g.findModel(r.Context(), w, model)
+	if notFound == nil {
+		model = m.ID
+	}
 	c := &lookClient{openaiClient: openaiClient{w: w}, shown: shown}
-	g.relay(w, r, inference.Request{Path: path, Method: http.MethodGet, Model: strings.TrimSpace(model), At: time.Now()}, c)
-	return c.err
+	g.relay(w, r, inference.Request{Path: path, Method: http.MethodGet, Model: model, At: time.Now()}, c)
+	if !c.unloaded {
+		return c.err
+	}
+	if notFound != nil {
+		return notFound
+	}
+	v, err := unloaded(m)
+	if err != nil {
+		return err
+	}
+	return writeJSON(w, http.StatusOK, v)
 }
 
 // lookClient answers with what is shown of a worker's answer.
 type lookClient struct {
 	openaiClient
-	shown func(model string, body []byte) ([]byte, error)
+	shown    func(model string, body []byte) ([]byte, error)
+	unloaded bool // no worker has loaded the model
+}
+
+// Fail implements inference.Client.
+func (c *lookClient) Fail(err error) (status int) {
+	if _, ok := errors.AsType[*inference.NotLoaded](err); ok && c.w.status == 0 {
+		c.unloaded = true
+		return http.StatusOK
+	}
+	return c.openaiClient.Fail(err)
 }
 
 // Answer implements inference.Client.

@@ -1,9 +1,11 @@
 package gateway
 
 import (
+	"context"
 	"encoding/json"
 	"io"
 	"net/http"
+	"strings"
 	"testing"
 
 	"github.com/shoenig/test/must"
@@ -56,6 +58,47 @@ func TestPropsOfModel(t *testing.T) {
 	resp, body = r.get("/v1/health")
 	must.Eq(t, 200, resp.StatusCode)
 	must.StrContains(t, body, `"status":"ok"`)
+}
+
+// TestPollsLoadNothing asks, as programs do every few seconds, about a model that no worker has
+// loaded. What is known of it is told, and nothing is started.
+func TestPollsLoadNothing(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, nil)
+	r.cluster.Change(func(s *fakecluster.State) {
+		s.Models = []core.Model{{ID: "org/cold:Q4", Aliases: []string{"cold"}, ContextTokens: 512, State: core.ModelStored, Hives: []string{"h1"}}}
+	})
+	r.router.wait = func(context.Context, func(core.Progress)) error {
+		t.Error("a worker was started")
+		return core.Errorf(core.Unavailable, "no")
+	}
+	for _, name := range []string{"org/cold:Q4", "cold"} {
+		resp, body := r.get("/props?model=" + name)
+		must.Eq(t, 200, resp.StatusCode, must.Sprint(body))
+		must.StrContains(t, body, `"is_sleeping":true`)
+		must.StrContains(t, body, `"model_alias":"org/cold:Q4"`)
+		must.StrContains(t, body, `"n_ctx":512`)
+		resp, body = r.get("/slots?model=" + name)
+		must.Eq(t, 200, resp.StatusCode)
+		must.Eq(t, "[]", strings.TrimSpace(body))
+		resp, _ = r.get("/slots?fail_on_no_slot=1&model=" + name)
+		must.Eq(t, 503, resp.StatusCode)
+		resp, _ = r.get("/v1/models/" + name)
+		must.Eq(t, 200, resp.StatusCode)
+		resp, body, err := r.post("/api/show", `{"model":"`+name+`"}`)
+		must.NoError(t, err)
+		must.Eq(t, 200, resp.StatusCode, must.Sprint(body))
+	}
+	resp, body := r.get("/api/ps")
+	must.Eq(t, 200, resp.StatusCode)
+	must.StrContains(t, body, `"models":[]`)
+	resp, _ = r.get("/v1/models")
+	must.Eq(t, 200, resp.StatusCode)
+	for _, path := range []string{"/props?model=nobody", "/slots?model=nobody"} {
+		resp, body = r.get(path)
+		must.Eq(t, 404, resp.StatusCode)
+		must.Eq(t, "model_not_found", code(errorIn(t, body)))
+	}
 }
 
 // TestNativeRequests passes requests on in llama-server's form: they need not name the only model,

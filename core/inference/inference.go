@@ -51,6 +51,10 @@ type Query struct {
 	KeepAlive *time.Duration
 	// Other asks for a worker that is ready now: Route neither waits nor starts one.
 	Other bool
+	// Look asks for a worker that is loaded, whatever it has to do: it is told nothing but a
+	// question about itself, which is no use of it. Route neither waits nor starts one, and its
+	// error is *NotLoaded where none is.
+	Look bool
 	// Patience bounds the wait for a worker to be started.
 	Patience time.Duration
 	// Progress is called on Route's goroutine while it waits, first with the zero value when the
@@ -79,6 +83,14 @@ func (e *Busy) Error() string { return "all workers with " + e.Model + " are bus
 func (e *Busy) Unwrap() error {
 	return core.Errorf(core.Overloaded, "all workers with %s are busy", e.Model).Hint("Try again in a while, or start another worker with `rbee worker spawn`.")
 }
+
+// NotLoaded is Route's error for a look at a model that no worker has loaded, or that is not there.
+type NotLoaded struct{ Model string } // as the query has it
+
+func (e *NotLoaded) Error() string { return "no worker has loaded " + clip(e.Model, 100) }
+
+// Unwrap returns the error as a classified one.
+func (e *NotLoaded) Unwrap() error { return core.Errorf(core.Unavailable, "%s", e.Error()) }
 
 // Unable is Route's error where workers serve the model, and none of them can do what the request
 // needs.

@@ -209,7 +209,7 @@ func wake(c chan struct{}) {
 // call's deadline for such waits.
 func (c *call) acquire(ctx context.Context, q Query) (Lease, error) {
 	l, model := &c.s.lines, ""
-	if !l.waits(q.Model) { // else those who wait come first
+	if q.Look || !l.waits(q.Model) { // else those who wait come first
 		lease, err := c.s.o.Router.Route(ctx, q)
 		full, ok := errors.AsType[*Busy](err)
 		if !ok {

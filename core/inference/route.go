@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"strings"
 	"sync"
 	"time"
@@ -14,7 +15,7 @@ import (
 
 // route has the router choose a worker, or start one. A stream is told how far that is.
 func (c *call) route() error {
-	lease, err := c.await(Query{RequestID: c.r.ID, Key: c.r.Key, Model: c.facts.model, Terms: c.r.Terms, KeepAlive: c.facts.keepAlive})
+	lease, err := c.await(Query{RequestID: c.r.ID, Key: c.r.Key, Model: c.facts.model, Terms: c.r.Terms, KeepAlive: c.facts.keepAlive, Look: c.r.Method == http.MethodGet})
 	c.lease = lease
 	return err
 }

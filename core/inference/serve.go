@@ -249,7 +249,7 @@ func (c *call) run() error {
 		if isBusy && full.short {
 			contextOver = max(contextOver, c.lease.Worker.ContextTokens)
 		}
-		q := Query{RequestID: c.r.ID, Key: c.r.Key, Model: c.lease.Worker.Model, Terms: c.r.Terms, KeepAlive: c.facts.keepAlive, Tried: tried, ContextOver: contextOver, Other: true}
+		q := Query{RequestID: c.r.ID, Key: c.r.Key, Model: c.lease.Worker.Model, Terms: c.r.Terms, KeepAlive: c.facts.keepAlive, Tried: tried, ContextOver: contextOver, Other: true, Look: c.r.Method == http.MethodGet}
 		next, routeErr := c.acquire(c.ctx, q)
 		if routeErr != nil && c.ctx.Err() == nil && (again && !failed.sent || isBusy && full.leaving) {
 			next, routeErr = c.reroute(q)

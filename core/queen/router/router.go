@@ -96,7 +96,7 @@ func New(o Options) *Router {
 // Where none does, Route waits for a worker that is loading; it waits for the next report of the
 // hives whose workers are all avoided; otherwise it has a worker started on the hive that the
 // scheduler chooses, once per model however many requests wait. A start outlasts the requests that
-// wait for it: the next one finds the worker.
+// wait for it: the next one finds the worker. A look does none of that, and is no use of a worker.
 //
 // A model is known by any of its names (see modelname.Resolve), and one of the builtin source by
 // its bare name. A reference to another source is not fetched for a request: that takes a
@@ -124,6 +124,9 @@ func (r *Router) Route(ctx context.Context, q inference.Query) (inference.Lease,
 		}
 	}
 	none := inference.Lease{Refused: refusals(refused)}
+	if q.Look {
+		return none, &inference.NotLoaded{Model: q.Model}
+	}
 	if lack := lacking(refused); lack != "" && waitFor == waitNothing {
 		return none, &inference.Unable{Model: q.Model, Need: lack}
 	}
@@ -282,6 +285,9 @@ func (r *Router) candidates(ws registry.WatchSet, id string, query *inference.Qu
 			return true
 		}
 		p := r.prospectLocked(w)
+		if query.Look { // it waits for no slot
+			p.InFlight, p.Busy, p.Load = 0, false, core.Load{}
+		}
 		switch {
 		case h == nil || h.Status == core.HiveDown:
 			p.Suspect = cmp.Or(p.Suspect, "its hive is down")
@@ -368,6 +374,9 @@ func instanceOf(w *core.Worker) instance { return instance{w.Hive, w.Nonce} }
 // begin counts a request that is sent to a worker until end is called, once. A request that says
 // how long the worker is to be kept has its hive told of its end at once.
 func (r *Router) begin(w *core.Worker, q *inference.Query) (end func()) {
+	if q.Look {
+		return func() {}
+	}
 	keepAlive := q.KeepAlive
 	r.mu.Lock()
 	r.memory.sent(q.Prefix, w)

@@ -317,6 +317,36 @@ func TestRouteStarts(t *testing.T) {
 	})
 }
 
+// A look at a worker is no use of it, waits for no slot and starts nothing.
+func TestRouteLooks(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, 1)
+		r.starter.resolve = func(string) (string, router.Start, error) { panic("nothing is to be started") }
+		l, err := r.route(inference.Query{Look: true})
+		must.NoError(t, err)
+		must.Eq(t, r.hive.Workers[0].ID, l.Worker.ID)
+		must.Eq(t, 0, r.InFlight())
+		l.Release(inference.Outcome{})
+		must.SliceEmpty(t, r.Uses("h1"))
+		for err == nil {
+			_, err = r.route(inference.Query{})
+		}
+		_, err = r.route(inference.Query{Look: true})
+		must.NoError(t, err, must.Sprint("it is busy"))
+		_, err = r.Route(t.Context(), inference.Query{Model: "other", Look: true})
+		unloaded, ok := errors.AsType[*inference.NotLoaded](err)
+		must.True(t, ok, must.Sprint(err))
+		must.Eq(t, "other", unloaded.Model)
+		must.Eq(t, core.Unavailable, core.KindOf(err))
+		r.hive.Workers[0].State = core.WorkerLoading
+		r.sync()
+		_, err = r.route(inference.Query{Look: true})
+		_, ok = errors.AsType[*inference.NotLoaded](err)
+		must.True(t, ok, must.Sprint(err))
+	})
+}
+
 // BenchmarkRoute measures the whole price of a choice among 4 workers of a model in a registry of
 // 64.
 func BenchmarkRoute(b *testing.B) {
