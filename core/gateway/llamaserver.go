@@ -160,9 +160,9 @@ func (g *Gateway) asked(r *http.Request) (string, error) {
 	return g.onlyModel(r.Context())
 }
 
-// look answers with what a worker of a model tells of itself, or, where no worker has loaded it, with
-// unloaded, as llama-server tells of a model that sleeps. It loads nothing, and keeps nothing loaded:
-// programs ask every few seconds.
+// look answers with what a worker of a model tells of itself, or, where no worker has loaded it,
+// with unloaded, as llama-server tells of a model that sleeps. It loads nothing, and keeps nothing
+// loaded: programs ask every few seconds.
 func (g *Gateway) look(w *response, r *http.Request, path, model string, shown func(model string, body []byte) ([]byte, error), unloaded func(m core.Model) (any, error)) error {
 	r, _, end, err := g.begin(r)
 	if err != nil {

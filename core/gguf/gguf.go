@@ -10,6 +10,8 @@ import (
 	"io"
 	"math"
 	"math/bits"
+
+	"github.com/rbee-project/rbee/core"
 )
 
 // Limits of what Read accepts.
@@ -25,6 +27,7 @@ const (
 // File holds what a GGUF header says about a model. Numbers that the header does not give are 0.
 type File struct {
 	Version       int
+	Type          string // "adapter", "mmproj", "imatrix", …: what no worker can serve alone; "model" or empty: a model
 	Architecture  string // "llama"; empty only in a later part of a split model
 	Name          string
 	License       string
@@ -59,6 +62,22 @@ type File struct {
 func Read(r io.ReaderAt, size int64) (*File, error) {
 	p := &parser{in: newReader(r, size), size: uint64(max(size, 0)), alignment: defaultAlignment, keys: map[string]struct{}{}}
 	return p.file()
+}
+
+// Servable returns why a worker cannot serve the file as a model; nil: it can. Error: Unsupported.
+func (f *File) Servable() error {
+	what, beside := "", "the configuration of its worker type"
+	switch {
+	case f.Type == "adapter":
+		what, beside = "an adapter", "adapters in the configuration of the worker type"
+	case f.Type == "mmproj" || f.Architecture == "clip":
+		what = "a projector for pictures or sound"
+	case f.Type == "imatrix" || f.Architecture == "imatrix":
+		return core.Errorf(core.Unsupported, "the file is an importance matrix, which quantization needs, and not a model")
+	default:
+		return nil
+	}
+	return core.Errorf(core.Unsupported, "the file is %s, which belongs to a model, and not a model", what).Hint("Pull the model that it was made for, and name this file in %s.", beside)
 }
 
 // Join returns the facts of a model that is split into several files, from all their headers in

@@ -126,6 +126,8 @@ func (p *parser) entry() {
 func (p *parser) textEntry(key string) {
 	in := p.in
 	switch key {
+	case "general.type":
+		p.out.Type = clean(in.text(key, 64))
 	case "general.architecture":
 		p.out.Architecture = in.text(key, 64)
 	case "general.name":

@@ -9,6 +9,7 @@ import (
 	"io"
 	"iter"
 	"math"
+	"net/url"
 	"reflect"
 	"slices"
 	"strings"
@@ -193,10 +194,47 @@ func (f Field) checkText(s string, top int64, bad func(string, ...any) error) er
 	switch {
 	case int64(len(s)) > top:
 		return bad("%s has %d bytes, at most %d are allowed", f.Name, len(s), top)
+	case !f.Lines && hasSecret(s):
+		return core.Errorf(core.Invalid, "%s has a name, password or token in its address", f.Name).Hint(
+			"Leave it out: it would stay in the job and its log. Credentials belong into the configuration of the catalog source.")
 	case strings.ContainsFunc(s, control):
 		return bad("%s has control characters", f.Name)
 	case f.Enum != nil && s != "" && !slices.Contains(f.Enum, s):
 		return bad("%s is none of %s", f.Name, strings.Join(f.Enum, ", "))
 	}
 	return nil
+}
+
+// secretKeys are parameters of an address that give access to what it names.
+var secretKeys = []string{ // constant
+	"token", "access_token", "auth_token", "private_token", "api_key", "apikey", "key", "auth", "authorization", "password", "passwd", "pwd", "secret", "sig", "signature",
+	"x-amz-signature", "x-amz-security-token", "x-goog-signature",
+}
+
+// hasSecret reports whether a text holds an address with a name, a password or a token in it.
+func hasSecret(text string) bool {
+	lower := strings.ToLower(text)
+	for _, scheme := range []string{"https:", "http:"} {
+		_, rest, found := strings.Cut(lower, scheme)
+		if !found {
+			continue
+		}
+		rest = strings.TrimLeft(rest, "/\\") // however many: parsers differ
+		address, fragment, _ := strings.Cut(rest, "#")
+		address, query, _ := strings.Cut(address, "?")
+		host, _, _ := strings.Cut(strings.ReplaceAll(address, "\\", "/"), "/")
+		if strings.Contains(host, "@") {
+			return true
+		}
+		for _, part := range strings.FieldsFunc(query+"&"+fragment, func(r rune) bool { return r == '&' || r == ';' }) {
+			name, _, _ := strings.Cut(part, "=")
+			if plain, err := url.QueryUnescape(name); err == nil {
+				name = plain
+			}
+			if slices.Contains(secretKeys, name) {
+				return true
+			}
+		}
+	}
+	return false
 }

@@ -289,3 +289,25 @@ func FuzzDecodeRequest(f *testing.F) {
 		must.Eq(t, r, again)
 	})
 }
+
+// TestCheckRefusesSecrets refuses an address with a secret in it before there is a job that would
+// keep it, and does not repeat it.
+func TestCheckRefusesSecrets(t *testing.T) {
+	t.Parallel()
+	for _, model := range []string{
+		"https://user:hunter2@example.org/m.gguf", "http:https://hunter2@example.org/m.gguf", "HTTPS://u:hunter2@example.org", "https:///u:hunter2@example.org/m",
+		"https://example.org/m.gguf?token=hunter2", "https://example.org/m.gguf?a=b&Access_Token=hunter2", "https://example.org/m?%74oken=hunter2",
+		"https://example.org/m#token=hunter2", "https://example.org/m?X-Amz-Signature=hunter2", `https:\\u:hunter2@example.org\m`,
+	} {
+		err := operation.Check(core.Request{Operation: core.OpModelDownload, Hive: "h1", Model: model})
+		must.Eq(t, core.Invalid, core.KindOf(err), must.Sprint(model))
+		must.StrNotContains(t, err.Error()+core.HintOf(err), "hunter2")
+	}
+	for _, model := range []string{
+		"https://example.org/a@b/m.gguf", "https://example.org/m.gguf?download=true", "https://example.org/m.gguf#sha256=00", "https://example.org/m.gguf@sha256:00",
+		"hf.co/org/repo:Q4_K_M", "builtin:rbee-tiny", "file:/a/token=b@c.gguf",
+	} {
+		must.NoError(t, operation.Check(core.Request{Operation: core.OpModelDownload, Hive: "h1", Model: model}), must.Sprint(model))
+	}
+	must.NoError(t, operation.Check(core.Request{Operation: core.OpInfer, Model: "m", Prompt: "what is https://u:p@example.org?"}))
+}

@@ -229,7 +229,8 @@ func (s *Store) header(name string) (*gguf.File, error) {
 // It replaces a damaged one.
 //
 // It publishes nothing unless every file has its announced size and digest and the first, and each
-// that is called .gguf, is a sound GGUF file (core.Integrity otherwise). A model that is split into
+// that is called .gguf, is a sound GGUF file (core.Integrity otherwise), of a model and
+// not an adapter or a projector (core.Unsupported). A model that is split into
 // several GGUF files has them first, in order; one of them alone is core.Unsupported. The same
 // reference with other files replaces the model; the same id from another reference with other
 // files is core.Conflict. Files that do not fit on the disk are core.TooLarge.
@@ -498,7 +499,10 @@ func (s *Store) publishBlob(a *arrival, isGGUF bool) (blob, error) {
 	b := blob{digest: a.sha256, size: a.size}
 	if isGGUF {
 		var err error
-		if b.header, err = gguf.Read(a.file, a.size); err != nil {
+		if b.header, err = gguf.Read(a.file, a.size); err == nil {
+			err = b.header.Servable()
+		}
+		if err != nil {
 			a.discard()
 			return blob{}, err
 		}

@@ -481,3 +481,25 @@ func TestUnknownSizeFillsTheDisk(t *testing.T) {
 	must.Eq(t, core.TooLarge, core.KindOf(err))
 	must.SliceEmpty(t, second.asked)
 }
+
+// TestOnlyModels refuses GGUF files that are none of a model, by what is in them, and keeps nothing
+// of them.
+func TestOnlyModels(t *testing.T) {
+	t.Parallel()
+	s := open(t, t.TempDir())
+	for what, entry := range map[string][2]string{
+		"an adapter": {"general.type", "adapter"}, "a projector": {"general.type", "mmproj"}, "projector": {"general.architecture", "clip"},
+		"an importance matrix": {"general.type", "imatrix"}, "": {"general.type", "model"},
+	} {
+		body := badgguf.File(badgguf.With(badgguf.GoodEntries(), entry[0], entry[1]), badgguf.GoodTensors(), badgguf.GoodData)
+		o := &origin{body: body}
+		_, err := s.PutModel(t.Context(), spec("m", body, sha256Of(body)), store.Fetch(o.fetch), nil)
+		if what == "" {
+			must.NoError(t, err)
+			continue
+		}
+		must.Eq(t, core.Unsupported, core.KindOf(err), must.Sprint(what, err))
+		must.StrContains(t, err.Error(), what)
+		must.StrNotContains(t, err.Error(), s.Dir())
+	}
+}
