@@ -87,11 +87,12 @@ type reconciler struct {
 	hives    map[string]Hive
 	workers  map[string]core.Worker // by label
 	rooms    []sched.Room           // of the hives, in the order of their ids; devices with what is free now
+	pending  map[[2]string]bool     // devices, by hive and id, on which a worker is to be that is not there yet
 	problems []core.DeploymentProblem
 }
 
 func newReconciler(all []core.Deployment, v View) *reconciler {
-	r := &reconciler{view: v, all: slices.Clone(all), hives: map[string]Hive{}, workers: map[string]core.Worker{}}
+	r := &reconciler{view: v, all: slices.Clone(all), hives: map[string]Hive{}, workers: map[string]core.Worker{}, pending: map[[2]string]bool{}}
 	v.Hives = slices.SortedFunc(slices.Values(v.Hives), func(a, b Hive) int { return strings.Compare(a.ID, b.ID) })
 	for _, h := range v.Hives {
 		r.hives[h.ID] = h
@@ -125,7 +126,7 @@ func newReconciler(all []core.Deployment, v View) *reconciler {
 			d.FreeBytes = max(0, min(d.FreeBytes, d.TotalBytes-held[[2]string{r.rooms[i].Hive.ID, d.ID}]))
 		}
 	}
-	for _, d := range r.all {
+	for _, d := range r.inOrder() { // what is left for one depends on the others
 		for _, p := range d.Placed {
 			if _, there := r.workers[p.Label(d.Name)]; !there && !r.gone(d, p) {
 				m := v.Models[d.Model]
@@ -154,6 +155,7 @@ func (r *reconciler) take(hive, device string, wants, needs int64) {
 	if i < 0 {
 		return
 	}
+	r.pending[[2]string{hive, device}] = true
 	for j := range r.rooms[i].Hive.Devices {
 		d := &r.rooms[i].Hive.Devices[j]
 		if d.ID != device {
@@ -317,7 +319,14 @@ func (r *reconciler) choose(d core.Deployment, has []core.Replica) (sched.Fit, *
 	}
 	demand := sched.Demand{Model: d.Model, Type: d.Type, MinBytes: m.MinBytes, EstimateBytes: m.EstimateBytes}
 	fits, more, lacks := sched.Fits(demand, rooms, func(h core.Hive, dev core.Device) bool { return allows(d.DeploymentSpec, h, dev) })
-	if len(fits) == 0 {
+	// A worker that takes whatever is free would take the memory of those that are on their way.
+	greedy := func(f sched.Fit) bool { return !f.Whole() && r.pending[[2]string{f.Hive.ID, f.Device}] }
+	for _, f := range fits {
+		if greedy(f) {
+			more = append(more, sched.Refusal{Name: cmp.Or(f.Hive.Name, f.Hive.ID), Reason: "has room on " + f.Device + " when other workers have loaded there"})
+		}
+	}
+	if fits = slices.DeleteFunc(fits, greedy); len(fits) == 0 {
 		return sched.Fit{}, problemOf(d, append(refused, more...), lacks)
 	}
 	count := map[string]int{}

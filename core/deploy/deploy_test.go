@@ -111,7 +111,9 @@ func (w *world) step() bool {
 	}
 	starts, stops := deploy.Due(w.all, w.view())
 	for _, s := range starts {
-		w.start(s)
+		if w.rnd.IntN(3) > 0 { // others are still downloading
+			w.start(s)
+		}
 	}
 	for _, x := range stops {
 		w.workers = slices.DeleteFunc(w.workers, func(y core.Worker) bool { return y.ID == x.ID })

@@ -97,5 +97,9 @@ func refusalsOf(d Demand, r Room, devices []core.Device, name string, fits *[]Fi
 	return refused
 }
 
+// Whole reports whether it has room for the model's own context; otherwise the hive takes what is
+// free when the worker starts.
+func (f Fit) Whole() bool { return f.whole }
+
 // Unloads reports whether workers must unload for it.
 func (f Fit) Unloads() bool { return f.level > levelFree }
