@@ -21,7 +21,7 @@ import (
 // registryReads are the routes whose answer comes from the replicated registry.
 var registryReads = []string{
 	"/v1/status", "/v1/hives", "/v1/hives/{hive}", "/v1/hives/{hive}/status", "/v1/workers", "/v1/workers/{worker}",
-	"/v1/aliases", "/v1/settings", "/v1/queens", "/v1/nodes", "/v1/tokens", "/v1/cluster", "/v1/operator/raft",
+	"/v1/aliases", "/v1/deployments", "/v1/deployments/{deployment}", "/v1/settings", "/v1/queens", "/v1/nodes", "/v1/tokens", "/v1/cluster", "/v1/operator/raft",
 }
 
 // served answers one request without a network.

@@ -29,7 +29,7 @@ func (e *planError) Unwrap() error { return e.err }
 
 func planCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "plan FILE|FOLDER...",
+		Use:   "plan FILE...",
 		Short: "Show what deployments would start, stop, fetch and unload",
 		Long: `Show what the deployments of the files would change: which workers would start and stop, on which devices and with how much of their memory,
 what would be downloaded, which workers may have to unload, and what finds no place, with the memory that each device lacks. Nothing is changed.
@@ -69,7 +69,7 @@ Exit code 0: nothing is to do. 1: there are changes, or something finds no place
 func applyCommand(a *app) *cobra.Command {
 	var index int
 	cmd := &cobra.Command{
-		Use:   "apply FILE|FOLDER...",
+		Use:   "apply FILE...",
 		Short: "Have deployments run",
 		Long: `Have the deployments of the files run, and those that are there already as the files say. Others stay as they are. The leader starts and stops their
 workers from then on: it replaces those of a hive that is lost, and moves those of a hive that drains.
@@ -109,7 +109,7 @@ It is refused where somebody has changed a deployment since the plan that is sho
 // deploymentSpecs reads the deployments of files, for a request.
 func deploymentSpecs(a *app, paths []string) (string, error) {
 	if len(paths) == 0 {
-		return "", usagef("FILE|FOLDER is missing: name the files with the deployments")
+		return "", usagef("FILE is missing: name the files, or folders of files, with the deployments")
 	}
 	specs, diags := config.Deployments(paths, a.env)
 	if err := writeDiagnostics(a, diags); err != nil {
@@ -284,8 +284,20 @@ func deploymentStopCommand(a *app) *cobra.Command {
 		Long:              `Stop a deployment: its workers finish their requests and end. It stays in the list; "rbee deployment revert" and "rbee apply" start it again.`,
 		ValidArgsFunction: first(a.names(deploymentNames)),
 	}
+	var yes, dryRun bool
+	destructiveFlags(cmd, &yes, &dryRun)
 	cmd.RunE = a.asking(func(ctx context.Context, c *client.Client, args []string) error {
-		return changeDeployment(ctx, a, c, core.Request{Operation: core.OpDeploymentStop, Deployment: args[0]})
+		d, err := operation.DeploymentGet.Ask(ctx, c, core.Request{Deployment: args[0]})
+		if err != nil {
+			return err
+		}
+		if dryRun {
+			return showDeployment(a, d)
+		}
+		if err := a.confirm(ctx, yes, fmt.Sprintf("Stop %s with %d workers?", d.Name, len(d.Workers))); err != nil {
+			return err
+		}
+		return changeDeployment(ctx, a, c, core.Request{Operation: core.OpDeploymentStop, Deployment: d.Name})
 	})
 	return cmd
 }

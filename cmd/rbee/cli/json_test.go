@@ -42,7 +42,7 @@ func printedJSON() []printed {
 		{"deployment list", []core.DeploymentStatus{}},
 		{"deployment revert chat", core.DeploymentStatus{}},
 		{"deployment status chat", core.DeploymentStatus{}},
-		{"deployment stop chat", core.DeploymentStatus{}},
+		{"deployment stop chat --yes", core.DeploymentStatus{}},
 		{"hive get desk", core.Hive{}},
 		{"hive list", []core.Hive{}},
 		{"hive refresh desk", core.RefreshResult{}},

@@ -104,7 +104,7 @@ func TestDeployments(t *testing.T) {
 	first.must("hive", "drain", kept.HiveName, "--undo")
 	first.must("apply", deploymentFile(t, "replicas = 3\n  slots = 2\n  context_tokens = 256"))
 	await("one more", 3, fine)
-	first.must("deployment", "stop", "chat")
+	first.must("deployment", "stop", "chat", "--yes")
 	await("none", 0, fine)
 	coretest.Eventually(t, patience, func() error {
 		if left := asJSON[[]core.Worker](first, "ps"); len(left) > 0 {
