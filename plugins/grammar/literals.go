@@ -42,7 +42,12 @@ func (s *rxSet) literalTree(sorted []string, at int) (out rx) {
 	var kids []rx
 	var key string
 	if len(sorted) > 2 {
-		key = strings.Join(sorted, "\xff")[at:]
+		var rests strings.Builder
+		for _, text := range sorted {
+			rests.WriteString(text[at:])
+			rests.WriteByte(0xff)
+		}
+		key = rests.String()
 		if r, ok := s.trees[key]; ok {
 			return r
 		}

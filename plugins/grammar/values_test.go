@@ -69,3 +69,20 @@ func TestHostileValues(t *testing.T) {
 		}
 	}
 }
+
+// Names that begin alike are told apart, whichever of them are still to come: what is remembered of
+// one set of them is not taken for another.
+func TestNamesThatBeginAlike(t *testing.T) {
+	t.Parallel()
+	g, err := grammar.Compile([]byte(`{"type":"object","properties":{"ab":{"type":"integer"},"abc":{"type":"integer"},"abd":{"type":"integer"},"a":{"type":"integer"}}}`),
+		grammar.Options{Order: grammar.AnyOrder})
+	must.NoError(t, err)
+	names := []string{"a", "ab", "abc", "abd"}
+	for _, first := range names {
+		for _, second := range names {
+			doc := `{"` + first + `":1,"` + second + `":2}`
+			must.Eq(t, first != second, g.Accepts([]byte(doc)), must.Sprint(doc))
+		}
+	}
+	must.False(t, g.Accepts([]byte(`{"ab":1,"abc":"x"}`)))
+}
