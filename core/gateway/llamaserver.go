@@ -21,6 +21,7 @@ func llamaServerRoutes() []route {
 	out := []route{
 		{"GET", "/props", core.ScopeInfer, local((*Gateway).props)},
 		{"GET", "/slots", core.ScopeInfer, local((*Gateway).slots)},
+		{"GET", "/lora-adapters", core.ScopeInfer, local((*Gateway).loraAdapters)},
 		{"GET", "/v1/health", scopeOpen, (*Gateway).healthy},
 	}
 	for _, path := range []string{"/tokenize", "/detokenize", "/apply-template", "/completion", "/infill"} {
@@ -150,6 +151,24 @@ func (g *Gateway) slots(w *response, r *http.Request) error {
 		}
 		return []openai.Slot{}, nil
 	})
+}
+
+// loraAdapters tells which adapters a worker of a model has. Their paths are nobody's business.
+func (g *Gateway) loraAdapters(w *response, r *http.Request) error {
+	model, err := g.asked(r)
+	if err != nil {
+		return err
+	}
+	if model == "" {
+		return badBody("model", "model is missing: there are several; ask for /lora-adapters?model=NAME")
+	}
+	return g.look(w, r, "/lora-adapters", model, func(_ string, body []byte) ([]byte, error) {
+		list := []openai.LoRAAdapter{}
+		if err := json.Unmarshal(body, &list); err != nil {
+			return nil, core.Wrap(err, core.Internal, "read the worker's answer")
+		}
+		return json.Marshal(list)
+	}, func(core.Model) (any, error) { return []openai.LoRAAdapter{}, nil })
 }
 
 // asked returns the model that a GET names, or else the only one.

@@ -25,6 +25,8 @@ func TestPropsOfModel(t *testing.T) {
 			answerJSON(405, `{"error":{"message":"no"}}`)(w, q)
 		case q.URL.String() == "/props":
 			answerJSON(200, `{"model_path":"/srv/models/secret.gguf","total_slots":2,"chat_template":"t","slot_save_path":"/srv/slots","default_generation_settings":{"n_ctx":64}}`)(w, q)
+		case q.URL.String() == "/lora-adapters":
+			answerJSON(200, `[{"id":0,"name":"poet","path":"/srv/poet.gguf","scale":0.5}]`)(w, q)
 		case q.URL.String() == "/slots":
 			answerJSON(200, `[{"id":0,"is_processing":true}]`)(w, q)
 		}
@@ -39,8 +41,10 @@ func TestPropsOfModel(t *testing.T) {
 	resp, body = r.get("/props")
 	must.Eq(t, 200, resp.StatusCode)
 	must.StrContains(t, body, `"role":"router"`)
-	resp, _ = r.get("/slots")
-	must.Eq(t, 400, resp.StatusCode)
+	for _, path := range []string{"/slots", "/lora-adapters"} {
+		resp, _ = r.get(path)
+		must.Eq(t, 400, resp.StatusCode, must.Sprint(path))
+	}
 	r.cluster.Change(func(s *fakecluster.State) { s.Workers = []core.Worker{{ID: "w1", Model: "tiny"}} })
 	_, named := r.get("/props?model=tiny")
 	resp, body = r.get("/props")
@@ -49,6 +53,9 @@ func TestPropsOfModel(t *testing.T) {
 	resp, body = r.get("/slots")
 	must.Eq(t, 200, resp.StatusCode)
 	must.Eq(t, `[{"id":0,"n_ctx":0,"speculative":false,"is_processing":true}]`, body)
+	resp, body = r.get("/lora-adapters")
+	must.Eq(t, 200, resp.StatusCode)
+	must.Eq(t, `[{"id":0,"name":"poet","scale":0.5}]`, body)
 	resp, body = r.get("/slots?fail_on_no_slot=1")
 	must.Eq(t, 503, resp.StatusCode)
 	must.StrContains(t, body, "no slot is free")

@@ -118,18 +118,10 @@ func (list adapters) find(one openai.LoRA) (id int, err error) {
 	return 0, openai.Invalid("lora", "this worker has no such lora adapter; it has %s", strings.Join(names, ", "))
 }
 
-// loraAdapter is how GET /lora-adapters tells of an adapter: as llama-server, but for the path,
-// which is nobody's business.
-type loraAdapter struct {
-	ID    int     `json:"id"`
-	Name  string  `json:"name"`
-	Scale float64 `json:"scale"`
-}
-
-func (s *server) listAdapters() []loraAdapter {
-	list := []loraAdapter{}
+func (s *server) listAdapters() []openai.LoRAAdapter {
+	list := []openai.LoRAAdapter{}
 	for i, a := range s.adapters {
-		list = append(list, loraAdapter{i, a.name, a.scale})
+		list = append(list, openai.LoRAAdapter{ID: i, Name: a.name, Scale: a.scale})
 	}
 	return list
 }

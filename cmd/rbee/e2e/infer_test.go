@@ -157,6 +157,8 @@ func TestConcurrentRequestsGiveTheTextOfSingleOnes(t *testing.T) {
 		answers = append(answers, said{p.Tokens, 64, single[i]}, said{p.Tokens, 64, together[i]})
 	}
 	asThePlainLoop(t, answers...)
+	a.spawn("--slots", "8")
+	conversationsStay(t, a)
 }
 
 func TestOpenAISDK(t *testing.T) {
@@ -298,6 +300,7 @@ func llamaServerRoutes(t *testing.T, addr string) {
 		{"GET", "/props", "", 200, `"model_path":"rbee-tiny"`},
 		{"GET", "/props?model=rbee-tiny", "", 200, `"chat_template":"`},
 		{"GET", "/slots", "", 200, `"is_processing":false`},
+		{"GET", "/lora-adapters", "", 200, `[]`},
 		{"POST", "/tokenize", `{"content":"Hello"}`, 200, `{"tokens":[1028]}`},
 		{"POST", "/apply-template", `{"messages":[{"role":"user","content":"hi"}]}`, 200, "im_start"},
 		{"POST", "/completion", `{"prompt":"The queen","n_predict":4,"ignore_eos":true}`, 200, `"tokens_predicted":4`},

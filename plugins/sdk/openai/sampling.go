@@ -58,6 +58,14 @@ type Sampling struct {
 	TimingsPerToken bool `json:"timings_per_token,omitempty"`
 }
 
+// LoRAAdapter is how GET /lora-adapters tells of an adapter: as llama-server, but for the path,
+// which is nobody's business.
+type LoRAAdapter struct {
+	ID    int     `json:"id"`
+	Name  string  `json:"name"`
+	Scale float64 `json:"scale"`
+}
+
 // LoRA is an adapter that a request wants, by name or by id.
 type LoRA struct {
 	ID    *Int    `json:"id,omitempty"`
