@@ -40,7 +40,7 @@ func newFleet(t *testing.T, hives int) *fleet {
 	return f
 }
 
-// runs is what a hive does. A load takes two seconds.
+// runs is what a hive does. A start takes three seconds and a half.
 func (f *fleet) runs(id string) func(context.Context, core.Request, *job.Run) (any, error) {
 	return func(_ context.Context, r core.Request, _ *job.Run) (any, error) {
 		if r.Operation == core.OpActiveWorkerRetire {
@@ -56,6 +56,7 @@ func (f *fleet) runs(id string) func(context.Context, core.Request, *job.Run) (a
 		if failing {
 			return nil, core.Errorf(core.Internal, "the engine is broken")
 		}
+		time.Sleep(1500 * time.Millisecond) // it fetches the model: nobody sees a worker yet
 		w := core.Worker{ID: "w-" + strings.ReplaceAll(r.Replica, "/", "-"), Hive: id, Type: "cpu", Model: r.Model, Device: r.Device, Slots: 4, State: core.WorkerLoading, Nonce: r.Replica, Replica: r.Replica}
 		w.Load.Pinned, w.Load.MemoryBytes = r.Pin, 2000
 		f.tell(id, func(sim *simhive.Hive) { sim.Workers = append(sim.Workers, w) })
