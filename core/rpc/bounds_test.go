@@ -35,14 +35,14 @@ const (
 	submitMethod = "/rbee.job.v1.JobService/Submit"
 )
 
-// rawClient speaks HTTP/2 as it likes.
+// rawClient speaks raw HTTP/2, well-formed or not.
 type rawClient struct {
 	conn net.Conn
 	*http2.Framer
 	next uint32
 }
 
-// rawDial connects with the identity's certificate; nil: without one.
+// rawDial connects with the identity's certificate; no certificate if it is nil.
 func rawDial(t testing.TB, addr string, id *pki.Identity) *rawClient {
 	t.Helper()
 	config := &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS13, NextProtos: []string{rpc.ProtocolGRPC}}
@@ -62,7 +62,7 @@ func rawDial(t testing.TB, addr string, id *pki.Identity) *rawClient {
 	return &rawClient{conn: c, Framer: f, next: 1}
 }
 
-// call begins a call and returns its stream.
+// call starts a call and returns its stream.
 func (c *rawClient) call(t testing.TB, method string) uint32 {
 	t.Helper()
 	id, err := c.tryCall(t, method)
@@ -85,7 +85,8 @@ func (c *rawClient) tryCall(t testing.TB, method string) (uint32, error) {
 	return id, c.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: head.Bytes(), EndHeaders: true})
 }
 
-// begin sends the beginning of a message: that it has length bytes, and the first sent of them.
+// begin sends the start of a message: its header, which announces length bytes, and the first sent
+// of them.
 func (c *rawClient) begin(stream uint32, length, sent int) error {
 	head := make([]byte, 5)
 	binary.BigEndian.PutUint32(head[1:], uint32(length))
@@ -103,8 +104,8 @@ func (c *rawClient) begin(stream uint32, length, sent int) error {
 	return nil
 }
 
-// answer waits for the end of a stream: the status of gRPC, or the code that the stream was reset
-// with.
+// answer waits for the end of a stream and returns the gRPC status, or the code that the stream was
+// reset with.
 func (c *rawClient) answer(stream uint32) (status string, reset http2.ErrCode, err error) {
 	for {
 		f, err := c.ReadFrame()
@@ -147,7 +148,7 @@ func queenNode(t *testing.T, change ...func(*rpc.MuxOptions)) (*node, *pki.CA) {
 	return listen(t, identity(t, ca, "00000001", both...), change...), ca
 }
 
-// Whether a call is let in is decided before any byte of its message has come.
+// Admission is decided before any byte of the call's message has arrived.
 func TestAdmissionBeforeBody(t *testing.T) {
 	t.Parallel()
 	n, ca := queenNode(t)
@@ -162,7 +163,7 @@ func TestAdmissionBeforeBody(t *testing.T) {
 	}
 }
 
-// A caller without a certificate may send small messages, and few at once.
+// A caller without a certificate may send only small messages, and few at once.
 func TestGuestCallBounds(t *testing.T) {
 	t.Parallel()
 	n, _ := queenNode(t)
@@ -183,8 +184,8 @@ func TestGuestCallBounds(t *testing.T) {
 	must.Eq(t, strconv.Itoa(int(codes.ResourceExhausted)), got)
 }
 
-// A connection without a certificate has one of few places until it is closed. When all are taken,
-// the oldest makes room.
+// A connection without a certificate occupies one of a few places until it is closed. When all are
+// taken, a new connection replaces the oldest.
 func TestGuestPlaces(t *testing.T) {
 	t.Parallel()
 	n, _ := queenNode(t, func(o *rpc.MuxOptions) { o.MaxGuests = 3 })
@@ -192,7 +193,7 @@ func TestGuestPlaces(t *testing.T) {
 	var all []*rawClient
 	for range 5 {
 		c := rawDial(t, n.addr, nil)
-		_, _, err := c.answer(c.call(t, submitMethod)) // it has its place
+		_, _, err := c.answer(c.call(t, submitMethod)) // it occupies a place now
 		must.NoError(t, err)
 		all = append(all, c)
 	}
@@ -217,7 +218,7 @@ func TestGuestLife(t *testing.T) {
 	must.NoError(t, err)
 }
 
-// Only queens have anything for those without a certificate.
+// Only queens serve callers without a certificate.
 func TestGuestAtHive(t *testing.T) {
 	t.Parallel()
 	n := listen(t, identity(t, newCA(t), "00000001", core.RoleHive))
@@ -232,8 +233,8 @@ func TestGuestAtHive(t *testing.T) {
 	eventually(t, time.Second, "counted", func() bool { return n.refused.all()[rpc.ReasonNoCertificate] == 1 })
 }
 
-// A node keeps few connections for calls: older ones make room. For data and files newer ones are
-// refused.
+// A node's connections for calls are bounded, and a new one replaces the oldest. Connections for
+// data and files beyond the bound are refused.
 func TestNodeConnectionBounds(t *testing.T) {
 	t.Parallel()
 	n, ca := queenNode(t, func(o *rpc.MuxOptions) { o.MaxStreams = 4 })
@@ -275,7 +276,8 @@ func TestNodeConnectionBounds(t *testing.T) {
 	})
 }
 
-// A node whose unfinished messages take too much memory loses its connection; other nodes do not.
+// A node whose unfinished messages take too much memory loses its connection; other nodes keep
+// theirs.
 func TestUnfinishedMessages(t *testing.T) {
 	t.Parallel()
 	n, ca := queenNode(t)
@@ -302,7 +304,7 @@ func TestUnfinishedMessages(t *testing.T) {
 	for range 5 {
 		must.NoError(t, good.WriteData(waiting, false, part))
 	}
-	got, _, err := good.answer(waiting) // the message is nonsense, but it was read
+	got, _, err := good.answer(waiting) // the message is malformed, but it was read
 	must.NoError(t, err)
 	must.Eq(t, strconv.Itoa(int(codes.Internal)), got)
 	must.Eq(t, map[rpc.Reason]int{rpc.ReasonTooMany: 1}, n.refused.all())
@@ -313,7 +315,7 @@ func TestUnfinishedMessages(t *testing.T) {
 		for range 3 {
 			must.NoError(t, c.begin(c.call(t, submitMethod), 1<<20, 240<<10))
 		}
-		_, _, err := c.answer(c.call(t, "/rbee/nothing")) // what came before has been read
+		_, _, err := c.answer(c.call(t, "/rbee/nothing")) // everything before it has been read
 		must.NoError(t, err)
 		must.NoError(t, c.conn.Close())
 	}
@@ -321,7 +323,7 @@ func TestUnfinishedMessages(t *testing.T) {
 	must.NoError(t, err)
 }
 
-// A call's messages count until it ends: messages in handlers take memory too.
+// A call's messages count until the call ends: messages in handlers take memory too.
 func TestHeldMessages(t *testing.T) {
 	t.Parallel()
 	n, ca := queenNode(t)
@@ -338,7 +340,7 @@ func TestHeldMessages(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	failed := make(chan error, 3)
-	for i := range 3 { // of 400 KiB, where a node has 1 MiB
+	for i := range 3 { // 400 KiB each; a node may hold 1 MiB
 		go func() {
 			_, err := jobv1.NewJobServiceClient(conn).Submit(ctx, &jobv1.SubmitRequest{RequestJson: make([]byte, 400<<10)})
 			failed <- err
@@ -369,7 +371,7 @@ func (s *slowJobs) Submit(context.Context, *jobv1.SubmitRequest) (*jobv1.SubmitR
 	return &jobv1.SubmitResponse{}, nil
 }
 
-// Two bytes on the wire are a worker of two hundred in memory.
+// Two bytes on the wire decode to a worker of two hundred bytes in memory.
 func TestCodecBoundsMemory(t *testing.T) {
 	t.Parallel()
 	empty := func(field protowire.Number, n int) []byte {
@@ -389,14 +391,14 @@ func TestCodecBoundsMemory(t *testing.T) {
 	must.Eq(t, codes.ResourceExhausted, status.Code(decode(empty(4, 2<<20), &response)), must.Sprint("strings"))
 	var events jobv1.ListResponse
 	must.Eq(t, codes.ResourceExhausted, status.Code(decode(empty(1, 2<<20), &events)))
-	// Messages within messages.
+	// Nested messages.
 	deep := []byte{}
 	for range 100 {
 		deep = protowire.AppendBytes(protowire.AppendTag(nil, 5, protowire.BytesType), deep)
 	}
 	_ = decode(append(deep, make([]byte, 32<<10)...), &response) // no crash
 
-	// The messages of a large cluster are well below.
+	// The messages of a large cluster stay well below the bound.
 	full := queenv1.LinkRequest{Hive: &queenv1.Hive{Id: "00000001"}}
 	for range 2000 {
 		full.Workers = append(full.Workers, &queenv1.Worker{Id: strings.Repeat("w", 26), Model: strings.Repeat("m", 100), ModelDigest: strings.Repeat("d", 71), Load: &queenv1.Load{Active: 1}})

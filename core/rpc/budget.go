@@ -2,13 +2,13 @@ package rpc
 
 import "sync"
 
-// defaultHeldBytes bounds the messages of all peers together that have arrived in part, or whose
-// call is running.
+// defaultHeldBytes bounds the messages of all peers that have arrived in part or whose call is
+// running, together.
 const defaultHeldBytes = 128 << 20
 
-// budget bounds the bytes of messages that peers make a server hold: what has arrived of a message,
-// until its call has ended or asks for the next message. Beyond the bound, the node that holds the
-// most loses the connection that holds the most. It is safe for concurrent use.
+// budget bounds the bytes of messages that peers make a server hold. A message counts from its
+// first byte until its call ends or asks for the next message. Beyond the bound, the node that
+// holds the most loses the connection that holds the most. It is safe for concurrent use.
 type budget struct {
 	total, perNode int64
 	// closes a connection; called without the lock
@@ -26,14 +26,14 @@ type nodeHeld struct {
 
 type connHeld struct {
 	held int64
-	cut  bool // it is on its way out
+	cut  bool // it is being closed
 }
 
 func newBudget(total, perNode int64, cut func(node string, held int64, c *Conn)) *budget {
 	return &budget{total: total, perNode: perNode, cut: cut, nodes: map[string]*nodeHeld{}}
 }
 
-// add records that a connection holds n bytes more, or less if n is negative.
+// add records that a connection holds n more bytes, or fewer if n is negative.
 func (b *budget) add(c *Conn, n int64) {
 	if n == 0 {
 		return
@@ -79,7 +79,8 @@ func (b *budget) add(c *Conn, n int64) {
 	}
 }
 
-// largest returns the connection that holds the most and marks it as cut; nil if all are cut.
+// largest returns the connection that holds the most and marks it as cut. It returns nil if all are
+// cut.
 func (h *nodeHeld) largest() *Conn {
 	var found *Conn
 	for c, of := range h.conns {

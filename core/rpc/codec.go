@@ -17,17 +17,17 @@ import (
 )
 
 const (
-	// maxDecodedBytes bounds the memory of a message. An empty worker takes two bytes on the wire,
-	// but more than two hundred decoded.
+	// maxDecodedBytes bounds the decoded size of a message. An empty worker takes two bytes on the
+	// wire, but more than two hundred decoded.
 	maxDecodedBytes = 16 << 20
-	// smallMessage is the size below which messages are not checked: they cannot grow beyond a few
-	// MiB.
+	// smallMessage is the encoded size below which messages are not checked: decoded, they cannot
+	// exceed a few MiB.
 	smallMessage = 16 << 10
 	// maxNesting bounds the nesting of messages.
 	maxNesting = 32
 
 	sliceHeader = 24
-	mapEntry    = 96 // bytes of an entry of a Go map, with its share of empty ones
+	mapEntry    = 96 // bytes of an entry of a Go map, with its share of the empty ones
 )
 
 // Codec returns a protobuf codec that refuses, before decoding, a message that would take more than
@@ -89,7 +89,7 @@ func (c *costs) message(d protoreflect.MessageDescriptor, b []byte, depth int) e
 }
 
 func (c *costs) field(f protoreflect.FieldDescriptor, typ protowire.Type, value []byte, depth int) error {
-	if f == nil { // kept as it is
+	if f == nil { // an unknown field, kept as it is
 		return c.take(len(value) + 2*sliceHeader)
 	}
 	if typ != protowire.BytesType {
@@ -119,7 +119,8 @@ func (c *costs) field(f protoreflect.FieldDescriptor, typ protowire.Type, value 
 	return c.take(2 * 8 * len(inner)) // packed numbers, one byte each
 }
 
-// sizes caches the sizes of Go structs by the descriptor's full name. The program's types bound it.
+// sizes caches the sizes of Go structs by the descriptor's full name. The number of message types
+// in the program bounds it.
 var sizes sync.Map
 
 func sizeOf(d protoreflect.MessageDescriptor) int {

@@ -17,7 +17,7 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// A message may take as much memory as there is, to the byte.
+// A message may take exactly as much memory as is left, and not a byte more.
 func TestCosts(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
@@ -42,7 +42,7 @@ func TestCosts(t *testing.T) {
 	}
 }
 
-// A status that says nothing is told in words.
+// A status without a message is described in words.
 func TestSilentStatus(t *testing.T) {
 	t.Parallel()
 	for code, want := range map[codes.Code]error{codes.Canceled: context.Canceled, codes.DeadlineExceeded: context.DeadlineExceeded} {
@@ -51,8 +51,8 @@ func TestSilentStatus(t *testing.T) {
 	must.NotEq(t, "", FromStatus(status.Error(codes.Unavailable, "")).Error())
 }
 
-// A call that ended as its connection was given up says so; what the caller cancelled is the
-// caller's, and whatever else happened is told as it is.
+// The error of a call whose connection was dropped says so. A call that the caller cancelled is
+// Cancelled, and other errors pass unchanged.
 func TestGivenUp(t *testing.T) {
 	t.Parallel()
 	cancelled, cancel := context.WithCancel(t.Context())

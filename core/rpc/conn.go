@@ -14,8 +14,8 @@ import (
 	"github.com/rbee-project/rbee/core/pki"
 )
 
-// wire is the connection below TLS. It records that the other end closed it: crypto/tls takes that
-// for a regular end, like a close-notify.
+// wire is the connection below TLS. It records whether the other end closed it: crypto/tls takes
+// that for a regular end, like a close-notify.
 type wire struct {
 	net.Conn
 	over atomic.Bool
@@ -49,7 +49,7 @@ type Conn struct {
 	known    bool
 	forget   func(*Conn) // called at the end; may be nil
 	declined func()      // called when the other end refuses the certificate of this one; may be nil
-	// called when the other end, or the path to it, is gone; may be nil
+	// called when the other end disconnects or the path to it breaks; may be nil
 	broke atomic.Pointer[func()]
 	end   sync.Once
 
@@ -58,12 +58,12 @@ type Conn struct {
 	place *list.Element // in Mux.guests
 	life  *time.Timer   // ends a connection without a certificate
 
-	watched bool // heard is kept
+	watched bool // heard is maintained
 	since   time.Time
-	heard   atomic.Int64 // nanoseconds after since: when bytes last arrived
+	heard   atomic.Int64 // when bytes last arrived, in nanoseconds after since
 }
 
-// Peer returns the node at the other end; false if it showed no certificate.
+// Peer returns the node at the other end. It returns false if that end showed no certificate.
 func (c *Conn) Peer() (pki.Node, bool) { return c.node, c.known }
 
 func (c *Conn) Read(p []byte) (int, error) {
@@ -91,7 +91,7 @@ func (c *Conn) Write(p []byte) (int, error) {
 // onBreak registers f to be called when the connection breaks without being closed by this side.
 func (c *Conn) onBreak(f func()) { c.broke.Store(&f) }
 
-// failed reports the end of the connection, unless this side closed it or only a deadline passed.
+// failed reports that the connection ended, unless this side closed it or only a deadline passed.
 func (c *Conn) failed(err error) {
 	if c.declined != nil && isAlert(err) {
 		c.declined()
@@ -113,7 +113,7 @@ func (c *Conn) Close() error {
 	return c.Conn.Close()
 }
 
-// Abort closes without a close-notify: the other end sees a cut.
+// Abort closes without a close-notify: the other end sees a broken connection.
 func (c *Conn) Abort() {
 	c.ended()
 	_ = c.NetConn().Close()
@@ -131,7 +131,7 @@ func (c *Conn) ended() {
 // silence returns the time since the last bytes arrived.
 func (c *Conn) silence() time.Duration { return time.Since(c.since) - time.Duration(c.heard.Load()) }
 
-// cut closes a connection whose other end seems to be gone, and reports it.
+// cut closes a connection whose other end seems dead, and reports it.
 func (c *Conn) cut() {
 	c.broken()
 	c.Abort()

@@ -9,7 +9,7 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// shaken implements the credentials of servers: their connections come from a Mux, after its
+// shaken implements the credentials of servers: their connections arrive from a Mux, after its
 // handshake, or from a Pipe of this process.
 type shaken struct {
 	budget *budget // bounds what other nodes' connections hold; nil: not counted

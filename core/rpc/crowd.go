@@ -33,7 +33,7 @@ func (c *crowd[T]) enter(host string, value T) (place *list.Element, out T, evic
 	return c.order.PushBack(member[T]{host, value}), out, evicted
 }
 
-// leave frees a place. It may be called again, also after an eviction.
+// leave frees a place. It may be called more than once, and after an eviction.
 func (c *crowd[T]) leave(place *list.Element) {
 	before := c.order.Len()
 	m, ok := c.order.Remove(place).(member[T])
@@ -45,7 +45,8 @@ func (c *crowd[T]) leave(place *list.Element) {
 	}
 }
 
-// evict removes the oldest member of the host with the most members; false if the crowd is empty.
+// evict removes the oldest member of the host with the most members. It returns false if the crowd
+// is empty.
 func (c *crowd[T]) evict() (out T, ok bool) {
 	most := 0
 	for _, n := range c.hosts {
@@ -60,7 +61,7 @@ func (c *crowd[T]) evict() (out T, ok bool) {
 	return out, false
 }
 
-// hostOf returns the key that connections are counted by: the address, or for IPv6 its /64, which
+// hostOf returns the key by which connections are counted: the address, or for IPv6 its /64, which
 // one machine usually has to itself.
 func hostOf(a net.Addr) string {
 	if a == nil {

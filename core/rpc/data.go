@@ -17,7 +17,7 @@ import (
 
 const (
 	// maxConnectBytes bounds a queen's request before the worker's bytes, and the head of the
-	// answer.
+	// hive's answer.
 	maxConnectBytes = 1 << 10
 	// maxFailureBytes bounds the reason for a refusal.
 	maxFailureBytes = 64 << 10
@@ -42,7 +42,7 @@ func (p *Pool) DialData(ctx context.Context, nodeID, address, workerID string) (
 	if err != nil {
 		return nil, err
 	}
-	// When ctx ends, cut the connection: nothing that was asked for is wanted any more.
+	// When ctx ends, cut the connection: its data is no longer wanted.
 	stop := context.AfterFunc(ctx, c.Abort)
 	rest, err := connectWorker(c, workerID)
 	if !stop() && err == nil {
@@ -54,7 +54,7 @@ func (p *Pool) DialData(ctx context.Context, nodeID, address, workerID string) (
 			return nil, core.Wrap(fmt.Errorf("%s: %w", address, ctx.Err()), core.KindOf(ctx.Err()), op)
 		}
 		if _, ok := errors.AsType[*core.Error](err); ok {
-			return nil, err // the hive's own words
+			return nil, err // the hive's own error
 		}
 		return nil, dialError(op, address, err)
 	}
@@ -94,7 +94,7 @@ func (p *Pool) track(ctx context.Context, op, nodeID, address string, config *tl
 		c.Abort()
 		return nil, core.Errorf(core.Unavailable, "%s: the agent is shutting down", op)
 	}
-	// check again after the handshake: CloseRevoked may have run too early to see it
+	// check again after the handshake: CloseRevoked may have run before this connection was tracked
 	if p.revoked != nil && p.revoked(nodeID) {
 		c.Abort()
 		return nil, dialError(op, address, refuse(ReasonRevoked, "node %s was revoked", nodeID))
@@ -108,7 +108,7 @@ func (p *Pool) forgetData(c *Conn) {
 	p.mu.Unlock()
 }
 
-// session returns a TLS session that makes the next data connection to a node cheaper.
+// session returns the cache of TLS sessions that makes the next data connection to a node cheaper.
 func (p *Pool) session(nodeID, address string) tls.ClientSessionCache {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -141,7 +141,7 @@ func (e *early) Read(p []byte) (int, error) {
 	return e.Conn.Read(p)
 }
 
-// connectWorker asks a hive for a worker. It also returns the bytes after the answer.
+// connectWorker asks a hive for a worker. It also returns the bytes read after the answer.
 func connectWorker(c io.ReadWriter, workerID string) (rest []byte, err error) {
 	if _, err := io.WriteString(c, "CONNECT "+workerID+" HTTP/1.1\r\nHost: "+workerID+"\r\n\r\n"); err != nil {
 		return nil, err
@@ -177,7 +177,7 @@ func connectWorker(c io.ReadWriter, workerID string) (rest []byte, err error) {
 	return nil, core.Errorf(core.Unavailable, "the hive answers %s", strconv.Quote(code))
 }
 
-// readHead reads up to an empty line. It also returns the bytes after it.
+// readHead reads up to an empty line. It also returns the bytes read after it.
 func readHead(r io.Reader) (head string, rest []byte, err error) {
 	buf := make([]byte, 0, maxConnectBytes)
 	for {
@@ -199,9 +199,9 @@ func readHead(r io.Reader) (head string, rest []byte, err error) {
 	}
 }
 
-// ReadConnect reads the start of a queen's data connection and returns the worker that it wants,
-// with the bytes for the worker that came along. The caller sets a deadline. Errors: Invalid, or
-// those of r.
+// ReadConnect reads the start of a queen's data connection and returns the requested worker, and
+// the bytes for it that were already read. The caller sets a deadline. Errors: Invalid, or those of
+// r.
 func ReadConnect(r io.Reader) (workerID string, rest []byte, err error) {
 	head, rest, err := readHead(r)
 	if err != nil {
@@ -227,7 +227,7 @@ func parseConnect(head string) (workerID string, err error) {
 	return workerID, nil
 }
 
-// validWorker reports whether the text can be a worker's id, since it becomes part of a line.
+// validWorker reports whether the text can be a worker's id, which is safe within the request line.
 func validWorker(id string) bool {
 	if id == "" || len(id) > maxWorkerID {
 		return false
@@ -242,7 +242,7 @@ func validWorker(id string) bool {
 	return true
 }
 
-// AnswerConnect tells the queen that the worker's bytes follow, or why not.
+// AnswerConnect tells the queen that the worker's bytes follow, or why the request failed.
 func AnswerConnect(c net.Conn, failure error) error {
 	if failure == nil {
 		_, err := io.WriteString(c, connectOK)
@@ -257,7 +257,7 @@ func AnswerConnect(c net.Conn, failure error) error {
 	return err
 }
 
-// statusOf returns a status for people who look at the bytes: queens read the kind.
+// statusOf returns an HTTP status for people who read the traffic; queens read the kind.
 func statusOf(k core.Kind) string {
 	switch k {
 	case core.Invalid:

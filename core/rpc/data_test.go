@@ -22,7 +22,7 @@ import (
 
 const connect = "CONNECT w-1 HTTP/1.1\r\nHost: w-1\r\n\r\n"
 
-// workerPattern is what a worker id can be.
+// workerPattern matches the valid worker ids.
 var workerPattern = regexp.MustCompile(`^[A-Za-z0-9._:-]{1,128}$`) // constant
 
 func TestReadConnect(t *testing.T) {
@@ -44,7 +44,7 @@ func TestReadConnect(t *testing.T) {
 		{in: "CONNECT " + strings.Repeat("w", 129) + " HTTP/1.1\r\n\r\n", kind: core.Invalid},
 		{in: "CONNECT azAZ09-_.: HTTP/1.1\r\n\r\n", worker: "azAZ09-_.:"},
 		{in: "CONNECT " + strings.Repeat("w", 128) + " HTTP/1.1\r\n\r\n", worker: strings.Repeat("w", 128)},
-		{in: "CONNECT ` HTTP/1.1\r\n\r\n", kind: core.Invalid}, // beside the letters and digits in ASCII
+		{in: "CONNECT ` HTTP/1.1\r\n\r\n", kind: core.Invalid}, // adjacent to letters in ASCII
 		{in: "CONNECT { HTTP/1.1\r\n\r\n", kind: core.Invalid},
 		{in: "CONNECT @ HTTP/1.1\r\n\r\n", kind: core.Invalid},
 		{in: "CONNECT [ HTTP/1.1\r\n\r\n", kind: core.Invalid},
@@ -55,7 +55,7 @@ func TestReadConnect(t *testing.T) {
 		{in: "CONNECT w-1 HTTP/1.1\n\n\r\n\r\n", kind: core.Invalid},
 		{in: strings.Repeat("x", 2000), kind: core.Invalid},
 		{in: "\r\n\r\n", kind: core.Invalid},
-		// io.ErrUnexpectedEOF: there is nobody to answer
+		// io.ErrUnexpectedEOF: the connection is closed, so there is no one to answer
 		{in: "CONNECT w-1 HTTP/1.1\r\n", kind: core.Internal},
 		{in: "", kind: core.Internal},
 	} {
@@ -74,7 +74,7 @@ func TestReadConnect(t *testing.T) {
 	}
 }
 
-// Whatever comes, a worker's id is one, and no byte after the head is lost.
+// Any input yields a valid worker id or an error, and no byte after the head is lost.
 func FuzzConnect(f *testing.F) {
 	f.Add([]byte(connect+"rest"), 3)
 	f.Add([]byte("CONNECT w-1 HTTP/1.1\r\nHost: w-2\r\n\r\n"), 1)
@@ -138,7 +138,7 @@ func (s *steps) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// dataNode returns one whose data connections are answered by a function.
+// dataNode returns a node whose data connections a function answers.
 func dataNode(t *testing.T, answer func(c net.Conn)) (*rpc.Pool, *node) {
 	t.Helper()
 	ca := newCA(t)
@@ -158,7 +158,8 @@ func dataNode(t *testing.T, answer func(c net.Conn)) (*rpc.Pool, *node) {
 	return newPool(t, ca), n
 }
 
-// endsOnCall is a context that ends with err once done is closed. No load makes it end too early.
+// endsOnCall is a context that ends with err once done is closed, so that a loaded machine cannot
+// end it too early.
 type endsOnCall struct {
 	context.Context
 	done chan struct{}
@@ -194,7 +195,7 @@ func TestDialData(t *testing.T) {
 			c.(*rpc.Conn).Abort()
 		case "mute":
 			asked <- struct{}{}
-			_, _ = c.Read(make([]byte, 1)) // until the other side goes
+			_, _ = c.Read(make([]byte, 1)) // until the other side closes it
 			_ = c.Close()
 		case "odd":
 			_, err := io.WriteString(c, "SSH-2.0-x\r\n\r\n")
@@ -211,7 +212,7 @@ func TestDialData(t *testing.T) {
 	}
 
 	_, err := dial(t.Context(), "gone")
-	must.Eq(t, core.FailureOf(failure), core.FailureOf(err)) // as the hive said it
+	must.Eq(t, core.FailureOf(failure), core.FailureOf(err)) // the hive's error, unchanged
 	c, err := dial(t.Context(), "cut")
 	must.NoError(t, err)
 	data, err := io.ReadAll(c)
@@ -244,7 +245,7 @@ func TestDialData(t *testing.T) {
 	must.False(t, errors.Is(err, io.EOF))
 }
 
-// The connections that are open to a node that is thrown out are cut.
+// Open connections to a revoked node are cut.
 func TestDialDataRevoked(t *testing.T) {
 	t.Parallel()
 	p, n := dataNode(t, func(c net.Conn) {
@@ -284,7 +285,7 @@ func TestDialDataSessions(t *testing.T) {
 	}
 }
 
-// A hive that is revoked, or a pool that is closed, while the hands are shaken gets no connection.
+// A revoked hive, or a pool closed during the handshake, gets no connection.
 func TestDialDataTooLate(t *testing.T) {
 	t.Parallel()
 	for name, late := range map[string]func(p *rpc.Pool, r *revocations){
@@ -301,7 +302,7 @@ func TestDialDataTooLate(t *testing.T) {
 			p = newPool(t, ca, func(o *rpc.PoolOptions) {
 				o.Revoked = func(id string) bool {
 					defer func() {
-						if asked.Add(1) == 2 { // within the handshake
+						if asked.Add(1) == 2 { // during the handshake
 							late(p, &revoked)
 						}
 					}()
@@ -347,7 +348,7 @@ func TestDialBlob(t *testing.T) {
 	must.Error(t, try(pool(identity(t, other, "00000005", core.RoleHive)), "00000001", n.addr))
 	eventually(t, 10*time.Second, "the queen is counted", func() bool { return n.refused.all()[rpc.ReasonWrongRole] == 1 })
 
-	err := try(hive, "00000007", n.addr) // another node has that address
+	err := try(hive, "00000007", n.addr) // another node listens at that address
 	must.Eq(t, core.Unauthenticated, core.KindOf(err))
 	err = try(hive, "00000008", n.addr)
 	must.Eq(t, core.Forbidden, core.KindOf(err))

@@ -10,26 +10,27 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// connectTimeout bounds TCP and TLS of one attempt.
+// connectTimeout bounds one attempt at TCP and TLS.
 const connectTimeout = 3 * time.Second
 
 // dialer connects to other nodes of the cluster.
 type dialer struct {
 	identity Identity
 	revoked  func(string) bool
-	// declined is told when another node refuses this one's certificate; nil: nobody is.
+	// declined is called when another node refuses this one's certificate; may be nil.
 	declined func(address string)
 	dial     func(ctx context.Context, address string) (net.Conn, error)
 }
 
-// tcp returns a dial function whose idle connections notice a dead peer after about deadAfter.
+// tcp returns a dial function whose idle connections detect a dead peer after about deadAfter.
 func tcp(deadAfter time.Duration) func(ctx context.Context, address string) (net.Conn, error) {
 	third := max(deadAfter/3, time.Second)
 	d := net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: third, Interval: third, Count: 2}}
 	return func(ctx context.Context, address string) (net.Conn, error) { return d.DialContext(ctx, "tcp", address) }
 }
 
-// unlessBarred returns dial, which fails at once with the error of barred, if there is one.
+// unlessBarred wraps dial so that it fails at once with the error of barred while barred returns
+// one.
 func unlessBarred(barred func() error, dial func(context.Context, string) (net.Conn, error)) func(context.Context, string) (net.Conn, error) {
 	if barred == nil {
 		return dial
@@ -42,11 +43,12 @@ func unlessBarred(barred func() error, dial func(context.Context, string) (net.C
 	}
 }
 
-// config returns the TLS configuration for a handshake with another node. nodeID may be empty: any.
+// config returns the TLS configuration for a handshake with another node. nodeID may be empty for
+// any node.
 func (d *dialer) config(protocol string, role core.Role, nodeID string) *tls.Config {
 	c := d.identity.ClientConfig(protocol, role, nodeID).Clone()
-	// The identity's own checks come first: they find out whether the certificate belongs to the
-	// cluster at all.
+	// Run the identity's own checks first: they tell whether the certificate belongs to the cluster
+	// at all.
 	own := c.VerifyConnection
 	if own == nil {
 		own = func(tls.ConnectionState) error { return nil }
@@ -87,12 +89,13 @@ func (d *dialer) shake(ctx context.Context, raw net.Conn, address string, config
 		}
 		return c, err
 	}
-	// In TLS 1.3 the other side looks at the certificate after this side's handshake.
+	// In TLS 1.3 the other side checks the certificate only after this side's handshake is
+	// complete.
 	c.declined = func() { d.declined(address) }
 	return c, nil
 }
 
-// isAlert reports whether the other end gave up a connection within TLS.
+// isAlert reports whether the other end closed the connection with a TLS alert.
 func isAlert(err error) bool {
 	op, ok := errors.AsType[*net.OpError](err)
 	return ok && op.Op == "remote error"

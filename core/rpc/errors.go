@@ -109,9 +109,9 @@ func ToStatus(err error) error {
 	return st.Err()
 }
 
-// FromStatus returns a gRPC error as a classified one: the one given to ToStatus, or for a status
-// from elsewhere its message, classified by KindOfCode. core.KindOf classifies an error without a
-// status. It returns nil for nil.
+// FromStatus converts a gRPC error into a classified one: the error given to ToStatus, or for a
+// status from elsewhere its message, classified by KindOfCode. core.KindOf classifies an error
+// without a status. It returns nil for nil.
 func FromStatus(err error) error {
 	if err == nil {
 		return nil

@@ -17,23 +17,23 @@ import (
 )
 
 const (
-	// leaderWait bounds how long a call waits for a leader in all.
+	// leaderWait bounds the total time that a call waits for a leader.
 	leaderWait = 5 * time.Second
-	// leaderLook is the pause between looks for a leader.
+	// leaderLook is the pause between lookups of the leader.
 	leaderLook = 20 * time.Millisecond
 	// leaderWatch is the pause between checks that a call still waits for the leader.
 	leaderWatch = 100 * time.Millisecond
-	// answeredKey is in the trailer of the leader's own answers.
+	// answeredKey marks the trailer of the leader's own answers.
 	answeredKey = "rbee-answered"
-	// notLeaderKey is in the trailer of an answer by which a queen says that it does not lead and
-	// has done nothing.
+	// notLeaderKey marks the trailer of an answer in which a queen reports that it does not lead
+	// and has done nothing.
 	notLeaderKey = "rbee-not-leader"
 )
 
 // Forwarder routes calls that only the leader answers.
 type Forwarder struct {
-	// Leader returns the leading queen, as far as known now, without waiting. local: it is this
-	// one. Errors: Unavailable.
+	// Leader returns the leading queen as far as this node knows, without waiting. local reports
+	// whether it is this node. Errors: Unavailable.
 	Leader func(ctx context.Context) (nodeID, address string, local bool, err error)
 	// Conn returns a connection to another queen.
 	Conn func(nodeID, address string) (grpc.ClientConnInterface, error)
@@ -49,7 +49,7 @@ func noLeader() error {
 		"Try again shortly. If it stays so, most queens are down or cut off: \"rbee status\" says which.")
 }
 
-// route decides where to answer a call: here, or on the connection.
+// route decides where to answer a call: here, or by forwarding it on the connection.
 func (f *Forwarder) route(ctx context.Context, c *call, until time.Time) (leader string, conn grpc.ClientConnInterface, err error) {
 	for {
 		id, address, local, err := f.Leader(ctx)
@@ -57,8 +57,8 @@ func (f *Forwarder) route(ctx context.Context, c *call, until time.Time) (leader
 		case err == nil && local:
 			return id, nil, nil
 		case c.forwarded:
-			// The queen that forwarded it looks again; forwarding it once more could go round in
-			// circles.
+			// The queen that forwarded the call looks the leader up again; forwarding it once more
+			// could loop.
 			return "", nil, noLeader()
 		case err == nil:
 			if conn, err = f.Conn(id, address); err == nil {
@@ -73,11 +73,11 @@ func (f *Forwarder) route(ctx context.Context, c *call, until time.Time) (leader
 	}
 }
 
-// follow returns a context that ends when a queen other than the asked one is known to lead: one
-// that was stopped or cut off never answers.
+// follow returns a context that ends when a queen other than the asked one is known to lead: a
+// queen that was stopped or cut off never answers.
 func (f *Forwarder) follow(ctx context.Context, leader string) (following context.Context, cancel func()) {
 	following, end := context.WithCancelCause(ctx)
-	looking := make(chan struct{}, 1) // holds one token while no goroutine looks
+	looking := make(chan struct{}, 1) // holds one token while no goroutine is looking
 	var timer *time.Timer
 	timer = time.AfterFunc(leaderWatch, func() {
 		<-looking
@@ -99,7 +99,7 @@ func (f *Forwarder) follow(ctx context.Context, leader string) (following contex
 	}
 }
 
-// wait waits for the next look; false if it is too late for one.
+// wait waits until the next lookup. It returns false if it is too late for another.
 func wait(ctx context.Context, until time.Time) bool {
 	if time.Until(until) <= 0 {
 		return false
@@ -129,8 +129,8 @@ func (a *attempt) options() []grpc.CallOption {
 	return []grpc.CallOption{grpc.Trailer(&a.trailer), grpc.Peer(&a.peer)}
 }
 
-// untouched reports whether no queen has acted on the call: it did not arrive, or that queen does
-// not lead.
+// untouched reports whether no queen has acted on the call: it did not arrive, or the queen that
+// received it does not lead.
 func (a *attempt) untouched(ctx context.Context, err error) bool {
 	if core.KindOf(FromStatus(err)) != core.Unavailable && !errors.Is(context.Cause(ctx), errLeaderChanged) {
 		return false
@@ -138,7 +138,8 @@ func (a *attempt) untouched(ctx context.Context, err error) bool {
 	return a.peer.Addr == nil || first(a.trailer, notLeaderKey) != ""
 }
 
-// lost returns the error, with what a person must know if the leader went away during the call.
+// lost returns the error. If the leader disconnected during the call, the error warns that the
+// outcome is unknown.
 func (a *attempt) lost(ctx context.Context, err error) error {
 	err = FromStatus(err)
 	switch {
@@ -163,13 +164,13 @@ func (f *Forwarder) unary(ctx context.Context, req any, info *grpc.UnaryServerIn
 		leader, conn, err := f.route(ctx, c, until)
 		if err != nil {
 			if c.forwarded {
-				grpc.SetTrailer(ctx, metadata.Pairs(notLeaderKey, "1")) //nolint:errcheck // without it the caller does not try again
+				grpc.SetTrailer(ctx, metadata.Pairs(notLeaderKey, "1")) //nolint:errcheck // without it the caller does not retry
 			}
 			return nil, err
 		}
 		if conn == nil {
 			if c.forwarded {
-				grpc.SetTrailer(ctx, metadata.Pairs(answeredKey, "1")) //nolint:errcheck // only makes an error's text better
+				grpc.SetTrailer(ctx, metadata.Pairs(answeredKey, "1")) //nolint:errcheck // only improves an error's text
 			}
 			return next(ctx, req)
 		}
@@ -202,7 +203,7 @@ func (f *Forwarder) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServe
 	if c == nil || !c.rule.GetLeader() {
 		return next(srv, ss)
 	}
-	var request proto.Message // of a call with a single one
+	var request proto.Message // of a call with a single request
 	until := time.Now().Add(leaderWait)
 	for {
 		leader, conn, err := f.route(ctx, c, until)
@@ -249,14 +250,15 @@ func (f *Forwarder) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServe
 	}
 }
 
-// download forwards a call with one request and many answers. again: no queen has acted on it yet.
+// download forwards a call with one request and many answers. again reports that no queen has acted
+// on it yet, so that it may be retried.
 func (f *Forwarder) download(ctx context.Context, c *call, conn grpc.ClientConnInterface, request proto.Message, ss grpc.ServerStream, info *grpc.StreamServerInfo) (again bool, err error) {
 	var a attempt
 	cs, err := conn.NewStream(c.outgoing(ctx), &grpc.StreamDesc{ServerStreams: true}, info.FullMethod, a.options()...)
 	if err != nil {
 		return a.untouched(ctx, err), a.lost(ctx, err)
 	}
-	// the end of the stream: RecvMsg says why
+	// io.EOF is the end of the stream: RecvMsg returns the reason
 	if err := cs.SendMsg(request); err != nil && !errors.Is(err, io.EOF) {
 		return false, a.lost(ctx, err)
 	}
@@ -281,7 +283,7 @@ func (f *Forwarder) download(ctx context.Context, c *call, conn grpc.ClientConnI
 }
 
 // upload forwards a call with many requests and one answer. It does not retry: the requests are
-// gone.
+// already consumed.
 func (f *Forwarder) upload(ctx context.Context, c *call, conn grpc.ClientConnInterface, ss grpc.ServerStream, info *grpc.StreamServerInfo) error {
 	var a attempt
 	cs, err := conn.NewStream(c.outgoing(ctx), &grpc.StreamDesc{ClientStreams: true}, info.FullMethod, a.options()...)

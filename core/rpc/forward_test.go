@@ -22,13 +22,13 @@ import (
 	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
 )
 
-// queen is one of several that pass calls on to the one that leads.
+// queen is one of several queens that forward calls to the leader.
 type queen struct {
 	queenv1.UnimplementedClusterServiceServer
 	queenv1.UnimplementedJoinServiceServer
 	*node
 	pipe  *rpc.Pipe
-	local *grpc.ClientConn // from its own process
+	local *grpc.ClientConn // connects from the queen's own process
 	pool  *rpc.Pool
 
 	handled atomic.Int64
@@ -90,7 +90,7 @@ type queens struct {
 	all []*queen
 	mu  sync.Mutex // guards leader
 	led string     // node id; empty: none
-	// seen is who each queen takes for the leader where that is not led.
+	// seen overrides which queen a queen takes for the leader.
 	seen map[string]string
 }
 
@@ -156,7 +156,7 @@ func apply(ctx context.Context, c grpc.ClientConnInterface, command string) erro
 	return err
 }
 
-// A call on any queen is answered by the leader, once, with its error as it was.
+// A call on any queen is answered by the leader, once, and its error is unchanged.
 func TestForward(t *testing.T) {
 	t.Parallel()
 	ca := newCA(t)
@@ -164,7 +164,7 @@ func TestForward(t *testing.T) {
 	leader := qs.all[0]
 	leader.apply = func(ctx context.Context, command string) error {
 		if peer, ok := rpc.Peer(ctx); !ok || peer.ID == "" || rpc.Caller(ctx) != peer.ID {
-			// whoever passes on its own call is both
+			// a queen that forwards its own call is both
 			return core.Errorf(core.Internal, "peer %q, caller %q", peer.ID, rpc.Caller(ctx))
 		}
 		if kind, ok := strings.CutPrefix(command, "fail "); ok {
@@ -230,14 +230,14 @@ func TestForward(t *testing.T) {
 	_, err = restore("one", "bad", "three")
 	must.Eq(t, &core.Failure{Kind: core.Integrity, Message: "it is damaged", Hint: "Take another."}, core.FailureOf(err))
 
-	// The streams of the leader itself.
+	// Streams on the leader itself.
 	s, err := queenv1.NewClusterServiceClient(leader.local).SaveSnapshot(t.Context(), &queenv1.SaveSnapshotRequest{})
 	must.NoError(t, err)
 	_, err = s.Recv()
 	must.NoError(t, err)
 }
 
-// The leader knows the first caller, and trusts only queens to name it.
+// The leader knows the original caller, and lets only queens name one.
 func TestForwardCaller(t *testing.T) {
 	t.Parallel()
 	ca := newCA(t)
@@ -270,12 +270,12 @@ func TestForwardCaller(t *testing.T) {
 			must.NoError(t, err)
 			must.Eq(t, "0000000a", string(r.GetCertificate()))
 		}
-		// the rule is applied where the call comes in
+		// the queen that receives the call applies the rule
 		must.Eq(t, core.Forbidden, core.KindOf(apply(forged, hive, "x")))
 	}
 	must.Zero(t, qs.all[0].handled.Load())
 
-	// A queen is believed.
+	// The leader trusts a queen.
 	queen, err := qs.all[2].pool.Conn("00000001", qs.all[0].addr, core.RoleQueen)
 	must.NoError(t, err)
 	r, err := queenv1.NewJoinServiceClient(queen).Join(metadata.AppendToOutgoingContext(forged, "rbee-forwarded", "1"), &queenv1.JoinRequest{})
@@ -283,7 +283,7 @@ func TestForwardCaller(t *testing.T) {
 	must.Eq(t, `at 00000001: peer "00000003" true, caller "00000003", host "192.0.2.1"`, r.GetCluster())
 }
 
-// A call waits for a leader and finds it, also when the queen that it was passed on to no longer
+// A call waits for a leader and reaches it, even if the queen that it was forwarded to no longer
 // leads.
 func TestForwardWaitsForALeader(t *testing.T) {
 	t.Parallel()
@@ -294,7 +294,7 @@ func TestForwardWaitsForALeader(t *testing.T) {
 		"the leader is gone":  func() { qs.lead("00000001") },
 	} {
 		if name == "the leader is gone" {
-			qs = startQueens(t, newCA(t)) // nobody is connected to it
+			qs = startQueens(t, newCA(t)) // no node is connected to it
 			qs.all[0].stop()
 		}
 		for _, stream := range []bool{false, true} {
@@ -330,7 +330,7 @@ func TestForwardWaitsForALeader(t *testing.T) {
 	}
 }
 
-// Without a leader a call ends after five seconds, and one that a queen passed on at once.
+// Without a leader a call fails after five seconds; a forwarded call fails at once.
 func TestNoLeader(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -379,7 +379,7 @@ func TestNoLeader(t *testing.T) {
 	})
 }
 
-// Two queens that each take the other for the leader do not play ball for ever.
+// Two queens that each take the other for the leader do not forward a call back and forth.
 func TestForwardGoesRoundNoCircles(t *testing.T) {
 	t.Parallel()
 	qs := startQueens(t, newCA(t))
@@ -391,8 +391,8 @@ func TestForwardGoesRoundNoCircles(t *testing.T) {
 	must.Zero(t, qs.all[0].handled.Load()+qs.all[1].handled.Load())
 }
 
-// If the leader goes away during a call, no queen repeats it, and the caller learns that the
-// outcome is unknown.
+// If the leader disconnects during a call, no queen repeats the call, and the caller learns that
+// the outcome is unknown.
 func TestLeaderLostWithACall(t *testing.T) {
 	t.Parallel()
 	for name, lose := range map[string]func(qs *queens){

@@ -18,8 +18,8 @@ import (
 	jobv1 "github.com/rbee-project/rbee/proto/job/v1"
 )
 
-// Floods of HTTP/2 frames, of a stranger and of a hive, take little memory and few goroutines, and
-// others are served meanwhile. Not parallel: it measures the process.
+// Floods of HTTP/2 frames, from a stranger and from a hive, take little memory and few goroutines,
+// and other callers are still served. Not parallel: it measures the process.
 func TestHostileFrames(t *testing.T) {
 	n, ca := queenNode(t)
 	n.serve(t, rpc.ServerOptions{}, nil, registerAll)
@@ -31,7 +31,7 @@ func TestHostileFrames(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 		defer cancel()
 		_, err := jobv1.NewJobServiceClient(conn).Get(ctx, &jobv1.GetRequest{})
-		// let through, and not implemented
+		// admitted, but not implemented
 		if err = rpc.FromStatus(err); core.KindOf(err) != core.Unsupported {
 			return fmt.Errorf("the call ended with %w", err)
 		}
@@ -43,7 +43,7 @@ func TestHostileFrames(t *testing.T) {
 				config := &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS13, NextProtos: []string{rpc.ProtocolGRPC}}
 				method := joinMethod
 				if id != nil {
-					method = "/rbee.queen.v1.RegistryService/Link" // a stream that a hive may open
+					method = "/rbee.queen.v1.RegistryService/Link" // a stream that hives may open
 					config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return id.Certificate(), nil }
 				}
 				hostile.Watch(t, 24<<20, 300, honest, func() {

@@ -14,25 +14,25 @@ import (
 	"github.com/rbee-project/rbee/core/pki"
 )
 
-// JoinConn connects a machine without a certificate to a queen whose cluster's CA certificate has
-// the fingerprint. It may call the methods that are open to all. The caller closes it. Errors:
-// Unauthenticated if another cluster answers, Unavailable, DeadlineExceeded, Cancelled.
+// JoinConn connects a machine without a certificate to a queen of the cluster whose CA certificate
+// has the fingerprint. The connection may call the methods that are open to all. The caller closes
+// it. Errors: Unauthenticated if another cluster answers, Unavailable, DeadlineExceeded, Cancelled.
 func JoinConn(ctx context.Context, address, fingerprint string) (*grpc.ClientConn, error) {
 	cc, _, err := BoundConn(ctx, address, fingerprint)
 	return cc, err
 }
 
-// bindingLabel names what Binding exports of a connection.
+// bindingLabel is the exporter label that Binding uses.
 const bindingLabel = "EXPORTER-rbee-standing"
 
-// bindingOf returns what only the two ends of a TLS connection know.
+// bindingOf returns a secret that only the two ends of a TLS connection know.
 func bindingOf(s *tls.ConnectionState) ([]byte, error) {
 	b, err := s.ExportKeyingMaterial(bindingLabel, nil, 32)
 	return b, core.Wrap(err, core.Internal, "bind to a connection")
 }
 
-// Binding returns what only the two ends of the connection of a call know. Errors: Unsupported for
-// a call within the process.
+// Binding returns a secret that only the two ends of the call's connection know. Errors:
+// Unsupported for a call within the process.
 func Binding(ctx context.Context) ([]byte, error) {
 	from, ok := peer.FromContext(ctx)
 	if ok {
@@ -43,11 +43,11 @@ func Binding(ctx context.Context) ([]byte, error) {
 	return nil, core.Errorf(core.Unsupported, "a call within the process is bound to no connection")
 }
 
-// BoundConn is JoinConn; binding is what Binding returns at the other end.
+// BoundConn is like JoinConn; binding is what Binding returns at the other end.
 func BoundConn(ctx context.Context, address, fingerprint string) (cc *grpc.ClientConn, binding []byte, err error) {
 	d := dialer{dial: tcp(hiveDeadAfter)}
 	config := pki.JoinConfig(ProtocolGRPC, fingerprint)
-	// Make the first connection here, since its error says more than grpc's.
+	// Make the first connection here: its error tells more than grpc's.
 	first, err := d.connect(ctx, address, config)
 	if err != nil {
 		return nil, nil, core.WithHint(err, "%s", joinHint(err))
@@ -82,11 +82,11 @@ func BoundConn(ctx context.Context, address, fingerprint string) (cc *grpc.Clien
 	return cc, binding, nil
 }
 
-// protocolHTTP is a protocol of the port of the HTTP API alone.
+// protocolHTTP is a protocol that only the port of the HTTP API offers.
 const protocolHTTP = "http/1.1"
 
-// WrongPort returns why a call over JoinConn failed, if a queen's HTTP API is at the address, which
-// has the same certificate and protocols: Invalid. Otherwise it returns err.
+// WrongPort explains why a call over JoinConn failed if a queen's HTTP API, which has the same
+// certificate and protocols, listens at the address: Invalid. Otherwise it returns err.
 func WrongPort(ctx context.Context, address, fingerprint string, err error) error {
 	switch core.KindOf(err) {
 	case core.Internal, core.Unavailable, core.Unsupported:

@@ -26,18 +26,18 @@ const (
 	clientPing = 15 * time.Second
 )
 
-// kept is a kept connection.
+// kept is a connection that the pool keeps.
 type kept struct {
 	cc            *grpc.ClientConn
 	node, address string
 	deadAfter     time.Duration
 	ping          bool
-	wg            *sync.WaitGroup // of the pool
+	wg            *sync.WaitGroup // the pool's
 	broken        func(nodeID, address string)
 
 	mu     sync.Mutex // guards below
 	closed bool
-	calls  int // under way
+	calls  int // running
 	timer  *time.Timer
 	conn   *Conn // the newest
 }
@@ -111,7 +111,8 @@ func (k *kept) done() {
 	k.mu.Unlock()
 }
 
-// look cuts the connection to a peer without a sign of life: grpc's own pings are too far apart.
+// look cuts the connection to a peer that shows no sign of life: grpc's own pings are too far
+// apart.
 func (k *kept) look(ctx context.Context) {
 	defer k.wg.Done()
 	k.mu.Lock()
@@ -139,8 +140,8 @@ func (k *kept) look(ctx context.Context) {
 	}
 }
 
-// explain replaces grpc's error for calls that ended with the connection: the caller did not cancel
-// them.
+// explain replaces grpc's error for calls that ended with the connection, since the caller did not
+// cancel them.
 func (k *kept) explain(ctx context.Context, err error) error {
 	if err == nil || errors.Is(err, io.EOF) || status.Code(err) != codes.Canceled || ctx.Err() != nil {
 		return err

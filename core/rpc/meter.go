@@ -12,7 +12,7 @@ import (
 	"google.golang.org/grpc/stats"
 )
 
-// The parts of HTTP/2's frames, RFC 9113 section 6, that a meter reads.
+// The parts of HTTP/2 frames, RFC 9113 section 6, that a meter reads.
 const (
 	framePreface    = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 	frameHeadBytes  = 9
@@ -22,19 +22,19 @@ const (
 	flagEndStream   = 0x1
 	flagPadded      = 0x8
 	streamIDMask    = 1<<31 - 1
-	messageHeadSize = 5 // of gRPC: a flag and the length
+	messageHeadSize = 5 // gRPC's: a flag and the length
 )
 
 var errPadded = errors.New("a padded frame, which gRPC does not send")
 
-// frames parses the frames in one direction of an HTTP/2 connection. It keeps none of the bytes.
+// frames parses the frames in one direction of an HTTP/2 connection. It keeps no payload bytes.
 type frames struct {
-	skip int // of the preface
+	skip int // bytes of the preface to skip
 	head [frameHeadBytes]byte
-	have int    // of head
-	left int    // of the frame's payload
-	kind byte   // of the frame, like the following fields
-	id   uint32 // of its stream
+	have int    // bytes of head read so far
+	left int    // bytes of the frame's payload still to come
+	kind byte   // frame type; this and the next fields belong to the frame
+	id   uint32 // stream id
 	end  bool   // it ends the stream
 }
 
@@ -88,16 +88,16 @@ type meter struct {
 	in, out frames
 	newest  uint32
 	streams map[uint32]*incoming // those that may still send
-	pending int64                // the sum over them
+	pending int64                // sum over streams
 	closed  bool
 }
 
 // incoming is the message that a stream is sending.
 type incoming struct {
 	head [messageHeadSize]byte
-	have int   // of head
-	left int64 // of the message
-	got  int64 // of the message, head included
+	have int   // bytes of head read so far
+	left int64 // bytes of the message still to come
+	got  int64 // bytes of the message received, head included
 }
 
 func newMeter(c *Conn, b *budget) *meter {
@@ -118,7 +118,7 @@ func (m *meter) Read(p []byte) (int, error) {
 func (m *meter) Write(p []byte) (int, error) {
 	n, err := m.Conn.Write(p)
 	if n > 0 {
-		_ = m.note(func() error { // what this side writes is well-formed
+		_ = m.note(func() error { // this side writes well-formed frames
 			return m.out.feed(p[:n], func() error { return nil }, func([]byte) {}, func() {
 				if m.out.end {
 					m.over(m.out.id)
@@ -166,7 +166,7 @@ func (m *meter) began() error {
 func (m *meter) came(part []byte) {
 	s := m.streams[m.in.id]
 	if m.in.kind != frameData || s == nil {
-		return // the stream is over: the server drops it too
+		return // the stream has ended: the server drops it too
 	}
 	for len(part) > 0 {
 		if s.have < messageHeadSize {
@@ -196,7 +196,7 @@ func (m *meter) ended() {
 	}
 }
 
-// over drops a stream that sends no more, or that the server ignores.
+// over drops a stream that will send no more or that the server ignores.
 func (m *meter) over(id uint32) {
 	if s := m.streams[id]; s != nil {
 		m.pending -= s.got
@@ -218,7 +218,7 @@ type callHeld struct {
 	held int64
 }
 
-// set records what the call holds now.
+// set records how many bytes the call holds now.
 func (c *callHeld) set(n int64) {
 	c.mu.Lock()
 	change := n - c.held
@@ -259,7 +259,7 @@ func (callMeter) TagConn(ctx context.Context, _ *stats.ConnTagInfo) context.Cont
 // HandleConn implements stats.Handler.
 func (callMeter) HandleConn(context.Context, stats.ConnStats) {}
 
-// releaseHeld makes a stream hold no message while it waits for the next one.
+// releaseHeld wraps a stream so that it holds no message while it waits for the next one.
 func releaseHeld(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler) error {
 	if call, ok := ss.Context().Value(callHeldKey{}).(*callHeld); ok {
 		ss = heldStream{ss, call}

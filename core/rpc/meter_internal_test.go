@@ -38,7 +38,7 @@ func TestMeterCountsUnfinished(t *testing.T) {
 	must.NoError(t, f.WriteData(1, false, message(100, 60)))
 	must.NoError(t, f.WriteData(3, false, append(message(10, 10), message(20, 5)...)))
 	must.NoError(t, f.WriteData(5, false, message(1000, 300)))
-	must.NoError(t, f.WriteData(7, false, message(1000, 300))) // nobody's
+	must.NoError(t, f.WriteData(7, false, message(1000, 300))) // belongs to no call
 	all := wire.Bytes()
 	for _, step := range []int{1, 2, 7, len(all)} {
 		m, b := metered()
@@ -72,7 +72,7 @@ func TestMeterCountsUnfinished(t *testing.T) {
 	}
 }
 
-// Headers that come again on a stream do not make what it holds forgotten.
+// Repeated headers on a stream do not reset what the stream holds.
 func TestMeterHeadersAgain(t *testing.T) {
 	t.Parallel()
 	var wire bytes.Buffer
@@ -93,7 +93,7 @@ func TestMeterHeadersAgain(t *testing.T) {
 	must.Eq(t, 0, b.used)
 }
 
-// Whatever comes, in whatever pieces, the count is the same and never negative.
+// For any input, in pieces of any size, the count is the same and never negative.
 func FuzzMeter(f *testing.F) {
 	var wire bytes.Buffer
 	wire.WriteString(http2.ClientPreface)

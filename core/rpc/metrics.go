@@ -6,8 +6,8 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// CountRefusals registers rbee_rpc_refused_total on to and returns the function that counts one: a
-// connection or a call of another machine that was refused. It is safe for concurrent use.
+// CountRefusals registers rbee_rpc_refused_total on to and returns the function that counts one
+// refused connection or call of another machine. It is safe for concurrent use.
 func CountRefusals(to prometheus.Registerer) (func(Reason), error) {
 	refused := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Namespace: "rbee_rpc", Name: "refused_total", Help: "Connections and calls of other machines that were refused, by reason.",

@@ -21,6 +21,6 @@ func TestCountRefusals(t *testing.T) {
 	must.Len(t, 1, families)
 	must.Eq(t, "rbee_rpc_refused_total", families[0].GetName())
 	must.Eq(t, 2, families[0].GetMetric()[0].GetCounter().GetValue())
-	_, err = rpc.CountRefusals(to) // it is there already
+	_, err = rpc.CountRefusals(to) // already registered
 	must.Error(t, err)
 }

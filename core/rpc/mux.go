@@ -17,12 +17,12 @@ import (
 	"github.com/rbee-project/rbee/core/pki"
 )
 
-// The protocols of the RPC port, told apart by ALPN.
+// The protocols of the RPC port, distinguished by ALPN.
 const (
 	ProtocolRaft = "rbee-raft/1" // queens only
-	ProtocolGRPC = "h2"          // each method's rule says which callers
+	ProtocolGRPC = "h2"          // each method's rule lists its callers
 	ProtocolData = "rbee-data/1" // from queens only: CONNECT to a worker, then its bytes
-	ProtocolBlob = "rbee-blob/1" // from hives only: HTTP/1.1, files of models
+	ProtocolBlob = "rbee-blob/1" // from hives only: HTTP/1.1, model files
 
 	// guestPort stands for ProtocolGRPC without a certificate.
 	guestPort = "guests"
@@ -35,7 +35,7 @@ const (
 	defaultStreams    = 4096
 	defaultGuestLife  = 30 * time.Second
 	// maxKept bounds the connections of a node for gRPC and for raft, each. A node keeps one or
-	// two; older ones are left over from a broken network.
+	// two; older ones are leftovers of a broken network.
 	maxKept            = 16
 	maxAcceptPause     = time.Second
 	acceptKeepAlive    = 10 * time.Second
@@ -43,8 +43,8 @@ const (
 	acceptKeepCount    = 3
 )
 
-// Identity is what a node shows of itself and requires of others. *pki.Identity implements it. The
-// configurations follow renewals.
+// Identity is the certificate that a node shows and its requirements for others. *pki.Identity
+// implements it. The configurations follow renewals.
 type Identity interface {
 	Node() pki.Node
 	RPCAddress() string
@@ -55,14 +55,14 @@ type Identity interface {
 // MuxOptions configure a Mux.
 type MuxOptions struct {
 	Identity Identity
-	// Revoked reports whether the certificates of a node are refused; nil: none are. The Mux calls
-	// it at each handshake and in CloseRevoked.
+	// Revoked reports whether the certificates of a node are refused; nil refuses none. The Mux
+	// calls it at each handshake and in CloseRevoked.
 	Revoked func(nodeID string) bool
 	// Refused is called for each refused connection; nil: not called.
 	Refused func(Reason)
 	Logger  hclog.Logger // nil: none
 	// MaxHandshakes bounds the unauthenticated connections. A new one replaces the oldest of the
-	// host that has the most. 0: 256.
+	// host with the most. 0: 256.
 	MaxHandshakes int
 	// MaxGuests bounds the open connections without a certificate in the same way. 0: 32.
 	MaxGuests int
@@ -87,10 +87,10 @@ type Mux struct {
 	mu     sync.Mutex // guards below
 	closed bool
 	half   *crowd[*guest]
-	guests *crowd[*Conn]      // without a certificate, until they are closed
-	open   map[*Conn]struct{} // after the handshake, until they are closed
-	counts map[standing]int   // of the open ones with a certificate
-	seq    uint64             // of the newest of open
+	guests *crowd[*Conn]      // without a certificate, until closed
+	open   map[*Conn]struct{} // after the handshake, until closed
+	counts map[standing]int   // of the open connections with a certificate
+	seq    uint64             // order of the newest in open
 }
 
 // standing is the key by which nodes' connections are counted.
@@ -133,7 +133,7 @@ func NewMux(l net.Listener, o MuxOptions) *Mux {
 	return m
 }
 
-// guest is a connection that runs its handshake or waits to be accepted.
+// guest is a connection that is in its handshake or waits to be accepted.
 type guest struct {
 	raw   net.Conn
 	out   chan struct{} // closed when it is evicted
@@ -150,9 +150,9 @@ func both(first, second func(tls.ConnectionState) error) func(tls.ConnectionStat
 	}
 }
 
-// serverConfig returns c with the checks of the Mux. Data connections may be resumed, as they serve
-// single requests. The checks then run again, and crypto/tls checks the certificate's time and CA
-// again.
+// serverConfig returns c with the checks of the Mux. Data connections may be resumed, as each
+// serves a single request. On resumption, the Mux's checks run again, and crypto/tls checks the
+// certificate's time and CA again.
 func (m *Mux) serverConfig(c *tls.Config) *tls.Config {
 	strictly := c.Clone()
 	strictly.VerifyConnection = both(m.check, c.VerifyConnection)
@@ -168,8 +168,8 @@ func (m *Mux) serverConfig(c *tls.Config) *tls.Config {
 			}
 		}
 		now, own := now.Clone(), now.VerifyConnection
-		// By now crypto/tls has verified that a certificate is of this cluster and valid. The Mux's
-		// checks come first: they know their reasons.
+		// By now crypto/tls has verified that a certificate belongs to this cluster and is valid.
+		// The Mux's checks run first because their errors carry a reason.
 		now.VerifyConnection = both(m.check, own)
 		now.GetConfigForClient = nil
 		if slices.Equal(h.SupportedProtos, []string{ProtocolData}) {
@@ -188,7 +188,7 @@ type tickets struct {
 	since time.Time
 }
 
-// ticketLife is how long a key seals; it opens for as long again.
+// ticketLife is how long a key seals sessions; it opens them for as long again.
 const ticketLife = 6 * time.Hour
 
 func (t *tickets) keys(now time.Time) [][32]byte {
@@ -232,7 +232,7 @@ func (m *Mux) Raft() net.Listener { return m.ports[ProtocolRaft] }
 func (m *Mux) GRPC() net.Listener { return m.ports[ProtocolGRPC] }
 
 // Guests returns the listener for connections without a certificate, for a server that
-// NewGuestServer made. Each is cut after half a minute.
+// NewGuestServer made. Each connection is cut after half a minute.
 func (m *Mux) Guests() net.Listener { return m.ports[guestPort] }
 
 // Data returns the listener for connections over which queens reach workers.
@@ -244,7 +244,7 @@ func (m *Mux) Blobs() net.Listener { return m.ports[ProtocolBlob] }
 // Addr returns the address that the port listens on.
 func (m *Mux) Addr() net.Addr { return m.l.Addr() }
 
-// Run accepts connections until ctx ends. Then it closes all but those that it handed out, which
+// Run accepts connections until ctx ends. Then it closes all except those that it handed out, which
 // belong to their owners. The error is nil if ctx ended it.
 func (m *Mux) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
@@ -258,7 +258,7 @@ func (m *Mux) Run(ctx context.Context) error {
 		switch {
 		case err == nil:
 			pause = 0
-			// Enter in the order of arrival: goroutines do not keep it, and the latest must not
+			// Enter in the order of arrival: goroutines do not preserve it, and the latest must not
 			// count as the oldest.
 			if g := m.enter(c); g != nil {
 				wg.Go(func() { m.admit(g) })
@@ -269,7 +269,7 @@ func (m *Mux) Run(ctx context.Context) error {
 		case errors.Is(err, net.ErrClosed):
 			return core.Wrap(err, core.Unavailable, "accept rpc connections")
 		}
-		// Such as too many open files: open connections go on, and some of them will end.
+		// For example too many open files: open connections continue, and some of them will end.
 		pause = min(max(2*pause, 5*time.Millisecond), maxAcceptPause)
 		m.opts.Logger.Warn("accept a connection", "error", err, "again_in", pause)
 		timer := time.NewTimer(pause)
@@ -282,7 +282,7 @@ func (m *Mux) Run(ctx context.Context) error {
 	}
 }
 
-// shut stops accepting, and closes connections not handed out.
+// shut stops accepting, and closes the connections that were not handed out.
 func (m *Mux) shut() {
 	m.mu.Lock()
 	m.closed = true
@@ -302,7 +302,7 @@ func (g *guest) send() {
 	_ = g.raw.Close()
 }
 
-// enter makes a connection a guest; nil: it is closed, because the mux is.
+// enter makes a connection a guest. It closes it and returns nil if the mux is closed.
 func (m *Mux) enter(raw net.Conn) *guest {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -319,7 +319,7 @@ func (m *Mux) enter(raw net.Conn) *guest {
 	return g
 }
 
-// admit runs the handshake and hands the connection out.
+// admit runs the handshake and hands out the connection.
 func (m *Mux) admit(g *guest) {
 	raw := g.raw
 	defer func() {
@@ -349,7 +349,7 @@ func (m *Mux) admit(g *guest) {
 		m.refused.note(reasonOf(err), raw.RemoteAddr().String(), c.node.ID, err)
 		return
 	}
-	// check again after the handshake: CloseRevoked may have run too early to see it
+	// check again after the handshake: CloseRevoked may have run before this connection was open
 	if c.known && m.opts.Revoked != nil && m.opts.Revoked(c.node.ID) {
 		c.Abort()
 		return
@@ -367,7 +367,8 @@ func (m *Mux) admit(g *guest) {
 	}
 }
 
-// settle finds a place for a connection after its handshake; forget frees it. Errors: a *refusal.
+// settle finds a place for a connection after its handshake; forget frees the place. Errors: a
+// *refusal.
 func (m *Mux) settle(c *Conn) error {
 	m.mu.Lock()
 	var out *Conn
@@ -411,7 +412,8 @@ func (m *Mux) settle(c *Conn) error {
 	return nil
 }
 
-// shake runs the handshake. The connection is never nil; with an error, it may know its peer.
+// shake runs the handshake. The returned connection is never nil; even with an error, it may know
+// its peer.
 func (m *Mux) shake(raw net.Conn) (*Conn, error) {
 	if t, ok := raw.(*net.TCPConn); ok {
 		_ = t.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: acceptKeepAlive, Interval: acceptKeepInterval, Count: acceptKeepCount})
@@ -464,7 +466,8 @@ func (m *Mux) CloseRevoked() {
 	}
 }
 
-// Reset cuts all connections after their handshake, as when this machine has another address.
+// Reset cuts all connections that have completed their handshake, for example when this machine's
+// address changes.
 func (m *Mux) Reset() { m.closeIf(func(*Conn) bool { return true }) }
 
 func (m *Mux) closeProtocol(protocol string) {
@@ -496,7 +499,7 @@ type port struct {
 // Accept waits for a connection, a *Conn. It fails with net.ErrClosed.
 func (p *port) Accept() (net.Conn, error) {
 	select {
-	case <-p.over: // first, so that Accept returns nothing after a Close
+	case <-p.over: // checked first, so that Accept returns nothing after a Close
 		return nil, net.ErrClosed
 	default:
 	}
@@ -508,8 +511,8 @@ func (p *port) Accept() (net.Conn, error) {
 	}
 }
 
-// Close makes the Mux close connections for this protocol from now on. It does not touch the
-// others.
+// Close makes the Mux close all further connections for this protocol. It does not touch the other
+// protocols.
 func (p *port) Close() error {
 	p.once.Do(func() { close(p.over) })
 	return nil

@@ -59,7 +59,7 @@ func TestMuxSplits(t *testing.T) {
 	must.MapEmpty(t, n.refused.all())
 }
 
-// Every wrong client is refused within the handshake, and counted for what it is.
+// Every wrong client is refused within the handshake and counted under its reason.
 func TestMuxRefuses(t *testing.T) {
 	t.Parallel()
 	ca, other := newCA(t), newCA(t)
@@ -69,7 +69,7 @@ func TestMuxRefuses(t *testing.T) {
 	expired := issue(t, ca, "00000005", time.Minute, time.Now().Add(-30*time.Minute), core.RoleQueen)
 	revoked := identity(t, ca, "00000006", core.RoleQueen)
 
-	// The client's own checks are off, so that it is the server that refuses.
+	// The client's own checks are off, so that the server refuses.
 	config := func(id *pki.Identity, protocol string, change ...func(*tls.Config)) *tls.Config {
 		c := &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS12, NextProtos: []string{protocol}}
 		if id != nil {
@@ -128,7 +128,7 @@ func TestMuxRefuses(t *testing.T) {
 	}
 }
 
-// The dialling side checks the other side as well.
+// The dialling side checks the other side, too.
 func TestClientRefuses(t *testing.T) {
 	t.Parallel()
 	ca, other := newCA(t), newCA(t)
@@ -150,7 +150,7 @@ func TestClientRefuses(t *testing.T) {
 			t.Cleanup(func() { _ = p.Close() })
 			id := "00000001"
 			if tt.name == "revoked" {
-				id = "" // anybody, so that it is dialled
+				id = "" // any node, so that the dial is attempted
 			}
 			_, err := p.DialData(t.Context(), id, n.addr, "w")
 			must.Eq(t, tt.kind, core.KindOf(err), must.Sprint(err))
@@ -169,10 +169,10 @@ func TestClientRefuses(t *testing.T) {
 	must.NoError(t, err)
 	err = conn.Invoke(t.Context(), "/x/y", &health.HealthCheckRequest{}, &health.HealthCheckResponse{})
 	must.Eq(t, core.Unavailable, core.KindOf(err))
-	must.StrContains(t, err.Error(), "queen."+clusterID) // its certificate is not a queen's
+	must.StrContains(t, err.Error(), "queen."+clusterID) // its certificate is not one of a queen
 }
 
-// A node that is neither offers nothing but gRPC.
+// A node without roles offers only gRPC.
 func TestMuxOffers(t *testing.T) {
 	t.Parallel()
 	ca := newCA(t)
@@ -191,7 +191,7 @@ func TestMuxGarbage(t *testing.T) {
 	for i, garbage := range []string{"GET / HTTP/1.1\r\n\r\n", "\x16\x03\x01\xff\xff", strings.Repeat("\x00", 1<<16), "\x15\x03\x03\x00\x02\x02\x28"} {
 		c, err := net.Dial("tcp", n.addr)
 		must.NoError(t, err)
-		_, _ = io.WriteString(c, garbage) // it may be refused before the end
+		_, _ = io.WriteString(c, garbage) // it may be refused before all is written
 		if tcp, ok := c.(*net.TCPConn); ok {
 			_ = tcp.CloseWrite()
 		}
@@ -223,7 +223,7 @@ func TestMuxSilent(t *testing.T) {
 				must.NoError(t, err)
 				defer c.Close()
 				if i%2 == 0 {
-					// slow rather than silent; it may be gone already
+					// slow rather than silent; it may be closed already
 					_, _ = c.Write([]byte("\x16\x03\x01"))
 				}
 				silent = append(silent, c)
@@ -233,7 +233,7 @@ func TestMuxSilent(t *testing.T) {
 			must.NoError(t, err)
 			took := time.Since(begin)
 			t.Logf("a handshake beside 200 silent ones: %s", took)
-			must.Less(t, 4*time.Second, took) // a silent one is given up after 5 s
+			must.Less(t, 4*time.Second, took) // a silent one is dropped after 5 s
 			must.Eq(t, 1, open.Load())
 			if limit > 0 {
 				eventually(t, 10*time.Second, "the oldest are gone", func() bool { return n.refused.all()[rpc.ReasonHandshake] >= 150 })
@@ -243,12 +243,12 @@ func TestMuxSilent(t *testing.T) {
 				must.False(t, errors.Is(err, net.ErrClosed))
 				ended(t, err)
 			}
-			n.stop() // ends them all at once
+			n.stop() // ends all of them at once
 		})
 	}
 }
 
-// A connection without a server to accept it is not kept for ever.
+// A connection that no server accepts is dropped in time.
 func TestMuxNobodyAccepts(t *testing.T) {
 	t.Parallel()
 	ca := newCA(t)
@@ -261,14 +261,14 @@ func TestMuxNobodyAccepts(t *testing.T) {
 	must.ErrorIs(t, err, net.ErrClosed)
 }
 
-// One that waits to be accepted makes room for another, as one within its handshake does.
+// A connection that waits to be accepted can be evicted like one in its handshake.
 func TestMuxWaitsForAcceptance(t *testing.T) {
 	t.Parallel()
 	ca := newCA(t)
 	n := listen(t, identity(t, ca, "00000001", both...), func(o *rpc.MuxOptions) { o.MaxHandshakes = 1 })
 	config := identity(t, ca, "00000002", core.RoleQueen).ClientConfig(rpc.ProtocolRaft, core.RoleQueen, "")
 	var all []*tls.Conn
-	for range 2 { // nobody accepts
+	for range 2 { // no server accepts
 		raw, err := net.Dial("tcp", n.addr)
 		must.NoError(t, err)
 		t.Cleanup(func() { _ = raw.Close() })
@@ -289,7 +289,7 @@ func TestMuxWaitsForAcceptance(t *testing.T) {
 	must.NoError(t, c.Close())
 }
 
-// A node that is revoked while it shakes hands is not let in: CloseRevoked could not see it.
+// A node revoked during its handshake is not admitted: CloseRevoked could not see it.
 func TestMuxRevokedWhileShaking(t *testing.T) {
 	t.Parallel()
 	ca := newCA(t)
@@ -303,7 +303,7 @@ func TestMuxRevokedWhileShaking(t *testing.T) {
 	must.GreaterEq(t, 2, asked.Load())
 }
 
-// What is over is in no table any more, whichever way it ended.
+// An ended connection is in no table, whichever way it ended.
 func TestMuxForgets(t *testing.T) {
 	t.Parallel()
 	ca := newCA(t)
@@ -330,7 +330,7 @@ func TestMuxForgets(t *testing.T) {
 	})
 }
 
-// The deadline of the handshake ends with it.
+// The handshake's deadline does not outlast the handshake.
 func TestNoDeadlineAfterHandshake(t *testing.T) {
 	t.Parallel()
 	ca := newCA(t)
@@ -362,7 +362,7 @@ func TestNoDeadlineAfterHandshake(t *testing.T) {
 	})
 }
 
-// A revoked node is cut off at once, with all its connections, and cannot come back.
+// A revoked node loses all its connections at once and cannot reconnect.
 func TestMuxRevokedWhileOpen(t *testing.T) {
 	t.Parallel()
 	ca := newCA(t)
@@ -412,7 +412,7 @@ func TestMuxRevokedWhileOpen(t *testing.T) {
 	}
 }
 
-// However many are refused, the log gets one line a second, which counts the dropped ones.
+// However many are refused, the log gets one line a second, which counts the suppressed ones.
 func TestRefusalsAreLoggedOnceASecond(t *testing.T) {
 	t.Parallel()
 	ca := newCA(t)
@@ -462,7 +462,7 @@ func TestHandshakeDeadline(t *testing.T) {
 	})
 }
 
-// pipes is a listener of connections in memory.
+// pipes is a listener of in-memory connections.
 type pipes struct {
 	c      chan net.Conn
 	closed bool
@@ -486,8 +486,8 @@ func (p *pipes) Close() error {
 
 func (p *pipes) Addr() net.Addr { return &net.TCPAddr{} }
 
-// The first data connection pays for signatures; the following do not, and are checked all the
-// same.
+// The first data connection pays for signatures; the following ones resume it, and are still
+// checked.
 func TestDataConnectionsAreResumed(t *testing.T) {
 	t.Parallel()
 	ca := newCA(t)

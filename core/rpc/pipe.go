@@ -12,7 +12,7 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// pipeBufferBytes is the buffer of each direction of a connection of a Pipe.
+// pipeBufferBytes is the size of the buffer of each direction of a Pipe's connection.
 const pipeBufferBytes = 64 << 10
 
 // Pipe joins a server and its clients within one process, without a socket. It is safe for
@@ -40,7 +40,7 @@ func (p *Pipe) Dial(ctx context.Context) (net.Conn, error) {
 	return nil, core.Wrap(net.ErrClosed, core.Unavailable, "dial in process")
 }
 
-// Close ends listening and waiting dials. It does not touch open connections. It never fails and
+// Close ends the listener and pending dials. It does not touch open connections. It never fails and
 // may be called again.
 func (p *Pipe) Close() error { return p.l.Close() }
 

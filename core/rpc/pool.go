@@ -23,19 +23,19 @@ const (
 // PoolOptions configure a Pool.
 type PoolOptions struct {
 	Identity Identity
-	// Revoked reports whether a node must not be contacted; nil: none.
+	// Revoked reports whether a node must not be contacted; nil bars none.
 	Revoked func(nodeID string) bool
-	// Broken is called when a connection breaks that this side did not close. It must not block.
-	// nil: not called.
+	// Broken is called when a connection breaks that this side did not close. It must not block. It
+	// may be nil.
 	Broken func(nodeID, address string)
-	// Declined is called when another node refuses this one's certificate. It must not block. nil:
-	// not called.
+	// Declined is called when another node refuses this one's certificate. It must not block. It
+	// may be nil.
 	Declined func(address string)
-	// Barred returns why no connection is to be made; nil: there is no reason.
+	// Barred returns the reason why no connections may be made, or nil if they may.
 	Barred func() error
 	// DeadAfter is how long a peer may be silent during a call before the connection is dropped. 0:
 	// 3 s for a queen. A hive that is not a queen leaves it to TCP, which takes 10 s: its
-	// connections to queens have heartbeats of their own, and a lossy network should not cut them.
+	// connections to queens have their own heartbeats, and a lossy network should not cut them.
 	DeadAfter time.Duration
 	// Dial makes connections; nil: TCP.
 	Dial   func(ctx context.Context, address string) (net.Conn, error)
@@ -46,7 +46,7 @@ type PoolOptions struct {
 type Pool struct {
 	opts PoolOptions
 	dialer
-	ping bool // monitor silent peers
+	ping bool // whether to monitor silent peers
 	wg   sync.WaitGroup
 
 	mu       sync.Mutex // guards below
@@ -56,7 +56,7 @@ type Pool struct {
 	sessions map[string]tls.ClientSessionCache // of data connections, by node id and address
 }
 
-// keptKey identifies a kept connection. The address counts only if the node is not known.
+// keptKey identifies a kept connection. The address is set only if the node is unknown.
 type keptKey struct {
 	node, address string
 	role          core.Role
@@ -83,11 +83,11 @@ func NewPool(o PoolOptions) *Pool {
 	}
 }
 
-// Conn returns the kept connection to a node, whose certificate must give it the role. The first
+// Conn returns the kept connection to a node, whose certificate must include the role. The first
 // call dials it, as does a call after it broke; a call fails fast while the node cannot be reached.
-// A changed address closes the old connection and dials anew. The pool closes it. nodeID may be
-// empty: any node at the address. Its errors are those of DialOptions. Errors: Forbidden for a
-// revoked node, Unavailable after Close.
+// A changed address closes the old connection and dials anew. The pool owns the connection and
+// closes it. An empty nodeID means any node at the address. Calls fail with the errors of
+// DialOptions. Errors: Forbidden for a revoked node, Unavailable after Close.
 func (p *Pool) Conn(nodeID, address string, role core.Role) (*grpc.ClientConn, error) {
 	if nodeID != "" && p.revoked != nil && p.revoked(nodeID) {
 		return nil, dialError("connect", address, refuse(ReasonRevoked, "node %s was revoked", nodeID))
@@ -157,8 +157,8 @@ func (p *Pool) drop(condition func(nodeID string) bool) {
 	}
 }
 
-// Reset closes all connections, as when this machine has another address; the next Conn dials
-// anew.
+// Reset closes all connections, for example when this machine's address changes; the next Conn
+// dials anew.
 func (p *Pool) Reset() { p.drop(func(string) bool { return true }) }
 
 // Close closes all connections. Running calls fail with Unavailable. It may be called again.

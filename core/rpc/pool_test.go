@@ -20,7 +20,7 @@ import (
 	jobv1 "github.com/rbee-project/rbee/proto/job/v1"
 )
 
-// jobs is a hive whose only method that does something waits.
+// jobs is a hive on which only one method is implemented; it waits.
 type jobs struct {
 	jobv1.UnimplementedJobServiceServer
 	waits atomic.Int64
@@ -70,7 +70,7 @@ func get(ctx context.Context, c grpc.ClientConnInterface) error {
 	return err
 }
 
-// proxy is a way to an address that can be cut without anybody being told.
+// proxy forwards to an address and can be cut silently.
 type proxy struct {
 	addr   string
 	silent atomic.Bool
@@ -132,8 +132,8 @@ func newProxy(t testing.TB, to string) *proxy {
 	return p
 }
 
-// There is one connection per node for all callers; it is dialled anew for another address, after a
-// Forget and after it broke.
+// All callers share one connection per node. It is dialled anew for another address, after a Forget
+// and after it broke.
 func TestPoolKeeps(t *testing.T) {
 	t.Parallel()
 	ca := newCA(t)
@@ -170,11 +170,11 @@ func TestPoolKeeps(t *testing.T) {
 
 	c = conn(moved.addr)
 	p.Forget("00000001")
-	// not Cancelled: the caller did not
+	// not Cancelled: the caller did not cancel
 	must.Eq(t, core.Unavailable, core.KindOf(get(t.Context(), c)))
 	must.NoError(t, get(t.Context(), conn(moved.addr)))
 	must.Eq(t, 3, dials.Load())
-	must.Eq(t, 0, len(broken)) // all this was its own doing
+	must.Eq(t, 0, len(broken)) // the pool itself closed all these
 
 	n.mux.CloseNode("00000002")
 	must.Eq(t, "00000001 "+moved.addr, <-broken)
@@ -188,7 +188,7 @@ func TestPoolKeeps(t *testing.T) {
 	must.Eq(t, core.Unavailable, core.KindOf(err))
 }
 
-// Calls that run when the pool lets go of a node end at once, and say that they may be tried again.
+// Calls that run when the pool forgets a node end at once, with an error that allows a retry.
 func TestPoolForgetEndsCalls(t *testing.T) {
 	t.Parallel()
 	ca := newCA(t)
@@ -220,8 +220,8 @@ func TestPoolForgetEndsCalls(t *testing.T) {
 	must.Eq(t, core.Forbidden, core.KindOf(err))
 }
 
-// A machine with another address keeps no connection of the one before: its calls end, and the next
-// one dials anew.
+// A machine whose address changes keeps no connection from before: its calls end, and the next one
+// dials anew.
 func TestPoolReset(t *testing.T) {
 	t.Parallel()
 	ca := newCA(t)
@@ -242,7 +242,7 @@ func TestPoolReset(t *testing.T) {
 	must.True(t, again != c)
 }
 
-// Waiting callers notice a silently dead peer in three seconds, and do not drop one that is only
+// Waiting callers detect a silently dead peer in three seconds, and do not drop one that is only
 // slow.
 func TestPoolNoticesADeadPeer(t *testing.T) {
 	t.Parallel()
@@ -262,7 +262,7 @@ func TestPoolNoticesADeadPeer(t *testing.T) {
 		_, err := s.Recv()
 		ended <- err
 	}()
-	// it says nothing for longer than that, but answers pings
+	// it sends nothing for longer than that, but answers pings
 	timer := time.NewTimer(4 * time.Second)
 	select {
 	case err := <-ended:
@@ -280,7 +280,7 @@ func TestPoolNoticesADeadPeer(t *testing.T) {
 	eventually(t, 5*time.Second, "dialled anew", func() bool { return get(t.Context(), c) == nil })
 }
 
-// A node that cannot be reached fails calls fast, and is there again soon after it is.
+// Calls to an unreachable node fail fast, and succeed soon after the node is reachable again.
 func TestPoolBackoff(t *testing.T) {
 	t.Parallel()
 	ca := newCA(t)
@@ -310,7 +310,8 @@ func TestPoolBackoff(t *testing.T) {
 	must.Less(t, 8*time.Second, time.Since(begin))
 }
 
-// Raft's connections are between queens only, and the end of one is told to whom it matters.
+// Raft's connections connect only queens, and the end of one is reported to both raft and the
+// owner.
 func TestRaftStream(t *testing.T) {
 	t.Parallel()
 	ca := newCA(t)
@@ -327,7 +328,7 @@ func TestRaftStream(t *testing.T) {
 	}
 	a, b := listen(t, identity(t, ca, "00000001", core.RoleQueen)), listen(t, identity(t, ca, "00000002", core.RoleQueen))
 	sa, sb := stream(a, broken), stream(b, broken)
-	// what others know it as, not what it listens on
+	// its advertised address, not its listen address
 	must.Eq(t, "127.0.0.1:7834", sa.Addr().String())
 	pair := func() (dialled, accepted net.Conn) {
 		got := make(chan net.Conn, 1)
@@ -345,7 +346,7 @@ func TestRaftStream(t *testing.T) {
 		must.NoError(t, err)
 		return c, d
 	}
-	// The dialling queen dies, as seen by the other one; then the other way round.
+	// The dialling queen dies, as the other one sees it; then the reverse.
 	c, d := pair()
 	go func() { _, _ = d.Read(make([]byte, 1)) }()
 	must.NoError(t, c.Close())
@@ -357,7 +358,7 @@ func TestRaftStream(t *testing.T) {
 	must.Eq(t, end{"00000002", b.addr}, <-broken)
 	must.NoError(t, c.Close())
 
-	// A deadline is not an end.
+	// A passed deadline is not an end.
 	c, d = pair()
 	must.NoError(t, d.SetReadDeadline(time.Now()))
 	_, err := d.Read(make([]byte, 1))
@@ -367,7 +368,7 @@ func TestRaftStream(t *testing.T) {
 	must.NoError(t, d.Close())
 	must.Zero(t, sa.Held())
 
-	// Both ends' connections of a node go with it.
+	// CloseNode closes a node's connections of both directions.
 	_, d = pair()
 	sa.CloseNode("00000002")
 	_, err = d.Read(make([]byte, 1))
@@ -381,7 +382,7 @@ func TestRaftStream(t *testing.T) {
 	must.NoError(t, c.Close())
 	must.Eq(t, end{"00000002", b.addr}, <-broken)
 
-	// Nothing that is revoked stays; that is this side's doing.
+	// Connections to a revoked node are closed, and not reported: this side closed them.
 	c, d = pair()
 	a.revoked.add("00000002")
 	sa.CloseRevoked()
@@ -393,7 +394,7 @@ func TestRaftStream(t *testing.T) {
 	must.Eq(t, 0, len(broken))
 	a.revoked.m.Clear()
 
-	// Nor does anything stay that was dialled from an address that this machine had before.
+	// Neither do connections survive that were dialled from this machine's earlier address.
 	c, d = pair()
 	sa.Reset()
 	_, err = c.Read(make([]byte, 1))
@@ -401,7 +402,7 @@ func TestRaftStream(t *testing.T) {
 	must.NoError(t, d.Close())
 	must.Eq(t, 0, len(broken))
 
-	// Close ends what raft waits on.
+	// Close ends the reads that raft waits on.
 	c, d = pair()
 	ended := make(chan error, 2)
 	for _, x := range []net.Conn{c, d} {
@@ -426,7 +427,7 @@ func TestRaftStream(t *testing.T) {
 	must.Eq(t, core.Unavailable, core.KindOf(err))
 }
 
-// A machine that joins finds out whether it speaks to the cluster that its token is of.
+// A joining machine finds out whether it speaks to the cluster that its token belongs to.
 func TestJoinConn(t *testing.T) {
 	t.Parallel()
 	ca := newCA(t)
@@ -441,7 +442,7 @@ func TestJoinConn(t *testing.T) {
 	c, err := rpc.JoinConn(t.Context(), n.addr, right)
 	must.NoError(t, err)
 	must.Eq(t, core.Unauthenticated, core.KindOf(get(t.Context(), c)))
-	n.mux.CloseNode("") // it has none: it stays
+	n.mux.CloseNode("") // it has no node id: it stays
 	must.Eq(t, core.Unauthenticated, core.KindOf(get(t.Context(), c)))
 	must.NoError(t, c.Close())
 
@@ -450,7 +451,7 @@ func TestJoinConn(t *testing.T) {
 		kind                 core.Kind
 	}{
 		{n.addr, wrong, core.Unauthenticated},
-		{hive.addr, right, core.Unauthenticated}, // it is no queen
+		{hive.addr, right, core.Unauthenticated}, // not a queen
 		{"127.0.0.1:1", right, core.Unavailable},
 	} {
 		_, err := rpc.JoinConn(t.Context(), tt.address, tt.fingerprint)
@@ -459,7 +460,8 @@ func TestJoinConn(t *testing.T) {
 	}
 }
 
-// A machine that joins through the port of the HTTP API is told so, and through a port without TLS.
+// A machine that joins through the port of the HTTP API, or through a port without TLS, gets an
+// error that explains it.
 func TestJoinThroughTheWrongPort(t *testing.T) {
 	t.Parallel()
 	ca := newCA(t)
@@ -493,7 +495,7 @@ func TestJoinThroughTheWrongPort(t *testing.T) {
 	must.StrContains(t, core.HintOf(err), "no TLS")
 }
 
-// A renewed certificate counts from the next handshake on, and open connections continue.
+// A renewed certificate applies from the next handshake on, and open connections continue.
 func TestRenewal(t *testing.T) {
 	t.Parallel()
 	ca := newCA(t)
@@ -516,7 +518,7 @@ func TestRenewal(t *testing.T) {
 	must.NoError(t, get(t.Context(), c))
 	must.Eq(t, 1, j.waits.Load())
 	raw, err := shake(t, n.addr, queen.ClientConfig(rpc.ProtocolGRPC, core.RoleHive, "00000001"))
-	if raw != nil { // the other end says something of HTTP/2
+	if raw != nil { // the other end sends its HTTP/2 preface
 		must.True(t, time.Until(raw.ConnectionState().PeerCertificates[0].NotAfter) > 90*time.Minute)
 	}
 	must.NoError(t, err)

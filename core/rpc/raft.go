@@ -14,21 +14,21 @@ type RaftOptions struct {
 	Mux      *Mux
 	Identity Identity
 	Revoked  func(nodeID string) bool // nil: none
-	// Broken is called when a connection breaks that this side did not close: one that this queen
-	// dialled, with its address, or one that the other queen dialled, with an empty one. It is the
-	// first sign of a queen's death, and may be a false one. It must not block. nil: not called.
+	// Broken is called when a connection breaks that this side did not close. address is set for a
+	// connection that this queen dialled, and empty for one that the other queen dialled. It is the
+	// first sign of a queen's death, and may be a false one. It must not block. It may be nil.
 	Broken func(nodeID, address string)
-	// Declined is called when another queen refuses this one's certificate. It must not block. nil:
-	// not called.
+	// Declined is called when another queen refuses this one's certificate. It must not block. It
+	// may be nil.
 	Declined func(address string)
-	// Barred returns why no connection is to be made; nil: there is no reason.
+	// Barred returns the reason why no connections may be made, or nil if they may.
 	Barred func() error
 	// Dial makes connections; nil: TCP.
 	Dial func(ctx context.Context, address string) (net.Conn, error)
 }
 
-// RaftStream carries raft between queens over the RPC port: both ends show the certificate of a
-// queen. It has the methods of raft's StreamLayer, with the address as a string. It is safe for
+// RaftStream carries raft between queens over the RPC port: both ends show a queen's certificate.
+// It has the methods of raft's StreamLayer, except that addresses are strings. It is safe for
 // concurrent use.
 type RaftStream struct {
 	opts   RaftOptions
@@ -60,7 +60,7 @@ func (s *RaftStream) Accept() (net.Conn, error) {
 }
 
 // Dial connects to the queen at an RPC address. Errors: Unavailable, Unauthenticated or Forbidden
-// if another node is there, DeadlineExceeded.
+// if another node answers, DeadlineExceeded.
 func (s *RaftStream) Dial(address string, timeout time.Duration) (net.Conn, error) {
 	if timeout <= 0 {
 		timeout = connectTimeout
@@ -99,7 +99,7 @@ func (s *RaftStream) forget(c *Conn) {
 	s.mu.Unlock()
 }
 
-// Addr returns the RPC address at which other queens reach this one, and which raft takes for its
+// Addr returns the RPC address at which other queens reach this one, and which raft takes as its
 // own.
 func (s *RaftStream) Addr() net.Addr { return advertised(s.opts.Identity.RPCAddress()) }
 
@@ -109,15 +109,16 @@ func (s *RaftStream) CloseNode(nodeID string) {
 	s.closeIf(func(c *Conn) bool { return c.node.ID == nodeID })
 }
 
-// CloseRevoked closes the connections to all revoked nodes; for those that they made see
-// Mux.CloseRevoked.
+// CloseRevoked closes the connections to all revoked nodes. Mux.CloseRevoked closes those that they
+// made.
 func (s *RaftStream) CloseRevoked() {
 	if s.opts.Revoked != nil {
 		s.closeIf(func(c *Conn) bool { return s.opts.Revoked(c.node.ID) })
 	}
 }
 
-// Reset closes the connections that this node made, as when this machine has another address.
+// Reset closes the connections that this node made, for example when this machine's address
+// changes.
 func (s *RaftStream) Reset() { s.closeIf(func(*Conn) bool { return true }) }
 
 func (s *RaftStream) closeIf(condition func(*Conn) bool) {
@@ -134,7 +135,7 @@ func (s *RaftStream) closeIf(condition func(*Conn) bool) {
 	}
 }
 
-// Close ends Accept and closes all raft connections: raft itself leaves those open that it waits
+// Close ends Accept and closes all raft connections: raft itself does not close those that it waits
 // on.
 func (s *RaftStream) Close() error {
 	s.mu.Lock()
@@ -146,7 +147,7 @@ func (s *RaftStream) Close() error {
 	return err
 }
 
-// advertised is an address as others know it.
+// advertised is an address under which others know this node.
 type advertised string
 
 // Network implements net.Addr.

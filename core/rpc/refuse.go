@@ -18,20 +18,20 @@ import (
 	"github.com/rbee-project/rbee/core/pki"
 )
 
-// Reason says why a connection was refused. The reasons are label values of a metric: never rename
+// Reason tells why a connection was refused. The reasons are label values of a metric: never rename
 // one.
 type Reason string
 
 // The reasons.
 const (
-	ReasonWrongCA Reason = "wrong_ca" // the certificate is of another cluster
+	ReasonWrongCA Reason = "wrong_ca" // the certificate belongs to another cluster
 	ReasonExpired Reason = "expired"  // the certificate is not valid now
 	// the certificate does not allow this protocol or method
 	ReasonWrongRole     Reason = "wrong_role"
-	ReasonNoCertificate Reason = "no_certificate" // there must be one
+	ReasonNoCertificate Reason = "no_certificate" // a certificate is required
 	ReasonTLSVersion    Reason = "tls_version"    // older than 1.3
 	ReasonRevoked       Reason = "revoked"        // the node was revoked
-	// it has more connections, or holds more bytes, than it may
+	// the node has more connections, or holds more bytes, than allowed
 	ReasonTooMany Reason = "too_many"
 	// anything else: not TLS, too slow, no common protocol
 	ReasonHandshake Reason = "handshake"
@@ -74,8 +74,8 @@ func reasonOf(err error) Reason {
 	if _, ok := errors.AsType[x509.HostnameError](err); ok {
 		return ReasonWrongRole
 	}
-	// crypto/tls has no error values for these. The second is what a peer sends that wants an older
-	// version.
+	// crypto/tls has no error values for these. The second is the alert of a peer that wants an
+	// older version.
 	if s := err.Error(); strings.Contains(s, "unsupported versions") || strings.Contains(s, "protocol version not supported") {
 		return ReasonTLSVersion
 	}
@@ -88,8 +88,8 @@ type refusals struct {
 	count func(Reason) // may be nil
 
 	mu    sync.Mutex // guards below
-	last  time.Time  // of the last log line
-	quiet int        // refused since the last line, without one
+	last  time.Time  // time of the last log line
+	quiet int        // refusals since the last line, without one of their own
 }
 
 const refusalEvery = time.Second
@@ -118,8 +118,8 @@ func (r *refusals) note(reason Reason, from, node string, err error) {
 	r.log.Warn("refused a connection", "reason", string(reason), "from", from, "node", node, "error", err, "others", quiet)
 }
 
-// verify checks what a peer's certificate must fulfil beyond being the cluster's. role may be
-// empty: any. known is false without a certificate.
+// verify checks what a peer's certificate must fulfil beyond belonging to the cluster. An empty
+// role means any. known is false without a certificate.
 func verify(state *tls.ConnectionState, role core.Role, nodeID string, revoked func(string) bool) (n pki.Node, known bool, err error) {
 	if len(state.PeerCertificates) == 0 {
 		if role == "" && nodeID == "" {
@@ -162,7 +162,7 @@ func dialError(op, address string, err error) error {
 	case strings.Contains(err.Error(), "no application protocol"):
 		return core.WithHint(core.Wrap(wrapped, core.Unavailable, op), "That machine has not the role that is needed: raft is spoken by queens, workers are asked of hives.")
 	case strings.Contains(err.Error(), "remote error: tls:"):
-		// Only the other side knows why, and its log says so.
+		// Only the other side knows why, and its log tells.
 		return core.WithHint(core.Wrap(wrapped, core.Forbidden, op),
 			"The other machine refuses this one's certificate: it may be revoked, expired, of another cluster or without the role. The log over there says which.")
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):

@@ -22,8 +22,8 @@ import (
 	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
 )
 
-// The node that holds too much loses its largest connection, once; a budget that is paid back
-// remembers nobody.
+// The node that holds too much loses its largest connection, once. A budget to which everything was
+// released tracks no node.
 func TestBudget(t *testing.T) {
 	t.Parallel()
 	type out struct {
@@ -65,7 +65,7 @@ func TestBudget(t *testing.T) {
 	must.MapLen(t, 1, b.nodes["a"].conns)
 }
 
-// A meter that is closed owes nothing, and nothing more is counted.
+// A closed meter holds nothing, and nothing more is counted.
 func TestMeterClose(t *testing.T) {
 	t.Parallel()
 	ours, theirs := net.Pipe()
@@ -74,7 +74,7 @@ func TestMeterClose(t *testing.T) {
 	m := newMeter(&Conn{Conn: tls.Client(ours, &tls.Config{InsecureSkipVerify: true}), node: pki.Node{ID: "a"}}, b)
 	m.pending = 7
 	b.add(m.Conn, 7)
-	_ = m.Close() // the other end is gone
+	_ = m.Close() // the other end is closed
 	must.Zero(t, b.used)
 	must.NoError(t, m.note(func() error { m.pending++; return nil }))
 	must.Zero(t, b.used)
@@ -99,7 +99,7 @@ type address string
 func (address) Network() string  { return "tcp" }
 func (a address) String() string { return string(a) }
 
-// Connections are counted by what one machine has: an address, of IPv6 its /64.
+// Connections are counted per machine: by IPv4 address, or by the /64 of an IPv6 address.
 func TestHostOf(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]string{
@@ -111,7 +111,7 @@ func TestHostOf(t *testing.T) {
 	must.Eq(t, "", hostOf(nil))
 }
 
-// Keys of tickets are made anew after six hours, and open for as long again.
+// Ticket keys are replaced after six hours, and stay valid for opening as long again.
 func TestTicketKeys(t *testing.T) {
 	t.Parallel()
 	var k tickets
@@ -128,7 +128,7 @@ func TestTicketKeys(t *testing.T) {
 	must.Eq(t, second[0], third[1])
 }
 
-// closing notes that it was closed.
+// closing records that it was closed.
 type closing struct {
 	net.Conn
 	closed atomic.Bool
@@ -139,7 +139,7 @@ func (c *closing) Close() error {
 	return c.Conn.Close()
 }
 
-// A connection has three seconds for TCP and TLS; what fails is closed.
+// A connection has three seconds for TCP and TLS; a connection that fails is closed.
 func TestConnectDeadline(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -163,14 +163,14 @@ func TestConnectDeadline(t *testing.T) {
 	})
 }
 
-// noTLS is an identity that dials without any.
+// noTLS is an identity that dials without TLS.
 type noTLS struct{ Identity }
 
 func (noTLS) ClientConfig(string, core.Role, string) *tls.Config {
 	return &tls.Config{InsecureSkipVerify: true}
 }
 
-// raft's own timeout counts; without one there is that of every connection.
+// Raft's own timeout applies; without one, the timeout of every connection does.
 func TestRaftDialDeadline(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -184,7 +184,7 @@ func TestRaftDialDeadline(t *testing.T) {
 	})
 }
 
-// crowded is a listener that has no more files.
+// crowded is a listener that has run out of file descriptors.
 type crowded struct {
 	tries atomic.Int64
 	end   chan struct{}
@@ -211,7 +211,7 @@ func (l *crowded) Close() error {
 
 func (l *crowded) Addr() net.Addr { return address("a:1") }
 
-// Where no connection can be accepted, the pauses grow to a second, and end with the Mux.
+// When no connection can be accepted, the pauses grow to a second, and end with the Mux.
 func TestMuxPauses(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -228,7 +228,7 @@ func TestMuxPauses(t *testing.T) {
 		must.Zero(t, time.Since(began))
 		<-l.end // and the listener is closed
 
-		// What comes while it closes is closed.
+		// A connection that arrives during the close is closed.
 		ours, theirs := net.Pipe()
 		must.Nil(t, m.enter(ours))
 		_, err := theirs.Read(make([]byte, 1))
@@ -236,7 +236,7 @@ func TestMuxPauses(t *testing.T) {
 	})
 }
 
-// A listener that fails for good ends the Mux and everything that waits for it.
+// A listener that fails permanently ends the Mux and everything that waits for it.
 func TestMuxListenerFails(t *testing.T) {
 	t.Parallel()
 	l := &crowded{end: make(chan struct{})}
@@ -248,7 +248,7 @@ func TestMuxListenerFails(t *testing.T) {
 	must.ErrorIs(t, err, net.ErrClosed)
 }
 
-// follow ends when another queen leads, and looks no longer than it is wanted.
+// follow's context ends when another queen leads, and follow stops looking once it is not needed.
 func TestFollow(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -278,7 +278,7 @@ func TestFollow(t *testing.T) {
 	})
 }
 
-// A look that is under way when follow's end is asked for is waited for.
+// The end of follow waits for a lookup in progress.
 func TestFollowWaits(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -295,7 +295,8 @@ func TestFollowWaits(t *testing.T) {
 	})
 }
 
-// elsewhere is a connection to the leader that fails, and keeps the contexts that it was used with.
+// elsewhere is a connection to the leader that fails, and records the contexts that it was used
+// with.
 type elsewhere struct {
 	used []context.Context
 	err  error
@@ -334,7 +335,7 @@ func leaderCall(t *testing.T, method string) (context.Context, *call) {
 	return context.WithValue(t.Context(), callKey{}, c), c
 }
 
-// Nobody looks for a leader on behalf of a call that is over.
+// A call that has ended does not look for a leader.
 func TestForwardedCallIsOver(t *testing.T) {
 	t.Parallel()
 	to := &elsewhere{err: core.Errorf(core.Conflict, "no")}
@@ -357,8 +358,8 @@ func TestForwardedCallIsOver(t *testing.T) {
 	}
 }
 
-// A call waits five seconds for a leader, and not beyond its own end. Calls that any queen answers
-// are not passed on.
+// A call waits five seconds for a leader, and no longer than its own deadline. Calls that any queen
+// answers are not forwarded.
 func TestForwardPatience(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -388,7 +389,7 @@ func TestForwardPatience(t *testing.T) {
 	})
 }
 
-// A message of a call that ends, or that asks for the next one, is held no longer.
+// A message is released when its call ends or asks for the next one.
 func TestCallMeter(t *testing.T) {
 	t.Parallel()
 	b := newBudget(1<<40, 1<<40, func(string, int64, *Conn) {})
@@ -407,7 +408,7 @@ func TestCallMeter(t *testing.T) {
 	must.MapEmpty(t, b.nodes)
 }
 
-// A connection that is cut is closed and told of once; one that its owner closes is not told of.
+// A connection that is cut is closed and reported once; one that its owner closes is not reported.
 func TestConnEnds(t *testing.T) {
 	t.Parallel()
 	conn := func() (c *Conn, theirs net.Conn, told, forgotten *int) {
@@ -440,7 +441,7 @@ func TestConnEnds(t *testing.T) {
 	}
 }
 
-// What a server is not told has a bound all the same.
+// Unset options of a server have defaults.
 func TestServerDefaults(t *testing.T) {
 	t.Parallel()
 	var o ServerOptions

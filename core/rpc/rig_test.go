@@ -32,8 +32,7 @@ func newCA(t testing.TB) *pki.CA {
 	return ca
 }
 
-// issue makes a node's identity with a certificate that began at a time and lives for ttl from
-// then.
+// issue makes a node's identity with a certificate that is valid from start for ttl.
 func issue(t testing.TB, ca *pki.CA, id string, ttl time.Duration, began time.Time, roles ...core.Role) *pki.Identity {
 	t.Helper()
 	key, err := pki.NewKey()
@@ -81,14 +80,14 @@ func (c *counter) all() map[rpc.Reason]int {
 	return out
 }
 
-// node is one that listens on loopback.
+// node is a node that listens on loopback.
 type node struct {
 	id      *pki.Identity
 	mux     *rpc.Mux
 	addr    string
 	refused *counter
 	revoked *revocations
-	stop    func() // and wait
+	stop    func() // waits until all has stopped
 }
 
 func listen(t testing.TB, id *pki.Identity, change ...func(*rpc.MuxOptions)) *node {
@@ -129,15 +128,16 @@ func (n *node) serve(t testing.TB, o rpc.ServerOptions, pipe *rpc.Pipe, register
 	register(guests)
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
-	wg.Go(func() { _ = rpc.Serve(ctx, guests, n.mux.Guests(), 0) }) // the port may be closed before
-	wg.Go(func() { _ = rpc.Serve(ctx, s, n.mux.GRPC(), 0) })        // the port may be closed before
+	wg.Go(func() { _ = rpc.Serve(ctx, guests, n.mux.Guests(), 0) }) // the port may be closed first
+	wg.Go(func() { _ = rpc.Serve(ctx, s, n.mux.GRPC(), 0) })        // the port may be closed first
 	if pipe != nil {
 		wg.Go(func() { _ = s.Serve(pipe.Listener()) })
 	}
 	t.Cleanup(func() { cancel(); wg.Wait() })
 }
 
-// echo answers with what comes, until the listener is closed; it counts what it has open.
+// echo echoes what arrives until the listener is closed, and returns the count of its open
+// connections.
 func echo(t testing.TB, l net.Listener) *atomic.Int64 {
 	t.Helper()
 	var open atomic.Int64
@@ -169,8 +169,8 @@ func echo(t testing.TB, l net.Listener) *atomic.Int64 {
 	return &open
 }
 
-// shake connects with a configuration of TLS and exchanges a byte with an echo: a server's refusal
-// is only seen when it is read.
+// shake connects with a TLS configuration and exchanges a byte with an echo: the client sees a
+// server's refusal only when it reads.
 func shake(t testing.TB, addr string, config *tls.Config) (*tls.Conn, error) {
 	t.Helper()
 	raw, err := net.Dial("tcp", addr)
@@ -189,8 +189,8 @@ func shake(t testing.TB, addr string, config *tls.Config) (*tls.Conn, error) {
 	return c, err
 }
 
-// ended demands that a connection that brought an error is over: a deadline that passes in silence
-// is no refusal.
+// ended requires that a connection that returned err has ended: a deadline that passes in silence
+// is not a refusal.
 func ended(t testing.TB, err error) {
 	t.Helper()
 	must.False(t, errors.Is(err, os.ErrDeadlineExceeded), must.Sprint("the connection stands, and nothing comes"))

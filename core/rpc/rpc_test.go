@@ -87,8 +87,8 @@ func recv(s health.Health_WatchClient, err error) (n int, _ error) {
 	return n - 1, err
 }
 
-// An error that a handler returns is the error that the caller gets: kind, message, hint, of a
-// request and of a stream.
+// The caller gets the error that a handler returns: kind, message and hint, of a request and of a
+// stream.
 func TestErrorsSurvive(t *testing.T) {
 	t.Parallel()
 	var next atomic.Pointer[error]
@@ -147,8 +147,8 @@ func TestNil(t *testing.T) {
 	must.NoError(t, rpc.FromStatus(nil))
 }
 
-// Every code has a kind, every kind a code, and a kind whose code is its own comes back even
-// without details.
+// Every code has a kind, every kind a code, and a kind with its own code survives even without
+// details.
 func TestCodes(t *testing.T) {
 	t.Parallel()
 	shared := map[core.Kind]core.Kind{core.InUse: core.Conflict, core.WorkerLost: core.Unavailable}
@@ -169,7 +169,7 @@ func TestCodes(t *testing.T) {
 	}
 }
 
-// Somebody else's details are not taken for a kind.
+// Details of another domain are not taken for a kind.
 func TestForeignDetails(t *testing.T) {
 	t.Parallel()
 	st, err := status.New(codes.NotFound, "gone").WithDetails(&errdetails.ErrorInfo{Domain: "elsewhere", Reason: "forbidden", Metadata: map[string]string{"hint": "x"}})
@@ -178,7 +178,7 @@ func TestForeignDetails(t *testing.T) {
 	must.Eq(t, "", core.HintOf(rpc.FromStatus(st.Err())))
 }
 
-// Errors of gRPC itself are classified too.
+// gRPC's own errors are classified, too.
 func TestErrorsOfTheWire(t *testing.T) {
 	t.Parallel()
 	c := start(t, &service{
@@ -232,7 +232,7 @@ func TestStreamEndsWithEOF(t *testing.T) {
 	}}, hclog.NewNullLogger())
 	n, err := recv(c.Watch(t.Context(), &health.HealthCheckRequest{}))
 	must.Eq(t, 1, n)
-	must.True(t, err == io.EOF) //nolint:errorlint // itself, as every reader of a stream compares it
+	must.True(t, err == io.EOF) //nolint:errorlint // io.EOF itself, since readers of a stream compare it
 }
 
 // A handler that panics fails its own request only; the stack is in the log and not in the answer.
@@ -262,8 +262,8 @@ func TestPanic(t *testing.T) {
 	must.Eq(t, health.HealthCheckResponse_SERVING, r.GetStatus())
 }
 
-// Serve lets a running request finish, cuts one that takes longer than the grace, and takes no new
-// one.
+// Serve lets a running request finish, cuts one that takes longer than the grace, and accepts no
+// new one.
 func TestServeEnds(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
@@ -311,7 +311,7 @@ func TestServeEnds(t *testing.T) {
 	}
 }
 
-// A connection of the pipe keeps deadlines, and ends for both when one closes it.
+// A connection of the pipe honours deadlines, and ends for both sides when one closes it.
 func TestPipe(t *testing.T) {
 	t.Parallel()
 	p := rpc.NewPipe()

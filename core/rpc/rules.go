@@ -20,10 +20,10 @@ import (
 	optionsv1 "github.com/rbee-project/rbee/proto/options/v1"
 )
 
-// The metadata of a call that one queen forwards to another.
+// Metadata keys of a call that one queen forwards to another.
 const (
 	forwardedKey = "rbee-forwarded"
-	// node id of the original caller; empty: one without a certificate
+	// node id of the original caller; empty if it has no certificate
 	callerKey = "rbee-caller"
 	// callerAddressKey carries the host of the original call; empty: this process.
 	callerAddressKey = "rbee-caller-address"
@@ -61,8 +61,8 @@ func methodOf(method string) (protoreflect.MethodDescriptor, bool) {
 }
 
 // Peer returns the node at the other end of a call's connection; a call from this process counts as
-// this node. False without a certificate. It works in handlers of a server that NewNodeServer made.
-// A forwarded call has the forwarding queen as its peer: see Caller.
+// this node. It returns false without a certificate. It works in handlers of a server that
+// NewNodeServer made. A forwarded call has the forwarding queen as its peer: see Caller.
 func Peer(ctx context.Context) (pki.Node, bool) {
 	c, _ := ctx.Value(callKey{}).(*call)
 	if c == nil {
@@ -93,13 +93,13 @@ func CallerHost(ctx context.Context) string {
 
 type callKey struct{}
 
-// call holds what is known of a call.
+// call holds what the gate knows about a call.
 type call struct {
 	method    protoreflect.MethodDescriptor
 	rule      *optionsv1.Rule
 	peer      pki.Node
 	known     bool
-	forwarded bool // by a queen
+	forwarded bool // a queen forwarded it
 	caller    string
 	host      string
 }
@@ -143,7 +143,7 @@ func (g *gate) admit(ctx context.Context, method string) (context.Context, *call
 		return nil, nil, core.WithKind(err, core.Forbidden)
 	}
 	if md, ok := metadata.FromIncomingContext(ctx); ok && first(md, forwardedKey) != "" && c.known && c.peer.Has(core.RoleQueen) {
-		// The forwarding queen has checked who it is; no other node may say so.
+		// The forwarding queen has checked the caller; no other node may name one.
 		c.forwarded, c.caller, c.host = true, first(md, callerKey), first(md, callerAddressKey)
 	}
 	if err := g.allow(&c, method); err != nil {

@@ -27,11 +27,11 @@ import (
 	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
 )
 
-// served are the packages whose services queens or hives serve.
+// served lists the packages whose services queens or hives serve.
 var served = []protoreflect.FullName{"rbee.queen.v1", "rbee.hive.v1", "rbee.job.v1"} // constant
 
 // mayCall lists the permitted callers: a for anyone, h for hives, q for queens. It repeats the
-// rules so that a change of one is noticed.
+// rules so that a changed rule is noticed.
 var mayCall = map[string]string{ // constant
 	"/rbee.queen.v1.RegistryService/Link":              "h",
 	"/rbee.queen.v1.BlobService/Claim":                 "h",
@@ -78,7 +78,7 @@ func methods(t *testing.T) map[string]protoreflect.MethodDescriptor {
 	return all
 }
 
-// A new method without a rule, or one that cannot be forwarded to the leader, fails here.
+// This fails for a new method that has no rule or that cannot be forwarded to the leader.
 func TestEveryMethodHasARule(t *testing.T) {
 	t.Parallel()
 	for method, d := range methods(t) {
@@ -105,7 +105,7 @@ func registerAll(s *grpc.Server) {
 	health.RegisterHealthServer(s, &service{})
 }
 
-// call calls any method and returns its error. The servers of these tests implement nothing, so an
+// call calls a method and returns its error. The servers of these tests implement nothing, so an
 // admitted call is Unsupported.
 func call(ctx context.Context, c grpc.ClientConnInterface, method string, d protoreflect.MethodDescriptor) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
@@ -117,12 +117,12 @@ func call(ctx context.Context, c grpc.ClientConnInterface, method string, d prot
 	if err != nil {
 		return err
 	}
-	_ = s.SendMsg(&emptypb.Empty{}) // RecvMsg says why
+	_ = s.SendMsg(&emptypb.Empty{}) // RecvMsg returns the reason
 	_ = s.CloseSend()               // as above
 	return s.RecvMsg(&emptypb.Empty{})
 }
 
-// Every method against every kind of caller: exactly those of the table get through.
+// Each method is called by each kind of caller: exactly those in the table are admitted.
 func TestRoleMatrix(t *testing.T) {
 	t.Parallel()
 	ca := newCA(t)
@@ -138,7 +138,7 @@ func TestRoleMatrix(t *testing.T) {
 
 	fingerprint, err := pki.Fingerprint(ca.CertPEM())
 	must.NoError(t, err)
-	queenNode := listen(t, identity(t, ca, "00000002", core.RoleQueen)) // joining asks a queen
+	queenNode := listen(t, identity(t, ca, "00000002", core.RoleQueen)) // joining calls a queen
 	queenNode.serve(t, rpc.ServerOptions{}, nil, registerAll)
 	stranger, err := rpc.JoinConn(t.Context(), queenNode.addr, fingerprint)
 	must.NoError(t, err)
@@ -181,7 +181,7 @@ func TestRoleMatrix(t *testing.T) {
 			}
 			err := call(t.Context(), c.conn, method, d)
 			must.Eq(t, want, core.KindOf(err), must.Sprintf("%s calls %s: %v", who, method, err))
-			// Metadata does not give a caller another identity.
+			// Metadata cannot give a caller another identity.
 			err = call(metadata.AppendToOutgoingContext(t.Context(), "rbee-caller", "00000002", "rbee-forwarded", "1"), c.conn, method, d)
 			if !strings.Contains(c.roles, "q") {
 				must.Eq(t, want, core.KindOf(err), must.Sprintf("%s forges %s: %v", who, method, err))
@@ -199,7 +199,7 @@ func TestRoleMatrix(t *testing.T) {
 	must.Greater(t, 0, queenNode.refused.all()[rpc.ReasonNoCertificate])
 }
 
-// A node that is revoked is refused with its next call, even before its connection is cut.
+// A revoked node's next call is refused, even before its connection is cut.
 func TestRevokedCalls(t *testing.T) {
 	t.Parallel()
 	ca := newCA(t)

@@ -23,15 +23,15 @@ import (
 // one. A command for the registry, of 4 MiB at most, fits with its envelope.
 const MaxMessageBytes = 4<<20 + 64<<10
 
-// The bounds of a connection to a server, RFC 9113's.
+// The bounds of a connection to a server, as HTTP/2 (RFC 9113) settings.
 const (
-	maxCalls       = 256      // at once
-	maxHeaderBytes = 16 << 10 // of a call
+	maxCalls       = 256      // concurrent
+	maxHeaderBytes = 16 << 10 // per call
 	// streamWindow bounds what a call may send before the server asks for more.
 	streamWindow = 256 << 10
 	connWindow   = 1 << 20
-	// maxTrailerBytes bounds a server's answer without its messages; an error's text is in it three
-	// times.
+	// maxTrailerBytes bounds a server's answer without its messages, which repeats an error's text
+	// three times.
 	maxTrailerBytes = 256 << 10
 )
 
@@ -57,22 +57,22 @@ type ServerOptions struct {
 	Logger hclog.Logger // nil: none
 	// Self is the identity of callers in this process. Without roles it has all: an agent alone.
 	Self pki.Node
-	// Revoked reports whether a node's calls are refused; nil: none are.
+	// Revoked reports whether a node's calls are refused; nil refuses none.
 	Revoked func(nodeID string) bool
-	// Refused is called for each refused call; nil: not called.
+	// Refused is called for each refused call; it may be nil.
 	Refused func(Reason)
-	// Forward forwards calls that only the leader answers; nil: this node answers them.
+	// Forward forwards calls that only the leader answers; nil answers them on this node.
 	Forward *Forwarder
-	// MaxHeldBytes bounds what a node server holds of all nodes' messages; one node gets a quarter.
-	// 0: 128 MiB.
+	// MaxHeldBytes bounds what a node server holds of all nodes' messages; one node may hold a
+	// quarter. 0: 128 MiB.
 	MaxHeldBytes int64
 }
 
-// NewNodeServer returns a server that admits only the callers in a method's rule
-// (rbee.options.v1.rule); it refuses a method without one. It decides before it reads any of a
-// call's messages. It serves a Pipe, whose callers count as this node, and a Mux's GRPC. It bounds
-// what it holds of all nodes' messages: a node that makes it hold too much loses its connection.
-// For the rest see NewServer.
+// NewNodeServer returns a server that admits only the callers that a method's rule
+// (rbee.options.v1.rule) permits; it refuses a method without a rule. It decides before it reads
+// any of a call's messages. It serves a Pipe, whose callers count as this node, and a Mux's GRPC.
+// It bounds what it holds of all nodes' messages: a node that makes it hold too much loses its
+// connection. See NewServer for the rest.
 func NewNodeServer(o ServerOptions, opts ...grpc.ServerOption) *grpc.Server {
 	o.prepare()
 	refused := newRefusals(o.Logger, o.Refused)
@@ -128,9 +128,9 @@ func newGated(o ServerOptions, refused *refusals, opts ...grpc.ServerOption) *gr
 }
 
 // NewServer returns a server whose handlers' errors reach the client with their kind and hint (see
-// ToStatus), and whose handlers' panics become Internal errors, logged with their stack. Errors
-// that a handler gets from its stream are classified too. It serves a Pipe or a Mux's GRPC, and
-// admits all callers to all methods: see NewNodeServer.
+// ToStatus), and whose handlers' panics become Internal errors, logged with their stack. It
+// classifies the errors that a handler gets from its stream, too. It serves a Pipe or a Mux's GRPC,
+// and admits all callers to all methods: see NewNodeServer.
 func NewServer(log hclog.Logger, opts ...grpc.ServerOption) *grpc.Server {
 	return grpc.NewServer(append([]grpc.ServerOption{
 		grpc.Creds(shaken{}),
@@ -150,7 +150,7 @@ func NewServer(log hclog.Logger, opts ...grpc.ServerOption) *grpc.Server {
 	}, opts...)...)
 }
 
-// answer turns a handler's result, or its panic, into a status. Defer it.
+// answer turns a handler's result, or its panic, into a status. It must be deferred.
 func answer(log hclog.Logger, method string, err *error) {
 	if value := recover(); value != nil {
 		log.Error("panic in a request", "method", method, "panic", value, "stack", string(debug.Stack()))
@@ -184,7 +184,7 @@ func Serve(ctx context.Context, s *grpc.Server, l net.Listener, grace time.Durat
 			s.Stop()
 			return core.Wrap(err, core.Unavailable, "serve rpc")
 		}
-		served <- err // a Mux closes its listeners with ctx
+		served <- err // a Mux closes its listeners when ctx ends
 	case <-ctx.Done():
 	}
 	stopped := make(chan struct{})
@@ -215,7 +215,7 @@ func Client(p *Pipe, opts ...grpc.DialOption) (*grpc.ClientConn, error) {
 	return c, nil
 }
 
-// RemoteOptions returns DialOptions for a server on another machine: they also notice a dead peer.
+// RemoteOptions returns DialOptions for a server on another machine: they also detect a dead peer.
 func RemoteOptions() []grpc.DialOption {
 	return append(DialOptions(), grpc.WithKeepaliveParams(keepalive.ClientParameters{
 		Time: pingInterval, Timeout: pingTimeout, PermitWithoutStream: true,
