@@ -164,13 +164,13 @@ func (f *Forwarder) unary(ctx context.Context, req any, info *grpc.UnaryServerIn
 		leader, conn, err := f.route(ctx, c, until)
 		if err != nil {
 			if c.forwarded {
-				grpc.SetTrailer(ctx, metadata.Pairs(notLeaderKey, "1")) //nolint:errcheck // without it the caller does not retry
+				grpc.SetTrailer(ctx, metadata.Pairs(notLeaderKey, "1")) //nolint:errcheck // without it the caller does not try again
 			}
 			return nil, err
 		}
 		if conn == nil {
 			if c.forwarded {
-				grpc.SetTrailer(ctx, metadata.Pairs(answeredKey, "1")) //nolint:errcheck // only improves an error's text
+				grpc.SetTrailer(ctx, metadata.Pairs(answeredKey, "1")) //nolint:errcheck // only makes an error's text better
 			}
 			return next(ctx, req)
 		}

@@ -232,7 +232,7 @@ func TestStreamEndsWithEOF(t *testing.T) {
 	}}, hclog.NewNullLogger())
 	n, err := recv(c.Watch(t.Context(), &health.HealthCheckRequest{}))
 	must.Eq(t, 1, n)
-	must.True(t, err == io.EOF) //nolint:errorlint // io.EOF itself, since readers of a stream compare it
+	must.True(t, err == io.EOF) //nolint:errorlint // itself, as every reader of a stream compares it
 }
 
 // A handler that panics fails its own request only; the stack is in the log and not in the answer.

@@ -23,22 +23,22 @@ type BinarySpec struct {
 	Version    string // of the plugin alone; see ID
 	Executable string // path of the plugin executable on this machine, which is copied
 	Folder     string // of the plugin, if it is more than the executable; copied whole
-	// required digest of the executable or the folder, "sha256:<hex>"; empty: any
+	// required digest of the executable or the folder, "sha256:<hex>"; empty accepts any
 	Digest        string
 	EngineName    string // empty: no engine
 	EngineVersion string
 	Source        string    // catalog reference of the engine, or "local"
 	Engine        *FileSpec // a .tar.gz with a digest; nil: no engine
-	// Prefix is removed from the archive entries below it; other entries are not unpacked; empty or
-	// ends with a slash.
+	// Prefix is removed from the archive entries below it; other entries are not unpacked. It is
+	// empty or ends with a slash.
 	Prefix string
 	Links  map[string]string // link name → name of an unpacked file, both without a slash
-	Force  bool              // fetch again even if a sound entry is there
+	Force  bool              // fetch again even if a sound entry exists
 }
 
 // ID returns the id of the entry that the spec makes: "<type>@<version>", or
-// "<type>@<version>-<engine name>-<engine version>". If other code has that id already, the entry's
-// id ends with "+" and the start of its own digest.
+// "<type>@<version>-<engine name>-<engine version>". If an entry with other code already has that
+// id, the entry's id ends with "+" and the start of its own digest.
 func (b BinarySpec) ID() string { return b.Type + "@" + b.version() }
 
 func (b BinarySpec) version() string {
@@ -64,7 +64,8 @@ type binaryManifest struct {
 	Binary     core.WorkerBinary `json:"binary"`
 	Executable string            `json:"executable"` // name in the folder
 	Engine     *binaryEngine     `json:"engine,omitempty"`
-	// Folder lists the files of a plugin that is a folder; null: the plugin is only the executable.
+	// Folder lists the files of a plugin that is a folder; null if the plugin is only the
+	// executable.
 	Folder []folderFile `json:"folder,omitempty"`
 }
 
@@ -77,7 +78,7 @@ type folderFile struct {
 // binaryEngine is the origin of the files in engine/.
 type binaryEngine struct {
 	Ref    string            `json:"ref"`
-	Digest string            `json:"digest"` // of the archive
+	Digest string            `json:"digest"` // digest of the archive
 	Prefix string            `json:"prefix"`
 	Links  map[string]string `json:"links"`
 }
@@ -100,7 +101,7 @@ type binaryState struct {
 
 // revision is one published folder.
 type revision struct {
-	folder   string // below the store's folder
+	folder   string // relative to the store's folder
 	typ      string
 	version  string
 	number   int // 1 for the first
@@ -139,8 +140,8 @@ func (s *Store) Binaries() ([]core.WorkerBinary, error) {
 	return out, nil
 }
 
-// Binary finds a worker binary by id; a type alone means the newest sound one of that type, or the
-// newest if none is sound. core.NotFound carries the nearest names as hint.
+// Binary finds a worker binary by id; a type alone selects the newest sound one of that type, or
+// the newest if none is sound. core.NotFound carries the nearest names as hint.
 func (s *Store) Binary(id string) (core.WorkerBinary, error) {
 	r, err := s.binary(id)
 	if err != nil {
@@ -150,7 +151,7 @@ func (s *Store) Binary(id string) (core.WorkerBinary, error) {
 }
 
 // InstalledBinary finds the newest sound worker binary that matches the spec, by the digest of its
-// executable; a damaged one if none is sound. Errors: NotFound.
+// executable. If none is sound, it returns a damaged one. Errors: NotFound.
 func (s *Store) InstalledBinary(spec BinarySpec) (core.WorkerBinary, error) {
 	all, err := s.current()
 	if err != nil {
@@ -188,8 +189,8 @@ func cutLast(s, sep string) (before, after string, found bool) {
 	return s, "", false
 }
 
-// kin reports whether the revision has the spec's plugin and engine in their versions, whatever the
-// code.
+// kin reports whether the revision has the spec's plugin and engine in the same versions, whatever
+// the code.
 func (r revision) kin(spec BinarySpec) bool {
 	b := r.manifest.Binary
 	rest, ok := strings.CutPrefix(r.version, spec.version())
@@ -198,7 +199,7 @@ func (r revision) kin(spec BinarySpec) bool {
 
 // BinaryPaths returns the paths of a worker binary's executable and of its engine folder, which is
 // empty without an engine. id is as in Binary; a damaged entry is core.Integrity. The files at the
-// paths do not change as long as RemoveSuperseded is told that they are in use.
+// paths do not change as long as RemoveSuperseded's inUse reports them as in use.
 func (s *Store) BinaryPaths(id string) (exe, engine string, err error) {
 	r, err := s.binary(id)
 	if err != nil {
@@ -317,7 +318,7 @@ func parseFolder(name string) (version string, number int, ok bool) {
 }
 
 // load reads a revision and sets damaged to what is wrong with it, as far as names, sizes and links
-// show it.
+// tell.
 func (s *Store) load(r *revision) {
 	r.damaged = ""
 	if err := s.readJSON(path.Join(r.folder, manifestFile), &r.manifest); err != nil {
@@ -416,8 +417,8 @@ func (s *Store) VerifyBinary(ctx context.Context, id string) error {
 	return s.verifyBinary(ctx, r, false, func(int64) {})
 }
 
-// verifyBinary compares the files of one revision with their digests; with changed, only those that
-// may have changed since the last check. It calls read for each piece.
+// verifyBinary compares the files of one revision with their digests; if changed is set, only those
+// that may have changed since the last check. It calls read for each piece.
 func (s *Store) verifyBinary(ctx context.Context, r revision, changed bool, read func(int64)) error {
 	if r.damaged != "" {
 		return damagedBinary(r)
@@ -477,8 +478,8 @@ func (s *Store) changeState(r revision, change func(*binaryState)) error {
 }
 
 // RemoveSuperseded removes the folders of worker binaries that a later revision has replaced,
-// except those in use. inUse gets the folder's path, which is the Path of the core.WorkerBinary
-// that it once stood for.
+// except those in use. inUse gets the folder's path: the Path of the core.WorkerBinary that was
+// once read from it.
 func (s *Store) RemoveSuperseded(inUse func(folder string) bool) error {
 	old, err := s.superseded(inUse)
 	if err != nil {

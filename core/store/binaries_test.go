@@ -152,7 +152,7 @@ func TestBinarySpecRefused(t *testing.T) {
 	}
 }
 
-// stages returns what is left in partial/ besides resumable files.
+// stages returns the entries of partial/ other than resumable files.
 func stages(t *testing.T, s *store.Store) []string {
 	t.Helper()
 	var out []string
@@ -164,7 +164,7 @@ func stages(t *testing.T, s *store.Store) []string {
 	return out
 }
 
-// Archives with the right digest that must not be unpacked all the same.
+// Archives with the right digest that must not be unpacked.
 func TestArchivesRefused(t *testing.T) {
 	t.Parallel()
 	const in = "package/bins/x/"
@@ -335,9 +335,9 @@ func TestNewReleaseTakesTheEngineOver(t *testing.T) {
 	must.NotEq(t, old.ID, b.ID)
 	must.Eq(t, 1, o.fetches.Load())
 	must.NoError(t, s.VerifyBinary(t.Context(), b.ID))
-	must.NoError(t, s.VerifyBinary(t.Context(), old.ID)) // which stays as it was
+	must.NoError(t, s.VerifyBinary(t.Context(), old.ID)) // the old entry is unchanged
 
-	// Another engine is another thing, and so is a renewal.
+	// Another engine makes another entry, and so does a renewal.
 	other := targz(t, item{name: "package/bins/x/libllama.v0.5.0.so", body: "other"})
 	in = binarySpec(t, other)
 	in.Version = "1.2.0"
@@ -377,7 +377,7 @@ func TestDamagedBinaries(t *testing.T) {
 		"manifest torn":    {write("manifest.json", `{"format":`), "manifest.json cannot be read"},
 		"manifest with a flipped bit": {func(d string) error {
 			b, err := os.ReadFile(filepath.Join(d, "manifest.json"))
-			b[bytes.Index(b, []byte("installed_at"))+len(`installed_at": "2`)] ^= 1 // another time
+			b[bytes.Index(b, []byte("installed_at"))+len(`installed_at": "2`)] ^= 1 // a different time
 			return errors.Join(err, os.WriteFile(filepath.Join(d, "manifest.json"), b, 0o600))
 		}, "its checksum is wrong"},
 		"manifest of another":  {write("manifest.json", `{"format":1,"executable":"x","binary":{"id":"cuda@1"}}`), "not one of this worker binary"},
@@ -493,7 +493,7 @@ func TestOneBinaryForAll(t *testing.T) {
 	must.DirNotExists(t, filepath.Join(s.Dir(), "workers/cpu/1.0.0-llama.cpp-v0.5.0~2"))
 }
 
-// The next Open removes what a killed process left, but not what a living one is working on.
+// The next Open removes what a killed process left, but not what a running one works on.
 func TestLeftovers(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -509,7 +509,7 @@ func TestLeftovers(t *testing.T) {
 	}
 	must.NoError(t, os.Chtimes(filepath.Join(partial, old), time.Time{}, time.Now().Add(-30*24*time.Hour)))
 
-	// A living process in the middle of its work.
+	// A running process in the middle of its work.
 	archive := goodArchive(t)
 	alive := make(chan struct{})
 	goOn := make(chan struct{})
@@ -553,8 +553,7 @@ func TestOpenUnusable(t *testing.T) {
 	must.StrContains(t, core.HintOf(err), "store_dir")
 }
 
-// Whatever an archive holds, only harmless names get through, each once, and never more bytes than
-// allowed.
+// From any archive, only harmless names get through, each once, and never more bytes than allowed.
 func FuzzArchive(f *testing.F) {
 	add := func(headers ...tar.Header) {
 		var b bytes.Buffer

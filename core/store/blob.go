@@ -10,9 +10,9 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// Blob is a file of a model that is read by its digest. It may still be arriving: then its arrived
-// part can be read but is unchecked, so readers must compare the digest of the whole themselves. It
-// is safe for concurrent use.
+// Blob is a file of a model, opened by its digest. While the file is still arriving, its arrived
+// part is readable but unchecked, so readers must compare the digest of the whole themselves. It is
+// safe for concurrent use.
 type Blob struct {
 	file       *os.File
 	size       int64
@@ -21,7 +21,8 @@ type Blob struct {
 }
 
 // OpenBlob opens a file by its announced digest, "sha256:<hex>", or "sha512:<hex>" while it
-// arrives. Close it. core.NotFound if it is neither there nor arriving in this process.
+// arrives. The caller closes it. It returns core.NotFound if the file is neither stored nor
+// arriving in this process.
 func (s *Store) OpenBlob(name string) (*Blob, error) {
 	d, err := parseDigest(name)
 	if err != nil {
@@ -30,7 +31,7 @@ func (s *Store) OpenBlob(name string) (*Blob, error) {
 	if d.algorithm == "" {
 		return nil, core.Errorf(core.Invalid, "open blob: it has no digest")
 	}
-	// A file that is published meanwhile is found in its new place.
+	// A file that is published in the meantime is found in its new place.
 	for _, open := range []func(digest) (*Blob, error){s.openPublished, s.openArriving, s.openPublished} {
 		b, err := open(d)
 		if b != nil || err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -91,9 +92,9 @@ func (b *Blob) SizeBytes() int64 {
 // Arriving reports whether part of the file was missing when it was opened.
 func (b *Blob) Arriving() bool { return b.p != nil }
 
-// Wait waits until the first of the bytes from offset on can be read, and returns up to where they
-// can; io.EOF if offset is the file's end. Errors: core.Unavailable if the transfer ended without
-// them, core.Conflict if readable bytes were found to be wrong.
+// Wait waits until bytes from offset on can be read, and returns the offset up to which they can;
+// io.EOF if offset is the file's end. Errors: core.Unavailable if the transfer ended without them,
+// core.Conflict if readable bytes were found to be wrong.
 func (b *Blob) Wait(ctx context.Context, offset int64) (end int64, err error) {
 	if b.p != nil {
 		return b.p.wait(ctx, offset, b.generation)

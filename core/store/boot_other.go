@@ -2,5 +2,6 @@
 
 package store
 
-// bootID returns an empty id, as it is unknown here: bytes from earlier processes are hashed again.
+// bootID returns an empty id, since the boot is unknown here: bytes from earlier processes are
+// hashed again.
 func bootID() string { return "" }

@@ -14,9 +14,8 @@ import (
 // checkedFile records, until the machine restarts, which blobs matched their digests.
 const checkedFile = "checked.json"
 
-// stamp is the state of a file according to the file system. Every change of the content changes
-// it: the inode's change time follows the system's clock, and only those who can set the clock can
-// set it.
+// stamp identifies the state of a file by its metadata. Every change of the content changes it: the
+// inode's change time follows the system's clock, and only those who can set the clock can set it.
 type stamp struct {
 	Device   uint64 `json:"device"`
 	Inode    uint64 `json:"inode"`
@@ -30,8 +29,8 @@ type stamp struct {
 type checked struct {
 	mu     sync.Mutex // guards below
 	read   bool
-	blobs  map[string]stamp // by digest; kept on the disk
-	others map[string]stamp // by name below the store's folder and digest; of this process
+	blobs  map[string]stamp // by digest; stored on disk
+	others map[string]stamp // by name relative to the store's folder, and digest; in memory only
 }
 
 // checkedRecord is the contents of checked.json.
@@ -40,8 +39,8 @@ type checkedRecord struct {
 	Blobs map[string]stamp `json:"blobs"`
 }
 
-// stampNow returns the stamp of a file of the store. ok is false if the file system reports too
-// little.
+// stampNow returns the stamp of a file of the store. ok is false if the file system does not report
+// enough.
 func (s *Store) stampNow(name string) (stamp, bool) {
 	info, err := s.root.Lstat(name)
 	if err != nil || !info.Mode().IsRegular() {
@@ -73,7 +72,7 @@ func (s *Store) blobChecked(d digest) bool {
 	return ok && known && then == now
 }
 
-// noteBlob records that a blob with that stamp matched its digest.
+// noteBlob records that a blob with the stamp matched its digest.
 func (s *Store) noteBlob(d digest, st stamp) {
 	s.checked.mu.Lock()
 	defer s.checked.mu.Unlock()
@@ -89,7 +88,7 @@ func (s *Store) noteBlob(d digest, st stamp) {
 }
 
 // CheckModel compares the files of a model, found as in Model, with their digests, unless that was
-// done since the machine started and they have not changed. A difference is core.Integrity, as by
+// done since the machine booted and they have not changed. A difference is core.Integrity, as in
 // VerifyModel.
 func (s *Store) CheckModel(ctx context.Context, name string, progress func(core.Progress)) error {
 	r, err := s.findModel(name)
@@ -128,7 +127,7 @@ func (s *Store) CheckModel(ctx context.Context, name string, progress func(core.
 
 // CheckBinary compares the files of the worker binary in that folder (the directory of BinaryPaths'
 // executable) with their digests, unless this store has done so and they have not changed since. A
-// difference is core.Integrity, as by VerifyBinary.
+// difference is core.Integrity, as in VerifyBinary.
 func (s *Store) CheckBinary(ctx context.Context, folder string) error {
 	all, err := s.current()
 	if err != nil {
@@ -169,7 +168,8 @@ func (s *Store) forgetFolder(folder string) {
 	}
 }
 
-// stamped reads a file through read, and returns its stamp if that was the same before and after.
+// stamped reads a file through read, and returns its stamp if the stamp was the same before and
+// after.
 func (s *Store) stamped(name string, read func() error) (st stamp, ok bool, err error) {
 	before, ok := s.stampNow(name)
 	if err := read(); err != nil {

@@ -11,7 +11,7 @@ import (
 	"github.com/rbee-project/rbee/core/store"
 )
 
-// spoil changes the last byte of a file and gives it back the time of its last change.
+// spoil changes the last byte of a file and restores its modification time.
 func spoil(t *testing.T, path string) {
 	t.Helper()
 	info, err := os.Stat(path)
@@ -50,7 +50,8 @@ func TestPutBinaryOtherCode(t *testing.T) {
 	must.NoError(t, err)
 	must.Eq(t, second.ID, newest.ID)
 
-	// Each is found by its code, put again or not, and renewed under its own id.
+	// Each entry is found by its code, whether it is put again or not, and renewed under its own
+	// id.
 	for _, tc := range []struct {
 		spec store.BinarySpec
 		want core.WorkerBinary
@@ -71,7 +72,7 @@ func TestPutBinaryOtherCode(t *testing.T) {
 	_, err = s.InstalledBinary(store.BinarySpec{Type: in.Type, Version: in.Version, EngineName: in.EngineName, EngineVersion: in.EngineVersion, Digest: "sha256:00"})
 	must.Eq(t, core.NotFound, core.KindOf(err))
 
-	// What is not the executable that was looked at is not installed.
+	// An executable other than the one that was inspected is not installed.
 	other.Digest = first.Digest
 	_, err = s.PutBinary(t.Context(), other, store.Fetch(o.fetch), nil)
 	must.Eq(t, core.Conflict, core.KindOf(err))

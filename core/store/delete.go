@@ -12,11 +12,11 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// pins holds blobs that must stay although no record has them yet. Their owner is about to write
+// pins holds blobs that must stay although no record lists them yet. Their owner is about to write
 // one.
 type pins []digest
 
-// pin keeps a blob, which may not exist yet.
+// pin protects a blob, which may not exist yet, from removal.
 func (s *Store) pin(p *pins, d digest) {
 	if d.algorithm != "sha256" || slices.Contains(*p, d) {
 		return
@@ -30,7 +30,7 @@ func (s *Store) pin(p *pins, d digest) {
 	*p = append(*p, d)
 }
 
-// unpin releases the blobs; with free, it removes those that nothing needs.
+// unpin releases the blobs. If free is set, it removes those that nothing needs.
 func (s *Store) unpin(p pins, free bool) {
 	s.records.Lock()
 	defer s.records.Unlock()
@@ -51,8 +51,8 @@ func (s *Store) unpin(p pins, free bool) {
 	}
 }
 
-// DeleteModel removes a model, found as in Model but also a damaged one, and those of its files
-// that no other model needs. With dryRun it only reports what it would do. It does not know who
+// DeleteModel removes a model, found as in Model and possibly damaged, and those of its files that
+// no other model needs. If dryRun is set, it only reports what it would do. It does not know who
 // uses the model: the caller must not delete a loaded one. Errors: NotFound with the nearest names.
 func (s *Store) DeleteModel(name string, dryRun bool) (core.ModelDeleteResult, error) {
 	s.records.Lock()
@@ -94,9 +94,9 @@ func (s *Store) DeleteModel(name string, dryRun bool) (core.ModelDeleteResult, e
 	return out, nil
 }
 
-// freeBlobsLocked removes those of the blobs that no record has and no caller has pinned, and
-// returns them; with dryRun it only returns them. It is the only place that deletes blobs. The
-// caller holds s.records.
+// freeBlobsLocked removes and returns those of the blobs that no record lists and no caller has
+// pinned; with dryRun it only returns them. It is the only place that deletes blobs. The caller
+// holds s.records.
 func (s *Store) freeBlobsLocked(records []modelRecord, among []digest, dryRun bool) ([]blob, error) {
 	needed, err := s.neededBy(records)
 	if err != nil {
@@ -137,7 +137,7 @@ func compareDigests(a, b digest) int { return strings.Compare(a.String(), b.Stri
 
 var digestText = regexp.MustCompile(`sha256:[0-9a-f]{64}`)
 
-// neededBy returns the blobs that records have. It includes those of an unreadable record, which a
+// neededBy returns the blobs that records list. It includes those of an unreadable record, which a
 // newer version may be able to read.
 func (s *Store) neededBy(records []modelRecord) (map[digest]bool, error) {
 	needed := map[digest]bool{}

@@ -8,9 +8,9 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// DeleteBinary removes a worker binary, also a damaged one, with all its revisions, and returns it.
-// id is as in Binary, but a type alone must have one version only (core.Invalid). It first calls
-// claim with the folders to remove; on its error, nothing is removed.
+// DeleteBinary removes a worker binary, damaged or not, with all its revisions, and returns it. id
+// is as in Binary, but a type alone must have only one version (core.Invalid). It first calls claim
+// with the folders to remove; if claim fails, nothing is removed.
 func (s *Store) DeleteBinary(id string, claim func(folders []string) error) (core.WorkerBinary, error) {
 	current, err := s.current()
 	if err != nil {
@@ -42,7 +42,7 @@ func (s *Store) DeleteBinary(id string, claim func(folders []string) error) (cor
 	if err := claim(folders); err != nil {
 		return core.WorkerBinary{}, err
 	}
-	// Remove the newest last: while it exists, none of the older ones stands for the id.
+	// Remove the newest last: while it exists, none of the older ones represents the id.
 	for _, r := range all {
 		if err := s.removeFolder(r.folder); err != nil {
 			return core.WorkerBinary{}, fmt.Errorf("delete worker binary %s: %w", gone.id(), err)

@@ -30,7 +30,7 @@ func TestDeleteBinary(t *testing.T) {
 	second, err := s.PutBinary(t.Context(), other, store.Fetch(o.fetch), nil)
 	must.NoError(t, err)
 
-	// A type alone must stand for one version.
+	// A type alone must match only one version.
 	_, err = s.DeleteBinary("cpu", unused)
 	must.Eq(t, core.Invalid, core.KindOf(err))
 	must.StrContains(t, core.HintOf(err), second.ID)
@@ -55,7 +55,7 @@ func TestDeleteBinary(t *testing.T) {
 	must.Eq(t, core.NotFound, core.KindOf(err))
 	must.NoError(t, s.VerifyBinary(t.Context(), second.ID))
 
-	// Now the type is enough. A damaged one can be deleted like any other.
+	// Now the type is enough. A damaged binary can be deleted like any other.
 	must.NoError(t, os.Remove(filepath.Join(second.Path, "manifest.json")))
 	gone, err = s.DeleteBinary("cpu", unused)
 	must.NoError(t, err)
@@ -65,7 +65,7 @@ func TestDeleteBinary(t *testing.T) {
 	must.SliceEmpty(t, list)
 }
 
-// FAULTS S-10: whatever the name and the contents of the catalog, nothing outside of it is written,
+// FAULTS S-10: whatever the name and the contents of the catalog, nothing outside it is written,
 // changed or removed.
 func TestNothingOutsideTheCatalogIsTouched(t *testing.T) {
 	t.Parallel()
@@ -84,7 +84,7 @@ func TestNothingOutsideTheCatalogIsTouched(t *testing.T) {
 	workers := filepath.Join(s.Dir(), "workers")
 	_, err := put("cpu")
 	must.NoError(t, err)
-	// A type that is a link out, a version that is one, and an engine folder that is one.
+	// A type, a version and an engine folder, each a link that points outside.
 	must.NoError(t, os.Symlink(outside, filepath.Join(workers, "cuda")))
 	must.NoError(t, os.Symlink(filepath.Join(outside, "1.0.0-llama.cpp-v0.5.0"), filepath.Join(workers, "cpu", "9.9.9")))
 	metal, err := put("metal")
@@ -101,7 +101,7 @@ func TestNothingOutsideTheCatalogIsTouched(t *testing.T) {
 		_, err := s.DeleteBinary(id, unused)
 		must.Eq(t, core.NotFound, core.KindOf(err), must.Sprint(id))
 	}
-	_, err = s.DeleteBinary("metal", unused) // only the link goes
+	_, err = s.DeleteBinary("metal", unused) // only the link is removed
 	must.NoError(t, err)
 	must.NoError(t, s.RemoveSuperseded(func(string) bool { return false }))
 

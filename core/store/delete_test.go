@@ -17,7 +17,7 @@ import (
 	"github.com/rbee-project/rbee/core/store"
 )
 
-// put brings a model of these files.
+// put stores a model of these files.
 func put(t *testing.T, s *store.Store, id string, bodies ...[]byte) core.Model {
 	t.Helper()
 	m, err := s.PutModel(t.Context(), specOf(id, bodies...), serve(bodies...), nil)
@@ -40,7 +40,7 @@ func serve(bodies ...[]byte) store.Fetch {
 	}
 }
 
-// another returns a sound model of its own.
+// another returns a sound model that differs by n.
 func another(n byte) []byte { return append(badgguf.Good(), n) }
 
 func TestDeleteModel(t *testing.T) {
@@ -74,13 +74,13 @@ func TestDeleteModel(t *testing.T) {
 	nothingPublished(t, s)
 }
 
-// No name leads out of the store. Each model shares a file with each other one: whatever the order
-// of the records, a deletion leaves what the others need.
+// No name leads out of the store. Each pair of models shares a file: whatever the order of the
+// records, a deletion keeps the files that the others need.
 func TestDeleteModelAmongMany(t *testing.T) {
 	t.Parallel()
 	ids := []string{"a", "b", "c", "d"}
 	bodies := map[string][][]byte{}
-	for i, x := range ids { // the first file is its own
+	for i, x := range ids { // the first file is not shared
 		bodies[x] = [][]byte{another(byte(i))}
 	}
 	for i, x := range ids {
@@ -127,7 +127,7 @@ func TestDeleteModelNeverLeavesTheStore(t *testing.T) {
 			must.Eq(t, core.NotFound, core.KindOf(err), must.Sprintf("%q", name))
 		}
 	}
-	// Nor does the text of a record.
+	// Neither does the text of a record.
 	must.NoError(t, os.WriteFile(filepath.Join(s.Dir(), "models", "bad.json"), []byte(`{"format":1,"model":{"id":"bad","files":[{"path":"../../victim.json","digest":"sha256:../../victim.json"}]},"origins":[""]}`), 0o600))
 	_, err := s.DeleteModel("bad", false)
 	must.NoError(t, err)
@@ -169,7 +169,8 @@ func TestDeleteDamagedModel(t *testing.T) {
 	must.Eq(t, []string{strings.Replace(sha256Of(body), ":", "-", 1)}, files(t, s, "blobs"), must.Sprint("what was set aside is gone as well"))
 }
 
-// A model that is about to need a file keeps it, and gets it again where it goes all the same.
+// A model that is about to need a file keeps it, and fetches it again if it disappears all the
+// same.
 func TestDeleteWhileAnotherModelIsBrought(t *testing.T) {
 	t.Parallel()
 	s := open(t, t.TempDir())
@@ -189,7 +190,7 @@ func TestDeleteWhileAnotherModelIsBrought(t *testing.T) {
 	must.True(t, deleted)
 	must.NoError(t, s.VerifyModel(t.Context(), "new"))
 
-	// Not even if another process removes the file behind the store's back.
+	// This holds even if another process removes the file behind the store's back.
 	removed := false
 	s.FailAt(func(step string) error {
 		if step == "record" && !removed {
@@ -224,7 +225,7 @@ func TestSplitModel(t *testing.T) {
 			must.NoError(t, err)
 			must.True(t, bytes.Equal(parts[i], b))
 		}
-		// It is rebuilt if another process has changed it.
+		// The folder of links is rebuilt if another process has changed it.
 		must.NoError(t, os.RemoveAll(filepath.Dir(path)))
 		must.NoError(t, os.MkdirAll(path, 0o700))
 	}
@@ -271,7 +272,7 @@ func TestSplitModelThatIsNotWhole(t *testing.T) {
 	}
 }
 
-// TestFoldersArePrivate: what a store makes, only its owner may look into.
+// TestFoldersArePrivate checks that only the owner can look into what a store creates.
 func TestFoldersArePrivate(t *testing.T) {
 	t.Parallel()
 	s := open(t, filepath.Join(t.TempDir(), "store"))

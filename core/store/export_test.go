@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// SetFree makes the store believe in that much free space.
+// SetFree makes the store assume that much free space.
 func (s *Store) SetFree(bytes int64) { s.free = func(string) (int64, error) { return bytes, nil } }
 
 // SetLimits bounds archives.
@@ -17,7 +17,7 @@ func (s *Store) SetLimits(entries int, bytes int64) {
 	s.limits.entries, s.limits.bytes = entries, bytes
 }
 
-// SetBoot makes the store believe in another boot of the machine.
+// SetBoot replaces the store's boot id.
 func (s *Store) SetBoot(boot func() string) { s.boot = boot }
 
 // FailAt makes a step fail.
@@ -26,20 +26,20 @@ func (s *Store) FailAt(fail func(step string) error) { s.fail = fail }
 // Clean does what Open does with leftovers, at another time.
 func (s *Store) Clean(now time.Time) error { return s.cleanPartial(now) }
 
-// ParseDigest is for tests.
+// ParseDigest parses a digest.
 func ParseDigest(text string) (string, error) {
 	d, err := parseDigest(text)
 	return d.String(), err
 }
 
-// RecordName and RecordID translate between a model's id and its record.
+// RecordName and RecordID convert between a model's id and its record's file name.
 var (
 	RecordName = recordName
 	RecordID   = recordID
 )
 
-// WalkArchive returns the names below prefix of a tar archive, which it compresses first, and the
-// total size of their files.
+// WalkArchive compresses a tar archive and returns the names below prefix and the total size of
+// their files.
 func WalkArchive(ctx context.Context, raw []byte, prefix string, limit int64) (names []string, total int64, err error) {
 	var b bytes.Buffer
 	z := gzip.NewWriter(&b)
@@ -59,7 +59,7 @@ func WalkArchive(ctx context.Context, raw []byte, prefix string, limit int64) (n
 	return names, total, err
 }
 
-// EnsureBlob brings a file that need not be a GGUF.
+// EnsureBlob fetches a file that need not be a GGUF.
 func (s *Store) EnsureBlob(ctx context.Context, f FileSpec, from Supply) error {
 	_, err := s.ensureBlob(ctx, f, false, from, nil)
 	return err
@@ -71,10 +71,11 @@ func Journal(b []byte) (lines int, end int64) {
 	return len(l), end
 }
 
-// AtBoot makes the store believe that the machine was restarted.
+// AtBoot sets the store's boot id, as if the machine had restarted.
 func (s *Store) AtBoot(id string) { s.boot = func() string { return id } }
 
-// Replay gives how many bytes a journal says are there, and how many from the beginning on.
+// Replay returns how many bytes a journal records as present, and how many of them from the
+// beginning without a gap.
 func Replay(b []byte, size, fileSize int64) (there, front int64) {
 	lines, _, _ := readJournal(bytes.NewReader(b))
 	p := &partial{size: size}

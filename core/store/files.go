@@ -15,7 +15,7 @@ const (
 	copyBuffer  = 256 << 10
 )
 
-// lockedFile opens a file of the store, creates it if missing, and waits for its lock.
+// lockedFile opens a file of the store, creating it if missing, and waits for its lock.
 func (s *Store) lockedFile(ctx context.Context, name string) (*os.File, error) {
 	for {
 		f, err := s.root.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
@@ -34,7 +34,7 @@ func (s *Store) lockedFile(ctx context.Context, name string) (*os.File, error) {
 			return nil, err
 		}
 		if locked {
-			continue // its last owner published or removed it meanwhile
+			continue // its last owner published or removed it in the meantime
 		}
 		select {
 		case <-ctx.Done():
@@ -60,9 +60,9 @@ func (s *Store) isStill(f *os.File, name string) (bool, error) {
 	return os.SameFile(mine, there), nil
 }
 
-// contextReader ends with its context.
+// contextReader fails once its context ends.
 type contextReader struct {
-	ctx context.Context // of the one copy that this reader serves
+	ctx context.Context // context of the one copy that this reader serves
 	r   io.Reader
 }
 

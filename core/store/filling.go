@@ -11,10 +11,10 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// filling is one attempt to fetch the missing bytes from one source. One goroutine uses it.
+// filling is one attempt to fetch the missing bytes from one source. It is used by one goroutine.
 type filling struct {
 	t      *transfer
-	source Source // nil: only sums
+	source Source // nil: only hash
 	came   int64  // bytes that had arrived before it started
 	active int
 	ended  chan outcome
@@ -27,9 +27,9 @@ type outcome struct {
 	err error
 }
 
-// run starts fetches while bytes are missing, and hashes what arrives. It returns when all is there
-// and hashed, at the first error, or, without a source, when bytes are missing. All its goroutines
-// have ended then.
+// run starts fetches while bytes are missing, and hashes what arrives. It returns when all bytes
+// have arrived and are hashed, at the first error, or, without a source, when bytes are missing. By
+// then all its goroutines have ended.
 func (f *filling) run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
@@ -67,7 +67,7 @@ func (f *filling) run(ctx context.Context) error {
 				f.drain()
 				return fatalError{fmt.Errorf("read what has arrived of %s: %w", f.t.spec.Path, err)}
 			}
-			sums = nil // all is there, but a running fetch may have more than that
+			sums = nil // all bytes have arrived, but a running fetch may deliver more
 		case <-st.news:
 		case <-tick.C:
 			f.t.tell()
@@ -78,8 +78,8 @@ func (f *filling) run(ctx context.Context) error {
 	}
 }
 
-// start starts as many fetches as help: only one until the first bytes have arrived, which show
-// whether the source supports ranges.
+// start starts as many fetches as the source benefits from: only one until the first bytes have
+// arrived, which show whether the source supports ranges.
 func (f *filling) start(ctx context.Context, wg *sync.WaitGroup, st state) error {
 	if f.source == nil {
 		return nil
@@ -124,7 +124,7 @@ func (f *filling) settle(o outcome) error {
 	case w.fatal:
 		return fatalError{w.err}
 	case w.err != nil:
-		return w.err // the cause, whatever the source made of it
+		return w.err // the cause, however the source wrapped it
 	case o.err != nil:
 		return fmt.Errorf("fetch %s: %w", f.t.spec.Path, o.err)
 	}
@@ -153,7 +153,7 @@ func (f *filling) release(w *sink) {
 }
 
 // noteVersion records the version that the source serves, so that a later process can ask for the
-// same.
+// same one.
 func (f *filling) noteVersion() {
 	v, ok := f.source.(Versioned)
 	if !ok || v.Version() == "" || f.t.p.versionAt(v.Origin()) == v.Version() {

@@ -10,8 +10,8 @@ import (
 // flights lets callers that want the same thing at the same time share one piece of work.
 //
 // The first caller works, with its own context and its own means; the others wait and receive its
-// progress and its outcome. If the first gives up, one of the others goes on in its place, with its
-// own means: what is on disk by then is not fetched again.
+// progress and its outcome. If the first gives up, one of the others takes over, with its own
+// means: it does not fetch again what is already on disk.
 type flights[T any] struct {
 	mu  sync.Mutex // guards all
 	all map[string]*flight[T]
@@ -34,7 +34,7 @@ type watcher struct {
 	phases []core.Progress
 }
 
-// do runs work unless it is running under key already, and returns its outcome. progress is called
+// do runs work unless work for key is already running, and returns its outcome. progress is called
 // only in the caller's goroutine or in work's.
 func (g *flights[T]) do(ctx context.Context, key string, progress func(core.Progress), work func(ctx context.Context, report func(core.Progress)) (T, error)) (T, error) {
 	if progress == nil {
@@ -67,8 +67,8 @@ func (g *flights[T]) lead(ctx context.Context, key string, f *flight[T], progres
 		g.mu.Lock()
 		delete(g.all, key)
 		g.mu.Unlock()
-		// A panic of work propagates; waiting callers then try themselves instead of waiting for
-		// ever.
+		// A panic of work propagates; waiting callers then try themselves instead of waiting
+		// indefinitely.
 		f.abandoned = !finished || f.err != nil && ctx.Err() != nil
 		close(f.done)
 	}()

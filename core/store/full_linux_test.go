@@ -12,8 +12,9 @@ import (
 	"github.com/rbee-project/rbee/core/store"
 )
 
-// S-03: a disk that fills up at 37 % of a transfer costs nothing: the transfer fails and says why,
-// what had arrived is kept, the store works on, and with room again only the rest is fetched.
+// S-03: a disk that fills up at 37 % of a transfer loses nothing: the transfer fails with the
+// reason, the bytes that had arrived are kept, the store still works, and once there is room only
+// the rest is fetched.
 func TestDiskFullInTheMiddle(t *testing.T) {
 	t.Parallel()
 	body := noise(10 * mib)
@@ -58,7 +59,7 @@ func TestDiskFullInTheMiddle(t *testing.T) {
 		if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=80m"); err != nil {
 			t.Skipf("mounting needs root: %v", err)
 		}
-		// After the store is closed.
+		// Unmount after the store is closed.
 		t.Cleanup(func() { must.NoError(t, unix.Unmount(dir, unix.MNT_DETACH)) })
 		s := open(t, dir)
 		ballast := filepath.Join(dir, "ballast")
@@ -73,7 +74,7 @@ func TestDiskFullInTheMiddle(t *testing.T) {
 			must.NoError(t, f.Close())
 		}, func() { must.NoError(t, os.Remove(ballast)) })
 
-		// What is known not to fit is not begun.
+		// A transfer that is known not to fit does not start.
 		huge := &place{body: noise(30 * mib)}
 		err := s.EnsureBlob(t.Context(), fileSpec(huge.body), from(huge))
 		must.Eq(t, core.TooLarge, core.KindOf(err))

@@ -12,19 +12,19 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// restAge is the idle time after which GC takes a partial file for abandoned.
+// restAge is the idle time after which GC considers a partial file abandoned.
 const restAge = 24 * time.Hour
 
-// InUse says what must not be removed.
+// InUse tells GC what it must not remove.
 type InUse struct {
 	Models []string // digests of the models that workers have loaded
-	// whether a worker runs from that folder of a worker binary, or is about to
+	// reports whether a worker runs, or is about to run, from that folder of a worker binary
 	Folder func(folder string) bool
 }
 
-// GC removes what nothing needs: files of no model, transfers abandoned a day ago, files in
-// quarantine, worker binaries that a later one has replaced. With dryRun it only reports what it
-// would remove. It keeps what is being fetched or used right now.
+// GC removes what nothing needs: files that no model lists, transfers abandoned a day ago, files in
+// quarantine, and worker binaries replaced by a later revision. If dryRun is set, it only reports
+// what it would remove. It keeps what is being fetched or used right now.
 func (s *Store) GC(now time.Time, use InUse, dryRun bool) (core.StoreGCResult, error) {
 	out := core.StoreGCResult{Removed: []core.StoreItem{}, DryRun: dryRun}
 	for _, part := range []func() ([]core.StoreItem, error){
@@ -45,7 +45,7 @@ func (s *Store) GC(now time.Time, use InUse, dryRun bool) (core.StoreGCResult, e
 	return out, nil
 }
 
-// gcBlobs removes the files that no model has.
+// gcBlobs removes the files that no model lists.
 func (s *Store) gcBlobs(loaded []string, dryRun bool) ([]core.StoreItem, error) {
 	s.records.Lock()
 	defer s.records.Unlock()
@@ -99,7 +99,7 @@ func (s *Store) loadedBlobs(models []string) map[digest]bool {
 	return keep
 }
 
-// gcPartial removes transfers that have been idle for a day, and what killed processes have left.
+// gcPartial removes transfers that have been idle for a day, and leftovers of killed processes.
 func (s *Store) gcPartial(now time.Time, dryRun bool) ([]core.StoreItem, error) {
 	entries, err := fs.ReadDir(s.root.FS(), partialDir)
 	if err != nil {
@@ -183,7 +183,7 @@ func (s *Store) gcSuperseded(inUse func(folder string) bool, dryRun bool) ([]cor
 }
 
 // superseded lists the unused worker binaries that were replaced by a later revision, or by other
-// code of the same versions of plugin and engine, as after a rebuild of a plugin.
+// code of the same versions of plugin and engine, for example after a rebuild of a plugin.
 func (s *Store) superseded(inUse func(folder string) bool) ([]revision, error) {
 	all, err := s.revisions()
 	if err != nil {

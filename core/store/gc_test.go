@@ -105,7 +105,7 @@ func TestGC(t *testing.T) {
 	third, err := s.PutBinary(t.Context(), in, o, nil)
 	must.NoError(t, err)
 
-	// A transfer that is under way, however long nothing has come.
+	// A running transfer is kept, however long it has received nothing.
 	busy := noise(2*mib + 5)
 	at, let := make(chan struct{}), make(chan struct{})
 	done := make(chan error, 1)

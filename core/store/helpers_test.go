@@ -38,12 +38,12 @@ func tinyModel(t *testing.T) []byte {
 func sha256Of(b []byte) string { return fmt.Sprintf("sha256:%x", sha256.Sum256(b)) }
 func sha512Of(b []byte) string { return fmt.Sprintf("sha512:%x", sha512.Sum512(b)) }
 
-// origin is a source of one file that counts what is asked of it.
+// origin is a source of one file that counts its requests.
 type origin struct {
 	body    []byte
 	fetches atomic.Int64
 	bytes   atomic.Int64
-	offsets []int64 // only of tests with one fetch at a time
+	offsets []int64 // only set in tests with one fetch at a time
 }
 
 func (o *origin) fetch(_ context.Context, _ store.FileSpec, offset int64, w io.Writer) error {
@@ -59,7 +59,7 @@ func spec(id string, b []byte, digest string) store.ModelSpec {
 	return store.ModelSpec{ID: id, Ref: "test:" + id, Files: []store.FileSpec{{Path: id + ".gguf", SizeBytes: int64(len(b)), Digest: digest, Ref: id}}}
 }
 
-// files gives the names below a folder of the store, sorted.
+// files returns the names below a folder of the store, sorted.
 func files(t *testing.T, s *store.Store, folder string) []string {
 	t.Helper()
 	var out []string
@@ -116,7 +116,7 @@ func targz(t *testing.T, items ...item) []byte {
 	return b.Bytes()
 }
 
-// pluginExecutable returns a file that stands for a plugin.
+// pluginExecutable writes a file that stands in for a plugin.
 func pluginExecutable(t *testing.T, content string) string {
 	t.Helper()
 	name := filepath.Join(t.TempDir(), "rbee-worker-cpu")

@@ -12,33 +12,33 @@ import (
 	"sync"
 )
 
-// A journal is next to a partial file and says which of its segments are there:
+// A journal is stored next to a partial file and records which of its segments have arrived:
 // partial/sha256-<hex>.journal.
 //
 // It has a line for each event: eight hexadecimal digits of the line's own CRC-32C, a space, and
-// JSON. Lines are only ever appended. A line is written after its bytes; a process that is killed
-// loses neither. After a power cut the disk may have lines without their bytes, or half a line: the
+// JSON. Lines are only ever appended. A line is written after its bytes, and a killed process loses
+// neither. After a power cut the disk may have lines without their bytes, or half a line: the
 // reader ignores what follows an incomplete line, and compares segments with their sums.
 //
-// The sums of segments detect damage, not malice; the digest of the whole file does that. CRC-32C
-// is twenty times as fast as SHA-256, which every byte passes only once.
+// The sums of segments detect damage, not malice; the digest of the whole file detects malice.
+// CRC-32C is twenty times as fast as SHA-256, which processes every byte only once.
 const (
-	segmentBytes    = 1 << 20 // the most that a killed process loses, for each connection
+	segmentBytes    = 1 << 20 // the most that a killed process loses, per connection
 	journalFormat   = 1
-	maxJournalBytes = 64 << 20 // the segments of a file of 1 TB take 50 MB
+	maxJournalBytes = 64 << 20 // enough for a file of 1 TB, whose segments take 50 MB
 	maxLineBytes    = 4 << 10
 	journalSuffix   = ".journal"
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// journalLine is one line; the field that is set tells its kind.
+// journalLine is one line; exactly one field is set and determines its kind.
 type journalLine struct {
 	Begin   *journalBegin   `json:"begin,omitempty"`
 	Segment *journalSegment `json:"seg,omitempty"`
 	Hash    *journalHash    `json:"hash,omitempty"`
 	Origin  *journalOrigin  `json:"origin,omitempty"`
-	// the segment with this number is gone
+	// number of a segment that was dropped
 	Dropped *int64 `json:"dropped,omitempty"`
 }
 
@@ -47,11 +47,12 @@ type journalBegin struct {
 	Format  int   `json:"format"`
 	Size    int64 `json:"size"`
 	Segment int64 `json:"segment"` // bytes
-	// of the machine: after another boot the segments must be read back
+	// boot of the machine; after another boot the segments must be read back
 	Boot string `json:"boot"`
 }
 
-// journalSegment says that a segment is there, or its first N bytes if N is less than its size.
+// journalSegment records that a segment has arrived, or its first N bytes if N is less than its
+// size.
 type journalSegment struct {
 	Index int64  `json:"i"`
 	N     int64  `json:"n"`
@@ -79,7 +80,7 @@ type journal struct {
 	end int64      // end of the last complete line
 }
 
-// append adds a line. After an error the journal is as before.
+// append adds a line. If it fails, the journal stays as it was.
 func (j *journal) append(l journalLine) error {
 	b, err := encodeLine(l)
 	if err != nil {
@@ -122,7 +123,7 @@ func readJournal(r io.Reader) (lines []journalLine, end int64, err error) {
 	}
 }
 
-// decodeLine reads a line of encodeLine; ok is false for anything else.
+// decodeLine reads a line that encodeLine wrote; ok is false for anything else.
 func decodeLine(text []byte) (l journalLine, ok bool) {
 	if len(text) > maxLineBytes || len(text) < 9 || text[8] != ' ' {
 		return l, false

@@ -8,7 +8,7 @@ import (
 	"os"
 )
 
-// tryLock does nothing here: on this system only one process may use a store.
+// tryLock does nothing here: on this system only one process at a time may use a store.
 func tryLock(*os.File) (bool, error) { return true, nil }
 
 func noSpace(error) bool { return false }

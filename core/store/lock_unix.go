@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// tryLock takes the file's lock for this open file; Close and the end of the process release it. It
-// reports false if another open file, in this or another process, has it.
+// tryLock locks the file for this open file; Close and the end of the process release the lock. It
+// returns false if another open file, in this or another process, holds it.
 func tryLock(f *os.File) (bool, error) {
 	conn, err := f.SyscallConn()
 	if err != nil {

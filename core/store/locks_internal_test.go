@@ -23,7 +23,7 @@ func openStore(t *testing.T) *Store {
 	return s
 }
 
-// Whoever waits for a file that another has may give up, and leaves no descriptor.
+// A caller that waits for a locked file may give up, and leaves no open descriptor.
 func TestLockedFileGivesUp(t *testing.T) {
 	t.Parallel()
 	s := openStore(t)
@@ -39,9 +39,9 @@ func TestLockedFileGivesUp(t *testing.T) {
 	must.NoError(t, f.Close())
 }
 
-// A file that was published or removed while another waited for its lock is not the one that the
-// name means now. Whoever waits has no descriptor meanwhile: a look at the open files tells
-// nothing.
+// If a file was published or removed while another caller waited for its lock, the name now refers
+// to another file. A waiting caller holds no descriptor in the meantime, so a look at the open
+// files shows nothing.
 func TestLockedFileIsStillThere(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -68,7 +68,7 @@ func TestLockedFileIsStillThere(t *testing.T) {
 		same, err = s.isStill(f, name)
 		must.NoError(t, err)
 		must.False(t, same)
-		next := <-got // its own file is free, whoever has the other one
+		next := <-got // the new file is free, whoever holds the old one
 		same, err = s.isStill(next, name)
 		must.NoError(t, err)
 		must.True(t, same)
@@ -88,7 +88,7 @@ func TestContextReader(t *testing.T) {
 	must.ErrorIs(t, err, context.Canceled)
 }
 
-// The lock of a worker binary that is being put together goes with it.
+// The lock of a worker binary's stage is removed with the stage.
 func TestStageIsGone(t *testing.T) {
 	t.Parallel()
 	s := openStore(t)
@@ -102,8 +102,8 @@ func TestStageIsGone(t *testing.T) {
 	must.SliceEmpty(t, left)
 }
 
-// A file of an archive has the size that its header says, the mode that it asks for whatever the
-// umask is, and its errors are told.
+// A file from an archive has the size in its header and the requested mode whatever the umask is,
+// and its errors are reported.
 func TestWriteNew(t *testing.T) {
 	t.Parallel()
 	root, err := os.OpenRoot(t.TempDir())

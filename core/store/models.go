@@ -18,10 +18,10 @@ import (
 
 // ModelSpec is a model to put into the store.
 type ModelSpec struct {
-	ID      string   // see modelname.Valid
+	ID      string   // valid as in modelname.Valid
 	Ref     string   // catalog reference, with the source's name
-	License string   // empty: the GGUF's
-	Aliases []string // further names; PutModel refuses those that another model has
+	License string   // empty: take it from the GGUF
+	Aliases []string // further names; PutModel refuses those of other models
 	Files   []FileSpec
 }
 
@@ -30,24 +30,25 @@ type modelRecord struct {
 	Format  int        `json:"format"`
 	Model   core.Model `json:"model"`
 	Origins []string   `json:"origins"` // the files' digests as their source published them
-	// Parts is the number of GGUF files, the first ones, that the model is split into; 0: one.
+	// Parts is the number of GGUF files, that the model is split into, the first of its files; 0:
+	// one.
 	Parts int `json:"parts,omitempty"`
 }
 
 const (
 	recordFormat = 1
-	maxAttempts  = 3 // to fetch a model whose files are deleted meanwhile
+	maxAttempts  = 3 // to fetch a model whose files are deleted in the meantime
 )
 
-// errVanished reports a blob that was deleted along with another model before the model that needs
-// it too was published.
+// errVanished reports a blob that was deleted with another model before the model being added was
+// published.
 var errVanished = core.Errorf(core.Conflict, "a file of the model was deleted while it was brought")
 
 // blob is a file in blobs/.
 type blob struct {
 	digest digest // sha256
 	size   int64
-	header *gguf.File // of GGUF files
+	header *gguf.File // GGUF files only
 }
 
 func blobName(d digest) string    { return path.Join(blobsDir, d.fileName()) }
@@ -80,7 +81,7 @@ func (s *Store) modelRecords() ([]modelRecord, error) {
 		}
 		r, err := s.modelRecord(id)
 		if core.KindOf(err) == core.NotFound {
-			continue // removed meanwhile
+			continue // removed in the meantime
 		}
 		if err != nil {
 			r = modelRecord{Model: core.Model{ID: id, Damaged: err.Error()}}
@@ -165,7 +166,7 @@ func damagedModel(m core.Model) error {
 		"Download it again: what is damaged is replaced. It came from %s.", cmp.Or(m.Ref, "an unknown place"))
 }
 
-// findModel finds a model by the rules of modelname.Resolve, also a damaged one.
+// findModel finds a model, damaged or not, by the rules of modelname.Resolve.
 func (s *Store) findModel(name string) (modelRecord, error) {
 	records, err := s.modelRecords()
 	if err != nil {
@@ -189,8 +190,8 @@ func (s *Store) findModel(name string) (modelRecord, error) {
 	return modelRecord{}, core.WithHint(err, "`rbee model list` shows what is there; builtin:rbee-tiny is always to be had.")
 }
 
-// Header reads the GGUF header of a model with all its parts, for memory estimates with other slots
-// and contexts. name is as in Model.
+// Header reads the GGUF header of a model with all its parts, for memory estimates with other
+// numbers of slots and context lengths. name is as in Model.
 func (s *Store) Header(name string) (*gguf.File, error) {
 	r, err := s.findModel(name)
 	if err != nil {
@@ -228,12 +229,12 @@ func (s *Store) header(name string) (*gguf.File, error) {
 // PutModel fetches a model into the store, or returns the existing one with the new aliases added.
 // It replaces a damaged one.
 //
-// It publishes nothing unless every file has its announced size and digest and the first, and each
-// that is called .gguf, is a sound GGUF file (core.Integrity otherwise), of a model and
-// not an adapter or a projector (core.Unsupported). A model that is split into
-// several GGUF files has them first, in order; one of them alone is core.Unsupported. The same
-// reference with other files replaces the model; the same id from another reference with other
-// files is core.Conflict. Files that do not fit on the disk are core.TooLarge.
+// It publishes nothing unless every file has its announced size and digest, and the first file and
+// each file named .gguf is a sound GGUF file (core.Integrity otherwise) of a model rather than an
+// adapter or a projector (core.Unsupported). A model that is split into several GGUF files lists
+// them first, in order; one of them alone is core.Unsupported. The same reference with other files
+// replaces the model; the same id from another reference with other files is core.Conflict. Files
+// that do not fit on the disk are core.TooLarge.
 func (s *Store) PutModel(ctx context.Context, spec ModelSpec, from Supply, progress func(core.Progress)) (core.Model, error) {
 	m, err := s.putModel(ctx, spec, from, progress)
 	if err != nil {
@@ -265,7 +266,7 @@ func (s *Store) putModel(ctx context.Context, spec ModelSpec, from Supply, progr
 }
 
 // bringModel fetches all files of a model into blobs/ and publishes it. On failure it removes the
-// files that it fetched.
+// files it fetched.
 func (s *Store) bringModel(ctx context.Context, spec ModelSpec, from Supply, progress func(core.Progress)) (_ core.Model, err error) {
 	r := modelRecord{Format: recordFormat, Model: core.Model{
 		ID: spec.ID, Aliases: nonNil(slices.Clone(spec.Aliases)), Ref: spec.Ref, License: spec.License, CreatedAt: time.Now().UTC().Truncate(time.Second),
@@ -370,7 +371,7 @@ func sameModel(records []modelRecord, spec ModelSpec) (modelRecord, bool) {
 	return modelRecord{}, false
 }
 
-// sameFiles compares by digest; if a source publishes none, by reference and size.
+// sameFiles compares the files by digest, or by reference and size if a source publishes no digest.
 func sameFiles(r modelRecord, spec ModelSpec) bool {
 	if len(r.Model.Files) != len(spec.Files) || len(r.Origins) != len(spec.Files) {
 		return false
@@ -418,8 +419,8 @@ func merged(id string, have, more []string) []string {
 	return have
 }
 
-// writeRecord publishes a model whose blobs are there. It checks the names again: much may have
-// changed since the transfer began.
+// writeRecord publishes a model whose blobs exist. It checks the names again: they may have been
+// taken since the transfer began.
 func (s *Store) writeRecord(spec ModelSpec, r modelRecord) (core.Model, error) {
 	s.records.Lock()
 	defer s.records.Unlock()
@@ -436,7 +437,7 @@ func (s *Store) writeRecord(spec ModelSpec, r modelRecord) (core.Model, error) {
 		}
 	}
 	if i := slices.IndexFunc(records, func(r modelRecord) bool { return r.Model.ID == spec.ID }); i >= 0 {
-		// people know it by them
+		// people know the model by these aliases
 		r.Model.Aliases = merged(spec.ID, records[i].Model.Aliases, spec.Aliases)
 	}
 	r.Model.Aliases = merged(spec.ID, nil, r.Model.Aliases)
@@ -477,7 +478,7 @@ func (s *Store) ensureBlob(ctx context.Context, f FileSpec, isGGUF bool, from Su
 	})
 }
 
-// blobThere finds a sound blob without a transfer: another model may have fetched it.
+// blobThere finds a sound blob that exists already: another model may have fetched it.
 func (s *Store) blobThere(want digest, size int64, isGGUF bool) (blob, bool) {
 	if want.algorithm != "sha256" {
 		return blob{}, false

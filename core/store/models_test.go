@@ -69,7 +69,7 @@ func TestPutModel(t *testing.T) {
 	}
 }
 
-// What a model has to be is checked whole before anything is published.
+// Everything required of a model is checked before anything is published.
 func TestPutModelRefuses(t *testing.T) {
 	t.Parallel()
 	good := tinyModel(t)
@@ -81,8 +81,8 @@ func TestPutModelRefuses(t *testing.T) {
 	tests := map[string]struct {
 		announced []byte // size and digest of the spec
 		served    []byte
-		digest    string // empty: of announced
-		size      int64  // 0: of announced
+		digest    string // empty: that of announced
+		size      int64  // 0: that of announced
 		kind      core.Kind
 		says      string
 	}{
@@ -206,7 +206,7 @@ func TestResume(t *testing.T) {
 	})
 }
 
-// A source that goes on writing after it was told to stop, and hides why.
+// A source that continues to write after the sink failed, and hides the error.
 func TestSinkErrorWins(t *testing.T) {
 	t.Parallel()
 	s := open(t, t.TempDir())
@@ -282,7 +282,7 @@ func TestDamagedModels(t *testing.T) {
 			b, err := os.ReadFile(name)
 			must.NoError(t, err)
 			_, b, _ = bytes.Cut(b, []byte("\n"))
-			_, b, _ = bytes.Cut(b, []byte("\n")) // as a version of rbee that writes no checksum left it
+			_, b, _ = bytes.Cut(b, []byte("\n")) // as written by a version of rbee without checksums
 			b = append([]byte("{\n"), b...)
 			must.NoError(t, os.WriteFile(name, bytes.ReplaceAll(b, []byte(sha256Of(body)), []byte("sha256:../../etc/passwd")), 0o600))
 		}, "unusable digest"},
@@ -318,7 +318,7 @@ func TestDamagedModels(t *testing.T) {
 			must.Eq(t, core.Integrity, core.KindOf(err))
 			must.NotEq(t, "", core.HintOf(err))
 			if name == "a folder" {
-				return // nobody but a person should remove that
+				return // only a person should remove that
 			}
 			_, err = s.PutModel(t.Context(), in, store.Fetch(o.fetch), nil)
 			must.NoError(t, err, must.Sprint("repair"))

@@ -24,8 +24,8 @@ var (
 // ValidWorkerType reports whether typ can name a worker type in a store.
 func ValidWorkerType(typ string) bool { return workerType.MatchString(typ) }
 
-// The record of a model is a file with the model's id for a name, in which two characters that no
-// id has stand for those that a file's name cannot have everywhere.
+// A model's record is a file named after the model's id. Two characters that no id contains replace
+// those that file names cannot contain on every system.
 var (
 	idToFile = strings.NewReplacer("/", "+", ":", "=")
 	fileToID = strings.NewReplacer("+", "/", "=", ":")
@@ -34,7 +34,7 @@ var (
 // recordName returns the path of a model's record.
 func recordName(id string) string { return path.Join(modelsDir, idToFile.Replace(id)+recordSuffix) }
 
-// recordID returns the id of the model whose record has the file name.
+// recordID returns the id of the model whose record has that file name.
 func recordID(file string) (id string, ok bool) {
 	name, ok := strings.CutSuffix(file, recordSuffix)
 	if id = fileToID.Replace(name); !ok || !modelname.Valid(id) || idToFile.Replace(id) != name {
@@ -55,13 +55,13 @@ func checkBinaryName(typ, version string) error {
 	return nil
 }
 
-// plainName reports whether s names an entry of a folder itself: no separator, not hidden, not the
+// plainName reports whether s names a direct entry of a folder: no separator, not hidden, not the
 // folder or its parent.
 func plainName(s string) bool {
 	return fs.ValidPath(s) && s != "." && len(s) <= 255 && !strings.ContainsFunc(s, func(r rune) bool { return r == '/' || r == '\\' || r == ':' || r < ' ' || r == 0x7f })
 }
 
-// digest is a file's checksum. It holds bytes, so that outside text never becomes a path.
+// digest is a file's checksum. It holds bytes, so that untrusted text never becomes a path.
 type digest struct {
 	algorithm string // "sha256" or "sha512"; empty: none
 	sum       [sha512.Size]byte
@@ -91,8 +91,8 @@ func (d digest) String() string {
 // fileName returns the digest as the name of a file: "sha256-<hex>".
 func (d digest) fileName() string { return d.algorithm + "-" + hex.EncodeToString(d.bytes()) }
 
-// parseDigest reads "sha256:<64 hex digits>" or "sha512:<128 hex digits>", in lower case. It
-// returns no digest for an empty text.
+// parseDigest reads "sha256:<64 hex digits>" or "sha512:<128 hex digits>", in lower case. An empty
+// text returns the zero digest.
 func parseDigest(text string) (digest, error) {
 	if text == "" {
 		return digest{}, nil
@@ -117,7 +117,7 @@ func parseDigest(text string) (digest, error) {
 
 // humanBytes formats n for people: "1.5 GiB".
 func humanBytes(n int64) string {
-	const units = "KMGTPE" // no int64 needs more
+	const units = "KMGTPE" // enough for any int64
 	if n < 1<<10 {
 		return fmt.Sprintf("%d bytes", n)
 	}
@@ -129,7 +129,8 @@ func humanBytes(n int64) string {
 	return fmt.Sprintf("%.1f %ciB", v, units[i])
 }
 
-// hasher writes into a file, hashes what it writes, and tells a failed write from a failed read.
+// hasher writes to a file, hashes what it writes, and distinguishes a failed write from a failed
+// read.
 type hasher struct {
 	w     io.Writer
 	sum   hash.Hash

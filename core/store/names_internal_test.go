@@ -23,7 +23,7 @@ func TestHumanBytes(t *testing.T) {
 	}
 }
 
-// Of each phase, who waits is told the newest, once.
+// A waiting caller gets the newest progress of each phase, once.
 func TestWatcher(t *testing.T) {
 	t.Parallel()
 	w := &watcher{news: make(chan struct{}, 1)}
@@ -37,7 +37,8 @@ func TestWatcher(t *testing.T) {
 	must.Eq(t, []core.Progress{{Phase: "b", Done: 2}}, w.take())
 }
 
-// Whoever stops waiting is told nothing more, and what nobody wants any more is forgotten.
+// A caller that stops waiting gets no more progress, and work that no caller waits for is
+// forgotten.
 func TestFlightsForget(t *testing.T) {
 	t.Parallel()
 	var g flights[int]
@@ -66,7 +67,7 @@ func TestFlightsForget(t *testing.T) {
 	must.MapLen(t, 0, g.all)
 }
 
-// A transfer that has ended is nobody's to read along with.
+// Readers cannot join a transfer that has ended.
 func TestArrived(t *testing.T) {
 	t.Parallel()
 	s := openStore(t)
@@ -74,7 +75,7 @@ func TestArrived(t *testing.T) {
 	p, next := &partial{}, &partial{}
 	s.arriving(d, p)
 	s.arriving(d, next)
-	s.arrived(d, p) // another has begun meanwhile
+	s.arrived(d, p) // another transfer has begun in the meantime
 	must.MapLen(t, 1, s.incoming)
 	s.arrived(d, next)
 	must.MapLen(t, 0, s.incoming)
@@ -82,7 +83,7 @@ func TestArrived(t *testing.T) {
 	must.MapLen(t, 0, s.incoming)
 }
 
-// A file that was kept for one caller is not kept for ever.
+// A file that was pinned for one caller is released with it.
 func TestUnpin(t *testing.T) {
 	t.Parallel()
 	s := openStore(t)
@@ -98,7 +99,7 @@ func TestUnpin(t *testing.T) {
 	must.MapLen(t, 0, s.pinned)
 }
 
-// What was noted of the files of a folder goes with it: another may come in its place.
+// The records of a folder's files are dropped with the folder: another may take its place.
 func TestForgetFolder(t *testing.T) {
 	t.Parallel()
 	s := openStore(t)
@@ -111,7 +112,8 @@ func TestForgetFolder(t *testing.T) {
 	must.Eq(t, filepath.Join(s.dir, "a", "b"), s.abs("a/b"))
 }
 
-// What was read since the program began and has not changed is not read again before each start.
+// A file that was read since the program began and has not changed is not read again before each
+// start.
 func TestCheckReadsOnce(t *testing.T) {
 	t.Parallel()
 	s := openStore(t)
@@ -131,7 +133,7 @@ func TestCheckReadsOnce(t *testing.T) {
 	must.Eq(t, 4, read)
 }
 
-// A plain name is one entry of a folder, on every system that a store may be copied to.
+// A plain name is one entry of a folder on every system that a store may be copied to.
 func TestPlainName(t *testing.T) {
 	t.Parallel()
 	for name, want := range map[string]bool{

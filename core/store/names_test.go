@@ -63,8 +63,8 @@ func TestModelNames(t *testing.T) {
 	}
 }
 
-// Two models of one file name are two, are found by every spelling that tells them apart, and have
-// their common files once.
+// Two models with the same file name stay separate, are found by every unambiguous spelling, and
+// share their common files.
 func TestModelIDsFromPlaces(t *testing.T) {
 	t.Parallel()
 	body := tinyModel(t)
@@ -102,8 +102,8 @@ func TestModelIDsFromPlaces(t *testing.T) {
 	must.EqOp(t, "hf.co/bob/tiny:Q4_K_M", m.ID)
 }
 
-// A store that an earlier version wrote, whose ids are bare file names, is read as it is; its
-// models have their old names and those that they would get today.
+// A store written by an earlier version, whose ids are bare file names, is still readable; its
+// models have their old names and the names that they would get today.
 func TestOldStore(t *testing.T) {
 	t.Parallel()
 	body := tinyModel(t)

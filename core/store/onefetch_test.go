@@ -13,7 +13,7 @@ import (
 	"github.com/rbee-project/rbee/core/store"
 )
 
-// gate is an origin that stops in the middle until it is let go.
+// gate is an origin that stops in the middle until it is released.
 type gate struct {
 	origin
 	reached chan struct{}
@@ -95,7 +95,7 @@ func TestCancelOfOneKeepsTheOther(t *testing.T) {
 	cancel()
 	err := <-first
 	must.Eq(t, core.Cancelled, core.KindOf(err))
-	<-g.reached // the other goes on
+	<-g.reached // the other one continues
 	<-waiting
 	close(g.let)
 	must.NoError(t, <-second)
@@ -126,7 +126,7 @@ func TestWaiterMayLeave(t *testing.T) {
 }
 
 // Two stores in one folder stand for two processes: the second waits for the first's lock, then
-// finds the blob there.
+// finds the blob.
 func TestTwoProcessesOneFetch(t *testing.T) {
 	t.Parallel()
 	body := tinyModel(t)

@@ -16,8 +16,8 @@ import (
 	"github.com/rbee-project/rbee/core/store"
 )
 
-// Whatever the store does, and however it ends, it leaves no file open but its folder: an agent
-// runs for months. Nothing runs beside this test, and no finalizer closes what was forgotten.
+// Whatever the store does, and however an operation ends, it leaves no file open except its folder:
+// an agent runs for months. Nothing runs beside this test, and no finalizer closes forgotten files.
 func TestNothingStaysOpen(t *testing.T) {
 	defer debug.SetGCPercent(debug.SetGCPercent(-1))
 	before := coretest.OpenBelow(t, os.TempDir())

@@ -12,37 +12,38 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// partial is a file being fetched: it knows which bytes are there and which fetch fills which part.
-// It is safe for concurrent use.
+// partial is a file being fetched: it tracks which bytes have arrived and which fetch fills which
+// part. It is safe for concurrent use.
 //
 // The file is cut into segments. One connection at a time fills a segment from its beginning. The
-// journal tells what is there from an earlier attempt.
+// journal records what has arrived in earlier attempts.
 type partial struct {
 	s    *Store
-	file *os.File // locked until it is closed
-	name string   // below the store's folder
+	file *os.File // locked until closed
+	name string   // relative to the store's folder
 	// nil: not resumable, because its parts may not belong together
 	notes *journal
 
 	mu         sync.Mutex // guards below
 	size       int64      // 0: unknown, unless it is empty
-	empty      bool       // its source said so
+	empty      bool       // its source reported it as empty
 	segments   []segment
-	front      int64             // all bytes before it are there
-	there      int64             // how many bytes are there
-	came       int64             // how many have arrived in this process
-	origins    map[string]string // versions of the file at its sources, as noted
+	front      int64             // all bytes before it have arrived
+	there      int64             // number of bytes that have arrived
+	came       int64             // number of bytes that have arrived in this process
+	origins    map[string]string // recorded versions of the file at its sources
 	generation int               // incremented whenever existing bytes are dropped
 	ended      bool              // no more bytes will arrive
 	news       chan struct{}     // closed and replaced when any of the above changes
 }
 
-// segment is a part of the file. There may be fewer of them than the file needs, as long as the
-// rest is missing.
+// segment is a part of the file. There may be fewer segments than the file needs while the rest is
+// missing.
 type segment struct {
-	n   int64  // how many of its bytes are there, from its beginning
-	sum uint32 // CRC-32C of those
-	// sources that fetched them: bit 0 an earlier process, bits 1 to 63 the sources of this one
+	n   int64  // number of its bytes that have arrived, from its beginning
+	sum uint32 // CRC-32C of those bytes
+	// sources that fetched them: bit 0 stands for an earlier process, bits 1 to 63 for this one's
+	// sources
 	by    uint64
 	taken bool // a fetch is filling it
 }
@@ -101,7 +102,7 @@ type state struct {
 	news                     <-chan struct{} // closed at the next change
 }
 
-// complete reports whether all bytes are there.
+// complete reports whether all bytes have arrived.
 func (st state) complete() bool { return st.empty || st.size > 0 && st.front == st.size }
 
 func (p *partial) state() state {
@@ -142,8 +143,9 @@ func (p *partial) moveFrontLocked() {
 	}
 }
 
-// claim takes the first missing part that no fetch is filling, of most bytes or a little more (0:
-// as far as it goes). to is -1 if the size is unknown. ok is false if there is none.
+// claim takes the first missing part that no fetch is filling, of at most most bytes or a little
+// more (0: as far as it extends). to is -1 if the size is unknown. ok is false if no part is
+// missing.
 func (p *partial) claim(most int64) (w *sink, from, to int64, ok bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -165,13 +167,14 @@ func (p *partial) claim(most int64) (w *sink, from, to int64, ok bool) {
 		p.segmentLocked(w.next).taken = true
 		w.next++
 		if w.next < int64(len(p.segments)) && p.segments[w.next].n > 0 {
-			break // its beginning is there
+			break // its beginning has arrived
 		}
 	}
 	return w, from, min(w.next*segmentBytes, p.size), true
 }
 
-// drop drops what the sources in by have fetched. all drops the rest, too.
+// drop drops the bytes that the sources in by have fetched. If all is set, it drops the rest as
+// well.
 func (p *partial) drop(by uint64, all bool) error {
 	p.mu.Lock()
 	var gone []int64
@@ -201,7 +204,7 @@ func (p *partial) dropLocked(gone []int64) {
 	}
 }
 
-// dropSegments drops some segments.
+// dropSegments drops the given segments.
 func (p *partial) dropSegments(gone ...int64) error {
 	p.mu.Lock()
 	p.dropLocked(gone)
@@ -218,8 +221,8 @@ func (p *partial) noteDropped(gone []int64) error {
 	return nil
 }
 
-// note appends a line to the journal. If the disk is too full for it, less can be resumed, and
-// nothing else is lost.
+// note appends a line to the journal. If the disk is too full for the line, less can be resumed,
+// but nothing else is lost.
 func (p *partial) note(l journalLine) error {
 	if p.notes == nil {
 		return nil
@@ -227,7 +230,7 @@ func (p *partial) note(l journalLine) error {
 	return p.notes.append(l)
 }
 
-// mixed reports whether sources other than this bit's have fetched some of the bytes.
+// mixed reports whether sources other than those in by have fetched some of the bytes.
 func (p *partial) mixed(by uint64) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -241,7 +244,7 @@ func (p *partial) fromEarlier(i int64) bool {
 	return p.segments[i].by&byEarlier != 0
 }
 
-// versionAt returns the version that an origin had; empty: unknown.
+// versionAt returns the recorded version at an origin; empty: unknown.
 func (p *partial) versionAt(origin string) string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -258,8 +261,8 @@ func (p *partial) noteVersion(origin, version string) error {
 	return p.note(journalLine{Origin: &journalOrigin{Origin: origin, Version: version}})
 }
 
-// sound compares an existing segment with its sum. buf holds segmentBytes at least; afterwards it
-// starts with the segment's bytes.
+// sound compares an existing segment with its sum. buf must hold at least segmentBytes; afterwards
+// it starts with the segment's bytes.
 func (p *partial) sound(i int64, buf []byte) (b []byte, sound bool, err error) {
 	p.mu.Lock()
 	s := p.segments[i]
@@ -305,7 +308,8 @@ func (p *partial) dropDamaged(ctx context.Context) (dropped int, err error) {
 	return len(gone), p.dropSegments(gone...)
 }
 
-// wait waits for the first byte from offset on, and returns how far the bytes are there.
+// wait waits for the first byte from offset on, and returns the offset up to which bytes have
+// arrived.
 func (p *partial) wait(ctx context.Context, offset int64, generation int) (end int64, err error) {
 	for {
 		p.mu.Lock()
@@ -330,8 +334,8 @@ func (p *partial) wait(ctx context.Context, offset int64, generation int) (end i
 	}
 }
 
-// untilLocked checks at most 64 segments, so that a reader of a long file does not count them all
-// again for each part.
+// untilLocked checks at most 64 segments, so that a reader of a long file does not scan all of them
+// for each part.
 func (p *partial) untilLocked(offset int64) int64 {
 	if offset < 0 {
 		return offset

@@ -11,13 +11,13 @@ import (
 	"github.com/rbee-project/rbee/core/gguf"
 )
 
-// An engine finds the other files of a split model by their names, next to the first. Blobs are
-// named by digest, so such a model has a folder parts/<digest of its first file>/ with properly
-// named links to them. The folder can be rebuilt at any time.
+// An engine finds the other files of a split model by their names, next to the first. Since blobs
+// are named by digest, such a model has a folder parts/<digest of its first file>/ that holds
+// properly named links to them. The folder can be rebuilt at any time.
 
 func isGGUF(name string) bool { return strings.EqualFold(path.Ext(name), ".gguf") }
 
-// checkParts checks, as soon as the first file is there, whether the source names the others.
+// checkParts checks, once the first file has arrived, whether the source names the others.
 func checkParts(first *gguf.File, files int) error {
 	if first.SplitNo == 0 && first.Splits <= max(files, 1) {
 		return nil
@@ -26,8 +26,8 @@ func checkParts(first *gguf.File, files int) error {
 	return core.WithHint(err, "Choose a reference that stands for all of them, or a file that holds the whole model, or join the pieces with llama-gguf-split --merge.")
 }
 
-// join returns the facts of a model from the headers of its files, nil for those that are not GGUF,
-// and how many are parts of it; 0: it is not split.
+// join combines the headers of a model's files, nil for those that are not GGUF, into the facts of
+// the whole. parts is the number of files that the model is split into; 0: it is not split.
 func join(headers []*gguf.File) (whole *gguf.File, parts int, err error) {
 	n := headers[0].Splits
 	if n <= 1 {
@@ -42,7 +42,7 @@ func join(headers []*gguf.File) (whole *gguf.File, parts int, err error) {
 	return whole, n, err
 }
 
-// modelFile returns the file to give to an engine, below the store's folder.
+// modelFile returns the path of the file to pass to an engine, relative to the store's folder.
 func (s *Store) modelFile(r modelRecord) (string, error) {
 	digests := make([]digest, max(r.Parts, 1))
 	for i := range digests {
@@ -68,10 +68,10 @@ func (s *Store) modelFile(r modelRecord) (string, error) {
 
 func partsFolder(first digest) string { return path.Join(partsDir, first.fileName()) }
 
-// partName returns the name that engines look for, in llama.cpp's own pattern.
+// partName returns the name that engines look for, following llama.cpp's pattern.
 func partName(i, n int) string { return fmt.Sprintf("model-%05d-of-%05d.gguf", i+1, n) }
 
-// link makes name a link to target, and replaces whatever was there.
+// link makes name a link to target, replacing whatever was there.
 func (s *Store) link(name, target string) error {
 	for {
 		if have, err := s.root.Readlink(name); err == nil && have == target {
@@ -81,7 +81,7 @@ func (s *Store) link(name, target string) error {
 			return err
 		}
 		if err := s.root.Symlink(target, name); !errors.Is(err, fs.ErrExist) {
-			return err // also nil; another caller may be making the same link
+			return err // may be nil; another caller may be making the same link
 		}
 	}
 }

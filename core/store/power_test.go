@@ -10,15 +10,15 @@ import (
 	"github.com/rbee-project/rbee/core/store"
 )
 
-// C-08: a model and a worker binary that were said to be there are on the disk: blobs before their
-// record, every file and every folder. A model that is deleted loses its record for good before its
-// files go.
+// C-08: a model and a worker binary that were reported as stored are on the disk: blobs before
+// their record, every file and every folder. A deleted model durably loses its record before its
+// files are removed.
 func TestPowerLossStore(t *testing.T) {
 	disktrace.Check(t, disktrace.Scenario{
 		Ignore: func(path string) bool {
 			return strings.HasPrefix(path, "store/partial/") || strings.HasPrefix(path, "store/checked")
 		},
-		Returns: func(path string) bool { return strings.HasPrefix(path, "store/blobs/") }, // nobody needs it
+		Returns: func(path string) bool { return strings.HasPrefix(path, "store/blobs/") }, // nothing needs it
 		Ordered: func(path string) bool { return strings.HasPrefix(path, "store/blobs/") },
 		Run: func(t *testing.T, dir string, ack func(string)) {
 			s := open(t, dir+"/store")

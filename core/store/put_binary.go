@@ -23,10 +23,10 @@ import (
 // PutBinary fetches a worker binary into the store, or returns the existing sound one unless
 // spec.Force is set.
 //
-// It supersedes an entry made from another executable or another archive than the spec's. It checks
-// the size and digest of the whole archive before it unpacks anything; the archive may hold only
-// plain files and folders with harmless names, within limits (core.Integrity, core.TooLarge). It
-// refuses an engine without a digest as core.Integrity: it is code.
+// It supersedes an entry made from another executable or archive than the spec's. It checks the
+// size and digest of the whole archive before it unpacks anything; the archive may hold only plain
+// files and folders with harmless names, within limits (core.Integrity, core.TooLarge). It refuses
+// an engine without a digest as core.Integrity: an engine is code.
 func (s *Store) PutBinary(ctx context.Context, spec BinarySpec, from Supply, progress func(core.Progress)) (core.WorkerBinary, error) {
 	b, err := s.putBinary(ctx, spec, from, progress)
 	if err != nil {
@@ -116,8 +116,8 @@ type putting struct {
 	exeDigest  string
 	files      []bundle.File // of a plugin that is a folder; nil: the plugin is only the executable
 	codeSize   int64         // of the executable or the folder
-	codeDigest string        // likewise
-	version    string        // of the entry
+	codeDigest string        // digest of the same
+	version    string        // version of the entry
 	report     func(core.Progress)
 }
 
@@ -131,7 +131,7 @@ func (p *putting) choose() (revision, bool, error) {
 		return there, found, nil // an unreadable entry cannot run, and is replaced
 	}
 	code := sha256.New()
-	// fmt prints maps sorted
+	// fmt prints maps in sorted order
 	fmt.Fprintf(code, "%s\n%s\n%s\n%v", p.codeDigest, p.spec.engineDigest(), p.spec.Prefix, p.spec.Links)
 	p.version += "+" + hex.EncodeToString(code.Sum(nil))[:codeDigits]
 	if err := checkBinaryName(p.spec.Type, p.version); err != nil {
@@ -213,7 +213,7 @@ func (p *putting) run(ctx context.Context, supply Supply) (core.WorkerBinary, er
 	return r.entry(p.s), nil
 }
 
-// find returns the newest revision of the id.
+// find returns the newest revision of the entry's id.
 func (p *putting) find() (revision, bool) {
 	all, err := p.s.current()
 	if err != nil {
@@ -250,13 +250,13 @@ func (p *putting) sameEngine(r revision) bool {
 	return e != nil && e.Digest == p.spec.Engine.Digest && e.Prefix == p.spec.Prefix && maps.Equal(e.Links, p.spec.Links)
 }
 
-// unpack checks the archive's entries, then writes those below the prefix.
+// unpack checks the archive's entries, then writes those below the prefix to the stage.
 func (p *putting) unpack(ctx context.Context, stage *stage, archived *arrival) ([]core.File, error) {
 	a := archive{file: archived.file, size: archived.size, prefix: p.spec.Prefix, limits: p.s.limits}
 	_, total, err := a.measure(ctx)
 	if err != nil {
 		if core.KindOf(err) == core.Integrity || core.KindOf(err) == core.TooLarge {
-			archived.remove() // it will not get better
+			archived.remove() // fetching it again would not help
 		}
 		return nil, err
 	}
@@ -351,7 +351,7 @@ func (p *putting) counter(phase string, total int64) func(int64) {
 	}
 }
 
-// link makes the spec's links, each to an unpacked file in the same folder.
+// link creates the spec's links, each to an unpacked file in the same folder.
 func (p *putting) link(stage *stage, files []core.File) error {
 	for _, name := range slices.Sorted(maps.Keys(p.spec.Links)) {
 		target := p.spec.Links[name]
@@ -411,7 +411,7 @@ func (p *putting) publish(ctx context.Context, stage *stage) (revision, error) {
 		number := 1
 		for _, r := range all {
 			if r.typ == p.spec.Type && r.version == p.version {
-				number = r.number + 1 // they are sorted
+				number = r.number + 1 // revisions are sorted
 			}
 		}
 		r := revision{typ: p.spec.Type, version: p.version, number: number, folder: path.Join(typeDir, folderName(p.version, number))}

@@ -13,10 +13,10 @@ import (
 )
 
 // The files of a folder plugin are directly in the folder of its worker binary, next to
-// manifest.json and engine/, so that its executable has its files around it as in the plugin
+// manifest.json and engine/, so that its executable finds its files beside it as in the plugin
 // folder.
 
-// readFolder reads the folder of a plugin and its digest.
+// readFolder lists the files of a plugin's folder and computes its digest.
 func (p *putting) readFolder(ctx context.Context) error {
 	dir := p.spec.Folder
 	if filepath.Dir(p.spec.Executable) != dir {
@@ -111,8 +111,8 @@ func (p *putting) copyPart(ctx context.Context, from, to *os.Root, want bundle.F
 	return writeNew(to, want.Path, mode, contextReader{ctx, f}, want.SizeBytes, wrote)
 }
 
-// modes returns the manifest's entries for the folder's files. exe is the executable's name in the
-// store.
+// modes returns the manifest's entries for the folder's files. exe is the name of the executable in
+// the store.
 func (p *putting) modes(exe string) []folderFile {
 	var out []folderFile
 	for _, f := range p.files {

@@ -13,7 +13,8 @@ import (
 	"github.com/rbee-project/rbee/core/store"
 )
 
-// pluginFolder makes a plugin that is a folder: its executable, a library, and a tool that runs.
+// pluginFolder creates a plugin that is a folder: its executable, a library, and an executable
+// tool.
 func pluginFolder(t *testing.T) store.BinarySpec {
 	t.Helper()
 	dir := t.TempDir()
@@ -27,7 +28,8 @@ func pluginFolder(t *testing.T) store.BinarySpec {
 	return store.BinarySpec{Type: "py", Version: "1.0.0", Executable: exe, Folder: dir, Source: "local"}
 }
 
-// A folder is installed whole, and each file may be run, or not, as in the folder it came from.
+// A folder is installed whole, and each file keeps its executable bit from the folder it was copied
+// from.
 func TestFolderPlugin(t *testing.T) {
 	t.Parallel()
 	s := open(t, t.TempDir())
@@ -45,7 +47,7 @@ func TestFolderPlugin(t *testing.T) {
 		info, err := os.Stat(path)
 		must.NoError(t, err)
 		must.Eq(t, mode, info.Mode(), must.Sprint(name))
-		// Whether it may be run is part of what it is.
+		// The executable bit is part of the digest.
 		must.NoError(t, os.Chmod(path, mode^0o111))
 		now, err := s.Binary("py")
 		must.NoError(t, err)
@@ -60,7 +62,7 @@ func TestFolderPlugin(t *testing.T) {
 	must.Eq(t, b, again)
 }
 
-// What changes between its digest and its copy is not what anybody asked for.
+// A file that changes between its digest and its copy is not installed.
 func TestCodeThatChangesMeanwhile(t *testing.T) {
 	t.Parallel()
 	for _, name := range []string{"run.py", "lib/part.py", "lib/deep/tool"} {
@@ -74,7 +76,7 @@ func TestCodeThatChangesMeanwhile(t *testing.T) {
 				}
 				f, err := os.OpenFile(filepath.Join(spec.Folder, name), os.O_WRONLY, 0)
 				must.NoError(t, err)
-				_, err = f.WriteString("TEXT") // as long as before
+				_, err = f.WriteString("TEXT") // same length as before
 				must.NoError(t, err)
 				return f.Close()
 			})
@@ -136,7 +138,7 @@ func TestFolderPluginRefused(t *testing.T) {
 	must.ErrorIs(t, err, context.Canceled)
 }
 
-// Another process may publish the same entry just before: both are there, and this one is newer.
+// Another process may publish the same entry just before: both exist, and this one is newer.
 func TestPublishBesideAnotherProcess(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -160,13 +162,13 @@ func TestPublishBesideAnotherProcess(t *testing.T) {
 	must.SliceEmpty(t, files(t, s, "partial"))
 }
 
-// What a store makes, only its owner may look into, whatever is put there.
+// Only the owner can look into what a store creates, whatever is put there.
 func TestEveryFolderIsPrivate(t *testing.T) {
 	t.Parallel()
 	s := open(t, filepath.Join(t.TempDir(), "store"))
 	archive := goodArchive(t)
 	supply := store.Fetch((&origin{body: archive}).fetch)
-	for _, version := range []string{"1.0.0", "1.0.1"} { // the second copies the engine of the first
+	for _, version := range []string{"1.0.0", "1.0.1"} { // the second copies the first one's engine
 		in := binarySpec(t, archive)
 		in.Version = version
 		_, err := s.PutBinary(t.Context(), in, supply, nil)

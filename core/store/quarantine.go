@@ -12,16 +12,16 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// Files without their announced digest go into quarantine/, which is never searched for models:
-// they are kept for inspection.
+// Files that do not match their announced digest go into quarantine/, which is never searched for
+// models. They are kept for inspection.
 const (
 	quarantineDir   = "quarantine"
 	quarantineFiles = 3        // the newest are kept
-	quarantineBytes = 16 << 30 // of all together
+	quarantineBytes = 16 << 30 // all files together
 )
 
-// quarantine moves the arrived bytes away and restarts the partial file. where is the new path;
-// empty: the file was too large to keep.
+// quarantine moves the arrived bytes into quarantine and restarts the partial file. where is the
+// new path, or empty if the file was too large to keep.
 func (t *transfer) quarantine(ctx context.Context) (where string, err error) {
 	s, p := t.s, t.p
 	size := p.state().size
@@ -92,7 +92,7 @@ func (s *Store) quarantined() ([]fs.FileInfo, error) {
 	return out, nil
 }
 
-// Quarantined lists the files without their announced digest, the newest first.
+// Quarantined lists the files that did not match their announced digest, newest first.
 func (s *Store) Quarantined() ([]core.File, error) {
 	files, err := s.quarantined()
 	out := make([]core.File, 0, len(files))

@@ -9,8 +9,8 @@ import (
 	"os"
 )
 
-// openPartial opens the existing part of f, or starts it. It takes ownership of file, which is
-// locked, and closes it on an error. It restarts a file without a digest, since its parts may not
+// openPartial opens the partial file of f, or starts a new one. It takes ownership of file, which
+// is locked, and closes it on error. It restarts a file without a digest, since its parts may not
 // belong together.
 func (s *Store) openPartial(file *os.File, name string, f FileSpec, want digest) (p *partial, saved *journalHash, err error) {
 	p = &partial{s: s, file: file, name: name, size: max(f.SizeBytes, 0), news: make(chan struct{})}
@@ -26,7 +26,7 @@ func (s *Store) openPartial(file *os.File, name string, f FileSpec, want digest)
 	return p, saved, nil
 }
 
-// resume loads the journal as far as the file has its bytes, and starts a new chapter of it.
+// resume loads the journal as far as the file has its bytes, and begins a new section of it.
 func (p *partial) resume() (*journalHash, error) {
 	file, err := p.s.root.OpenFile(journalName(p.name), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -45,8 +45,8 @@ func (p *partial) resume() (*journalHash, error) {
 	var saved *journalHash
 	switch {
 	case len(lines) == 0 && end == 0 && info.Size() > 0 && info.Size() <= p.size:
-		// A user or an earlier version of rbee put it there; the latter kept no journal and wrote
-		// from start to end.
+		// A user or an earlier version of rbee put the file there; that version kept no journal and
+		// wrote from start to end.
 		if err := p.adopt(info.Size()); err != nil {
 			return nil, err
 		}
@@ -106,7 +106,7 @@ func (p *partial) replay(lines []journalLine, fileSize int64, boot string) (save
 		case l.Segment != nil:
 			g := l.Segment
 			if g.Index < 0 || g.Index > fileSize/segmentBytes || g.N <= 0 || g.N > p.lengthLocked(g.Index) || g.Index*segmentBytes+g.N > fileSize {
-				continue // the disk has lost it
+				continue // the disk has lost these bytes
 			}
 			s := p.segmentLocked(g.Index)
 			s.n, s.sum, s.by = g.N, g.Sum, byEarlier
@@ -148,14 +148,14 @@ func (p *partial) adopt(n int64) error {
 	return nil
 }
 
-// restore loads a saved state into a digest. It reports false if the state is invalid, for example
+// restore loads a saved state into a digest. It returns false if the state is invalid, for example
 // from another version of Go.
 func restore(h hash.Hash, state []byte) bool {
 	u, ok := h.(encoding.BinaryUnmarshaler)
 	return ok && u.UnmarshalBinary(state) == nil
 }
 
-// saveState returns the state of a digest; nil for no digest.
+// saveState returns the state of a digest, or nil if h is nil.
 func saveState(h hash.Hash) []byte {
 	m, ok := h.(encoding.BinaryMarshaler)
 	if !ok {

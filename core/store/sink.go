@@ -8,8 +8,8 @@ import (
 )
 
 // sink receives a part of a file from a source: from pos on, as far as segments are missing and no
-// other fetch is filling them. After its first error it accepts nothing more. One goroutine uses
-// it.
+// other fetch is filling them. After its first error it accepts nothing more. It is used by one
+// goroutine.
 type sink struct {
 	t     *transfer // set before the first Write
 	ctx   context.Context
@@ -19,10 +19,10 @@ type sink struct {
 	first int64 // segments first to next-1 are taken
 	next  int64
 	err   error
-	fatal bool // err is the disk's, so another source would not help
+	fatal bool // the disk failed, so another source would not help
 }
 
-// Write takes the next bytes of the file.
+// Write accepts the next bytes of the file.
 func (w *sink) Write(b []byte) (int, error) {
 	n := 0
 	for w.err == nil && len(b) > 0 {
@@ -84,12 +84,12 @@ func (p *partial) roomFor(w *sink, i int64) (int64, error) {
 	}
 	s := p.segments[i]
 	if at := w.pos - i*segmentBytes; s.n != at {
-		return 0, ErrEnough // dropped meanwhile because its beginning was damaged
+		return 0, ErrEnough // dropped in the meantime because its beginning was damaged
 	}
 	return p.lengthLocked(i) - s.n, nil
 }
 
-// filled records that b was written at the end of segment i's bytes.
+// filled records that b was written after segment i's existing bytes.
 func (p *partial) filled(i int64, b []byte, by uint64) error {
 	if len(b) == 0 {
 		return nil
@@ -114,7 +114,7 @@ func (p *partial) filled(i int64, b []byte, by uint64) error {
 	return p.note(p.segmentLine(i))
 }
 
-// release gives back the segments that w has claimed and not filled. It records the bytes of
+// release releases the segments that w has claimed but not filled. It records the bytes of
 // incomplete ones.
 func (p *partial) release(w *sink) error {
 	p.mu.Lock()
@@ -136,7 +136,7 @@ func (p *partial) release(w *sink) error {
 	return p.note(p.segmentLine(at))
 }
 
-// finish sets the size of a file that was announced without one.
+// finish sets the size of a file whose size was not announced.
 func (p *partial) finish(size int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

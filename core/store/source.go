@@ -10,8 +10,8 @@ import (
 
 // Source is one place to fetch a file's bytes from: its origin, another hive, a catalog plugin.
 //
-// A transfer has one source at a time and may change it in the middle, at any byte: it keeps the
-// bytes of the first. The kind of a source's error tells what to do:
+// A transfer uses one source at a time and may switch to another at any byte: it keeps the bytes it
+// has. The kind of a source's error determines what happens:
 //
 //   - core.Conflict: the source has another version of the file than before. The transfer drops
 //     this source's bytes and asks it again, a few times.
@@ -26,30 +26,30 @@ type Source interface {
 	// before each start: a source that learns that ranges are not supported returns 1 from then on.
 	Connections() int
 	// Fetch writes the file's bytes from offset from on into w, in order. It ends when it has
-	// written those before to, or when w returns ErrEnough; it may write more than requested, and w
-	// uses what it can. to is -1 if the file's size is unknown: to its end. A failed Write ends the
-	// Fetch. Calls may be concurrent.
+	// written all bytes before to, or when w returns ErrEnough; it may write more than requested,
+	// and w uses what it can. A to of -1 means up to the file's end, when its size is unknown. A
+	// failed Write ends the Fetch. Calls may be concurrent.
 	Fetch(ctx context.Context, from, to int64, w io.Writer) error
 }
 
 // Versioned is a Source that can tell one version of its file from another, by an ETag for example.
 type Versioned interface {
 	Source
-	// Version returns the source's name for the version that it serves; empty: not known (yet), or
-	// it has no names for versions.
+	// Version returns the source's name for the version that it serves; empty if that is not known
+	// yet, or if the source does not name versions.
 	Version() string
-	// Expect is called before the first Fetch if bytes of an earlier attempt are to be used: Fetch
-	// then fails as core.Conflict for any other version.
+	// Expect is called before the first Fetch if bytes of an earlier attempt are to be reused:
+	// Fetch then fails with core.Conflict for any other version.
 	Expect(version string)
-	// Origin identifies this source in the notes of a transfer: the same for the same address in
-	// every process. It holds no secret.
+	// Origin identifies this source in a transfer's journal: the same address has the same origin
+	// in every process. It holds no secret.
 	Origin() string
 }
 
 // Sources returns the sources of one file, one after the other. One goroutine at a time calls its
 // methods.
 type Sources interface {
-	// Next returns the next source. failed is nil at first, and then why the last source failed
+	// Next returns the next source. failed is nil at first, and then the error of the last source
 	// (core.Integrity: its bytes were wrong; do not return it again). It may block, for example
 	// until another hive has something to offer. An error, or no source, ends the transfer; its
 	// error is then failed, or Next's own if failed is nil.
@@ -67,17 +67,17 @@ type Supply interface {
 var ErrEnough = errors.New("enough")
 
 // Fetch writes the bytes of f from offset to its end into w. It is the simplest Supply: one source
-// with one connection. Its errors keep their kind; the next attempt keeps what it wrote before an
-// error.
+// with one connection. Its errors keep their kind; the next attempt keeps the bytes it wrote before
+// an error.
 type Fetch func(ctx context.Context, f FileSpec, offset int64, w io.Writer) error
 
 // Sources returns f as the only source.
 func (f Fetch) Sources(spec FileSpec) Sources { return Only(f.Source("its catalog source", spec)) }
 
-// Source returns f as a source of one file, with a name for people.
+// Source returns f as a source of one file; name is shown to people.
 func (f Fetch) Source(name string, spec FileSpec) Source { return &fetchSource{name, f, spec} }
 
-// SupplyFunc makes a Supply of a function.
+// SupplyFunc adapts a function to a Supply.
 type SupplyFunc func(f FileSpec) Sources
 
 // Sources calls the function.

@@ -11,8 +11,7 @@ const (
 	spaceCheckStep = 64 << 20 // how often a file of unknown size is checked against the free space
 )
 
-// checkSpace refuses n bytes for which there is no room, besides those that transfers have
-// reserved.
+// checkSpace refuses n bytes if the disk lacks room for them beyond what transfers have reserved.
 func (s *Store) checkSpace(n int64) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -23,7 +22,7 @@ func (s *Store) checkSpaceLocked(n int64) error {
 	free, err := s.free(s.dir)
 	if err != nil {
 		s.log.Warn("free space unknown", "error", err)
-		return nil // a full disk will report itself
+		return nil // a full disk will show in a write error
 	}
 	missing := n - (free - s.expected - reserveBytes)
 	if missing <= 0 {
@@ -51,7 +50,8 @@ type reservation struct {
 	held int64 // guarded by s.mu
 }
 
-// reserve reserves n bytes in place of the present reservation. core.TooLarge if there is no room.
+// reserve replaces the current reservation with n bytes. It returns core.TooLarge if the disk lacks
+// room.
 func (r *reservation) reserve(n int64) error {
 	r.s.mu.Lock()
 	defer r.s.mu.Unlock()
@@ -68,7 +68,7 @@ func (r *reservation) reserve(n int64) error {
 	return nil
 }
 
-// used records that n bytes of it have been written.
+// used records that n bytes of the reservation have been written.
 func (r *reservation) used(n int64) {
 	r.s.mu.Lock()
 	defer r.s.mu.Unlock()
@@ -77,5 +77,5 @@ func (r *reservation) used(n int64) {
 	r.s.expected -= n
 }
 
-// release releases the rest.
+// release releases the rest of the reservation.
 func (r *reservation) release() { _ = r.reserve(0) }

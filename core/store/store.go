@@ -14,10 +14,10 @@
 // Several processes may have one store open: they lock each file that they fetch, and publish it by
 // rename.
 //
-// Bytes come from a Supply, which names one Source after the other for each file: an origin, other
-// hives, a catalog plugin. A transfer keeps what one source has fetched when it goes on with the
-// next, and across the death of its process (see journal.go); the digest of the whole decides.
-// OpenBlob reads a file by its digest, also while it is still arriving.
+// A Supply provides one Source after the other for each file: an origin, other hives, a catalog
+// plugin. A transfer keeps the bytes that one source has fetched when it switches to the next, and
+// across a crash of its process (see journal.go); the digest of the whole decides. OpenBlob reads a
+// file by its digest, also while it is still arriving.
 package store
 
 import (
@@ -47,16 +47,16 @@ const (
 	workersDir = "workers"
 	partialDir = "partial"
 
-	maxRecordBytes = 16 << 20            // of a record or manifest
-	partialAge     = 14 * 24 * time.Hour // how long a transfer may wait to be resumed
+	maxRecordBytes = 16 << 20            // size of a record or manifest
+	partialAge     = 14 * 24 * time.Hour // how long an interrupted transfer can be resumed
 )
 
 // FileSpec is a file that a catalog source offers.
 type FileSpec struct {
-	Path      string // slash-separated, relative; only shown, never used as a path of this machine
+	Path      string // slash-separated, relative; only displayed, never a path of this machine
 	SizeBytes int64  // 0: unknown
 	Digest    string // "sha256:<hex>", "sha512:<hex>"; empty: the source publishes none
-	Locator   string // for the source alone
+	Locator   string // meaningful to the source alone
 	Ref       string // the manifest's exact reference
 }
 
@@ -106,8 +106,8 @@ func (s *Store) open() error {
 	if err := os.MkdirAll(s.dir, 0o700); err != nil {
 		return err
 	}
-	// A folder whose entry is not on the disk loses everything in it. This user may not be able to
-	// open the parent folder, unless this call just made it.
+	// A folder whose directory entry is not on the disk can lose everything in it. This user may be
+	// unable to open the parent folder, unless this call just created it.
 	if err := syncPath(filepath.Dir(s.dir)); err != nil && missing != nil {
 		return err
 	}
@@ -141,8 +141,8 @@ func (s *Store) Dir() string { return s.dir }
 // abs returns the path of a file of the store for other processes.
 func (s *Store) abs(name string) string { return filepath.Join(s.dir, filepath.FromSlash(name)) }
 
-// cleanPartial removes what no living process holds: unfinished folders and nameless files at once,
-// resumable files after a while.
+// cleanPartial removes what no running process holds: unfinished folders and nameless files at
+// once, resumable files after a while.
 func (s *Store) cleanPartial(now time.Time) error {
 	entries, err := fs.ReadDir(s.root.FS(), partialDir)
 	if err != nil {
@@ -172,13 +172,13 @@ func (s *Store) cleanPartial(now time.Time) error {
 	return errors.Join(failed...)
 }
 
-// removeUnlocked removes a file unless a process has it locked, and before it the folder that it
-// guards.
+// removeUnlocked removes a file unless a process has it locked. Before the file, it removes the
+// folder that the file guards.
 func (s *Store) removeUnlocked(name, folder string) error {
 	f, err := s.root.OpenFile(name, os.O_RDWR, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		if folder != "" {
-			// its lock is made before it and removed after it, so no process has it
+			// its lock is created before it and removed after it, so no process holds it
 			return s.root.RemoveAll(folder)
 		}
 		return nil
@@ -201,7 +201,7 @@ func (s *Store) removeUnlocked(name, folder string) error {
 	return s.root.Remove(name)
 }
 
-// step returns an error where a test wants to stop.
+// step returns an error at a step where a test wants to stop.
 func (s *Store) step(name string) error {
 	if s.fail == nil {
 		return nil
@@ -262,7 +262,7 @@ func (s *Store) writeJSON(name string, v any) error {
 	return nil
 }
 
-// tempFile makes a locked file in partial/ with a new name.
+// tempFile creates a locked file with a new name in partial/.
 func (s *Store) tempFile() (string, *os.File, error) {
 	for {
 		name := path.Join(partialDir, "tmp-"+rand.Text())
@@ -280,11 +280,11 @@ func (s *Store) tempFile() (string, *os.File, error) {
 		if err != nil {
 			return "", nil, err
 		}
-		// A process that opened the store took it for a leftover just before it was locked.
+		// A process that opened the store removed it as a leftover just before it was locked.
 	}
 }
 
-// readJSON reads a record; its errors are sentences.
+// readJSON reads a record; its errors are full sentences.
 func (s *Store) readJSON(name string, v any) error {
 	f, err := s.root.Open(name)
 	if errors.Is(err, fs.ErrNotExist) {

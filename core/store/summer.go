@@ -12,14 +12,14 @@ import (
 
 const saveEvery = 16 << 20 // a killed process loses the hash of at most this many bytes
 
-// summer hashes a partial's bytes from the beginning, close behind their arrival: they are still in
+// summer hashes a partial's bytes from the beginning, shortly after they arrive: they are still in
 // the page cache then, and the work spreads over two processors. It first compares bytes from an
 // earlier process with their segment's sum. One goroutine at a time calls its methods.
 type summer struct {
 	p      *partial
 	sum256 hash.Hash
 	sum512 hash.Hash    // nil unless wanted
-	at     atomic.Int64 // how many bytes have been hashed; read by others
+	at     atomic.Int64 // number of bytes hashed; read by other goroutines
 	saved  int64
 }
 
@@ -53,7 +53,7 @@ func (s *summer) reset() {
 	s.saved = 0
 }
 
-// run hashes until all bytes of the file are done. Its errors are the context's, and the disk's.
+// run hashes until all bytes of the file are done. It fails with the context's error or the disk's.
 func (s *summer) run(ctx context.Context) error {
 	buf := make([]byte, segmentBytes)
 	for {
@@ -105,13 +105,13 @@ func (s *summer) next(at, front int64, buf []byte) error {
 	return nil
 }
 
-// read returns the bytes of segment i from at on; nil if they are gone.
+// read returns the bytes of segment i from at on, or nil if they have been dropped.
 func (s *summer) read(i, at, front int64, buf []byte) ([]byte, error) {
 	if !s.p.fromEarlier(i) {
 		b := buf[:min(front, (i+1)*segmentBytes)-at]
 		_, err := s.p.file.ReadAt(b, at)
 		if errors.Is(err, io.EOF) {
-			err = io.ErrUnexpectedEOF // somebody has cut it
+			err = io.ErrUnexpectedEOF // another process has truncated it
 		}
 		return b, err
 	}

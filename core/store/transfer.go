@@ -15,9 +15,9 @@ import (
 
 const (
 	parallelFrom = 16 << 20 // smaller files use one connection
-	smallestPart = 8 << 20  // of a file fetched over several
+	smallestPart = 8 << 20  // of a file fetched over several connections
 	largestPart  = 64 << 20 // keeps the gaps few, so that hashing can start early
-	maxRestarts  = 3        // of a source whose file changes during the transfer
+	maxRestarts  = 3        // per source whose file changes during the transfer
 )
 
 // arrival is a complete file in partial/ that has the announced size and digest. It is locked until
@@ -41,15 +41,15 @@ type transfer struct {
 	room   reservation
 	report func(core.Progress)
 
-	sources int    // how many have been used
-	by      uint64 // the bit of the one in use
+	sources int    // number of sources used
+	by      uint64 // bit of the source in use
 	// lookedAt is the length of a file of unknown size at the last check of the free space.
 	lookedAt atomic.Int64
 }
 
-// bring fetches f into partial/ and checks it. It keeps the part from an earlier attempt if its
-// digest is known. It calls done once no other process can be fetching the same: if done reports
-// true, there is nothing to fetch, and the arrival is nil.
+// bring fetches f into partial/ and checks it. It resumes an earlier attempt if the digest is
+// known. It calls done once no other process can be fetching the same file: if done returns true,
+// there is nothing to fetch, and the arrival is nil.
 func (s *Store) bring(ctx context.Context, f FileSpec, supply Supply, report func(core.Progress), done func() bool) (*arrival, error) {
 	want, err := parseDigest(f.Digest)
 	if err != nil {
@@ -104,7 +104,7 @@ func (t *transfer) run(ctx context.Context, sources Sources) error {
 	}
 	t.tell()
 	if t.p.state().complete() {
-		// The check may find that it is not.
+		// The check may find that bytes are missing.
 		if sound, err := t.fillAndCheck(ctx, nil); sound || err != nil {
 			return err
 		}
@@ -135,8 +135,8 @@ func (t *transfer) run(ctx context.Context, sources Sources) error {
 	}
 }
 
-// from fetches from one source until the file is complete and right, or the source is of no more
-// use.
+// from fetches from one source until the file is complete and correct, or the source is of no
+// further use.
 func (t *transfer) from(ctx context.Context, source Source) error {
 	if v, ok := source.(Versioned); ok {
 		if version := t.p.versionAt(v.Origin()); version != "" && t.p.state().there > 0 {
@@ -156,7 +156,7 @@ func (t *transfer) from(ctx context.Context, source Source) error {
 		}
 		switch kind := core.KindOf(err); {
 		case kind == core.Conflict:
-			// Bytes from an earlier process may be of the old version, too.
+			// Bytes from an earlier process may also be of the old version.
 			if err := t.drop(t.by|byEarlier, t.want.algorithm == ""); err != nil {
 				return err
 			}
@@ -176,7 +176,7 @@ func (t *transfer) from(ctx context.Context, source Source) error {
 }
 
 // fillAndCheck fetches the missing bytes and compares the digest. It returns false without an error
-// if part of an earlier attempt turned out to be damaged and is missing now. A nil source fetches
+// if part of an earlier attempt turned out to be damaged and was dropped. A nil source fetches
 // nothing.
 func (t *transfer) fillAndCheck(ctx context.Context, source Source) (sound bool, err error) {
 	if err := t.fill(ctx, source); err != nil || !t.p.state().complete() {
@@ -203,8 +203,8 @@ func (t *transfer) check(ctx context.Context) (sound bool, err error) {
 		t.s.log.Warn("parts of a file were damaged on this disk: fetching them anew", "file", t.spec.Path, "segments", damaged)
 		return false, t.begin()
 	}
-	// Another source may have sent the wrong bytes: an earlier process from another version, or a
-	// hive.
+	// Another source may have sent the wrong bytes: an earlier process that fetched another
+	// version, or a hive.
 	if t.p.mixed(t.by) {
 		t.s.log.Warn("the parts of a file do not belong together: fetching those from elsewhere anew", "file", t.spec.Path)
 		return false, t.drop(^t.by, false)
@@ -219,7 +219,7 @@ func (t *transfer) check(ctx context.Context) (sound bool, err error) {
 		return false, fatalError{errors.Join(err, quarantineErr)}
 	}
 	hint := "It was not used. The bytes are not those that its publisher announced: try again, and if it stays so, do not trust this origin or the way to it."
-	if came != "" { // the publisher announced no such thing
+	if came != "" { // not what the publisher announced
 		hint = "It was not used. Something on the way answers in place of the origin, such as a login page or a proxy: open the address in a browser, and try again."
 	}
 	if where != "" {
@@ -228,7 +228,8 @@ func (t *transfer) check(ctx context.Context) (sound bool, err error) {
 	return false, core.WithHint(err, "%s", hint)
 }
 
-// came says what has come in place of a file, where that is plain to see; empty: it is not.
+// came describes what arrived in place of the file, if that is plain to see; otherwise it returns
+// an empty string.
 func (t *transfer) came() string {
 	size := t.p.state().size
 	head := make([]byte, min(size, 512))
@@ -269,7 +270,7 @@ func (t *transfer) missing() int64 {
 	return st.size - st.there
 }
 
-// spaceFor checks from time to time whether a file of unknown size still fits.
+// spaceFor checks now and then whether a file of unknown size still fits.
 func (t *transfer) spaceFor(pos int64) error {
 	if t.spec.SizeBytes > 0 || pos-t.lookedAt.Load() < spaceCheckStep {
 		return nil
@@ -284,8 +285,9 @@ func (t *transfer) tell() {
 	t.report(core.Progress{Phase: "download " + path.Base(t.spec.Path), Done: st.there, Total: max(t.spec.SizeBytes, 0), Unit: "bytes"})
 }
 
-// fill fetches the missing bytes from source and hashes them, over as many connections as help. It
-// returns when all is there and hashed, or nothing more can be done.
+// fill fetches the missing bytes from source and hashes them, over as many connections as the
+// source benefits from. It returns when all bytes have arrived and are hashed, or when nothing more
+// can be done.
 func (t *transfer) fill(ctx context.Context, source Source) error {
 	f := &filling{t: t, source: source, ended: make(chan outcome), came: t.p.state().came}
 	return f.run(ctx)

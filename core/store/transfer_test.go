@@ -22,7 +22,7 @@ import (
 
 const mib = 1 << 20
 
-// noise returns a file that cannot be compressed or guessed.
+// noise returns an incompressible, unpredictable file.
 func noise(size int) []byte {
 	b := make([]byte, size)
 	r := rand.NewChaCha8([32]byte{1})
@@ -30,17 +30,17 @@ func noise(size int) []byte {
 	return b
 }
 
-// place is a source of one file: it counts what is taken, and may stop, lie or change.
+// place is a source of one file: it counts its fetches, and may stop, lie or change.
 type place struct {
 	name        string
 	body        []byte
 	connections int
 	bytes       atomic.Int64
 	busy, most  atomic.Int64         // calls of Fetch at once
-	stop        func(at int64) error // asked before each piece; an error ends the Fetch
+	stop        func(at int64) error // called before each piece; an error ends the Fetch
 
 	mu    sync.Mutex // guards asked
-	asked []int64    // where the calls of Fetch began
+	asked []int64    // offsets where the calls of Fetch began
 }
 
 func (p *place) Name() string     { return p.name }
@@ -76,7 +76,7 @@ func (p *place) Fetch(ctx context.Context, from, to int64, w io.Writer) error {
 	return nil
 }
 
-// stopAt returns a source that is lost once it has come so far.
+// stopAt returns a source that fails once it has served that many bytes.
 func stopAt(limit int64, kind core.Kind) func(int64) error {
 	return func(at int64) error {
 		if at >= limit {
@@ -86,7 +86,7 @@ func stopAt(limit int64, kind core.Kind) func(int64) error {
 	}
 }
 
-// supply gives the sources one after the other, and keeps why they were given up.
+// supply returns the sources one after the other, and records why each was given up.
 type supply struct {
 	sources []store.Source
 	failed  []error
@@ -130,7 +130,7 @@ func TestSeveralConnections(t *testing.T) {
 	body := noise(34*mib + 12345)
 	s := open(t, t.TempDir())
 	p := &place{body: body, connections: 4}
-	// The second to fourth have to be there before the first may end.
+	// The second to fourth must have started before the first may end.
 	var once sync.Once
 	all := make(chan struct{})
 	p.stop = func(at int64) error {
@@ -161,7 +161,7 @@ func TestSmallFileOneConnection(t *testing.T) {
 	must.Eq(t, []int64{0}, p.asked)
 }
 
-// What a source has brought is kept when another goes on, at the very byte.
+// The bytes that a source has delivered are kept when another continues, at the exact byte.
 func TestSourceChangedInTheMiddle(t *testing.T) {
 	t.Parallel()
 	body := noise(5*mib + 77)
@@ -180,7 +180,7 @@ func TestSourceChangedInTheMiddle(t *testing.T) {
 	must.Eq(t, core.Forbidden, core.KindOf(sup.failed[1]))
 }
 
-// S-04: bytes that are not those announced are put away, and another source is asked.
+// S-04: bytes that do not match the announced digest are quarantined, and another source is asked.
 func TestWrongBytes(t *testing.T) {
 	t.Parallel()
 	body := noise(3 * mib)
@@ -272,7 +272,7 @@ func TestChangedInTheMiddle(t *testing.T) {
 	})
 }
 
-// Without a digest nobody can say that two sources have the same version.
+// Without a digest, nothing shows that two sources have the same version.
 func TestNoDigestNoMixing(t *testing.T) {
 	t.Parallel()
 	old, body := noise(3*mib), bytes.Clone(noise(3*mib))
@@ -285,8 +285,8 @@ func TestNoDigestNoMixing(t *testing.T) {
 	must.Eq(t, []int64{0}, b.asked)
 }
 
-// killed is what a killed process leaves behind: what was on disk when its source had come to a
-// place.
+// killed returns what a killed process leaves: the contents of the disk when its source had reached
+// a position.
 func killed(t *testing.T, body []byte, connections int, at int64, between func(s *store.Store)) *store.Store {
 	t.Helper()
 	s := open(t, t.TempDir())
@@ -298,8 +298,8 @@ func killed(t *testing.T, body []byte, connections int, at int64, between func(s
 			return nil
 		}
 		once.Do(func() {
-			// What follows depends on whether the first 16 MiB have been summed: over one
-			// connection they have.
+			// The rest depends on whether the first 16 MiB have been hashed: over one connection
+			// they have.
 			coretest.Eventually(t, time.Minute, func() error {
 				b, err := os.ReadFile(filepath.Join(s.Dir(), "partial", "sha256-"+sha256Of(body)[7:]+".journal"))
 				if err == nil && connections == 1 && at > 17*mib && !bytes.Contains(b, []byte(`{"hash"`)) {
@@ -322,8 +322,8 @@ func killed(t *testing.T, body []byte, connections int, at int64, between func(s
 	return next
 }
 
-// S-01: a process that is killed loses a segment for each connection, and nothing of what it had is
-// summed anew but the last parts.
+// S-01: a killed process loses at most one segment per connection, and only the last parts are
+// hashed again.
 func TestKilled(t *testing.T) {
 	t.Parallel()
 	body := noise(33*mib + 1)
@@ -336,8 +336,8 @@ func TestKilled(t *testing.T) {
 	}
 }
 
-// After a power cut the disk may have lost what the journal says. What is damaged is fetched anew,
-// and nothing else.
+// After a power cut the disk may have lost bytes that the journal records. Only damaged bytes are
+// fetched again.
 func TestPowerCut(t *testing.T) {
 	t.Parallel()
 	body := noise(24 * mib)
@@ -388,7 +388,7 @@ func TestPowerCut(t *testing.T) {
 	}
 }
 
-// Hives read from a file that is still arriving, and are told when there is more.
+// Hives read from a file that is still arriving, and are notified when more has arrived.
 func TestReadAlong(t *testing.T) {
 	t.Parallel()
 	body := noise(6*mib + 3)
@@ -472,8 +472,8 @@ func TestReadAlongEnds(t *testing.T) {
 	}
 }
 
-// Two processes cannot be at one file; what a source does after it was told to stop changes
-// nothing.
+// Two processes cannot fetch one file at the same time, and what a source does after it was told to
+// stop changes nothing.
 func TestNobodyToAsk(t *testing.T) {
 	t.Parallel()
 	body := noise(100)
@@ -498,11 +498,11 @@ func FuzzJournal(f *testing.F) {
 		if end < 0 || end > int64(len(b)) || (lines == 0) != (end == 0) {
 			t.Fatalf("%d lines in %d of %d bytes", lines, end, len(b))
 		}
-		// What is believed stands for itself, whatever follows it.
+		// The accepted lines stand on their own, whatever follows them.
 		if again, e := store.Journal(b[:end]); again != lines || e != end {
 			t.Fatalf("%d lines became %d", lines, again)
 		}
-		// And no byte of it may change.
+		// No byte of them may change.
 		if end > 0 {
 			changed := bytes.Clone(b[:end])
 			changed[end-4] ^= 1

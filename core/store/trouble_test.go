@@ -29,8 +29,8 @@ func putSplit(t *testing.T, s *store.Store) string {
 	return path
 }
 
-// An engine's folder of links is put right where somebody changed it, and left alone where nobody
-// did: an engine may be reading there.
+// An engine's folder of links is repaired if its links were changed, and left alone otherwise: an
+// engine may be reading there.
 func TestLinksOfASplitModel(t *testing.T) {
 	t.Parallel()
 	s := open(t, t.TempDir())
@@ -60,7 +60,7 @@ func TestLinksOfASplitModel(t *testing.T) {
 	must.ErrorContains(t, err, "link the parts of model split")
 }
 
-// What was set aside as damaged goes once it is there again.
+// A quarantined file is removed once the file has been fetched again.
 func TestRepairRemovesTheDamaged(t *testing.T) {
 	t.Parallel()
 	s := open(t, t.TempDir())
@@ -74,12 +74,12 @@ func TestRepairRemovesTheDamaged(t *testing.T) {
 	must.Eq(t, []string{filepath.Base(path)}, files(t, s, "blobs"))
 }
 
-// A record that goes while the others are read is no damaged model.
+// A record that is removed while the others are read does not count as a damaged model.
 func TestRecordThatGoesMeanwhile(t *testing.T) {
 	t.Parallel()
 	s := open(t, t.TempDir())
 	put(t, s, "there", another(1))
-	// It can be listed, and not opened.
+	// A dangling link can be listed but not opened.
 	must.NoError(t, os.Symlink("nothing", filepath.Join(s.Dir(), "models", "gone.json")))
 	list, err := s.Models()
 	must.NoError(t, err)
@@ -87,7 +87,7 @@ func TestRecordThatGoesMeanwhile(t *testing.T) {
 	must.Eq(t, "there", list[0].ID)
 }
 
-// Where the disk refuses, the caller learns it, and nothing of the attempt is left.
+// If the disk fails, the caller gets the error, and nothing of the attempt remains.
 func TestDiskRefuses(t *testing.T) {
 	t.Parallel()
 	body := another(1)
@@ -112,7 +112,7 @@ func TestDiskRefuses(t *testing.T) {
 		_, err := s.PutModel(t.Context(), spec("m", body, sha256Of(body)), fetch, nil)
 		must.Error(t, err)
 		must.NoError(t, os.Remove(name))
-		// The file is not locked any more.
+		// The file is no longer locked.
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 		defer cancel()
 		_, err = s.PutModel(ctx, spec("m", body, sha256Of(body)), fetch, nil)
@@ -137,7 +137,8 @@ func TestDiskRefuses(t *testing.T) {
 	})
 }
 
-// An archive that is damaged although its digest is right will not get better: it does not stay.
+// An archive that is damaged although its digest matches is removed: fetching it again would not
+// help.
 func TestDamagedArchiveGoes(t *testing.T) {
 	t.Parallel()
 	s := open(t, t.TempDir())
@@ -174,8 +175,8 @@ func (v *versioned) Version() string       { return v.version }
 func (v *versioned) Expect(version string) { v.expected = append(v.expected, version) }
 func (v *versioned) Origin() string        { return "origin" }
 
-// A later process asks the same address for the version that it has a part of, and nobody for one
-// of which it has nothing.
+// A later process asks the same address for the version that it has a part of, and expects no
+// version at an address from which it has nothing.
 func TestVersionIsRemembered(t *testing.T) {
 	t.Parallel()
 	body := noise(3 * mib)
@@ -186,7 +187,7 @@ func TestVersionIsRemembered(t *testing.T) {
 	v := &versioned{place: place{body: body, stop: stopAt(2_000_000, core.Unavailable)}, version: "etag 1"}
 	must.Error(t, try(v))
 	must.SliceEmpty(t, v.expected)
-	for _, name := range files(t, open(t, dir), "partial") { // the journal, too
+	for _, name := range files(t, open(t, dir), "partial") { // the journal as well
 		info, err := os.Stat(filepath.Join(dir, "partial", name))
 		must.NoError(t, err)
 		must.Eq(t, 0o600, info.Mode(), must.Sprint(name))
@@ -200,8 +201,8 @@ func TestVersionIsRemembered(t *testing.T) {
 	published(t, open(t, dir), body)
 }
 
-// A source that says that a file of unknown size is empty is not believed against the digest, and
-// does not stand in the way of the next.
+// If a source reports a file of unknown size as empty, the digest decides, and the next source is
+// still asked.
 func TestEmptyInPlaceOfAFile(t *testing.T) {
 	t.Parallel()
 	body := noise(12345)
@@ -219,7 +220,8 @@ func TestEmptyInPlaceOfAFile(t *testing.T) {
 	must.Len(t, 2, files(t, s, "blobs"))
 }
 
-// Names of files are for people: what is odd is fine, what is dangerous to show or to use is not.
+// File names are for people: odd names are fine, names that are dangerous to show or to use are
+// refused.
 func TestFileNames(t *testing.T) {
 	t.Parallel()
 	body := another(1)
@@ -244,7 +246,8 @@ func TestFileNames(t *testing.T) {
 	must.Eq(t, core.Invalid, core.KindOf(err))
 }
 
-// Of a slow transfer, only what happens is told: nothing is being checked before all is there.
+// For a slow transfer, only the actual phase is reported: checking begins only after all bytes have
+// arrived.
 func TestPhases(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -262,7 +265,7 @@ func TestPhases(t *testing.T) {
 		}), func(p core.Progress) { phases[p.Phase]++ })
 		must.NoError(t, err)
 		must.MapLen(t, 1, phases, must.Sprint(phases))
-		must.Greater(t, 50, phases["download m.gguf"]) // ten in a second
+		must.Greater(t, 50, phases["download m.gguf"]) // ten per second
 	})
 }
 
@@ -288,7 +291,7 @@ func (w *waiting) Fetch(ctx context.Context, from, _ int64, to io.Writer) error 
 	return ctx.Err()
 }
 
-// One connection that breaks gives the source up: the others are not waited for.
+// One broken connection gives up the source: the others are not waited for.
 func TestOneBrokenConnection(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -301,7 +304,7 @@ func TestOneBrokenConnection(t *testing.T) {
 	})
 }
 
-// An end of the caller's patience ends a check, and is told as such.
+// When the caller's context ends, a check ends with the context's error.
 func TestVerifyEnds(t *testing.T) {
 	t.Parallel()
 	s := open(t, t.TempDir())
@@ -325,7 +328,7 @@ func TestVerifyEnds(t *testing.T) {
 	must.Eq(t, 1, all.Binaries)
 }
 
-// A store that is asked for a record that nobody wrote does not fill the memory with it.
+// A store does not read a huge record, which rbee did not write, into memory.
 func TestHugeRecord(t *testing.T) {
 	t.Parallel()
 	s := open(t, t.TempDir())
@@ -338,7 +341,7 @@ func TestHugeRecord(t *testing.T) {
 	}
 }
 
-// A model whose source lists other files now is replaced, however many they are, and has each of
+// A model whose source now lists other files is replaced, however many they are, and has each of
 // its names once.
 func TestModelOfOtherFiles(t *testing.T) {
 	t.Parallel()
@@ -358,13 +361,14 @@ func TestModelOfOtherFiles(t *testing.T) {
 	must.Eq(t, []string{"n"}, m.Aliases)
 }
 
-// What a worker has loaded stays, all parts of it, when nothing in the catalog needs it any more.
+// All parts of a model that a worker has loaded stay, even if nothing in the catalog needs them any
+// more.
 func TestLoadedPartsStay(t *testing.T) {
 	t.Parallel()
 	s := open(t, t.TempDir())
 	parts := badgguf.Split()
 	put(t, s, "m", parts...)
-	_, _, err := s.Model("m") // makes the folder of its parts
+	_, _, err := s.Model("m") // creates the folder of its parts
 	must.NoError(t, err)
 	put(t, s, "m", another(1))
 	for _, loaded := range []string{sha256Of(parts[0]), ""} {
@@ -379,7 +383,7 @@ func TestLoadedPartsStay(t *testing.T) {
 	must.Len(t, 1, files(t, s, "blobs"))
 }
 
-// All transfers that rest too long go, each with its journal.
+// All transfers that have been idle too long are removed, each with its journal.
 func TestEveryOldPartialGoes(t *testing.T) {
 	t.Parallel()
 	s := open(t, t.TempDir())
@@ -394,7 +398,7 @@ func TestEveryOldPartialGoes(t *testing.T) {
 	must.SliceEmpty(t, files(t, s, "partial"))
 }
 
-// Where not even the text of a record can be read, no file goes: it may be that record's.
+// If a record cannot even be read as text, no file is removed: it may belong to that record.
 func TestDeleteBesideAnUnreadableRecord(t *testing.T) {
 	t.Parallel()
 	s := open(t, t.TempDir())
@@ -405,8 +409,8 @@ func TestDeleteBesideAnUnreadableRecord(t *testing.T) {
 	must.Len(t, 1, files(t, s, "blobs"))
 }
 
-// Of several damaged worker binaries the newest is shown, and a damaged one is nobody's
-// predecessor: a person may want to look at it.
+// Of several damaged worker binaries the newest is shown. A damaged one is never superseded: a
+// person may want to inspect it.
 func TestDamagedBinariesOfAType(t *testing.T) {
 	t.Parallel()
 	s := open(t, t.TempDir())
@@ -415,7 +419,7 @@ func TestDamagedBinariesOfAType(t *testing.T) {
 		b, err := s.PutBinary(t.Context(), store.BinarySpec{Type: "x", Version: version, Executable: pluginExecutable(t, version), Source: "local"}, nil, nil)
 		must.NoError(t, err)
 		all = append(all, b)
-		timer := time.NewTimer(2 * time.Millisecond) // their ages are told in milliseconds
+		timer := time.NewTimer(2 * time.Millisecond) // ages are in milliseconds
 		<-timer.C
 	}
 	newest := func() string {
@@ -426,7 +430,7 @@ func TestDamagedBinariesOfAType(t *testing.T) {
 	must.Eq(t, "3.0.0", newest())
 	damage := func(b core.WorkerBinary) { must.NoError(t, os.Truncate(filepath.Join(b.Path, "rbee-worker-x"), 1)) }
 	damage(all[2])
-	must.Eq(t, "1.0.0", newest()) // the later of those that are sound
+	must.Eq(t, "1.0.0", newest()) // the later of the sound ones
 	damage(all[0])
 	damage(all[1])
 	must.Eq(t, "3.0.0", newest())
@@ -439,7 +443,7 @@ func TestDamagedBinariesOfAType(t *testing.T) {
 	must.NoError(t, err)
 }
 
-// The whole store is read each time that somebody asks for it, whatever was checked before.
+// Verify reads the whole store each time, whatever was checked before.
 func TestVerifyReadsAll(t *testing.T) {
 	t.Parallel()
 	s := open(t, t.TempDir())
@@ -454,8 +458,8 @@ func TestVerifyReadsAll(t *testing.T) {
 	}
 }
 
-// A digest that does not fit the bytes of one source is counted anew for the next, of either kind,
-// and nobody needs a logger for it.
+// After a digest mismatch, the bytes of the next source are hashed anew, with either algorithm, and
+// no logger is needed.
 func TestNextSourceAfterWrongBytes(t *testing.T) {
 	t.Parallel()
 	body := noise(12345)
@@ -470,7 +474,7 @@ func TestNextSourceAfterWrongBytes(t *testing.T) {
 	}
 }
 
-// A file of unknown size that fills the disk is given up: no other source makes room.
+// A file of unknown size that fills the disk is given up: another source would not make room.
 func TestUnknownSizeFillsTheDisk(t *testing.T) {
 	t.Parallel()
 	s := open(t, t.TempDir())
@@ -482,8 +486,8 @@ func TestUnknownSizeFillsTheDisk(t *testing.T) {
 	must.SliceEmpty(t, second.asked)
 }
 
-// TestOnlyModels refuses GGUF files that are none of a model, by what is in them, and keeps nothing
-// of them.
+// TestOnlyModels checks that a GGUF file whose contents are not a model is refused, and that
+// nothing of it is kept.
 func TestOnlyModels(t *testing.T) {
 	t.Parallel()
 	s := open(t, t.TempDir())

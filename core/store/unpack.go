@@ -18,7 +18,7 @@ import (
 // unpackLimits bound the contents of an archive.
 type unpackLimits struct {
 	entries   int
-	bytes     int64 // of the whole archive, uncompressed
+	bytes     int64 // of the whole uncompressed archive
 	nameBytes int
 	depth     int
 }
@@ -35,14 +35,15 @@ func badArchive(format string, args ...any) error {
 type archive struct {
 	file io.ReaderAt
 	size int64
-	// prefix is cut off the entries below it, which alone are unpacked; empty or ends with a slash.
+	// prefix is cut off the names of the entries below it, which alone are unpacked. It is empty or
+	// ends with a slash.
 	prefix string
 	limits unpackLimits
 }
 
-// walk reads the whole archive, refuses it if any entry is forbidden, and calls each with the files
-// below the prefix. name is relative to the prefix and safe: it has no empty, . or .. element, and
-// no two names are equal, even ignoring case.
+// walk reads the whole archive, refuses it if any entry is forbidden, and calls each for the files
+// below the prefix. name is relative to the prefix and safe: it has no empty, . or .. element. All
+// names differ, even ignoring case.
 func (a archive) walk(ctx context.Context, each func(name string, h *tar.Header, r io.Reader) error) error {
 	z, err := gzip.NewReader(contextReader{ctx, io.NewSectionReader(a.file, 0, a.size)})
 	if err != nil {
@@ -66,7 +67,7 @@ func (a archive) walk(ctx context.Context, each func(name string, h *tar.Header,
 			return core.Errorf(core.TooLarge, "the archive has more than %d entries", a.limits.entries).Hint(archiveHint)
 		}
 		if h.Typeflag == tar.TypeXGlobalHeader {
-			continue // a comment
+			continue // only a comment
 		}
 		name, err := a.check(h, seen)
 		if err != nil {
@@ -83,7 +84,7 @@ func (a archive) walk(ctx context.Context, each func(name string, h *tar.Header,
 			return err
 		}
 	}
-	// Read to the end, to check the compression's checksum as well.
+	// Read to the end, so that the compression's checksum is verified, too.
 	if _, err := io.Copy(io.Discard, bounded); err != nil {
 		return a.readError(ctx, err)
 	}

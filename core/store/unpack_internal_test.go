@@ -12,7 +12,7 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// packed is an archive of one folder and one file, and its size once it is unpacked.
+// packed returns an archive of one folder and one file, and its unpacked size.
 func packed(t *testing.T) (zipped []byte, size int64) {
 	t.Helper()
 	var plain, out bytes.Buffer
@@ -30,8 +30,8 @@ func packed(t *testing.T) (zipped []byte, size int64) {
 	return out.Bytes(), size
 }
 
-// An archive may be as large as its bound, wherever in it the bound is: in a header, in a file that
-// is read or passed over, or in what follows the last one. The end of an archive counts.
+// An archive may be exactly as large as its bound, wherever the bound falls: in a header, in a file
+// that is read or skipped, or in what follows the last file. The end of an archive counts.
 func TestArchiveBound(t *testing.T) {
 	t.Parallel()
 	zipped, size := packed(t)
@@ -53,12 +53,12 @@ func TestArchiveBound(t *testing.T) {
 		}
 		must.Eq(t, core.TooLarge, core.KindOf(walk(size-1)))
 	}
-	// What it needs on the disk is the sum of its files.
+	// The space it needs on the disk is the sum of its files.
 	a := archive{file: bytes.NewReader(zipped), prefix: "top/", size: int64(len(zipped)), limits: unpackLimits{entries: 10, bytes: size, nameBytes: 100, depth: 5}}
 	_, total, err := a.measure(t.Context())
 	must.NoError(t, err)
 	must.Eq(t, 700, total)
-	// Likewise with its entries.
+	// The same holds for its entries.
 	for entries, want := range map[int]core.Kind{1: core.TooLarge, 2: "", 3: ""} {
 		a := archive{file: bytes.NewReader(zipped), prefix: "top/", size: int64(len(zipped)), limits: unpackLimits{entries: entries, bytes: size, nameBytes: 100, depth: 5}}
 		must.Eq(t, want, core.KindOf(a.walk(t.Context(), func(string, *tar.Header, io.Reader) error { return nil })))

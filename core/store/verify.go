@@ -80,7 +80,7 @@ func (s *Store) Verify(ctx context.Context, progress func(core.Progress)) (core.
 	return out, nil
 }
 
-// blobsOnDisk lists the files in blobs/, without the quarantined ones.
+// blobsOnDisk lists the files in blobs/, excluding quarantined ones.
 func (s *Store) blobsOnDisk() ([]blob, error) {
 	entries, err := fs.ReadDir(s.root.FS(), blobsDir)
 	if err != nil {
@@ -104,8 +104,8 @@ func (s *Store) blobsOnDisk() ([]blob, error) {
 	return out, nil
 }
 
-// verifyBlob reads a blob and quarantines it if it is damaged. A blob that vanished meanwhile does
-// not count.
+// verifyBlob reads a blob and quarantines it if it is damaged. A blob that was removed in the
+// meantime does not count.
 func (s *Store) verifyBlob(ctx context.Context, want digest, read func(int64)) (damaged bool, err error) {
 	var got digest
 	st, same, err := s.stamped(blobName(want), func() (err error) {
