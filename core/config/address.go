@@ -19,9 +19,9 @@ import (
 // maxCertificateTTL is the life of the CA: no certificate outlives it.
 const maxCertificateTTL = 10 * 365 * 24 * time.Hour
 
-// ListenAddress returns the IP address that the agent's ports listen on, or "localhost". An agent
-// that was told none listens on loopback while it is in no cluster, and on all addresses in one,
-// where nothing is served without TLS and tokens.
+// ListenAddress returns the IP address that the agent's ports listen on, or "localhost". If no
+// address is configured, an agent listens on loopback while it is in no cluster, and on all
+// addresses in one, where nothing is served without TLS and tokens.
 func (c *Config) ListenAddress(inCluster bool) string {
 	if inCluster && !c.Dev && c.origins["bind.address"].Source == SourceDefault {
 		return "0.0.0.0"
@@ -30,8 +30,8 @@ func (c *Config) ListenAddress(inCluster bool) string {
 }
 
 // OpenWithoutTLS returns the complaint about an HTTP API that other machines could reach without
-// TLS and tokens, or nothing if they cannot. Only the agent knows at its start whether it is in a
-// cluster.
+// TLS and tokens, or nothing if they cannot. Whether the agent is in a cluster is known only when
+// it starts.
 func (c *Config) OpenWithoutTLS(inCluster bool) hcl.Diagnostics {
 	loopback, ok := isLoopback(c.Bind.Address)
 	if !ok || loopback || c.Insecure || c.TLS.Given() || inCluster {
@@ -60,8 +60,8 @@ func (c *Config) AdvertiseHost(ctx context.Context) (string, error) {
 	if ip, err := netip.ParseAddr(address); err == nil && !ip.IsUnspecified() {
 		return ip.Unmap().String(), nil
 	}
-	// Connecting a UDP socket sends nothing, but shows which source address packets would have. The
-	// target addresses are reserved for documentation.
+	// Connecting a UDP socket sends nothing, but reveals which source address packets would have.
+	// The target addresses are reserved for documentation.
 	for _, target := range []string{"192.0.2.1:9", "[2001:db8::1]:9"} {
 		if ip, ok := sourceAddress(ctx, target); ok {
 			return ip, nil

@@ -10,7 +10,7 @@ import (
 	"github.com/rbee-project/rbee/core/config"
 )
 
-// Whether an open address is safe is known when the agent starts.
+// Whether an open address is safe is known only when the agent starts.
 func TestOpenWithoutTLS(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct {
@@ -41,7 +41,7 @@ func TestOpenWithoutTLS(t *testing.T) {
 			must.StrContains(t, err.Error(), tc.want)
 		})
 	}
-	// An agent that keeps nothing is in no cluster: no need to wait for its start.
+	// An agent that keeps nothing is in no cluster, so the check need not wait for its start.
 	c, diags := config.Dev("/tmp/x", environment("RBEE_BIND_ADDRESS=0.0.0.0"))
 	must.Nil(t, c)
 	must.StrContains(t, diags.Err().Error(), "insecure = true")

@@ -1,5 +1,5 @@
 // Package config reads rbee's configuration: HCL or JSON files, environment and flags, merged into
-// one Config whose every value knows where it comes from.
+// one Config that records the origin of every value.
 package config
 
 import (
@@ -20,13 +20,13 @@ const (
 type Config struct {
 	DataDir   string // state of this machine's agent: cluster, raft, hive, run
 	StoreDir  string // models and worker binaries
-	PluginDir string // where plugin executables are
+	PluginDir string // folder of plugin executables
 	LogLevel  string // trace, debug, info, warn, error
 	LogJSON   bool   // log lines as JSON
 	// Name is this machine's name, shown to people and unique in a cluster; empty: the host name.
 	Name string
-	// Insecure allows an address beyond loopback without TLS and tokens for an agent that is in no
-	// cluster.
+	// Insecure allows an agent that is in no cluster to listen beyond loopback without TLS and
+	// tokens.
 	Insecure bool
 	Bind     Bind
 	HTTP     HTTP
@@ -34,8 +34,8 @@ type Config struct {
 	Hive     Hive
 	Gossip   Gossip
 	TLS      TLS
-	Workers  []Plugin // in the order of their names
-	Catalogs []Plugin // in the order of their names
+	Workers  []Plugin // sorted by name
+	Catalogs []Plugin // sorted by name
 	Dev      bool     // everything in a temporary folder, nothing survives
 
 	origins map[string]Origin
@@ -43,17 +43,17 @@ type Config struct {
 	env     Env
 }
 
-// Bind says where the agent listens.
+// Bind configures where the agent listens.
 type Bind struct {
-	// an IP address, or "localhost"; see ListenAddress for an agent that was told none
+	// an IP address, or "localhost"; if it is empty, see ListenAddress
 	Address    string
 	HTTPPort   int // 0: any free port
 	RPCPort    int // in a cluster only; 0: any free port
 	GossipPort int // in a cluster only; 0: any free port
-	// IP address or host name at which the others reach this machine; empty: see AdvertiseHost
+	// IP address or host name at which other machines reach this one; empty: see AdvertiseHost
 	Advertise string
-	// AdvertiseNAT says that Advertise is not of this machine: a router passes on what comes for
-	// it.
+	// AdvertiseNAT reports that Advertise is not an address of this machine: a router forwards its
+	// traffic.
 	AdvertiseNAT bool
 }
 
@@ -66,7 +66,7 @@ type Queen struct {
 	// how long followers wait for a silent leader before they hold an election
 	ElectionTimeout time.Duration
 	CertificateTTL  time.Duration // life of the certificates that this queen signs
-	// TokenGrace is how long a queen without a leader accepts tokens that it has verified before.
+	// TokenGrace is how long a queen without a leader accepts tokens that it verified earlier.
 	TokenGrace time.Duration
 	// QueueLimit and QueueTimeout bound the requests that wait for a free slot of one model.
 	QueueLimit   int
@@ -77,17 +77,17 @@ type Queen struct {
 	TokenTimeout      time.Duration
 	MaxBody           Bytes // of one inference request
 	MaxForm           Bytes // of one form with files
-	FormDisk          Bytes // for forms whose model comes after their files; one token gets half of it
+	FormDisk          Bytes // for forms whose model follows their files; one token gets half of it
 	BodyMemory        Bytes // for the bodies of all running requests; one token gets half of it
 	// OperatorTokenFile holds the first operator's token, for a cluster whose certificates come
 	// from files; empty: another queen starts the cluster.
 	OperatorTokenFile string
 }
 
-// HTTP names the callers, besides programs on this machine, that may use the API.
+// HTTP lists the callers, besides programs on this machine, that may use the API.
 type HTTP struct {
 	AllowOrigins []string // origins of web pages that may call the API, or "*" for all; empty: none
-	// names that a request's Host may have at a loopback address, beside the machine's own
+	// names that a request's Host may have at a loopback address, besides the machine's own
 	AllowHosts []string
 }
 
@@ -95,12 +95,12 @@ type HTTP struct {
 type Gossip struct {
 	// RetryJoin lists addresses or host names, with or without a port, to try until one answers.
 	RetryJoin []string
-	// KeyFile names a file with a gossip key in base64, for clusters whose files were made
+	// KeyFile names a file with a gossip key in base64, for clusters whose files were created
 	// elsewhere; empty: use the registry's key.
 	KeyFile string
 }
 
-// TLS names the files of a node whose certificates were made elsewhere: all three, or none.
+// TLS names the files of a node whose certificates were created elsewhere: all three, or none.
 type TLS struct {
 	CAFile   string // certificates of the CA, PEM
 	CertFile string // this node's certificate, PEM
@@ -113,32 +113,31 @@ func (t TLS) Given() bool { return t.CAFile != "" }
 // Hive holds the settings of the hive role.
 type Hive struct {
 	Enabled bool
-	// Slots is the number of requests that a worker serves at once, unless a spawn sets it; 1 or
-	// more.
+	// Slots is the number of concurrent requests per worker, unless a spawn sets it; 1 or more.
 	Slots int
-	// ContextTokens is the number of positions per slot, unless a spawn sets it; 0: what the model
-	// was trained for, as far as memory allows.
+	// ContextTokens is the number of positions per slot, unless a spawn sets it; 0: the model's
+	// trained context, as far as memory allows.
 	ContextTokens int
 	// MemoryLimit bounds the main memory that all workers of the hive take together, as their
 	// estimates say; 0: what the machine or its control group has.
 	MemoryLimit Bytes
 	// CPU threads of a worker, unless a spawn sets them; 0: the worker's choice
 	Threads   int
-	StopGrace time.Duration // how long running requests may go on when a worker is stopped
+	StopGrace time.Duration // how long running requests may continue when a worker is stopped
 	// WorkerTimeout bounds how long a worker may neither report its state nor make progress before
 	// it is killed.
 	WorkerTimeout time.Duration
-	// KeepWorkers keeps workers running when the agent ends; the next agent takes them over.
+	// KeepWorkers keeps workers running when the agent ends; the next agent adopts them.
 	KeepWorkers bool
 	Download    Download
 	Build       Build
 	Engines     Engines
-	// PluginUser names the user that plugins run as where the agent runs as root on Linux: a user
-	// of this machine; "root"; empty: numbers that belong to nobody, another one for each plugin.
+	// PluginUser names the user that plugins run as if the agent runs as root on Linux: a user of
+	// this machine; "root"; empty: numeric ids without an account, different for each plugin.
 	PluginUser string
 }
 
-// Engines says which engines a hive may install besides those that the plugins name.
+// Engines lists the engines that a hive may install besides those that the plugins name.
 type Engines struct {
 	// Allow lists archives by digest ("sha256:<hex>"), catalog references, and prefixes of
 	// references that end with ":" or "/".
@@ -151,9 +150,9 @@ type Build struct {
 	Go      string // path of the go command; empty: the one in PATH
 	// CacheDir keeps the compiler's cache and modules between builds; empty: keeps nothing.
 	CacheDir string
-	// compile C code too, which lets a module run commands during the build
+	// also compile C code, which lets a module run commands during the build
 	CGO     bool
-	Timeout time.Duration // of one build
+	Timeout time.Duration // per build
 	MaxDisk Bytes         // disk space that one build may take below data_dir
 }
 
@@ -161,8 +160,8 @@ type Build struct {
 type Download struct {
 	Connections int   // to one server at a time, for one file; 1 to 64
 	RateLimit   Bytes // per second, of all transfers from servers together; 0: none
-	// AllowAddresses lists addresses and CIDR prefixes that files may come from although they are
-	// not public.
+	// AllowAddresses lists addresses and CIDR prefixes that files may be fetched from although they
+	// are not public.
 	AllowAddresses []string
 	Seed           bool  // let other hives of the cluster fetch model files from this one
 	UploadLimit    Bytes // per second, for all uploads to other hives together; 0: none
@@ -176,21 +175,21 @@ type Plugin struct {
 	Kind       string // "worker" or "catalog"
 	Label      string // worker type or catalog source
 	Executable string // file name in the plugin folder: rbee-<kind>-<name>
-	// names of environment variables that the plugin may see besides the usual ones
+	// names of environment variables that the plugin may see besides the default ones
 	Env    []string
-	Read   []string  // what the plugin may read besides its own, absolute paths
-	Write  []string  // likewise
+	Read   []string  // what else the plugin may read, absolute paths
+	Write  []string  // what else it may write, absolute paths
 	SHA256 string    // of the executable, lower-case hex; empty: not checked
-	Body   hcl.Body  // of the config block; an empty body where there is none
-	Range  hcl.Range // of the block's header; zero if the plugin is in no file
+	Body   hcl.Body  // content of the config block; empty if there is none
+	Range  hcl.Range // of the block's header; zero if no file configures the plugin
 
 	owner *Config
 }
 
-// Source is the kind of place that a value comes from.
+// Source is the kind of place that provides a value.
 type Source string
 
-// The sources, the weakest first.
+// The sources, weakest first.
 const (
 	SourceDefault Source = "default"
 	SourceFile    Source = "file"
@@ -198,24 +197,24 @@ const (
 	SourceFlag    Source = "flag"
 )
 
-// Origin says where a value comes from.
+// Origin records where a value comes from.
 type Origin struct {
 	Source Source
 	Name   string    // of the variable or the flag
 	Range  hcl.Range // in the file
 }
 
-// Setting is one value of a Config, for showing.
+// Setting is one value of a Config, for display.
 type Setting struct {
 	Name   string // "bind.http_port"
 	Value  any    // string, []string, int, bool, time.Duration or Bytes
 	Origin Origin
 }
 
-// Flag is a value from the command line. It wins over everything else.
+// Flag is a value from the command line. It overrides all other sources.
 type Flag struct {
 	Name  string // of the setting: "bind.http_port"
-	Value string // a list: its elements with commas between them
+	Value string // a list's elements are separated by commas
 }
 
 // Env looks up an environment variable, as os.LookupEnv does.

@@ -29,7 +29,7 @@ func environment(pairs ...string) config.Env {
 }
 
 // Every testdata/<case>.hcl, .json or folder is loaded, and its diagnostics must be those of
-// <case>.diag. A case without that file must load without any.
+// <case>.diag. A case without that file must load without diagnostics.
 func TestDiagnostics(t *testing.T) {
 	t.Parallel()
 	entries, err := os.ReadDir("testdata")
@@ -101,7 +101,7 @@ func TestLists(t *testing.T) {
 	must.NoError(t, diags.Err())
 	must.Eq(t, []string{"10.0.0.1", "queens.example.org:7000"}, c.Gossip.RetryJoin)
 	must.Eq(t, 3, c.Queen.BootstrapExpect)
-	must.False(t, c.Hive.Enabled) // a queen alone
+	must.False(t, c.Hive.Enabled) // only a queen
 	must.True(t, c.TLS.Given())
 	must.True(t, filepath.IsAbs(c.TLS.KeyFile))
 	c, diags = config.Load([]string{"testdata/cluster.hcl"}, environment("RBEE_GOSSIP_RETRY_JOIN=a, [::1]:9 ,"))
@@ -116,7 +116,7 @@ func TestLists(t *testing.T) {
 	}
 }
 
-// The example explains every setting and loads as it is.
+// The example explains every setting and loads unchanged.
 func TestExample(t *testing.T) {
 	t.Parallel()
 	const example = "../../config.hcl.example"
@@ -133,7 +133,7 @@ func TestExample(t *testing.T) {
 	}
 }
 
-// What the example sets is the default, but for the folders, which are those of a service.
+// The example sets only defaults, except for the folders, which are those of a service.
 func TestExampleHasTheDefaults(t *testing.T) {
 	t.Parallel()
 	example, diags := config.Load([]string{"../../config.hcl.example"}, environment("HF_TOKEN=x"))
@@ -150,7 +150,7 @@ func TestExampleHasTheDefaults(t *testing.T) {
 	}
 }
 
-// Each bound is that of the documentation: the value at it loads, the value beyond it does not.
+// Each bound matches the documentation: the value at the bound loads, the value beyond it does not.
 func TestBounds(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct{ good, bad []string }{
@@ -201,7 +201,7 @@ func TestBounds(t *testing.T) {
 	}
 }
 
-// What neither a file nor a variable nor a flag says about a machine's roles, its cluster does.
+// If no file, variable or flag sets a machine's roles, its cluster does.
 func TestDefaultRoles(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct {

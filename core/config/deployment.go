@@ -10,13 +10,13 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// deploymentAttribute is an attribute of a block deployment.
+// deploymentAttribute is an attribute of a deployment block.
 type deploymentAttribute struct {
 	name     string
 	required bool
 	want     cty.Type
-	words    string                                         // what its value must be, for people
-	set      func(s *core.DeploymentSpec, text string) bool // false: it is not such a value
+	words    string                                         // required form of its value, for people
+	set      func(s *core.DeploymentSpec, text string) bool // returns false if text is not such a value
 }
 
 func deploymentAttributes() []deploymentAttribute {
@@ -55,9 +55,9 @@ func number(to func(*core.DeploymentSpec) *int) func(*core.DeploymentSpec, strin
 	}
 }
 
-// Deployments reads the blocks deployment "name" of the files in paths, in their order, likewise of
-// the *.hcl and *.json files of folders. A block that says nothing of replicas wants one. The list
-// is nil if the diagnostics have errors.
+// Deployments reads the deployment blocks of the files in paths, in order, and of the *.hcl and
+// *.json files of folders. A block without replicas gets one. The list is nil if the diagnostics
+// have errors.
 func Deployments(paths []string, env Env) ([]core.DeploymentSpec, *Diagnostics) {
 	l := newLoader(defaults(env))
 	out := []core.DeploymentSpec{}

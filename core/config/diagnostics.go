@@ -46,7 +46,7 @@ func (d *Diagnostics) Write(w io.Writer, width uint, color bool) error {
 	list := make(hcl.Diagnostics, 0, len(d.List))
 	for _, x := range d.List {
 		// With the expression set, the writer would print the values of its variables, and an
-		// environment variable may be a secret.
+		// environment variable may hold a secret.
 		x := *x
 		x.Expression, x.EvalContext = nil, nil
 		list = append(list, &x)

@@ -9,7 +9,7 @@ import (
 	"github.com/zclconf/go-cty/cty/function/stdlib"
 )
 
-// EvalContext returns what expressions of the configuration may use: env.NAME for the variables
+// EvalContext returns the context for the configuration's expressions: env.NAME for the variables
 // that traversals name, and a few functions. A variable that is not set is an error at the place
 // that names it.
 func (c *Config) EvalContext(traversals []hcl.Traversal) (*hcl.EvalContext, hcl.Diagnostics) {

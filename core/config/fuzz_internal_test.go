@@ -9,7 +9,7 @@ import (
 	"github.com/shoenig/test/must"
 )
 
-// Loading any file returns either a Config or printable errors, never both or neither.
+// Loading any file returns either a Config or printable errors, never both and never neither.
 func FuzzSource(f *testing.F) {
 	names, err := filepath.Glob("testdata/*.hcl")
 	must.NoError(f, err)

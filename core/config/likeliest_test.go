@@ -12,7 +12,8 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// Networks of containers and link-local ones come last, whatever their order is.
+// Addresses of container networks and link-local addresses come last, whatever the order of the
+// input.
 func TestLikeliestAddress(t *testing.T) {
 	t.Parallel()
 	of := func(name, ip string) interfaceAddress { return interfaceAddress{name, netip.MustParseAddr(ip)} }
@@ -48,7 +49,7 @@ func TestLikeliestAddress(t *testing.T) {
 	}
 }
 
-// An address that only this machine reaches is not told to others.
+// An address that only this machine can reach is not advertised.
 func TestSourceAddress(t *testing.T) {
 	t.Parallel()
 	for _, target := range []string{"127.0.0.1:9", "[::1]:9", "nothing"} {
@@ -57,8 +58,8 @@ func TestSourceAddress(t *testing.T) {
 	}
 }
 
-// An advertised address must be this machine's, unless a router is said to pass it on, and a name
-// must not be one that every machine takes for itself.
+// An advertised address must belong to this machine, unless a router is configured to forward it,
+// and a name must not be one that every machine resolves to itself.
 func TestCheckAdvertised(t *testing.T) {
 	t.Parallel()
 	for name, tt := range map[string]struct {
@@ -85,8 +86,8 @@ func TestCheckAdvertised(t *testing.T) {
 	must.StrContains(t, core.HintOf((&Config{Bind: Bind{Advertise: "192.0.2.7"}}).CheckAdvertised(t.Context())), "advertise_nat")
 }
 
-// The start of an agent waits three seconds at most for a resolver that is silent, and leaves
-// nothing behind of one that answers.
+// The start of an agent waits at most three seconds for a silent resolver, and leaves nothing
+// behind after one that answers.
 func TestCheckAdvertisedLooksUpInTime(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -108,7 +109,8 @@ func TestCheckAdvertisedLooksUpInTime(t *testing.T) {
 	})
 }
 
-// What is listed of this machine is its own: at least loopback, without which no test listens.
+// Every listed address belongs to this machine: at least loopback, without which no test could
+// listen.
 func TestHas(t *testing.T) {
 	t.Parallel()
 	list := interfaceAddresses()

@@ -18,7 +18,7 @@ import (
 )
 
 // Load reads the files in paths, and the *.hcl and *.json files of the folders in paths. It merges
-// them and adds environment and flags. Without any path it returns the defaults, with both roles
+// them and applies environment and flags. Without any path it returns the defaults, with both roles
 // enabled. The Config is nil if the diagnostics have errors.
 func Load(paths []string, env Env, flags ...Flag) (*Config, *Diagnostics) {
 	c := defaults(env)
@@ -34,8 +34,8 @@ func Load(paths []string, env Env, flags ...Flag) (*Config, *Diagnostics) {
 	return l.finish(env)
 }
 
-// Dev returns the configuration of an agent that keeps nothing: queen and hive on loopback,
-// everything but the store below dataDir. The caller makes and removes dataDir. Environment and
+// Dev returns the configuration of an agent that keeps no state: queen and hive on loopback,
+// everything but the store below dataDir. The caller creates and removes dataDir. Environment and
 // flags apply, except RBEE_DATA_DIR.
 func Dev(dataDir string, env Env, flags ...Flag) (*Config, *Diagnostics) {
 	c := defaults(env)
@@ -75,8 +75,8 @@ func (c *Config) Files() []string {
 type loader struct {
 	c          *Config
 	parser     *hclparse.Parser
-	blocks     map[string]hcl.Range // where each block is: "bind", "worker cpu"
-	attributes map[string]hcl.Range // where each setting is
+	blocks     map[string]hcl.Range // where each block is defined: "bind", "worker cpu"
+	attributes map[string]hcl.Range // where each setting is defined
 	diags      hcl.Diagnostics
 	broken     bool // a file could not be read, so its settings are unknown
 }
@@ -87,7 +87,7 @@ func newLoader(c *Config) *loader {
 
 func (l *loader) add(d hcl.Diagnostics) { l.diags = append(l.diags, d...) }
 
-// list returns the files of paths; those of a folder come in the order of their names.
+// list returns the files of paths; those of a folder are sorted by name.
 func (l *loader) list(paths []string) []string {
 	var out []string
 	for _, p := range paths {
@@ -107,7 +107,7 @@ func (l *loader) list(paths []string) []string {
 			continue
 		}
 		found := false
-		for _, e := range entries { // in the order of their names
+		for _, e := range entries { // sorted by name
 			ext := filepath.Ext(e.Name())
 			if e.IsDir() || strings.HasPrefix(e.Name(), ".") || (ext != ".hcl" && ext != ".json") {
 				continue
@@ -178,7 +178,7 @@ func (l *loader) source(src []byte, name string) {
 	f, diags := parse(src, name)
 	l.add(diags)
 	if diags.HasErrors() {
-		// the rest of a file with broken syntax gives only misleading complaints
+		// the rest of a file with broken syntax would only cause misleading complaints
 		l.broken = true
 		return
 	}
@@ -195,7 +195,7 @@ func (l *loader) source(src []byte, name string) {
 	}
 }
 
-// once reports a block that was already given.
+// once reports an error if a block is defined twice.
 func (l *loader) once(key string, b *hcl.Block) bool {
 	if first, ok := l.blocks[key]; ok {
 		l.add(errorf(&b.DefRange, "Block given twice", "The block %s stands at %s already. Merge the two into one.", header(b), first))
@@ -277,7 +277,7 @@ func (l *loader) settings(prefix string, attributes hcl.Attributes) {
 	}
 }
 
-// place is the new name of a setting.
+// place is the new name of a setting, and how to write it.
 type place struct{ name, how string }
 
 // moved returns the settings that were renamed.
@@ -326,7 +326,7 @@ func (l *loader) value(a *hcl.Attribute) (cty.Value, bool) {
 	return v, !diags.HasErrors() && v.IsWhollyKnown()
 }
 
-// resolve makes a path absolute: "~/" is the home folder, and a relative path starts at dir.
+// resolve makes a path absolute: "~/" is the home folder, and a relative path is relative to dir.
 func (l *loader) resolve(path, dir string) string {
 	if rest, ok := strings.CutPrefix(path, "~/"); ok {
 		if home, _ := l.c.env("HOME"); home != "" {
@@ -342,7 +342,7 @@ func (l *loader) resolve(path, dir string) string {
 	return path
 }
 
-// overrides applies environment and flags over the files.
+// overrides applies environment and flags on top of the files.
 func (l *loader) overrides(env Env, flags []Flag) {
 	for _, s := range settings() {
 		if v, ok := env(s.env()); ok && v != "" {
@@ -420,8 +420,8 @@ func (l *loader) finish(env Env) (*Config, *Diagnostics) {
 	return c, d
 }
 
-// Blame returns err as a complaint about a setting, at the place where its value comes from;
-// nothing for a nil err.
+// Blame returns err as a complaint about a setting, at the place that sets its value, or nothing
+// for a nil err.
 func (c *Config) Blame(name, summary string, err error) hcl.Diagnostics {
 	if err == nil {
 		return nil
@@ -436,7 +436,7 @@ func (c *Config) Blame(name, summary string, err error) hcl.Diagnostics {
 // Given reports whether a file, a variable or a flag sets a setting.
 func (c *Config) Given(name string) bool { return c.origins[name].Source != SourceDefault }
 
-// blame makes an error about a setting, at the place where its value comes from.
+// blame returns an error about a setting, at the place that sets its value.
 func (c *Config) blame(name, summary, problem string) hcl.Diagnostics {
 	o := c.origins[name]
 	switch o.Source {
@@ -454,7 +454,7 @@ func (c *Config) RolesGiven() bool {
 	return c.Given("queen.enabled") || c.Given("hive.enabled")
 }
 
-// DefaultRoles sets the roles that nothing else sets.
+// DefaultRoles sets the roles unless a file, a variable or a flag sets them.
 func (c *Config) DefaultRoles(queen, hive bool) {
 	if !c.Given("queen.enabled") {
 		c.Queen.Enabled = queen

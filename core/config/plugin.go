@@ -111,7 +111,7 @@ func (l *loader) envNames(a *hcl.Attribute) []string {
 			l.add(errorf(a.Expr.Range().Ptr(), "Unsuitable value", "env must be a list of names of environment variables, without their values, such as [\"HF_TOKEN\"]."))
 			return nil
 		}
-		// The host sets these variables for the plugin itself.
+		// The host itself sets these variables for the plugin.
 		if name := e.AsString(); strings.HasPrefix(name, "PLUGIN_") || strings.HasPrefix(name, "RBEE_PLUGIN") {
 			l.add(errorf(a.Expr.Range().Ptr(), "Unsuitable value", "env must not name %s: rbee sets it itself.", name))
 			return nil
@@ -121,7 +121,7 @@ func (l *loader) envNames(a *hcl.Attribute) []string {
 	return names
 }
 
-// paths reads a list of absolute paths, or of such that begin with "~/". a may be nil.
+// paths reads a list of paths that are absolute or begin with "~/". a may be nil.
 func (l *loader) paths(a *hcl.Attribute) []string {
 	if a == nil {
 		return nil

@@ -14,7 +14,7 @@ import (
 	"github.com/rbee-project/rbee/core/config"
 )
 
-// What a plugin's block says arrives as it is, but for the digest's letters, which are lower case.
+// The settings of a plugin's block are kept unchanged, except that the digest is lower-cased.
 func TestPluginBlock(t *testing.T) {
 	t.Parallel()
 	file := filepath.Join(t.TempDir(), "rbee.hcl")
@@ -65,7 +65,7 @@ func TestPluginBlock(t *testing.T) {
 	must.NoError(t, err)
 }
 
-// A plugin that no configuration made has no variables, and its complaints no source lines.
+// A plugin that was not configured has no variables, and its complaints have no source lines.
 func TestPluginAlone(t *testing.T) {
 	t.Parallel()
 	var out bytes.Buffer
@@ -113,7 +113,7 @@ func TestNestedBlock(t *testing.T) {
 	}
 }
 
-// A block within a block: its settings have names, variables and origins like all others.
+// The settings of a nested block have names, variables and origins like all others.
 func TestBuildBlock(t *testing.T) {
 	t.Parallel()
 	file := filepath.Join(t.TempDir(), "rbee.hcl")

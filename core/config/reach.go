@@ -13,7 +13,7 @@ import (
 )
 
 // ofContainers matches the prefixes of interface names that container engines and virtual machines
-// use for networks inside this machine.
+// use for networks within this machine.
 var ofContainers = regexp.MustCompile(`^(docker|br-|veth|virbr|vnet|podman|cni|cbr|flannel|cali|cilium|weave|lxc|lxd|incusbr|kube|nerdctl|vmnet|vboxnet)`)
 
 // interfaceAddress is an address of one interface.
@@ -36,14 +36,14 @@ func interfaceAddresses() []interfaceAddress {
 	return out
 }
 
-// reach says how likely other machines reach this one at an address, best first.
+// reach ranks how likely other machines reach this one at an address, best first.
 type reach int
 
 const (
 	reachOutside reach = iota
 	reachContainers
 	reachLink
-	reachNobody // loopback, multicast, or an IPv6 address that needs an interface's name beside it
+	reachNobody // loopback, multicast, or an IPv6 address that needs a zone
 )
 
 func (a interfaceAddress) reach() reach {
@@ -58,8 +58,8 @@ func (a interfaceAddress) reach() reach {
 	return reachOutside
 }
 
-// likeliest returns the address at which others most likely reach this machine: one of an outside
-// network, else one of its containers' networks, else a link-local one; the first of its kind.
+// likeliest returns the address at which other machines most likely reach this one: the first
+// address in an outside network, else in a container network, else a link-local one.
 func likeliest(list []interfaceAddress) (best netip.Addr, r reach) {
 	r = reachNobody
 	for _, a := range list {
@@ -70,13 +70,14 @@ func likeliest(list []interfaceAddress) (best netip.Addr, r reach) {
 	return best, r
 }
 
-// OutsideAddress returns an address of this machine in an outside network; false if it has none.
+// OutsideAddress returns an address of this machine in an outside network, or false if it has none.
 func OutsideAddress() (netip.Addr, bool) {
 	best, r := likeliest(interfaceAddresses())
 	return best, r == reachOutside
 }
 
-// Doubt returns why other machines may not reach this one at host; empty: no reason is known.
+// Doubt returns why other machines may be unable to reach this one at host; empty: no reason is
+// known.
 func Doubt(host string) string { return doubt(host, interfaceAddresses()) }
 
 func doubt(host string, list []interfaceAddress) string {
@@ -98,10 +99,10 @@ func doubt(host string, list []interfaceAddress) string {
 	return ""
 }
 
-// Has reports whether this machine has an address, other than as a router that passes on what comes
-// for it.
+// Has reports whether an address belongs to this machine, as opposed to a router that forwards its
+// traffic.
 func Has(ip netip.Addr) bool {
-	if ip = ip.Unmap(); ip.IsLoopback() { // all of 127.0.0.0/8 is, and only some of it is listed
+	if ip = ip.Unmap(); ip.IsLoopback() { // all of 127.0.0.0/8 belongs to it, but only part of it is listed
 		return true
 	}
 	for _, a := range interfaceAddresses() {
@@ -112,11 +113,11 @@ func Has(ip netip.Addr) bool {
 	return false
 }
 
-// lookupTimeout bounds the look-up of an advertised name.
+// lookupTimeout bounds the lookup of an advertised name.
 const lookupTimeout = 3 * time.Second
 
-// CheckAdvertised returns why other machines do not reach this one at bind.advertise; nil: nothing
-// is known to be wrong. A name that cannot be looked up now is not wrong. Errors: Invalid.
+// CheckAdvertised returns why other machines cannot reach this one at bind.advertise; nil: no
+// problem is known. A name that cannot be looked up now is not a problem. Errors: Invalid.
 func (c *Config) CheckAdvertised(ctx context.Context) error {
 	return c.checkAdvertised(ctx, net.DefaultResolver.LookupNetIP)
 }
@@ -133,7 +134,7 @@ func (c *Config) checkAdvertised(ctx context.Context, lookup func(ctx context.Co
 		ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
 		defer cancel()
 		if ips, err = lookup(ctx, "ip", v); err != nil || len(ips) == 0 {
-			return nil // it may be known later
+			return nil // it may resolve later
 		}
 	}
 	leads := v
@@ -151,7 +152,7 @@ func (c *Config) checkAdvertised(ctx context.Context, lookup func(ctx context.Co
 	return nil
 }
 
-// ownAddresses lists addresses of this machine that others may reach it at, to put into a hint.
+// ownAddresses lists addresses at which others may reach this machine, for a hint.
 func ownAddresses() string {
 	var list []string
 	for _, a := range interfaceAddresses() {
@@ -165,7 +166,7 @@ func ownAddresses() string {
 	return ", such as " + strings.Join(list, " or ")
 }
 
-// Loopback reports whether host is an address that only its own machine reaches.
+// Loopback reports whether host is an address that only its own machine can reach.
 func Loopback(host string) bool {
 	ip, err := netip.ParseAddr(host)
 	return host == "localhost" || err == nil && ip.Unmap().IsLoopback()

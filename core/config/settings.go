@@ -22,8 +22,8 @@ import (
 type setting struct {
 	name  string            // "data_dir", or "bind.http_port" for one in a block
 	field func(*Config) any // *string, *[]string, *int, *bool, *time.Duration or *Bytes
-	path  bool              // a path: relative ones get resolved
-	// returns what is wrong, as a full sentence that says what to do; empty: nothing
+	path  bool              // a path: relative ones are resolved
+	// returns what is wrong, as a full sentence that tells what to do; empty: nothing
 	check func(c *Config) string
 }
 
@@ -141,7 +141,7 @@ func (c *Config) defaultFolders(env Env) hcl.Diagnostics {
 		c.StoreDir = personal(env, "XDG_CACHE_HOME", ".cache")
 	}
 	if c.StoreDir == "" {
-		c.StoreDir = filepath.Join(c.DataDir, "store") // a service has no home
+		c.StoreDir = filepath.Join(c.DataDir, "store") // a service has no home folder
 	}
 	return nil
 }
@@ -159,7 +159,7 @@ func personal(env Env, xdg, inHome string) string {
 	return ""
 }
 
-// assign sets the field from text, as variables and flags give it.
+// assign sets the field from text, the form in which variables and flags provide it.
 func (s setting) assign(c *Config, text string) error {
 	switch p := s.field(c).(type) {
 	case *string:

@@ -39,7 +39,7 @@ func TestFlagOverEnvOverFileOverDefault(t *testing.T) {
 	must.Eq(t, 3, c.Bind.HTTPPort)
 	must.Eq(t, 5, c.Hive.Slots)
 	must.Eq(t, 3, c.Hive.Threads)
-	must.Eq(t, "warn", c.LogLevel) // an empty variable does not count
+	must.Eq(t, "warn", c.LogLevel) // an empty variable is ignored
 	origins := map[string]config.Origin{}
 	for _, s := range c.Settings() {
 		origins[s.Name] = s.Origin
@@ -110,7 +110,7 @@ func TestMissingPaths(t *testing.T) {
 	}
 }
 
-// Of a folder only its own *.hcl and *.json count: no folders, no hidden files of editors.
+// Only a folder's own *.hcl and *.json files count, not subfolders or hidden files of editors.
 func TestFolderIgnores(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -128,8 +128,8 @@ func TestFolderIgnores(t *testing.T) {
 	must.Eq(t, "desk", c.Name)
 }
 
-// A path begins at the folder of its file, or of the process where a variable gives it; "~/" is the
-// home folder, and none is none.
+// A path is relative to the folder of its file, or to the working directory if a variable sets it;
+// "~/" is the home folder, and an empty path stays empty.
 func TestPaths(t *testing.T) {
 	t.Parallel()
 	file := filepath.Join(t.TempDir(), "rbee.hcl")
@@ -189,7 +189,7 @@ func TestMisspelt(t *testing.T) {
 	}
 }
 
-// A name that may stand for many gets the first three of them.
+// A name that may stand for many names gets the first three of them.
 func TestMisspeltOffersThree(t *testing.T) {
 	t.Parallel()
 	got := config.Misspelt([]string{"RBEE_QUEEN=1"})
@@ -197,7 +197,7 @@ func TestMisspeltOffersThree(t *testing.T) {
 	must.Eq(t, 2, strings.Count(got[0], " or "), must.Sprint(got[0]))
 }
 
-// Every setting has a value of its own, and a file is told which type a text must have.
+// Every setting has a value, and the error for a value of the wrong type names the required type.
 func TestEverySettingHasAValue(t *testing.T) {
 	t.Parallel()
 	c, diags := config.Load(nil, environment())

@@ -9,8 +9,8 @@ import (
 )
 
 // Misspelt returns a sentence for each variable of environ ("NAME=value") that looks like a
-// misspelt variable of rbee, with the names it may mean. others lists rbee's variables that belong
-// to no setting. The sentences contain no values.
+// misspelt variable of rbee, with the names that may be meant. others lists rbee's variables that
+// belong to no setting. The sentences contain no values.
 func Misspelt(environ []string, others ...string) []string {
 	known := slices.Clone(others)
 	blocks := map[string]bool{}
@@ -40,7 +40,7 @@ func Misspelt(environ []string, others ...string) []string {
 	return out
 }
 
-// variablesLike returns at most three of known that name may stand for: those that have all its
+// variablesLike returns at most three of known that name may stand for: those that contain all its
 // words, in its order, else those with similar spelling.
 func variablesLike(name string, known []string) []string {
 	var out []string

@@ -1,9 +1,9 @@
-// Package modelname knows what models are called: which names are valid, where an id says that a
+// Package modelname defines the names of models: which names are valid, where an id says that a
 // model is from, and which model a name means.
 //
-// An id is a path that says where the model is from, with a tag behind a colon that tells variants
-// apart: "hf.co/org/repo:Q4_K_M", "models.example/dir/file", or a single word such as "rbee-tiny".
-// Whatever is left when leading parts or the tag are omitted is a shorter spelling of it.
+// An id is a path that tells where the model is from, with a tag after a colon that distinguishes
+// variants: "hf.co/org/repo:Q4_K_M", "models.example/dir/file", or a single word such as
+// "rbee-tiny". What is left when leading parts or the tag are omitted is a shorter spelling of it.
 package modelname
 
 import (
@@ -14,13 +14,15 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// MaxBytes bounds a name. A name is also a file's name in the store, which holds at most 255.
+// MaxBytes bounds a name. A name is also used as a file name in the store, which holds at most 255
+// bytes.
 const MaxBytes = 200
 
 // maxChoices bounds the names that an error about an ambiguous name lists.
 const maxChoices = 8
 
-// A name is one word of a shell, one label of a metric and the rest of a URL's path as it is.
+// A name must be usable as a shell word, as a metric label and as the rest of a URL's path without
+// escaping.
 var (
 	valid = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._-]*(:[0-9]+)?(/[a-zA-Z0-9_-][a-zA-Z0-9._-]*)*(:[a-zA-Z0-9_-][a-zA-Z0-9._-]*)?$`)
 	part  = regexp.MustCompile(`-[0-9]{5}-of-[0-9]{5}$`)
@@ -31,8 +33,8 @@ func Valid(name string) bool {
 	return len(name) <= MaxBytes && valid.MatchString(name) && !strings.Contains(name, "..")
 }
 
-// Check returns an Invalid error, with the rules as its hint, unless the name is Valid. what is
-// what the name is to be, such as "a model's name".
+// Check returns an Invalid error, with the rules as its hint, unless the name is Valid. what
+// describes the name's role, such as "a model's name".
 func Check(name, what string) error {
 	if Valid(name) {
 		return nil
@@ -42,8 +44,8 @@ func Check(name, what string) error {
 			"begin with a letter or digit, and do not write two dots in a row.", MaxBytes)
 }
 
-// Clean returns a Valid name that is like the given one: what a name cannot have becomes a dash. A
-// name that is too long loses its leading parts, or its end where it has only one.
+// Clean returns a Valid name that resembles the given one: invalid characters become dashes. A name
+// that is too long loses its leading parts, or its end if it has only one part.
 func Clean(name string) string {
 	path, tag := split(name)
 	host := ""
@@ -81,7 +83,7 @@ func Clean(name string) string {
 	return name
 }
 
-// clean returns one part of a name. It does not begin with a dot.
+// clean cleans one part of a name. The result does not begin with a dot.
 func clean(part string) string {
 	part = strings.Map(func(r rune) rune {
 		switch {
@@ -109,15 +111,14 @@ func split(name string) (path, tag string) {
 	return name[:i], name[i+1:]
 }
 
-// hub are the ways to write that a model is from the Hugging Face Hub.
+// hub returns the prefixes that mark a model as one of the Hugging Face Hub.
 func hub() []string {
 	return []string{"https://huggingface.co/", "https://hf.co/", "huggingface.co/", "hf.co/", "huggingface:", "hf:"}
 }
 
-// Repository returns the repository of the Hub, with what follows it, that a name begins with:
+// Repository returns the Hub repository that a name begins with, and what follows it:
 // "org/repo:Q4_K_M" for "hf.co/org/repo:Q4_K_M", "hf:org/repo:Q4_K_M" and others. ok is false for a
-// name that says nothing of the Hub, and for the address of a file there, which is one like any
-// other.
+// name without a Hub prefix, and for the address of a file there, which is treated like any other.
 func Repository(name string) (rest string, ok bool) {
 	for _, prefix := range hub() {
 		if len(name) <= len(prefix) || !strings.EqualFold(name[:len(prefix)], prefix) {
@@ -130,8 +131,8 @@ func Repository(name string) (rest string, ok bool) {
 	return "", false
 }
 
-// IsRepository reports whether a name can be that of a repository of the Hub without saying so:
-// "org/repo" or "org/repo:Q4_K_M".
+// IsRepository reports whether a name without a Hub prefix can name a repository there: "org/repo"
+// or "org/repo:Q4_K_M".
 func IsRepository(name string) bool {
 	path, _ := split(name)
 	org, _, _ := strings.Cut(path, "/")
@@ -171,7 +172,7 @@ func Origin(ref string) string {
 	return source + "/" + strings.TrimLeft(stem(rest), "/")
 }
 
-// stem returns a file's name without what all names of such files end with.
+// stem returns a file's name without the suffixes common to all such files.
 func stem(file string) string {
 	if n := len(file) - len(".gguf"); n > 0 && strings.EqualFold(file[n:], ".gguf") {
 		file = file[:n]
@@ -179,9 +180,9 @@ func stem(file string) string {
 	return part.ReplaceAllString(file, "")
 }
 
-// full returns the longest spellings of a model's names: its id, and what its reference and its
-// quantization make of it, so that a model whose id is a bare file name is found by the id that it
-// would have today.
+// full returns the longest spellings of a model's names: its id, and the id derived from its
+// reference and quantization, so that a model whose id is a bare file name is also found by the id
+// that it would get today.
 func full(m *core.Model) []string {
 	names := []string{m.ID}
 	if m.Ref != "" {
@@ -205,8 +206,7 @@ func full(m *core.Model) []string {
 	return names
 }
 
-// spells reports whether name is full itself or a shorter spelling of it. equal compares two
-// texts.
+// spells reports whether name equals full or is a shorter spelling of it. equal compares two texts.
 func spells(name, full string, equal func(a, b string) bool) bool {
 	path, tag := split(name)
 	fullPath, fullTag := split(full)
@@ -227,8 +227,8 @@ func spells(name, full string, equal func(a, b string) bool) bool {
 // repeated ignoring case. Models with the same files count as one model: the first of their ids is
 // returned.
 //
-// ok is false where no model has the name. An alias of the cluster whose model is not among the
-// models is not ok either. A name that means several models is an Invalid error that lists them.
+// ok is false if no model has the name, or if the name is an alias of the cluster whose model is
+// not among the models. A name that means several models is an Invalid error that lists them.
 func Resolve(name string, models []core.Model, aliases []core.Alias) (id string, ok bool, err error) {
 	if name == "" {
 		return "", false, nil
@@ -255,7 +255,7 @@ func Resolve(name string, models []core.Model, aliases []core.Alias) (id string,
 	return "", false, nil
 }
 
-// shorter finds the model that a name is a shorter spelling of.
+// shorter finds the model for which a name is a shorter spelling.
 func shorter(name string, models []core.Model, equal func(a, b string) bool) (string, bool, error) {
 	want := stem(name)
 	if repo, ok := Repository(name); ok {
@@ -266,7 +266,7 @@ func shorter(name string, models []core.Model, equal func(a, b string) bool) (st
 	})
 }
 
-// among returns the id of the only model that matches.
+// among returns the id of the only matching model.
 func among(name string, models []core.Model, matches func(*core.Model) bool) (id string, ok bool, err error) {
 	var found []*core.Model
 	for i := range models {
@@ -296,13 +296,13 @@ func among(name string, models []core.Model, matches func(*core.Model) bool) (id
 		"Write as much of the name as tells them apart, such as %s.", ids[0])
 }
 
-// same reports whether two entries are one model: of the same id, or of the same files.
+// same reports whether two entries are one model: they have the same id or the same files.
 func same(a, b *core.Model) bool {
 	return a.ID == b.ID || a.Digest != "" && a.Digest == b.Digest && a.SizeBytes == b.SizeBytes
 }
 
-// All returns the names that people may call these models by, for suggestions: their ids, the
-// aliases of the cluster and the other names that stores have for them, each once.
+// All returns all names of these models, for suggestions: their ids, the aliases of the cluster and
+// the other names that stores have for them, each once.
 func All(models []core.Model, aliases []core.Alias) []string {
 	var names []string
 	for _, m := range models {

@@ -11,8 +11,8 @@ import (
 )
 
 // world is a cluster's models: two repositories with a file of one name, a repository with two
-// variants, an address, a release, a file, a model that an earlier version of rbee fetched, and a
-// server's own.
+// variants, an address, a release, a file, a model that an earlier version of rbee fetched, and one
+// that a server provides.
 func world() []core.Model {
 	return []core.Model{
 		{ID: "rbee-tiny", Ref: "builtin:rbee-tiny", Digest: "sha256:1"},
@@ -42,7 +42,7 @@ func TestResolve(t *testing.T) {
 		{Name: "rbee-tiny", Model: "mine"},
 	}
 	for name, want := range map[string]string{
-		"rbee-tiny":                                       "rbee-tiny", // an id comes before an alias
+		"rbee-tiny":                                       "rbee-tiny", // an id takes precedence over an alias
 		"RBEE-Tiny":                                       "rbee-tiny",
 		"builtin:rbee-tiny":                               "rbee-tiny",
 		"hf.co/alice/Tiny-GGUF:Q4_K_M":                    "hf.co/alice/Tiny-GGUF:Q4_K_M",
@@ -62,7 +62,7 @@ func TestResolve(t *testing.T) {
 		"Big:Q4_K_M":                                      "hf.co/bob/Big:Q4_K_M",
 		"bob/Big":                                         "2 models",
 		"hf:bob/Big":                                      "2 models",
-		"Big":                                             "hf.co/bob/Big:Q8_0", // an alias comes before a shorter spelling
+		"Big":                                             "hf.co/bob/Big:Q8_0", // an alias takes precedence over a shorter spelling
 		"big":                                             "hf.co/bob/Big:Q8_0",
 		"big-Q4_K_M.gguf":                                 "hf.co/bob/Big:Q4_K_M",
 		"GPT-4o-mini":                                     "hf.co/bob/Big:Q8_0",
@@ -77,13 +77,13 @@ func TestResolve(t *testing.T) {
 		"rel:v1":                      "github.com/o/r/rel:v1",
 		"r/rel":                       "github.com/o/r/rel:v1",
 		"rel:v2":                      "",
-		"mine":                        "mine", // an id comes before a shorter spelling
+		"mine":                        "mine", // an id takes precedence over a shorter spelling
 		"other/mine":                  "file/srv/other/mine",
 		"models/mine":                 "mine",
 		"file:/srv/other/mine.gguf":   "file/srv/other/mine",
 		"Old-Q5_K_M":                  "Old-Q5_K_M",
 		"oldie":                       "Old-Q5_K_M",
-		"hf.co/carol/Old-GGUF:Q5_K_M": "Old-Q5_K_M", // as it would be called today
+		"hf.co/carol/Old-GGUF:Q5_K_M": "Old-Q5_K_M", // the id that it would get today
 		"carol/Old-GGUF":              "Old-Q5_K_M",
 		"copy":                        "copy",
 		"srv/copy":                    "copy",
@@ -115,7 +115,8 @@ func TestResolve(t *testing.T) {
 	}
 }
 
-// A name that means several models is refused with the choices, of which there are not too many.
+// A name that means several models is refused with the choices, of which a bounded number is
+// listed.
 func TestResolveAmbiguous(t *testing.T) {
 	t.Parallel()
 	_, _, err := modelname.Resolve("tiny-gguf", world(), nil)
@@ -184,7 +185,8 @@ func TestIsRepository(t *testing.T) {
 	}
 }
 
-// FuzzClean: what Clean returns is valid, stays as it is, and is found as what it is.
+// FuzzClean checks that the result of Clean is valid, is unchanged by Clean, and resolves to
+// itself.
 func FuzzClean(f *testing.F) {
 	for _, s := range []string{"", "a/b:c", "host:80/x", "..", strings.Repeat("é/", 300), "a:1/b:2:3", ":", "-:-"} {
 		f.Add(s)

@@ -18,18 +18,19 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// Field is one field of core.Request that an operation knows. The kind of its value is that of the
+// Field is one field of core.Request that an operation accepts. Its value has the type of that
 // field of core.Request.
 type Field struct {
-	Name     string // in JSON
+	Name     string // JSON name
 	Required bool
 	Doc      string // a phrase that completes "Give the …"
-	// Max is the greatest number; the most bytes of a text, or of each in a list; the longest time
-	// in nanoseconds. 0: core.MaxTextBytes, core.MaxGrace, or for a number whatever an int32 holds.
+	// Max is the largest number; the longest text, or longest text of a list, in bytes; the longest
+	// time in nanoseconds. 0: core.MaxTextBytes, core.MaxGrace, or for a number the range of an
+	// int32.
 	Max   int64
-	Enum  []string   // the only texts that are taken; nil: any
+	Enum  []string   // the only accepted texts; nil: any
 	Lines bool       // a text may have several lines
-	Scope core.Scope // that a token needs to give it, where the operation needs less; empty: the operation's
+	Scope core.Scope // scope that a token needs to set the field, if more than the operation's; empty: the operation's
 }
 
 // Needs is the scope that a token needs for a request: the operation's, or that of a field that the
@@ -44,7 +45,7 @@ func (s Spec) Needs(r core.Request) core.Scope {
 	return need
 }
 
-// common names the fields that the operation knows without having them in Fields.
+// common names the fields that the operation accepts without listing them in Fields.
 func (s Spec) common() []string {
 	if s.Runs.OnQueen() {
 		return []string{"operation", "request_id"}
@@ -52,8 +53,7 @@ func (s Spec) common() []string {
 	return []string{"operation", "hive", "request_id"}
 }
 
-// FieldNames lists the JSON names of the fields that the operation knows, those that all know
-// first.
+// FieldNames lists the JSON names of the fields that the operation accepts, common ones first.
 func (s Spec) FieldNames() []string {
 	names := s.common()
 	for _, f := range s.Fields {
@@ -62,8 +62,8 @@ func (s Spec) FieldNames() []string {
 	return names
 }
 
-// Decode reads the JSON of a request, which Check then looks at. Errors: Invalid, each naming what
-// is wrong.
+// Decode parses the JSON of a request, without the checks of Check. Errors: Invalid, each naming
+// what is wrong.
 func Decode(body []byte) (core.Request, error) {
 	const what = "read request"
 	if len(body) > core.MaxRequestBytes {
@@ -81,9 +81,9 @@ func Decode(body []byte) (core.Request, error) {
 	return r, nil
 }
 
-// Check refuses a request unless it names a known operation and holds that operation's fields, all
-// that are required and no others, within the limits. Whoever receives a request from another
-// machine checks it, once. It does not look whether what the request names exists. Errors: Invalid.
+// Check refuses a request unless it names a known operation and holds only that operation's fields,
+// all required ones included, within the limits. The receiver of a request from another machine
+// checks it, once. It does not check whether what the request names exists. Errors: Invalid.
 func Check(r core.Request) error {
 	spec, err := Find(r.Operation)
 	if err != nil {
@@ -117,7 +117,7 @@ func Check(r core.Request) error {
 }
 
 // requestFields ranges over the fields of a request by their JSON names, in the order of
-// core.Request, but for those that are not sent. The values can be set.
+// core.Request, skipping those that are not sent. The values can be set.
 func requestFields(r *core.Request) iter.Seq2[string, reflect.Value] {
 	return func(yield func(string, reflect.Value) bool) {
 		v := reflect.ValueOf(r).Elem()
@@ -130,7 +130,7 @@ func requestFields(r *core.Request) iter.Seq2[string, reflect.Value] {
 	}
 }
 
-// requestField returns the field of a request that has a name in JSON; false: there is none.
+// requestField returns the field of a request with a JSON name; false if there is none.
 func requestField(r *core.Request, name string) (reflect.Value, bool) {
 	for n, v := range requestFields(r) {
 		if n == name {
@@ -140,7 +140,7 @@ func requestField(r *core.Request, name string) (reflect.Value, bool) {
 	return reflect.Value{}, false
 }
 
-// limit is Max, or what stands for 0.
+// limit returns Max, or the default that 0 stands for.
 func (f Field) limit(v reflect.Value) int64 {
 	switch {
 	case f.Max > 0:
@@ -186,7 +186,7 @@ func (f Field) check(v reflect.Value) error {
 	return nil
 }
 
-// checkText never repeats the text, which may be long, or nobody else's business.
+// checkText never repeats the text in an error: it may be long or private.
 func (f Field) checkText(s string, top int64, bad func(string, ...any) error) error {
 	control := func(r rune) bool {
 		return (r < ' ' || r == 0x7f) && (!f.Lines || r != '\n' && r != '\r' && r != '\t')
@@ -205,13 +205,13 @@ func (f Field) checkText(s string, top int64, bad func(string, ...any) error) er
 	return nil
 }
 
-// secretKeys are parameters of an address that give access to what it names.
+// secretKeys are URL parameters that grant access to what the URL names.
 var secretKeys = []string{ // constant
 	"token", "access_token", "auth_token", "private_token", "api_key", "apikey", "key", "auth", "authorization", "password", "passwd", "pwd", "secret", "sig", "signature",
 	"x-amz-signature", "x-amz-security-token", "x-goog-signature",
 }
 
-// hasSecret reports whether a text holds an address with a name, a password or a token in it.
+// hasSecret reports whether a text contains a URL with a user name, a password or a token.
 func hasSecret(text string) bool {
 	lower := strings.ToLower(text)
 	for _, scheme := range []string{"https:", "http:"} {
@@ -219,7 +219,7 @@ func hasSecret(text string) bool {
 		if !found {
 			continue
 		}
-		rest = strings.TrimLeft(rest, "/\\") // however many: parsers differ
+		rest = strings.TrimLeft(rest, "/\\") // any number of them: parsers differ
 		address, fragment, _ := strings.Cut(rest, "#")
 		address, query, _ := strings.Cut(address, "?")
 		host, _, _ := strings.Cut(strings.ReplaceAll(address, "\\", "/"), "/")

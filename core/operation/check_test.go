@@ -28,7 +28,7 @@ func fieldOf(s operation.Spec, name string) (operation.Field, bool) {
 	return s.Fields[i], true
 }
 
-// requestOf is a valid request of an operation, with every field it knows set.
+// requestOf returns a valid request of an operation, with every field it accepts set.
 func requestOf(s operation.Spec) core.Request {
 	r := core.Request{Operation: s.Name, Hive: "h1", RequestID: "id"}
 	if s.Runs.OnQueen() {
@@ -42,7 +42,7 @@ func requestOf(s operation.Spec) core.Request {
 	return r
 }
 
-// fieldsOf are the fields of a request by their names in JSON.
+// fieldsOf returns the fields of a request by their JSON names.
 func fieldsOf(r *core.Request) map[string]reflect.Value {
 	out := map[string]reflect.Value{}
 	v := reflect.ValueOf(r).Elem()
@@ -80,7 +80,7 @@ func invalid(t *testing.T, err error, says string) {
 	must.Eq(t, core.Invalid, core.KindOf(err))
 }
 
-// Every operation takes its own fields and no other's, whatever operations there are.
+// Every operation accepts its own fields and no others.
 func TestEveryOperationChecksItsFields(t *testing.T) {
 	t.Parallel()
 	known := map[string]bool{"operation": true, "hive": true, "request_id": true}
@@ -114,7 +114,7 @@ func TestEveryOperationChecksItsFields(t *testing.T) {
 				}
 				r = full
 				v = fieldsOf(&r)[name]
-				switch { // one more than the field takes
+				switch { // one more than the field allows
 				case f.Enum != nil:
 					v.SetString("never an allowed word")
 				case v.Kind() == reflect.Int || v.Kind() == reflect.Int64:
@@ -132,8 +132,8 @@ func TestEveryOperationChecksItsFields(t *testing.T) {
 			}
 		})
 	}
-	// Every field of a request belongs to some operation: a new one cannot be forgotten in the
-	// table.
+	// Every field of a request belongs to some operation, so that a new one cannot be missing from
+	// the table.
 	for f := range reflect.TypeFor[core.Request]().Fields() {
 		must.True(t, known[jsonName(f)] || jsonName(f) == notSent, must.Sprint(jsonName(f)))
 	}
@@ -159,12 +159,12 @@ func TestOperationsAreDescribed(t *testing.T) {
 		must.False(t, numbers[s.Number], must.Sprint(s.Number))
 		must.Greater(t, last, s.Number, must.Sprintf("%s is not in the order of the contract", s.Name))
 		numbers[s.Number], last = true, s.Number
-		// "worker_download" is "WorkerDownload": one name, written in two ways.
+		// "worker_download" is "WorkerDownload": one name, in two spellings.
 		must.Eq(t, strings.ReplaceAll(string(s.Name), "_", ""), strings.ToLower(s.Title))
 	}
 }
 
-// decoded is what a receiver makes of a request.
+// decoded parses and checks a request as a receiver does.
 func decoded(body []byte) (core.Request, error) {
 	r, err := operation.Decode(body)
 	if err == nil {
@@ -178,7 +178,7 @@ func TestDecodeRequest(t *testing.T) {
 	for name, c := range map[string]struct {
 		in   string
 		want core.Request
-		says string // of the error; empty: none
+		says string // in the error; empty: none
 	}{
 		"spawn": {
 			in:   `{"operation":"worker_spawn","model":"m","device":"cpu","slots":2,"context_tokens":64,"threads":1,"request_id":"a","hive":"h"}`,
@@ -281,7 +281,7 @@ func FuzzDecodeRequest(f *testing.F) {
 			}
 			return
 		}
-		// What was taken is still taken when it is written down and read again.
+		// An accepted request is still accepted after encoding and decoding.
 		b, err := json.Marshal(r)
 		must.NoError(t, err)
 		again, err := decoded(b)
@@ -290,8 +290,8 @@ func FuzzDecodeRequest(f *testing.F) {
 	})
 }
 
-// TestCheckRefusesSecrets refuses an address with a secret in it before there is a job that would
-// keep it, and does not repeat it.
+// TestCheckRefusesSecrets checks that an address with a secret is refused before a job could store
+// it, and that the error does not repeat it.
 func TestCheckRefusesSecrets(t *testing.T) {
 	t.Parallel()
 	for _, model := range []string{

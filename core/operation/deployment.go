@@ -6,10 +6,10 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// MaxSpecsBytes bounds the deployments of a request, as JSON.
+// MaxSpecsBytes bounds the deployments of a request, in bytes of JSON.
 const MaxSpecsBytes = 512 << 10
 
-// The operations on deployments: what is to run, in as many workers as somebody says.
+// The operations on deployments, which declare what should run, in how many workers.
 var ( // constant
 	DeploymentPlan = of[core.DeploymentPlan](Spec{
 		Name: core.OpDeploymentPlan, Title: "DeploymentPlan", Summary: "Show what deployments would start, stop, fetch and unload, and what finds no place.",

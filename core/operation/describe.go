@@ -7,15 +7,15 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// Info describes an operation to those outside: GET /v1/operations, `rbee operations`.
+// Info describes an operation to users: GET /v1/operations, `rbee operations`.
 type Info struct {
 	Name    core.Operation `json:"operation"`
-	Number  int            `json:"number,omitempty"` // in the contract; 0: beyond it
+	Number  int            `json:"number,omitempty"` // in the contract; 0: not in it
 	Summary string         `json:"summary"`
 	Runs    Runs           `json:"runs"`     // who runs it as a job
-	RunsOn  string         `json:"runs_on"`  // the same for people
+	RunsOn  string         `json:"runs_on"`  // the same, for people
 	Result  string         `json:"result"`   // name of the result's type
-	Get     string         `json:"get"`      // route that answers the same without a job; empty: none
+	Get     string         `json:"get"`      // route with the same result without a job; empty: none
 	CLI     []string       `json:"commands"` // without "rbee"
 	Request Schema         `json:"request"`  // of the body of POST /v1/jobs
 }
@@ -63,7 +63,7 @@ func Describe() []Info {
 	return out
 }
 
-// schema describes the values that check takes.
+// schema describes the values that check accepts.
 func (f Field) schema(v reflect.Value) Schema {
 	top := f.limit(v)
 	text := Schema{Type: "string", MaxLength: top, Enum: f.Enum}

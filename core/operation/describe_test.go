@@ -13,7 +13,7 @@ import (
 	"github.com/rbee-project/rbee/core/operation"
 )
 
-// What the schema says of a request is what Check takes.
+// The schema of a request agrees with Check.
 func TestDescribeOperations(t *testing.T) {
 	t.Parallel()
 	infos := operation.Describe()
@@ -31,7 +31,7 @@ func TestDescribeOperations(t *testing.T) {
 				must.StrContains(t, p.Description, f.Doc)
 			}
 		}
-		// A request that fills the schema in is taken.
+		// A request with every field of the schema is accepted.
 		full := requestOf(s)
 		b, err := json.Marshal(full)
 		must.NoError(t, err)

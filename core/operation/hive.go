@@ -85,8 +85,8 @@ func hives() []Spec {
 	}
 }
 
-// overSSH are the fields that say how a machine is reached over SSH. Those who may take machines
-// into the cluster may use the SSH identity of a queen.
+// overSSH returns the fields that describe how to reach a machine over SSH. Callers who may add
+// machines to the cluster may use the SSH identity of a queen.
 func overSSH() []Field {
 	return []Field{
 		{Name: "host", Required: true, Doc: "alias of ~/.ssh/config, host name or IP address; or the name of a hive that was installed there", Max: 253},
@@ -97,5 +97,5 @@ func overSSH() []Field {
 	}
 }
 
-// hiveField is the hive that an operation reads from, where it must be named.
+// hiveField returns the field for the hive that an operation reads from, where it is required.
 func hiveField() Field { return Field{Name: "hive", Required: true, Doc: "id or name of a hive"} }

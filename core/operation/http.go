@@ -12,9 +12,9 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// Path returns the path and query with which a GET asks for r. No hive is the hive of the queen's
-// own machine. Errors: Unsupported where the operation has no GET route; NotFound for a name that
-// nothing can have.
+// Path returns the path and query of the GET request for r. An empty hive means the hive of the
+// queen's own machine. Errors: Unsupported if the operation has no GET route; NotFound for a name
+// that nothing can have.
 func (s Spec) Path(r core.Request) (string, error) {
 	if s.Get == "" {
 		return "", core.Errorf(core.Unsupported, "%s is answered as a job only", s.Name)
@@ -28,7 +28,7 @@ func (s Spec) Path(r core.Request) (string, error) {
 			if f.Name == "hive" {
 				text = cmp.Or(text, core.LocalHive)
 			}
-			if text == "" || text == "." || text == ".." { // would be another path
+			if text == "" || text == "." || text == ".." { // would change the path
 				return "", core.Errorf(core.NotFound, "there is no %s %q", f.Name, text)
 			}
 			path = strings.Replace(path, wildcard, url.PathEscape(text), 1)
@@ -42,8 +42,8 @@ func (s Spec) Path(r core.Request) (string, error) {
 	return path, nil
 }
 
-// RequestOf returns the request of a GET whose route is s.Get. It is not checked yet: Check.
-// Errors: Invalid for a text that is not a number where one must be.
+// RequestOf returns the request of a GET whose route is s.Get. It does not check it: see Check.
+// Errors: Invalid for a text where a number is required.
 func (s Spec) RequestOf(r *http.Request) (core.Request, error) {
 	request := core.Request{Operation: s.Name}
 	var query url.Values
@@ -67,7 +67,7 @@ func (s Spec) RequestOf(r *http.Request) (core.Request, error) {
 	return request, nil
 }
 
-// wildcard returns the part of Get that stands for a field.
+// wildcard returns the wildcard in Get that stands for a field.
 func (s Spec) wildcard(field string) (string, bool) {
 	for _, w := range []string{"{" + field + "}", "{" + field + "...}"} {
 		if strings.Contains(s.Get, w) {
@@ -77,7 +77,7 @@ func (s Spec) wildcard(field string) (string, bool) {
 	return "", false
 }
 
-// textOf writes the value of a field as a path or a query has it.
+// textOf formats the value of a field for a path or a query.
 func textOf(v reflect.Value) string {
 	switch x := v.Interface().(type) {
 	case string:
@@ -94,7 +94,7 @@ func textOf(v reflect.Value) string {
 	return ""
 }
 
-// setField reads what textOf wrote.
+// setField parses what textOf formatted.
 func setField(r *core.Request, name, text string) error {
 	at, ok := requestField(r, name)
 	if !ok {

@@ -1,8 +1,8 @@
-// Package operation registers the operations: what each is called, what its request holds and its
-// result is, who runs it, and by which ways it can be reached. The check of a request, its JSON
-// schema, the job, the GET route, the client's call and the tables of the documentation follow from
-// the registration. The function that does an operation is bound to it where it runs, by Answer or
-// job.Does, which the compiler holds to the type of the result.
+// Package operation registers the operations: each one's name, its request's fields, the type of
+// its result, who runs it, and how it can be reached. The check of a request, its JSON schema, the
+// job, the GET route, the client's call and the tables of the documentation follow from the
+// registration. The function that runs an operation is bound to it where it runs, by Answer or
+// job.Does; the compiler checks its result type.
 //
 // To add an operation, see contributing/add-an-operation.md.
 package operation
@@ -18,27 +18,27 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// Runs says who runs an operation as a job, and how that one is found where the request does not
+// Runs tells who runs an operation as a job, and how the runner is found if the request does not
 // name it.
 type Runs string
 
 // Who runs an operation.
 const (
-	RunsOnHive       Runs = "hive"        // the hive that the request names; the only one where it names none
+	RunsOnHive       Runs = "hive"        // the hive that the request names, or else the only one
 	RunsOnChosenHive Runs = "chosen_hive" // the hive that the request names, or that the scheduler chooses
 	RunsOnWorker     Runs = "worker_hive" // the hive of the worker that the request names
-	// RunsOnQueen is the machine of the queen that is asked. What "hive" means there, if anything,
-	// is said by the operation's fields.
+	// RunsOnQueen is the machine of the queen that is asked. The operation's fields define what
+	// "hive" means there, if anything.
 	RunsOnQueen Runs = "queen"
-	// RunsOverSSH is the machine of the queen that is asked, which reaches another one with the SSH
-	// identity of the user who runs its agent.
+	// RunsOverSSH is the machine of the queen that is asked, which connects to another one with the
+	// SSH identity of the user who runs its agent.
 	RunsOverSSH Runs = "ssh"
 )
 
 // OnQueen reports whether the queen that is asked runs the operation on its own machine.
 func (r Runs) OnQueen() bool { return r == RunsOnQueen || r == RunsOverSSH }
 
-// Text is who runs the operation, for people.
+// Text describes who runs the operation, for people.
 func (r Runs) Text() string {
 	switch r {
 	case RunsOnHive:
@@ -55,27 +55,26 @@ func (r Runs) Text() string {
 	return string(r)
 }
 
-// Spec describes one operation: what POST /v1/jobs takes for it, and by what other ways it can be
-// reached.
+// Spec describes one operation: what POST /v1/jobs accepts for it, and how else it can be reached.
 type Spec struct {
 	Name    core.Operation
-	Number  int    // of its row in contributing/operations.md; 0: beyond the contract's 28
+	Number  int    // of its row in contributing/operations.md; 0: not among the contract's 28
 	Title   string // its name there
 	Summary string // one sentence
 	Runs    Runs
-	Scope   core.Scope // that a token needs for it as a job; empty: core.ScopeOperate
-	Fields  []Field    // beside operation, request_id and, unless it runs on a queen, hive, which all know
-	// Get is the pattern of the GET route that answers the same without a job, for tokens with
-	// core.ScopeRead; empty: none. A wildcard has the name of a field; the other fields are
-	// parameters of the query.
+	Scope   core.Scope // that a token needs to run it as a job; empty: core.ScopeOperate
+	Fields  []Field    // besides operation, request_id and, unless it runs on a queen, hive, which all accept
+	// Get is the pattern of the GET route with the same result without a job, for tokens with
+	// core.ScopeRead; empty: none. A wildcard has the name of a field; the other fields are query
+	// parameters.
 	Get string
-	CLI []string // the commands that do it, the main one first, without "rbee"
-	// AsksHive has the queen pass the request on to the hive that it names, which answers it
+	CLI []string // the commands for it, the main one first, without "rbee"
+	// AsksHive makes the queen forward the request to the hive that it names, which answers it
 	// (HiveService.Ask).
 	AsksHive bool
-	Slow     bool // the answer waits for other machines, such as a catalog's, or for programs that are started
-	Registry bool // it reads the registry, which is made as new as the client asks first
-	Private  bool // its request and result are nobody else's business: neither is ever on a disk
+	Slow     bool // the answer waits for other machines, such as a catalog's, or for started programs
+	Registry bool // it reads the registry, with the consistency that the client asks for
+	Private  bool // its request and result are private: neither is ever written to disk
 	Test     string
 
 	result any // a zero value of the result's type
@@ -83,7 +82,7 @@ type Spec struct {
 }
 
 // Of is the registration of an operation whose result is an R. Every request is a core.Request,
-// whose fields mean the same in all operations that know them.
+// whose fields mean the same in all operations that accept them.
 type Of[R any] struct{ Spec }
 
 func of[R any](s Spec) Of[R] {
@@ -100,13 +99,13 @@ func of[R any](s Spec) Of[R] {
 
 // Answerer answers requests without a job: a queen, a hive, a client of the public API.
 type Answerer interface {
-	// Answer answers a request whose operation only reads, with a value of the type of the
-	// operation's result. Errors: Invalid for a bad request; Unsupported for an operation that is
-	// not answered there.
+	// Answer answers a request whose operation only reads. The value has the type of the
+	// operation's result. Errors: Invalid for a bad request; Unsupported for an operation that this
+	// Answerer does not answer.
 	Answer(ctx context.Context, r core.Request) (any, error)
 }
 
-// Ask has a answer the operation with the fields of r. Errors: a's.
+// Ask makes a answer the operation with the fields of r. Errors: a's.
 func (o Of[R]) Ask(ctx context.Context, a Answerer, r core.Request) (R, error) {
 	var none R
 	r.Operation = o.Name
@@ -121,7 +120,7 @@ func (o Of[R]) Ask(ctx context.Context, a Answerer, r core.Request) (R, error) {
 	return typed, nil
 }
 
-// Answers are the functions that answer operations on one machine. They are not changed once the
+// Answers holds the functions that answer operations on one machine. It must not change once the
 // machine serves.
 type Answers map[core.Operation]func(ctx context.Context, r core.Request) (any, error)
 
@@ -136,8 +135,8 @@ func Answer[R any](to Answers, o Of[R], f func(ctx context.Context, r core.Reque
 	}
 }
 
-// Unsupported is the error of a machine that is asked for an operation that it does not know: the
-// queen that asks may be newer.
+// Unsupported returns the error of a machine that does not know the requested operation: the asking
+// queen may be newer.
 func Unsupported(node, version string, op core.Operation) error {
 	return core.Errorf(core.Unsupported, "node %s, which runs rbee %s, does not know the operation %q", node, version, op).Hint(
 		"Install the same version of rbee there as on the queens.")
@@ -151,14 +150,13 @@ func (s Spec) ResultType() string {
 // Zero returns an empty result.
 func (s Spec) Zero() any { return s.result }
 
-// AsksOnlyHive reports whether a hive answers the operation and needs to be told nothing for it.
+// AsksOnlyHive reports whether a hive answers the operation and needs no fields for it.
 func (s Spec) AsksOnlyHive() bool { return s.AsksHive && len(s.Fields) == 1 }
 
 // IsList reports whether the result is a list, which a GET route answers as {"data": […]}.
 func (s Spec) IsList() bool { return reflect.TypeOf(s.result).Kind() == reflect.Slice }
 
-// Find returns the registration of an operation. Errors: Invalid, with the names that are most like
-// it.
+// Find returns the registration of an operation. Errors: Invalid, with the most similar names.
 func Find(name core.Operation) (Spec, error) {
 	var names []string
 	for _, s := range all {
@@ -188,9 +186,9 @@ func clip(s string) string {
 	return s
 }
 
-// all is sorted by number; what is beyond the contract comes last.
+// all is sorted by number; operations that are not in the contract come last.
 var all = slices.SortedStableFunc(slices.Values(slices.Concat(workers(), models(), hives(), clusters(), settings(), deployments())), func(a, b Spec) int { // constant
-	return cmp.Compare(uint(a.Number-1), uint(b.Number-1)) // 0 wraps around to the greatest
+	return cmp.Compare(uint(a.Number-1), uint(b.Number-1)) // 0 wraps around to the largest
 })
 
 // All lists every operation, in the order of the contract, contributing/operations.md.

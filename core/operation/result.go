@@ -8,15 +8,15 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// Bounds of a result as JSON. A hive may send what it likes: these bound what that takes here,
-// about 16 MiB once it is decoded.
+// Bounds of a result as JSON. A hive may send anything: these bound its decoded size to about 16
+// MiB.
 const (
 	MaxResultBytes   = 4<<20 - 64<<10 // leaves room for the message around it (rpc.MaxMessageBytes)
-	maxResultObjects = 20_000         // of objects and lists
+	maxResultObjects = 20_000         // objects and lists
 	maxResultValues  = 250_000
 )
 
-// Encode writes a result as JSON, with [] where a slice is nil. Errors: TooLarge.
+// Encode encodes a result as JSON, with [] for a nil slice. Errors: TooLarge.
 func Encode(v any) ([]byte, error) {
 	text, err := json.Marshal(Filled(v))
 	if err != nil {
@@ -25,9 +25,9 @@ func Encode(v any) ([]byte, error) {
 	return text, bounded(text)
 }
 
-// Receive reads a result that a machine of the cluster sent, within the bounds above. A field that
-// this program does not know is skipped: the other machine may be newer. The value has the type of
-// the operation's result. Errors: TooLarge; Internal for what is not a result of this operation.
+// Receive decodes a result that a machine of the cluster sent, within the bounds above. It skips
+// unknown fields, since the other machine may be newer. The value has the type of the operation's
+// result. Errors: TooLarge; Internal for anything that is not a result of this operation.
 func (s Spec) Receive(text []byte) (any, error) {
 	if err := bounded(text); err != nil {
 		return nil, err
@@ -35,7 +35,7 @@ func (s Spec) Receive(text []byte) (any, error) {
 	return s.Decode(text)
 }
 
-// Decode is Receive without its bounds, for those who trust the sender.
+// Decode is Receive without its bounds, for callers that trust the sender.
 func (s Spec) Decode(text []byte) (any, error) {
 	v, err := s.decode(text)
 	if err != nil {
@@ -70,7 +70,7 @@ func bounded(text []byte) error {
 }
 
 // Filled returns v with empty slices in place of nil ones, so that JSON has [] and not null. It
-// copies what it changes, since v may be shared with others.
+// copies what it changes, since v may be shared.
 func Filled(v any) any {
 	if v == nil {
 		return nil

@@ -15,7 +15,7 @@ import (
 	"github.com/rbee-project/rbee/core/operation"
 )
 
-// A result that was written is read as what it was, with [] for what was nil.
+// An encoded result decodes to the same value, with [] in place of nil.
 func TestReceive(t *testing.T) {
 	t.Parallel()
 	text, err := operation.Encode([]core.WorkerBinary{{ID: "cpu@1"}})
@@ -54,12 +54,12 @@ func TestReceiveBounds(t *testing.T) {
 	must.Eq(t, core.TooLarge, core.KindOf(err))
 }
 
-// What a client asks for by a GET arrives as what it asked, for every operation that has a route.
+// A client's GET request arrives unchanged, for every operation that has a route.
 func TestPathAndRequest(t *testing.T) {
 	t.Parallel()
 	for _, s := range operation.All() {
 		want := requestOf(s)
-		want.RequestID = "" // a GET has none
+		want.RequestID = "" // a GET request has none
 		path, err := s.Path(want)
 		if s.Get == "" {
 			must.Eq(t, core.Unsupported, core.KindOf(err), must.Sprint(s.Name))
@@ -96,7 +96,7 @@ func TestPathOfNames(t *testing.T) {
 	}
 }
 
-// wrong answers with what no operation has as its result.
+// wrong answers with a value that is not any operation's result.
 type wrong struct{}
 
 func (wrong) Answer(context.Context, core.Request) (any, error) { return struct{}{}, nil }
@@ -107,14 +107,14 @@ func TestAskChecksTheType(t *testing.T) {
 	must.Eq(t, core.Internal, core.KindOf(err))
 }
 
-// Every operation has what its kind of registration needs.
+// Every registration is complete for its kind of operation.
 func TestRegistrations(t *testing.T) {
 	t.Parallel()
 	for _, s := range operation.All() {
 		what := must.Sprint(s.Name)
 		must.Eq(t, reflect.TypeOf(s.Zero()).Kind() == reflect.Slice, s.IsList(), what)
 		if s.AsksHive || s.Registry {
-			must.Eq(t, operation.RunsOnQueen, s.Runs, what) // as a job it is asked of a queen, too
+			must.Eq(t, operation.RunsOnQueen, s.Runs, what) // as a job, a queen runs it as well
 		}
 		if s.AsksHive {
 			f, ok := fieldOf(s, "hive")
@@ -142,7 +142,7 @@ func FuzzReceive(f *testing.F) {
 		again, err := json.Marshal(v)
 		must.NoError(t, err)
 		_, err = operation.ModelList.Receive(again)
-		if err != nil && core.KindOf(err) != core.TooLarge { // every field is written
+		if err != nil && core.KindOf(err) != core.TooLarge { // every field was encoded
 			t.Fatal(err)
 		}
 	})

@@ -2,7 +2,7 @@ package operation
 
 import "github.com/rbee-project/rbee/core"
 
-// The operations on settings of the cluster. Package core/setting says which there are.
+// The operations on settings of the cluster. Package core/setting lists the settings.
 var ( // constant
 	SettingList = of[[]core.Setting](Spec{
 		Name: core.OpSettingList, Title: "SettingList", Summary: "List the settings that all queens share.",

@@ -11,7 +11,7 @@ var ( // constant
 		Fields: []Field{
 			{Name: "type", Required: true, Doc: "worker type, such as cpu"},
 			{Name: "version", Doc: "version of the engine, of its package or of the worker binary; empty: the plugin's first choice"},
-			// An engine is code that the hive runs.
+			// An engine is code that the hive will run.
 			{Name: "from", Scope: core.ScopeAdmin, Doc: "catalog reference of the engine instead of the plugin's own, which the hive must allow"},
 			{Name: "force", Doc: "word to renew what is there already"},
 		},

@@ -7,29 +7,30 @@ import (
 	"time"
 )
 
-// Resident is a worker that holds memory of a device.
+// Resident is a worker that holds memory on a device.
 type Resident struct {
 	Worker string // Worker.ID
 	Model  string // for messages
-	Bytes  int64  // of the device, that its end frees
-	// Fixed says that it is not to make room: it is pinned, or serves the model that wants in.
+	Bytes  int64  // device memory that is freed when it ends
+	// Fixed reports that it must not make room: it is pinned, or serves the model that is to be
+	// loaded.
 	Fixed bool
-	// Stays says that it does not unload by itself: others go first.
+	// Stays reports that it does not unload by itself: others are unloaded first.
 	Stays  bool
-	Ending bool          // it is on its way out already
-	Busy   bool          // it loads, or has requests
-	Ready  time.Duration // for how long it has served; 0 while it loads
-	Idle   time.Duration // since its last request
-	// LoadTook is what its start took, Share the part of the recent time in which it had requests,
-	// from 0 to 1: together what it costs to lose it.
+	Ending bool          // it is already ending
+	Busy   bool          // it is loading, or has requests
+	Ready  time.Duration // how long it has been ready; 0 while it loads
+	Idle   time.Duration // time since its last request
+	// LoadTook is how long its start took; Share is the fraction of the recent time in which it had
+	// requests, from 0 to 1. Together they are the cost of losing it.
 	LoadTook time.Duration
 	Share    float64
 }
 
 func (r Resident) cost() float64 { return r.LoadTook.Seconds() * r.Share }
 
-// cheaper orders residents by what it costs to unload them, the least first. The order never
-// depends on the input's.
+// cheaper orders residents by the cost of unloading them, cheapest first. The order does not depend
+// on the order of the input.
 func cheaper(a, b Resident) int {
 	return cmp.Or(
 		cmp.Compare(rank(!a.Busy), rank(!b.Busy)),
@@ -40,9 +41,9 @@ func cheaper(a, b Resident) int {
 	)
 }
 
-// Evict returns the residents, of those that may go, whose ends free the missing bytes: the
-// cheapest first, and none that the others make unnecessary. short is what is missing even when all
-// have gone; then nobody goes.
+// Evict returns the residents that free the missing bytes, chosen from those that may allows: the
+// cheapest first, and none that the others make unnecessary. short is what is missing even if all
+// of them end; then none is returned.
 func Evict(missing int64, residents []Resident, may func(Resident) bool) (gone []Resident, short int64) {
 	able := make([]Resident, 0, len(residents))
 	for _, r := range residents {
@@ -69,35 +70,36 @@ func Evict(missing int64, residents []Resident, may func(Resident) bool) (gone [
 	return slices.DeleteFunc(chosen, func(r Resident) bool { return spared[r.Worker] }), 0
 }
 
-// Swap is how models that cannot be loaded together take turns. Requests for a model that is loaded
-// are answered as they come, those for another one wait together: each turn is one load, however
-// many requests it answers.
+// Swap decides how models that cannot be loaded together take turns. Requests for a loaded model
+// are answered as they arrive; those for another model wait together. Each turn is one load,
+// however many requests it answers.
 type Swap struct {
-	MaxWait time.Duration // a load waits for busy workers so long; then they take no new request
-	MinWarm time.Duration // a worker serves at least so long before it makes room
+	MaxWait time.Duration // how long a load waits for busy workers; then they take no new requests
+	MinWarm time.Duration // how long a worker serves, at least, before it makes room
 }
 
-// Turn is what a load that does not fit does next.
+// Turn is the next step of a load that does not fit.
 type Turn struct {
-	Unload []Resident // they go now, and the load waits for their end
-	// Wait is when to look again, at the latest, where nobody goes now. 0: it can never fit.
+	Unload []Resident // they unload now, and the load waits until they end
+	// Wait is how long to wait, at most, before the next decision if nothing unloads now. 0: it can
+	// never fit.
 	Wait time.Duration
-	// For says what it waits for, for people.
+	// For names what the load waits for, for people.
 	For string
-	// Missing is what lacks even when everything that may go has gone.
+	// Missing is the memory that is missing even if everything that may unload has ended.
 	Missing int64
 }
 
-// Never reports whether waiting is in vain.
+// Never reports whether waiting is pointless.
 func (t Turn) Never() bool { return t.Missing > 0 }
 
-// turnPoll is when to look again for what nobody announces.
+// turnPoll is how often to decide again when no event announces a change.
 const turnPoll = time.Second
 
-// Turn decides for the load whose turn it is: it lacks missing bytes of a device, and has waited so
-// long. Idle workers go at once when they have served for MinWarm, the cheapest first. Busy ones go
-// when the load has waited for MaxWait: their requests finish, further ones wait for the next turn.
-// Nobody goes in vain.
+// Turn decides for the load whose turn it is: it lacks missing bytes on a device, and has waited
+// for waited. Idle workers unload at once if they have served for MinWarm, the cheapest first. Busy
+// ones unload when the load has waited for MaxWait: their running requests finish, and further ones
+// wait for the next turn. No worker unloads unless the load then fits.
 func (s Swap) Turn(missing int64, waited time.Duration, residents []Resident) Turn {
 	ending, wait := int64(0), turnPoll
 	for _, r := range residents {
@@ -133,7 +135,7 @@ func (s Swap) Turn(missing int64, waited time.Duration, residents []Resident) Tu
 	return Turn{Wait: wait, For: s.reason(all)}
 }
 
-// reason says why the residents that have to go do not go yet.
+// reason explains why the residents that must unload do not unload yet.
 func (s Swap) reason(all []Resident) string {
 	for _, r := range all {
 		switch {

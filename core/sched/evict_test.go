@@ -36,7 +36,7 @@ func TestEvict(t *testing.T) {
 	}{
 		{4, []string{"a"}, 0},      // the cheapest
 		{5, []string{"a", "b"}, 0}, // and the next
-		{9, []string{"a", "c"}, 0}, // of what would do, the more costly is spared
+		{9, []string{"a", "c"}, 0}, // of two that suffice, the more costly is spared
 		{20, []string{"a", "b", "c", "s"}, 0},
 		{21, []string{}, 1},
 	} {
@@ -46,7 +46,7 @@ func TestEvict(t *testing.T) {
 	}
 }
 
-// residentsAt returns residents at random.
+// residentsAt returns random residents.
 func residentsAt(r *rand.Rand) []Resident {
 	list := make([]Resident, r.IntN(9))
 	for i := range list {
@@ -59,8 +59,8 @@ func residentsAt(r *rand.Rand) []Resident {
 	return list
 }
 
-// Over random devices: what goes is enough, none of it is superfluous, nothing that may not go
-// does, and the order of the input does not matter.
+// Over random devices: the evicted workers suffice, none of them is superfluous, all of them may
+// go, and the order of the input does not matter.
 func TestTurnProperties(t *testing.T) {
 	t.Parallel()
 	r := rand.New(rand.NewPCG(17, 1))
@@ -114,8 +114,8 @@ func TestTurnProperties(t *testing.T) {
 	}
 }
 
-// A load that waits looks again when something is due, and says whom it waits for; a worker that
-// loads is not ended, however short a time workers are to serve.
+// A waiting load decides again when something is due, and names the workers it waits for. A loading
+// worker is not ended, however short MinWarm is.
 func TestTurnWaits(t *testing.T) {
 	t.Parallel()
 	s := Swap{MaxWait: 10 * time.Second, MinWarm: 5 * time.Second}
@@ -151,7 +151,7 @@ func TestTurnWaits(t *testing.T) {
 	}
 }
 
-// The cheapest to lose goes first: the idle before the busy, those that would unload by themselves
+// The cheapest to lose is evicted first: the idle before the busy, those that unload by themselves
 // before those that stay, then by cost, then the longest idle, then by name.
 func TestEvictOrder(t *testing.T) {
 	t.Parallel()
@@ -177,8 +177,8 @@ func TestEvictOrder(t *testing.T) {
 	}
 }
 
-// A hive on which nobody needs to go is chosen before one where idle workers do, and that before
-// one where busy ones do; a refusal counts what could go.
+// A hive with free room is preferred to one where idle workers must unload, and that to one where
+// busy ones must; a refusal counts the memory that could be freed.
 func TestPlaceMakesRoom(t *testing.T) {
 	t.Parallel()
 	room := func(id string, free, idle, busy int64) Room {
@@ -208,8 +208,8 @@ func TestPlaceMakesRoom(t *testing.T) {
 	must.StrContains(t, refused[0].Reason, "cpu lacks 30 bytes: 90 needed, 10 of 100 free, 50 more if workers unload")
 }
 
-// Over random clusters: what is chosen has room, with what may go; nothing is refused that has; and
-// the order of the hives does not matter.
+// Over random clusters: a chosen hive has room, counting what may unload; no hive with room is
+// refused; and the order of the hives does not matter.
 func TestPlaceProperties(t *testing.T) {
 	t.Parallel()
 	r := rand.New(rand.NewPCG(17, 2))

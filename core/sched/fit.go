@@ -10,16 +10,16 @@ import (
 // Fit is a device that has room for a worker.
 type Fit struct {
 	Hive   core.Hive
-	Device string // Device.ID; empty: the hive has not said which it has, and chooses by itself
-	// TakesBytes is what the worker takes of the device: EstimateBytes, or all of a device that has
-	// less. FreeBytes of it are nobody's; the rest is held by workers that can unload.
+	Device string // Device.ID; empty: the hive has not reported its devices, and chooses one itself
+	// TakesBytes is what the worker takes of the device: EstimateBytes, or all of a smaller device.
+	// FreeBytes of them are free; workers that can unload hold the rest.
 	TakesBytes, FreeBytes int64
 	HasModel              bool
 	whole                 bool // with the model's own context
 	level                 level
 }
 
-// Compare orders fits as Place does, the best first.
+// Compare orders fits as Place does, best first.
 func (f Fit) Compare(than Fit) int {
 	return cmp.Or(
 		cmp.Compare(f.level, than.level),
@@ -37,9 +37,9 @@ type Lack struct {
 	NeedBytes, RoomBytes, MissingBytes int64
 }
 
-// Fits returns the devices on which a new worker has room, by the rules of Place, those that keep
-// allows; the hives on which it has none, with the reason; and for each device that is too small or
-// too full what it lacks. All are in a fixed order.
+// Fits returns the devices, of those that keep allows, on which a new worker has room by the rules
+// of Place; the hives without such a device, with the reason; and the lacking memory of each device
+// that is too small or too full. All are in a fixed order.
 func Fits(d Demand, rooms []Room, keep func(core.Hive, core.Device) bool) (fits []Fit, refused []Refusal, lacks []Lack) {
 	for _, r := range rooms {
 		devices := slices.DeleteFunc(slices.Clone(devicesFor(d, r)), func(dev core.Device) bool { return !keep(r.Hive, dev) })
@@ -67,7 +67,7 @@ func Fits(d Demand, rooms []Room, keep func(core.Hive, core.Device) bool) (fits 
 	return fits, refused, lacks
 }
 
-// refusalsOf judges each of a hive's devices by itself. The hive is refused where none fits.
+// refusalsOf judges each of a hive's devices separately. The hive is refused if none fits.
 func refusalsOf(d Demand, r Room, devices []core.Device, name string, fits *[]Fit, lacks *[]Lack) []Refusal {
 	var refused []Refusal
 	fitted := false
@@ -97,9 +97,9 @@ func refusalsOf(d Demand, r Room, devices []core.Device, name string, fits *[]Fi
 	return refused
 }
 
-// Whole reports whether it has room for the model's own context; otherwise the hive takes what is
-// free when the worker starts.
+// Whole reports whether the device has room for the model's own context. Otherwise the hive takes
+// what is free when the worker starts.
 func (f Fit) Whole() bool { return f.whole }
 
-// Unloads reports whether workers must unload for it.
+// Unloads reports whether workers must unload to make the device fit.
 func (f Fit) Unloads() bool { return f.level > levelFree }

@@ -87,7 +87,8 @@ func TestPickWorker(t *testing.T) {
 			refused:   []string{"a is still loading", "b is retiring", "c failed to load", "d is avoided: did not answer", `e is in the unknown state "odd"`, "f is on a hive that drains", "g is avoided: gone"},
 		},
 		{
-			// One that cannot do it does not hide those after it, and says what it lacks.
+			// A worker that lacks a capability does not hide those after it, and its refusal names
+			// the capability.
 			name:      "a capability that some do not have",
 			prospects: []Prospect{worker("a", lacks("images")), worker("b"), worker("c", lacks("tools"))},
 			want:      []string{"b"}, reasons: []string{"only worker"},
@@ -149,7 +150,8 @@ func TestPickWorker(t *testing.T) {
 				must.Less(t, n, v)
 				return v
 			}
-			// Twice, with the input in either order: the answer must not depend on it.
+			// Run each case twice, with the input in either order: the answer must not depend on
+			// it.
 			for range 2 {
 				draws = c.draws
 				got, refused := PickWorker("m", c.prospects, rnd)
@@ -177,8 +179,8 @@ func TestPickWorker(t *testing.T) {
 	}
 }
 
-// Whatever is drawn, every able worker is a candidate exactly once, and requests spread evenly over
-// equal workers.
+// Whatever is drawn, every usable worker is a candidate exactly once, and requests spread evenly
+// over equal workers.
 func TestPickWorkerSpreads(t *testing.T) {
 	t.Parallel()
 	rng := rand.New(rand.NewPCG(1, 2))
@@ -205,8 +207,8 @@ func TestPickWorkerSpreads(t *testing.T) {
 	must.Eq(t, 0, prospects[4].InFlight)
 }
 
-// Many workers are not sorted, but the rules are the same: the first is drawn among those with a
-// free slot, the next ones are the least busy.
+// Many workers are not sorted, but the same rules apply: the first is drawn among those with a free
+// slot, the next ones are the least busy.
 func TestPickWorkerOfMany(t *testing.T) {
 	t.Parallel()
 	rng := rand.New(rand.NewPCG(1, 2))
@@ -259,7 +261,8 @@ func TestPickWorkerOfMany(t *testing.T) {
 	}
 }
 
-// One of many that has read the beginning is one of the candidates, which are no more for it.
+// Of many workers, one that has read the beginning is among the candidates, whose number stays the
+// same.
 func TestPickWorkerOfManyThatHasRead(t *testing.T) {
 	t.Parallel()
 	var prospects []Prospect
@@ -273,7 +276,7 @@ func TestPickWorkerOfManyThatHasRead(t *testing.T) {
 	must.Eq(t, "has read the beginning of the prompt", got[0].Reason)
 }
 
-// Two different ones are drawn of many as well, the first of which need not be the less busy one.
+// Two different workers are drawn of many, too, and the first drawn need not be the less busy one.
 func TestPickWorkerOfManyDrawsTwo(t *testing.T) {
 	t.Parallel()
 	prospects := []Prospect{worker("busy", inFlight(2)), worker("idle")}
@@ -302,7 +305,7 @@ func BenchmarkPickWorker(b *testing.B) {
 	}
 }
 
-// However many requests begin alike, no worker has much more than its share of them while others
+// However many requests begin alike, no worker gets much more than its share of them while others
 // have free slots.
 func TestPickWorkerSharesACrowd(t *testing.T) {
 	t.Parallel()

@@ -14,42 +14,44 @@ type Demand struct {
 	Model  string // for messages
 	Type   string // worker type
 	Device string // device id
-	// MinBytes is the device memory below which it cannot work: the weights; 0: unknown, so
+	// MinBytes is the device memory below which it cannot run: the weights; 0: unknown, so
 	// everything fits.
 	MinBytes int64
 	// EstimateBytes is the device memory with the model's own context; a hive with less reduces the
 	// context. 0: unknown.
 	EstimateBytes int64
-	// OnRequest says that a request needs it: workers that were started by hand make room as well.
+	// OnRequest reports that a request needs the worker: then workers started by hand make room as
+	// well.
 	OnRequest bool
 }
 
 // Room describes a hive that may get a new worker.
 type Room struct {
-	Hive     core.Hive           // with free bytes of its devices
+	Hive     core.Hive           // with the free bytes of its devices
 	Suspect  bool                // silent at the moment
 	HasModel bool                // nothing needs to be fetched
 	Binaries []core.WorkerBinary // installed worker types; may be incomplete
 	Workers  int                 // workers it runs now
-	// Idle and Busy are the bytes of each device that workers hold which may make room, without
-	// requests and with.
+	// Idle and Busy are the bytes, per device, held by workers that may make room: those without
+	// requests, and those with.
 	Idle, Busy map[string]int64
 }
 
 // Placement is the hive that gets a new worker. The hive itself chooses the device: it knows best
-// what is free then.
+// what is free at that time.
 type Placement struct {
 	Hive   string // Hive.ID
 	Reason string
 }
 
 // Place chooses the hive for a new worker: one that is ready, can run the worker type and has a
-// device with MinBytes free; where none has, one on which idle workers can make room, then one on
-// which busy ones can. Among those, one with EstimateBytes free, then one that has the model, then
-// the one with the most free memory, then the one with the fewest workers. If no hive fits, ok is
-// false and the refusals list every hive with the reason, for each device the bytes it lacks.
+// device with MinBytes free; if there is none, one on which idle workers can make room, then one on
+// which busy ones can. Among those, it prefers one with EstimateBytes free, then one that has the
+// model, then the one with the most free memory, then the one with the fewest workers. If no hive
+// fits, ok is false and the refusals list every hive with the reason, including the bytes that each
+// device lacks.
 //
-// A hive is not refused for an unreported device or device size: it judges itself when it starts
+// A hive is not refused for an unreported device or device size: it decides itself when it starts
 // the worker.
 func Place(d Demand, rooms []Room) (p Placement, refused []Refusal, ok bool) {
 	type fit struct {
@@ -114,13 +116,13 @@ type verdict struct {
 	level   level // of the best device
 }
 
-// level is whose memory a worker takes.
+// level tells whose memory a worker takes.
 type level int
 
 const (
-	levelFree level = iota // nobody's
-	levelIdle              // of workers without requests
-	levelBusy              // also of workers with requests
+	levelFree level = iota // free memory
+	levelIdle              // memory of workers without requests
+	levelBusy              // also memory of workers with requests
 )
 
 // room returns the bytes of a device at each level.

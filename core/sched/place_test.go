@@ -107,7 +107,7 @@ func TestPlace(t *testing.T) {
 			want: "a", reason: "only hive",
 		},
 		{
-			// Neither what another type's binary knows nor what a damaged one knew counts.
+			// Devices known to another type's binary, or to a damaged one, do not count.
 			name: "the devices of a type, among other binaries", demand: Demand{Type: "cpu", MinBytes: 700},
 			rooms: []Room{room("a", gpu(8000, ""), func(r *Room) {
 				r.Binaries = []core.WorkerBinary{

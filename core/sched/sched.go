@@ -1,5 +1,5 @@
-// Package sched decides which worker answers a request and which hive gets a new worker, and says
-// why not elsewhere.
+// Package sched decides which worker answers a request and which hive gets a new worker, and gives
+// the reasons against the others.
 //
 // Its functions are pure: the same arguments give the same answer. They read no clock and take
 // randomness as an argument.
@@ -14,20 +14,21 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// Prospect is a worker with facts that only the asking queen knows.
+// Prospect is a worker, with facts that only the deciding queen knows.
 type Prospect struct {
-	Worker   *core.Worker // as the registry has it; it is only read
+	Worker   *core.Worker // the registry's own entry, read-only
 	Load     core.Load    // as last reported by its hive; zero: no report yet
-	Suspect  string       // why it is avoided for now; empty: it is not
+	Suspect  string       // why it is avoided for now; empty if it is not
 	Draining bool         // its hive gets no new request
 	// InFlight is the number of unfinished requests that this queen has sent to it. Reports of the
 	// hive lag behind; this does not.
 	InFlight int
-	// Busy says that the worker has just refused a request because it is full.
+	// Busy reports that the worker has just refused a request because it is full.
 	Busy bool
 	// Lacks is a capability that the request needs and the worker does not have; empty: none.
 	Lacks string
-	// Shared is how much of the prompt it was sent before, in marks: see inference.Terms.
+	// Shared is how much of the prompt the worker has been sent before, in marks: see
+	// inference.Terms.
 	Shared int
 }
 
@@ -35,20 +36,21 @@ type Prospect struct {
 // counts other queens' requests too) or this queen's own count if higher.
 func (p Prospect) busy() int { return max(p.InFlight, p.Load.Active+p.Load.Queued, 0) }
 
-// full reports whether the worker gets no further request from this queen. Half its slots again may
-// wait at the worker, so that a freed slot is not idle until the next request arrives. Reports do
-// not count: their requests may have ended. The worker itself refuses when other queens have filled
-// it.
+// full reports whether the worker gets no further request from this queen. Requests for half its
+// slots again may wait at the worker, so that a freed slot is not idle until the next request
+// arrives. Reports do not count: their requests may have ended. The worker itself refuses requests
+// when other queens have filled it.
 func (p Prospect) full() bool {
 	return p.Busy || p.InFlight >= p.slots()+max(p.slots()/2, 1)
 }
 
-// slots returns at least one, to keep a worker that reports 0 from causing a division by zero.
+// slots returns at least 1, so that a worker that reports 0 does not cause a division by zero.
 func (p Prospect) slots() int { return max(p.Worker.Slots, 1) }
 
 func (p Prospect) free() bool { return p.busy() < p.slots() }
 
-// byLoad orders by requests per slot, then by name, so that the order never depends on the input's.
+// byLoad orders by requests per slot, then by name, so that the order does not depend on the order
+// of the input.
 func byLoad(a, b Prospect) int {
 	return cmp.Or(
 		cmp.Compare(a.busy()*b.slots(), b.busy()*a.slots()),
@@ -56,13 +58,13 @@ func byLoad(a, b Prospect) int {
 	)
 }
 
-// Refusal says why a worker or a hive was not chosen.
+// Refusal tells why a worker or a hive was not chosen.
 type Refusal struct {
 	Name   string // worker id or hive name
 	Reason string // for people: "is retiring", "cuda:0 lacks 1024 bytes"
 	// MissingBytes is what the best device lacks; 0: refused for another reason.
 	MissingBytes int64
-	// Busy says that only its running requests prevent its use.
+	// Busy reports that only its running requests prevent its use.
 	Busy bool
 	// Lacks is the capability without which the worker cannot answer this request.
 	Lacks string
@@ -71,7 +73,7 @@ type Refusal struct {
 func (r Refusal) String() string { return r.Name + " " + r.Reason }
 
 // PickWorker ranks the workers that serve the model (an exact core.Model.ID), best first, each with
-// the reason for its place, and says for each of the model's other workers why it cannot be used.
+// the reason for its rank, and returns for each of the model's other workers why it cannot be used.
 // Workers of other models are in neither list. It ranks at most MaxCandidates: no caller tries
 // more.
 //
@@ -79,10 +81,10 @@ func (r Refusal) String() string { return r.Name + " " + r.Reason }
 // (among all if no slot is free): the power of two choices, which keeps several queens with reports
 // of the same age from all choosing the same worker. The rest follow by load.
 //
-// Before that comes one that has read the beginning of the prompt, as long as it has a free slot
-// and its share of the requests: see holder.
+// A worker that has read the beginning of the prompt ranks before all of them, as long as it has a
+// free slot and no more than its share of the requests: see holder.
 //
-// rnd(n) returns a number in [0, n); it is called only if there is a choice.
+// rnd(n) returns a number in [0, n); it is called only if there is a choice to make.
 func PickWorker(model string, prospects []Prospect, rnd func(n int) int) ([]core.Candidate, []Refusal) {
 	able := make([]Prospect, 0, len(prospects))
 	var refused []Refusal
@@ -118,8 +120,8 @@ func PickWorker(model string, prospects []Prospect, rnd func(n int) int) ([]core
 }
 
 // holder returns the index of the worker that has read most of the prompt, of those with a free
-// slot; -1: there is none. It has no more requests than a quarter more than the mean of all, for
-// its slots, and one: many prompts may begin alike, and one worker is not to answer them all while
+// slot, or -1 if there is none. It must have at most one request more than 1.25 times the mean of
+// all, for its slots: many prompts may begin alike, and one worker should not answer them all while
 // others are idle.
 func holder(able []Prospect) int {
 	if len(able) < 2 || !slices.ContainsFunc(able, func(p Prospect) bool { return p.Shared > 0 }) {
@@ -141,15 +143,15 @@ func holder(able []Prospect) int {
 	return best
 }
 
-// order returns the workers best first, MaxCandidates of them at most, and why the first is.
+// order returns at most MaxCandidates workers, best first, and the reason for the first.
 func order(able []Prospect, rnd func(n int) int) ([]Prospect, string) {
 	if len(able) > MaxCandidates {
 		return fewOf(able, rnd)
 	}
 	slices.SortFunc(able, byLoad)
 
-	// Those with a free slot are a prefix: all of them are below one request per slot, all others
-	// are not.
+	// Those with a free slot form a prefix: all of them are below one request per slot, and all
+	// others are not.
 	pool := len(able)
 	if n := slices.IndexFunc(able, func(p Prospect) bool { return !p.free() }); n > 0 {
 		pool = n
@@ -172,10 +174,10 @@ func order(able []Prospect, rnd func(n int) int) ([]Prospect, string) {
 // MaxCandidates is the most workers that PickWorker returns.
 const MaxCandidates = 16
 
-// fewOf does order's work for so many workers that sorting them would cost more than it helps.
+// fewOf does what order does, for so many workers that sorting them would cost more than it helps.
 // It draws in the same way, among the workers in their input order.
 func fewOf(able []Prospect, rnd func(n int) int) ([]Prospect, string) {
-	// The free ones first.
+	// Move those with a free slot to the front.
 	pool := 0
 	for i := range able {
 		if able[i].free() {
@@ -191,7 +193,7 @@ func fewOf(able []Prospect, rnd func(n int) int) ([]Prospect, string) {
 		best, reason = draw(able[:pool], rnd), fmt.Sprintf("less busy of 2 drawn from %d", pool)
 	}
 	able[0], able[best] = able[best], able[0]
-	// The next ones: the least busy, found in one pass.
+	// Select the least busy of the rest in one pass.
 	few := append(make([]Prospect, 0, MaxCandidates), able[0])
 	for _, p := range able[1:] {
 		if len(few) == MaxCandidates && byLoad(p, few[MaxCandidates-1]) >= 0 {
@@ -206,7 +208,7 @@ func fewOf(able []Prospect, rnd func(n int) int) ([]Prospect, string) {
 	return few, reason
 }
 
-// candidates returns the ranked workers; reason is that of the first.
+// candidates returns the ranked workers; reason applies to the first.
 func candidates(able []Prospect, reason string) []core.Candidate {
 	out := make([]core.Candidate, len(able))
 	for i, p := range able {

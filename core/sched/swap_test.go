@@ -18,15 +18,15 @@ type arrival struct {
 }
 
 const (
-	simLoad  = 5 * time.Second // of any model
+	simLoad  = 5 * time.Second // the same for every model
 	simSlots = 4
 	simStep  = 50 * time.Millisecond
 )
 
-// outcome is what a trace came to.
+// outcome is the result of a trace.
 type outcome struct {
 	loads int
-	waits []time.Duration // of each request, until it was begun
+	waits []time.Duration // per request, until it began
 }
 
 func (o outcome) p95() time.Duration {
@@ -59,11 +59,11 @@ func fifo(trace []arrival) outcome {
 	return o
 }
 
-// turns answers a trace as Swap says, with room for so many models.
+// turns answers a trace as Swap decides, with room for that many models.
 func (s Swap) turns(trace []arrival, room int) outcome {
 	type model struct {
 		queue        []arrival
-		since        time.Duration // its load waits; -1: none does
+		since        time.Duration // since its load waits; -1: it does not
 		ready        time.Duration // -1: not loaded
 		loads, going bool
 		used         time.Duration
@@ -71,7 +71,7 @@ func (s Swap) turns(trace []arrival, room int) outcome {
 	}
 	var o outcome
 	models := map[string]*model{}
-	var names, line []string // line: the loads that wait, in their order
+	var names, line []string // line: the waiting loads, in order
 	for now := time.Duration(0); ; now += simStep {
 		for len(trace) > 0 && trace[0].at <= now {
 			a := trace[0]
@@ -140,7 +140,7 @@ func (s Swap) turns(trace []arrival, room int) outcome {
 	return o
 }
 
-// mixed is a trace of so many requests for models in random order.
+// mixed returns a trace of n requests for models in random order.
 func mixed(seed uint64, n, models int, every, takes time.Duration) []arrival {
 	r := rand.New(rand.NewPCG(seed, 17))
 	var trace []arrival
@@ -154,7 +154,7 @@ func mixed(seed uint64, n, models int, every, takes time.Duration) []arrival {
 
 var defaultSwap = Swap{MaxWait: 10 * time.Second, MinWarm: 5 * time.Second}
 
-// A B A A C, all at once, is one load of each.
+// A B A A C, all at once, loads each model once.
 func TestSwapLoadsEachOnce(t *testing.T) {
 	t.Parallel()
 	var trace []arrival

@@ -1,4 +1,4 @@
-// Package setting lists the settings of the cluster: what all queens share and an administrator
+// Package setting lists the settings of the cluster, which all queens share and an administrator
 // changes while they run. Each is one row here. The command that sets it, its place in the registry
 // and in snapshots, its check, the operations setting_list and setting_set, their commands and the
 // documentation follow from the row. The registry keeps values as text, so that a queen that is not
@@ -20,12 +20,12 @@ var TokenGrace = duration(Spec{ // constant
 	Name: "token_grace", Doc: "how long a queen without a leader accepts tokens that it has verified before; unset: queen.token_grace of each queen",
 }, 0, core.MaxTokenGrace)
 
-// KeepAlive is how long workers stay that were started because a request needed one.
+// KeepAlive is how long workers that were started for a request stay without requests.
 var KeepAlive = keeping(Spec{ // constant
 	Name: "keep_alive", Default: "5m", Doc: "how long a worker that was started for a request stays after its last one, unless a request says otherwise",
 })
 
-// SwapWait and SwapWarm are how models that cannot be loaded together take turns.
+// SwapWait and SwapWarm control how models that cannot be loaded together take turns.
 var ( // constant
 	SwapWait = duration(Spec{
 		Name: "swap_wait", Default: "10s", Doc: "how long a model that a request needs waits for room that workers with requests hold, before those take no new request",
@@ -40,9 +40,9 @@ var all = []Spec{KeepAlive.Spec, SwapWait.Spec, SwapWarm.Spec, TokenGrace.Spec} 
 // Spec describes a setting.
 type Spec struct {
 	Name    string
-	Doc     string // a phrase that says what it is, with its unit
+	Doc     string // a phrase that describes it, with its unit
 	Default string // as text; empty: Doc says what happens if it is unset
-	Values  string // which it may have, for people
+	Values  string // allowed values, for people
 
 	check func(text string) error
 }
@@ -53,8 +53,8 @@ type Of[T any] struct {
 	parse func(text string) (T, error)
 }
 
-// Value returns the value that the registry has as text, or the default if it is unset. A text that
-// this version does not accept, as another version may have written it, counts as unset. set
+// Value returns the value for the registry's text, or the default if it is unset. A text that this
+// version does not accept, since another version may have written it, counts as unset. isSet
 // reports whether the value is the registry's.
 func (o Of[T]) Value(text string, set bool) (v T, isSet bool) {
 	if set {
@@ -68,13 +68,13 @@ func (o Of[T]) Value(text string, set bool) (v T, isSet bool) {
 	return v, false
 }
 
-// Check returns why a text is not a value of the setting. Errors: Invalid.
+// Check returns an error if a text is not a value of the setting. Errors: Invalid.
 func (s Spec) Check(text string) error { return s.check(text) }
 
 // All lists the settings, sorted by name.
 func All() []Spec { return slices.Clone(all) }
 
-// Find returns the setting with the name. Errors: NotFound, with the names that are most like it.
+// Find returns the setting with the name. Errors: NotFound, with the most similar names.
 func Find(name string) (Spec, error) {
 	var names []string
 	for _, s := range all {
@@ -97,7 +97,7 @@ func of[T any](s Spec, parse func(text string) (T, error)) Of[T] {
 	return Of[T]{s, parse}
 }
 
-// duration returns a setting whose values are times between two.
+// duration returns a setting whose values are times from atLeast to atMost.
 func duration(s Spec, atLeast, atMost time.Duration) Of[time.Duration] {
 	s.Values = "a duration from " + atLeast.String() + " to " + atMost.String() + `, such as "30m"`
 	return of(s, func(text string) (time.Duration, error) {
@@ -109,7 +109,7 @@ func duration(s Spec, atLeast, atMost time.Duration) Of[time.Duration] {
 	})
 }
 
-// keeping returns a setting whose values are times to keep a worker.
+// keeping returns a setting whose values are keep-alive times of workers.
 func keeping(s Spec) Of[time.Duration] {
 	s.Values = `a duration such as "30m", 0 to unload at once, or -1 for good`
 	return of(s, core.ParseKeepAlive)
