@@ -66,7 +66,8 @@ func Read(r io.ReaderAt, size int64) (*File, error) {
 
 // Servable returns why a worker cannot serve the file as a model; nil: it can. Error: Unsupported.
 func (f *File) Servable() error {
-	what, beside := "", "the configuration of its worker type"
+	var what string
+	beside := "the configuration of its worker type"
 	switch {
 	case f.Type == "adapter":
 		what, beside = "an adapter", "adapters in the configuration of the worker type"

@@ -15,8 +15,19 @@ import (
 var hostileValues = []any{
 	nil, true, false, 0, 1, -1, 2, 3, 7, 64, 255, 1024, 1 << 20, 1<<31 - 1, 1 << 31, -1 << 31, 1 << 53, json.Number("9223372036854775807"), json.Number("-9223372036854775808"), json.Number("1e400"),
 	0.5, 1e-320, 1e-6, 0.999999, 1.0000001, 1e38, 1e39, 1e308, -1e308, -0.5, 100, -100, 2047, 2048, "", "x", "<|im_end|>", "\x00", "\n", "NaN",
-	[]any{}, []any{1}, []any{"x", ""}, []any{-1, 2048}, []any{[]any{1, 2}, []any{}}, map[string]any{}, map[string]any{"type": "json_object"}, map[string]any{"1": 100, "2": -100},
-	[][]any{{1, -100}, {2047, 1e30}}, map[string]any{"include_usage": true}, []any{map[string]any{"id": 0, "scale": 1e38}}, []any{"top_k", "temperature", "min_p", "dry", "xtc", "top_k"}, []any{"dry", "penalties"},
+	[]any{},
+	[]any{1},
+	[]any{"x", ""},
+	[]any{-1, 2048},
+	[]any{[]any{1, 2}, []any{}},
+	map[string]any{},
+	map[string]any{"type": "json_object"},
+	map[string]any{"1": 100, "2": -100},
+	[][]any{{1, -100}, {2047, 1e30}},
+	map[string]any{"include_usage": true},
+	[]any{map[string]any{"id": 0, "scale": 1e38}},
+	[]any{"top_k", "temperature", "min_p", "dry", "xtc", "top_k"},
+	[]any{"dry", "penalties"},
 }
 
 // hostileFields are those of all requests that the engine answers.
@@ -29,8 +40,17 @@ var hostileFields = []string{
 
 // hostilePaths are the paths with the field that has the text.
 var hostilePaths = [][2]string{
-	{"/v1/chat/completions", "messages"}, {"/v1/chat/completions", "messages"}, {"/v1/completions", "prompt"}, {"/v1/completions", "prompt"}, {"/completion", "prompt"}, {"/v1/embeddings", "input"},
-	{"/v1/rerank", "query"}, {"/tokenize", "content"}, {"/detokenize", "tokens"}, {"/apply-template", "messages"}, {"/infill", "input_prefix"},
+	{"/v1/chat/completions", "messages"},
+	{"/v1/chat/completions", "messages"},
+	{"/v1/completions", "prompt"},
+	{"/v1/completions", "prompt"},
+	{"/completion", "prompt"},
+	{"/v1/embeddings", "input"},
+	{"/v1/rerank", "query"},
+	{"/tokenize", "content"},
+	{"/detokenize", "tokens"},
+	{"/apply-template", "messages"},
+	{"/infill", "input_prefix"},
 }
 
 // FuzzRequests sends the real engine requests whose fields have hostile values: each is answered or
