@@ -1,5 +1,5 @@
-// Package bundle reads a folder of files that are one plugin: what belongs to it, within bounds,
-// and one digest over all of it.
+// Package bundle reads a folder of files that form one plugin: the files that belong to it, within
+// bounds, and one digest over all of them.
 package bundle
 
 import (
@@ -19,20 +19,20 @@ import (
 // Bounds of a bundle.
 const (
 	MaxFiles     = 4096
-	MaxBytes     = 2 << 30 // of all files
-	MaxPathBytes = 240     // of a file's path in the folder
+	MaxBytes     = 2 << 30 // total size of all files
+	MaxPathBytes = 240     // length of a file's path within the folder
 )
 
 // File is one file of a bundle.
 type File struct {
-	Path       string // in the folder, with slashes
+	Path       string // relative to the folder, with slashes
 	SizeBytes  int64
 	Executable bool
 	Digest     string // "sha256:<hex>"; List leaves it empty
 }
 
-// List returns the files of a folder in the order of their paths. Errors: NotFound; Unsupported for
-// links and special files, Forbidden for what others than its owner can write, TooLarge beyond the
+// List returns the files of a folder, sorted by path. Errors: NotFound; Unsupported for links and
+// special files, Forbidden for files that users other than the owner can write, TooLarge beyond the
 // bounds.
 func List(dir string) ([]File, error) {
 	root, err := os.OpenRoot(dir)
@@ -76,8 +76,8 @@ func List(dir string) ([]File, error) {
 	return files, nil
 }
 
-// Sum returns the digest of a bundle, "sha256:<hex>": of the paths, modes and digests of its files,
-// which are in the order of List.
+// Sum returns the digest of a bundle, "sha256:<hex>", over the paths, modes and digests of its
+// files, which must be in the order of List.
 func Sum(files []File) string {
 	h := sha256.New()
 	for _, f := range files {

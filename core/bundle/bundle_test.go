@@ -56,7 +56,7 @@ func TestListRefuses(t *testing.T) {
 	}
 }
 
-// The digest is of names, modes and contents.
+// The digest covers names, modes and contents.
 func TestSum(t *testing.T) {
 	t.Parallel()
 	base := []File{{Path: "a", Digest: "sha256:1"}, {Path: "b", Digest: "sha256:2"}}

@@ -1,6 +1,6 @@
-// Package disk makes files and folders that outlast a loss of power once its functions have
-// returned, and files that tell whether they are as they were written. Its errors are those of
-// package os: callers classify them.
+// Package disk makes files and folders that survive a loss of power once its functions have
+// returned, and sealed files that reveal any later change. Its errors are those of package os:
+// callers classify them.
 package disk
 
 import (
@@ -10,9 +10,9 @@ import (
 	"path/filepath"
 )
 
-// MakeFolder makes a folder with mode 0700, and those above it that are missing. A folder that was
-// there before keeps its mode. Its name is synced as well where possible: the process that made it
-// may have been cut short. It is safe for concurrent use.
+// MakeFolder creates a folder with mode 0700, and its missing parents. An existing folder keeps its
+// mode. MakeFolder syncs an existing folder's name as well where possible: its creator may have
+// been interrupted. It is safe for concurrent use.
 func MakeFolder(path string) error {
 	path = filepath.Clean(path)
 	var missing []string // the deepest first
@@ -26,7 +26,7 @@ func MakeFolder(path string) error {
 		return err
 	}
 	if len(missing) == 0 {
-		_ = SyncFolder(filepath.Dir(path)) // the folder above may be another user's
+		_ = SyncFolder(filepath.Dir(path)) // the parent may belong to another user
 		return nil
 	}
 	for _, p := range missing {
@@ -37,7 +37,7 @@ func MakeFolder(path string) error {
 	return nil
 }
 
-// SyncFolder flushes the names in a folder.
+// SyncFolder flushes the names in a folder to disk.
 func SyncFolder(path string) error {
 	d, err := os.Open(path)
 	if err != nil {
@@ -46,8 +46,8 @@ func SyncFolder(path string) error {
 	return errors.Join(d.Sync(), d.Close())
 }
 
-// Replace gives a file this content: after a loss of power it has the old or the new one, whole.
-// The folder must be there.
+// Replace sets a file's content: after a loss of power the file has the old or the new content,
+// whole. The folder must exist.
 func Replace(path string, data []byte, mode fs.FileMode) error {
 	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*")
 	if err != nil {
@@ -64,11 +64,11 @@ func Replace(path string, data []byte, mode fs.FileMode) error {
 	return SyncFolder(filepath.Dir(path))
 }
 
-// Unnamed makes a file with mode 0600 in a folder and takes its name away at once: its bytes go
-// when it is closed, or with the process. Nothing of it outlasts a loss of power. The folder must
-// be there.
+// Unnamed creates a file with mode 0600 in a folder and unlinks it at once: its bytes are freed
+// when the file is closed or the process exits. Nothing of it survives a loss of power. The folder
+// must exist.
 func Unnamed(folder string) (*os.File, error) {
-	f, err := os.CreateTemp(folder, ".unnamed-*") // 0600
+	f, err := os.CreateTemp(folder, ".unnamed-*") // mode 0600
 	if err != nil {
 		return nil, err
 	}
@@ -78,8 +78,8 @@ func Unnamed(folder string) (*os.File, error) {
 	return f, nil
 }
 
-// Append adds a line to a file, and makes the file with mode 0600 if it is missing. The folder must
-// be there.
+// Append adds a line to a file, creating the file with mode 0600 if it is missing. The folder must
+// exist.
 func Append(path, line string) error {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
@@ -92,7 +92,7 @@ func Append(path, line string) error {
 	return SyncFolder(filepath.Dir(path))
 }
 
-// Remove removes a file for good. One that is not there is removed.
+// Remove removes a file durably. A missing file is not an error.
 func Remove(path string) error {
 	if err := os.Remove(path); err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
@@ -103,7 +103,8 @@ func Remove(path string) error {
 	return SyncFolder(filepath.Dir(path))
 }
 
-// Rename gives a file or a folder another name. Folders that are on the disk stay so.
+// Rename renames a file or a folder durably: it syncs the folders that hold the old and the new
+// name.
 func Rename(from, to string) error {
 	if err := os.Rename(from, to); err != nil {
 		return err

@@ -11,8 +11,7 @@ import (
 	"github.com/rbee-project/rbee/core/disk"
 )
 
-// C-08: what a function did is on the disk when it returns, and no file has its name before its
-// data.
+// C-08: a function's effect is on disk when it returns, and no file gets its name before its data.
 func TestPowerLoss(t *testing.T) {
 	disktrace.Check(t, disktrace.Scenario{Run: func(t *testing.T, dir string, ack func(string)) {
 		folder := filepath.Join(dir, "a", "b", "c")
@@ -36,7 +35,7 @@ func TestPowerLoss(t *testing.T) {
 	}})
 }
 
-// A folder whose maker was cut short before it was on the disk is on it for the next one.
+// A folder whose creator was interrupted before syncing it is synced by the next caller.
 func TestPowerLossOldFolder(t *testing.T) {
 	disktrace.Check(t, disktrace.Scenario{Run: func(t *testing.T, dir string, ack func(string)) {
 		must.NoError(t, os.Mkdir(filepath.Join(dir, "old"), 0o700))
@@ -85,7 +84,7 @@ func TestModes(t *testing.T) {
 	}
 }
 
-// A file that cannot be replaced stays, and leaves nothing beside it.
+// A file that cannot be replaced keeps its content, and no temporary file remains.
 func TestReplaceFails(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

@@ -8,21 +8,21 @@ import (
 	"hash/crc32"
 )
 
-// ErrChanged says that a sealed file is not as it was written.
+// ErrChanged reports that a sealed file differs from what was written.
 var ErrChanged = errors.New("it has changed on the disk since it was written: its checksum is wrong")
 
-// sealOpening is how a sealed object begins; eight hexadecimal digits follow.
+// sealOpening starts a sealed object; eight hexadecimal digits follow.
 const (
 	sealOpening = "{\n  \"checksum\": \"crc32c:"
 	sealDigits  = 8
 	sealClosing = "\",\n"
-	// sealWithin is how far into a file a seal that is damaged itself is looked for.
+	// sealWithin is how many leading bytes of a file are searched for a damaged seal.
 	sealWithin = 64
 )
 
-// Seal returns a struct or map as JSON with a checksum of the rest, CRC-32C, as its first member.
-// Programs that do not know the checksum read the same object as without it. It finds damage; it is
-// no defence against malice.
+// Seal returns a struct or map as JSON whose first member is a checksum (CRC-32C) of the rest.
+// Programs that do not know the checksum read the same object as without it. The checksum detects
+// damage, not tampering.
 func Seal(v any) ([]byte, error) {
 	b, err := json.MarshalIndent(v, "", "  ")
 	if err != nil {
@@ -41,14 +41,14 @@ func sealSum(head, tail []byte) uint32 {
 	return crc32.Update(crc32.Checksum(head, table), table, tail)
 }
 
-// CheckSeal returns ErrChanged for a file of Seal of which any bit has changed. A file without a
-// seal, of an earlier version of rbee, passes.
+// CheckSeal returns ErrChanged if any bit of a file that Seal wrote has changed. A file without a
+// seal, written by an earlier version of rbee, passes.
 func CheckSeal(content []byte) error {
 	rest, sealed := bytes.CutPrefix(content, []byte(sealOpening))
 	if !sealed {
 		begin := content[:min(len(content), sealWithin)]
 		if bytes.Contains(begin, []byte("checksum")) || bytes.Contains(begin, []byte("crc32c")) {
-			return ErrChanged // one of its own bits
+			return ErrChanged // a bit of the seal itself has changed
 		}
 		return nil
 	}

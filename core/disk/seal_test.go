@@ -11,7 +11,7 @@ import (
 	"github.com/rbee-project/rbee/core/disk"
 )
 
-// Every flipped bit, every cut and every byte too many is noticed.
+// CheckSeal notices every flipped bit, every truncation and every extra byte.
 func TestCheckSeal(t *testing.T) {
 	t.Parallel()
 	type object struct {
@@ -22,7 +22,7 @@ func TestCheckSeal(t *testing.T) {
 	must.NoError(t, err)
 	must.NoError(t, disk.CheckSeal(b))
 	var read object
-	must.NoError(t, json.Unmarshal(b, &read)) // as programs that know nothing of it do
+	must.NoError(t, json.Unmarshal(b, &read)) // as a program that does not know the checksum does
 	must.Eq(t, object{"some \"name\"", 7}, read)
 	for i := range b {
 		for bit := range 8 {

@@ -10,9 +10,9 @@ import (
 
 const conflictPings = 3
 
-// examine checks whether two nodes really use one id, and then raises the alarm, at a bounded rate.
-// A node that restarted at another address looks the same until the pool has noticed that the old
-// one is gone: then no node answers at the known address.
+// examine checks whether two nodes really use one ID and, if so, raises the alarm at a bounded
+// rate. A node that restarted at another address looks the same until the pool notices that the old
+// address is dead: no node answers there.
 func (p *Pool) examine(ctx context.Context, list *memberlist.Memberlist, c Conflict) {
 	now := time.Now()
 	p.mu.Lock()
@@ -45,7 +45,7 @@ func (p *Pool) examine(ctx context.Context, list *memberlist.Memberlist, c Confl
 	}
 	switch {
 	case !answered && c.Self && ask == c.Known:
-		// It was this node, at another address, before its restart: announce the new address as
+		// The conflict is this node at its address before the restart: announce the new address as
 		// soon as the others take the old one for dead.
 		p.mu.Lock()
 		p.moved, p.rejoin = now.Add(movedFor), true

@@ -10,9 +10,9 @@ import (
 const (
 	deathPings    = 12
 	deathInterval = 250 * time.Millisecond
-	deathRounds   = 5 // one after another; then one every heldEvery
+	deathRounds   = 5 // in a row; after that, one every heldEvery
 	heldEvery     = 5 * time.Second
-	maxLooking    = 32 // deaths to verify at a time; beyond that they are believed
+	maxLooking    = 32 // deaths verified at a time; further ones are believed
 	renewEvery    = 5 * time.Second
 )
 
@@ -27,7 +27,7 @@ func (p *Pool) doubt(e *entry) {
 	e.ends++
 	e.doubt = e.ends
 	if p.looking >= maxLooking {
-		p.end(e, Failed) // so many are not lost by chance
+		p.end(e, Failed) // too many in a row to be chance losses
 		return
 	}
 	p.looking++
@@ -35,12 +35,12 @@ func (p *Pool) doubt(e *entry) {
 	p.signal()
 }
 
-// lookInto verifies the death of a node. A node that answers is asked for a full state exchange,
-// through which the whole pool hears that it is alive.
+// lookInto verifies the death of a node. If the node answers, lookInto asks it for a full state
+// exchange, through which the whole pool learns that it is alive.
 //
-// It may not help: whoever has the key can say that a node died at memberlist's highest
-// incarnation, which the node's own words cannot exceed. The node stays alive here for as long as
-// it answers, and is let in again when memberlist has forgotten the death, after half a minute.
+// That may not help: any holder of the key can report a death at memberlist's highest incarnation,
+// which the node's own denial cannot exceed. The node stays alive here for as long as it answers,
+// and rejoins once memberlist has forgotten the death, after half a minute.
 func (p *Pool) lookInto(ctx context.Context, list *memberlist.Memberlist, d death) {
 	defer func() {
 		p.mu.Lock()
@@ -70,7 +70,7 @@ func (p *Pool) lookInto(ctx context.Context, list *memberlist.Memberlist, d deat
 	}
 }
 
-// pause waits, and reports whether ctx has not ended.
+// pause waits for d. It reports false if ctx ended first.
 func pause(ctx context.Context, d time.Duration) bool {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
@@ -82,7 +82,7 @@ func pause(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// renew has this node tell its state at a new incarnation of memberlist's.
+// renew announces this node's state at a new memberlist incarnation.
 func (p *Pool) renew() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -92,7 +92,7 @@ func (p *Pool) renew() {
 	}
 }
 
-// doubts reports whether the node is still unheard of since it was reported dead.
+// doubts reports whether the node has been silent since it was reported dead.
 func (p *Pool) doubts(d death) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -100,7 +100,7 @@ func (p *Pool) doubts(d death) bool {
 	return e != nil && e.doubt == d.doubt
 }
 
-// answers reports whether one of several pings is answered.
+// answers reports whether the node answers one of several pings.
 func (p *Pool) answers(ctx context.Context, list *memberlist.Memberlist, d death) bool {
 	done := make(chan struct{}, deathPings)
 	tick := time.NewTicker(deathInterval)
@@ -130,7 +130,7 @@ func (p *Pool) answers(ctx context.Context, list *memberlist.Memberlist, d death
 	return false
 }
 
-// end marks a member as gone. The caller holds p.mu.
+// end marks a member as failed or left. The caller holds p.mu.
 func (p *Pool) end(e *entry, s Status) {
 	e.Status, e.since, e.doubt = s, time.Now(), 0
 	if s == Left {

@@ -11,17 +11,17 @@ import (
 )
 
 const (
-	maxPending  = 16   // conflicts that wait for Run
-	maxNotes    = 1000 // leaves to send in a full state exchange
+	maxPending  = 16   // conflicts queued for Run
+	maxNotes    = 1000 // leaves sent in a full state exchange
 	maxNoteSize = 256
 )
 
-// delegate receives the calls of memberlist, mostly with memberlist's lock held: each call copies
-// what it needs under the pool's lock and returns.
+// delegate receives memberlist's callbacks, mostly with memberlist's lock held: each callback
+// copies what it needs under the pool's lock and returns.
 //
-// memberlist knows who left and who is dead, but does not say: Node.State in its events is never
-// set (0.7.0). So a leaving node first sends a note of its own, which every node passes on, and the
-// death of a member with a known note is a leave.
+// memberlist knows which nodes left and which died, but does not report it: Node.State in its
+// events is never set (0.7.0). So a leaving node first sends its own note, which every node passes
+// on; the death of a member with a known note is a leave.
 type delegate struct{ p *Pool }
 
 // NodeMeta returns this node's metadata.
@@ -31,7 +31,7 @@ func (d delegate) NodeMeta(int) []byte {
 	return d.p.meta
 }
 
-// NotifyMsg handles a note that a node leaves.
+// NotifyMsg handles a note that a node is leaving.
 func (d delegate) NotifyMsg(b []byte) {
 	var l gossipv1.Leave
 	if len(b) > maxNoteSize || proto.Unmarshal(b, &l) != nil {
@@ -61,13 +61,13 @@ func (d delegate) LocalState(bool) []byte {
 	d.p.mu.Unlock()
 	b, err := proto.Marshal(&s)
 	if err != nil {
-		panic(err) // ids that came in as valid text go out as such
+		panic(err) // IDs received as valid text marshal as valid text
 	}
 	return b
 }
 
-// MergeRemoteState adds the notes of another node. One that joins may have lost this node, and
-// takes it only at a higher incarnation of memberlist's than it knows: see death.go.
+// MergeRemoteState adds the notes of another node. A joining node may have lost this node, and
+// accepts it back only at a higher memberlist incarnation than it knows: see death.go.
 func (d delegate) MergeRemoteState(b []byte, join bool) {
 	if join {
 		d.p.renew()
@@ -82,13 +82,13 @@ func (d delegate) MergeRemoteState(b []byte, join bool) {
 	}
 }
 
-// NotifyJoin handles a node that appears, again or for the first time.
+// NotifyJoin handles a node that appears, for the first time or again.
 func (d delegate) NotifyJoin(n *memberlist.Node) { d.p.seen(n) }
 
 // NotifyUpdate handles changed metadata of a node.
 func (d delegate) NotifyUpdate(n *memberlist.Node) { d.p.seen(n) }
 
-// NotifyLeave handles a node that is gone.
+// NotifyLeave handles a node that left or died.
 func (d delegate) NotifyLeave(n *memberlist.Node) {
 	p := d.p
 	p.mu.Lock()
@@ -104,7 +104,7 @@ func (d delegate) NotifyLeave(n *memberlist.Node) {
 	p.doubt(e)
 }
 
-// NotifyConflict handles a second address that claims an id.
+// NotifyConflict handles a second address that claims a known ID.
 func (d delegate) NotifyConflict(existing, second *memberlist.Node) {
 	p := d.p
 	c := Conflict{ID: existing.Name, Known: existing.Address(), Refused: second.Address(), Self: existing.Name == p.opts.Self.ID}
@@ -121,7 +121,7 @@ func (d delegate) NotifyConflict(existing, second *memberlist.Node) {
 	}
 }
 
-// NotifyMerge refuses a node that brings nodes from outside a pool of rbee.
+// NotifyMerge refuses a node whose state contains nodes that are not rbee's.
 func (d delegate) NotifyMerge(peers []*memberlist.Node) error {
 	for _, n := range peers {
 		if _, err := decodeMember(n.Name, n.Meta); err != nil {
@@ -132,8 +132,8 @@ func (d delegate) NotifyMerge(peers []*memberlist.Node) error {
 	return nil
 }
 
-// NotifyAlive refuses invalid nodes, and earlier runs of a node that has restarted since: an old
-// packet, or an old machine, never comes back.
+// NotifyAlive refuses invalid nodes and earlier runs of a node that has since restarted: an old
+// packet or an old machine cannot bring an earlier run back.
 func (d delegate) NotifyAlive(n *memberlist.Node) error {
 	p := d.p
 	m, err := decodeMember(n.Name, n.Meta)
@@ -161,7 +161,7 @@ func (d delegate) NotifyAlive(n *memberlist.Node) error {
 	return nil
 }
 
-// outbid starts an incarnation of this node higher than a forged one: the others would refuse this
+// outbid moves this node to a higher incarnation than a forged one: the others would refuse this
 // node's own as outdated. The caller holds p.mu.
 func (p *Pool) outbid(forged uint64) {
 	m := p.self
@@ -180,7 +180,7 @@ func (p *Pool) outbid(forged uint64) {
 func (p *Pool) seen(n *memberlist.Node) {
 	m, err := decodeMember(n.Name, n.Meta)
 	if err != nil {
-		return // NotifyAlive refused it before
+		return // NotifyAlive has already refused it
 	}
 	m.GossipAddress, m.Status = n.Address(), Alive
 	p.mu.Lock()
@@ -210,7 +210,7 @@ func (p *Pool) seen(n *memberlist.Node) {
 	}
 }
 
-// noteLeave records that a node announced its leave. It reports whether that is news.
+// noteLeave records that a node announced its leave. It reports whether the announcement is new.
 func (p *Pool) noteLeave(l *gossipv1.Leave) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -225,8 +225,8 @@ func (p *Pool) noteLeave(l *gossipv1.Leave) bool {
 	return true
 }
 
-// tellLeave tells the pool that this node leaves: directly those that it reaches at once, and the
-// others through them.
+// tellLeave announces to the pool that this node leaves: directly to the nodes it can reach at
+// once, and through them to the others.
 func (p *Pool) tellLeave(list *memberlist.Memberlist) {
 	p.mu.Lock()
 	l := &gossipv1.Leave{Id: p.self.ID, Incarnation: p.self.Incarnation}
@@ -243,7 +243,7 @@ func (p *Pool) tellLeave(list *memberlist.Memberlist) {
 		panic(err) // this node's own id is valid text
 	}
 	for _, a := range to {
-		_ = list.SendToAddress(a, b) // nodes that miss it hear it from the others
+		_ = list.SendToAddress(a, b) // nodes that miss it learn it from the others
 	}
 }
 
@@ -255,13 +255,13 @@ func (p *Pool) spread(l *gossipv1.Leave) {
 	p.leaves.QueueBroadcast(&note{id: l.GetId(), msg: b})
 }
 
-// note is a broadcast; a newer one of the same node takes its place.
+// note is a broadcast; a newer note of the same node replaces it.
 type note struct {
 	id  string
 	msg []byte
 }
 
-// Name returns the node that the note is about.
+// Name returns the ID of the node that the note is about.
 func (n *note) Name() string { return n.id }
 
 // Invalidates reports whether the note replaces another.

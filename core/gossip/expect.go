@@ -1,7 +1,7 @@
 package gossip
 
-// Expect says which nodes are the cluster's: they have a place in the pool however many others
-// there are. It replaces what was said before.
+// Expect sets the IDs of the cluster's own nodes: the pool accepts them even when it is full. It
+// replaces the earlier set.
 func (p *Pool) Expect(ids []string) {
 	expected := make(map[string]struct{}, len(ids))
 	for _, id := range ids {
@@ -12,8 +12,8 @@ func (p *Pool) Expect(ids []string) {
 	p.expected = expected
 }
 
-// full reports whether there is no place for an unknown node: maxMembers nodes that nobody expects
-// are there. The caller holds p.mu.
+// full reports whether the pool has no room for an unknown node: it already holds maxMembers
+// unexpected ones. The caller holds p.mu.
 func (p *Pool) full(id string) bool {
 	if len(p.members) < maxMembers {
 		return false

@@ -88,7 +88,7 @@ func TestKeysRotateUnderLoad(t *testing.T) {
 		for _, n := range nodes {
 			must.Eq(t, all, statuses(n))
 		}
-		// The removed key opens nothing any more.
+		// The removed key decrypts nothing any more.
 		old := r.start(8)
 		time.Sleep(10 * time.Second)
 		must.Eq(t, "8:alive", statuses(old))
@@ -97,8 +97,8 @@ func TestKeysRotateUnderLoad(t *testing.T) {
 	})
 }
 
-// C-29: a part of the pool that misses a rotation comes back as long as its key was not removed,
-// and after it was, not before it gets the new one.
+// C-29: a part of the pool that misses a rotation rejoins as long as its key has not been removed;
+// after the removal, it rejoins only once it has the new key.
 func TestKeysRotateDuringPartition(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -123,7 +123,7 @@ func TestKeysRotateDuringPartition(t *testing.T) {
 		}
 		r.net.Heal()
 		within(t, 40*time.Second, all, nodes...)
-		must.NoError(t, nodes[2].SetKeys(gossip.Keys{key(1)})) // it never heard of the new one
+		must.NoError(t, nodes[2].SetKeys(gossip.Keys{key(1)})) // it never received the new key
 		cut()
 		for _, n := range nodes[:2] {
 			must.NoError(t, n.SetKeys(gossip.Keys{key(2)}))
@@ -206,8 +206,8 @@ func TestGarbageLosesNobody(t *testing.T) {
 	})
 }
 
-// Replacing keys loses no member, although the nodes learn of it at different times; a node that
-// does not learn of it, such as a revoked one, is out.
+// Replacing keys loses no member, although the nodes learn the new keys at different times; a node
+// that never learns them, such as a revoked one, is shut out.
 func TestReplaceKeys(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -217,8 +217,8 @@ func TestReplaceKeys(t *testing.T) {
 		revoked := nodes[3]
 		for _, n := range nodes[:3] {
 			must.NoError(t, n.ReplaceKeys(gossip.Keys{key(2)}))
-			must.NoError(t, n.ReplaceKeys(gossip.Keys{key(2)})) // as it is told again and again
-			// no other node may know the new one yet
+			must.NoError(t, n.ReplaceKeys(gossip.Keys{key(2)})) // repeated calls with the same keys
+			// other nodes may not know the new key yet
 			must.Eq(t, key(1), n.Keys()[0])
 			time.Sleep(700 * time.Millisecond)
 		}
@@ -235,7 +235,7 @@ func TestReplaceKeys(t *testing.T) {
 		must.StrNotContains(t, statuses(revoked), "1:alive")
 		must.Eq(t, core.Invalid, core.KindOf(nodes[0].ReplaceKeys(nil)))
 
-		// Two replacements within the steps of one: the last one counts.
+		// Two replacements within one step: the last one wins.
 		must.NoError(t, nodes[0].ReplaceKeys(gossip.Keys{key(3)}))
 		time.Sleep(4 * time.Second)
 		must.NoError(t, nodes[0].ReplaceKeys(gossip.Keys{key(4)}))

@@ -10,7 +10,7 @@ import (
 	"sync"
 )
 
-// Types of memberlist's messages, see its net.go.
+// Types of memberlist's messages; see its net.go.
 const (
 	typeCompound  = 7
 	typeCompress  = 9
@@ -19,14 +19,14 @@ const (
 )
 
 const (
-	// maxFrameBytes bounds what comes on one stream: the state of maxMembers nodes has room.
+	// maxFrameBytes bounds the bytes read from one stream: the state of maxMembers nodes fits.
 	maxFrameBytes = 16 << 20
-	// heldFrameBytes bounds what all streams have sent that memberlist has not answered yet.
+	// heldFrameBytes bounds the bytes of all streams that memberlist has not answered yet.
 	heldFrameBytes = 48 << 20
-	firstFrame     = 4 << 10 // bytes that a frame begins with
-	// maxHanded bounds the streams that memberlist has at a time: it copies a message three times.
+	firstFrame     = 4 << 10 // initial size of a frame's buffer
+	// maxHanded bounds the streams handed to memberlist at a time: it copies a message three times.
 	maxHanded = 8
-	// maxNested bounds messages within messages; memberlist nests them twice.
+	// maxNested bounds the nesting of messages; memberlist nests them twice.
 	maxNested = 4
 
 	nonceBytes = 12
@@ -34,14 +34,15 @@ const (
 
 var errFrame = errors.New("this is no message of the pool")
 
-// opener tells messages of those who have a key from all others, before memberlist sees them. Those
-// of the pool are not compressed: a few bytes could unpack to 40 MiB.
+// opener separates the messages of key holders from all others before memberlist sees them. The
+// pool's own messages are never compressed: a few compressed bytes could unpack to 40 MiB.
 type opener struct {
 	label []byte
 	keys  func() [][]byte
 }
 
-// open decrypts a message. It is authenticated with the bytes in front of it and the label.
+// open decrypts a message and authenticates it together with the bytes in front of it and the
+// label.
 func (o opener) open(front, sealed []byte) ([]byte, error) {
 	if len(sealed) < 1+nonceBytes {
 		return nil, errFrame
@@ -63,13 +64,13 @@ func (o opener) open(front, sealed []byte) ([]byte, error) {
 	return nil, errFrame
 }
 
-// check reports whether memberlist may have a sealed message.
+// check reports whether a sealed message may be passed to memberlist.
 func (o opener) check(front, sealed []byte) bool {
 	plain, err := o.open(front, sealed)
 	return err == nil && !unpacks(plain, maxNested)
 }
 
-// unpacks reports whether a message, or one within it, is compressed or nested too deep.
+// unpacks reports whether a message, or one nested in it, is compressed or nested too deep.
 func unpacks(plain []byte, depth int) bool {
 	switch {
 	case len(plain) == 0:
@@ -96,7 +97,8 @@ func unpacks(plain []byte, depth int) bool {
 	return false
 }
 
-// frames is the memory for what streams have sent. It is safe for concurrent use.
+// frames accounts for the memory that holds the bytes of all streams. It is safe for concurrent
+// use.
 type frames struct {
 	mu   sync.Mutex // guards below
 	held int
@@ -118,8 +120,8 @@ func (f *frames) give(n int) {
 	f.held -= n
 }
 
-// read reads the one message of a stream, behind its label, as it comes: its stated length is not
-// believed. What it took is given back by the caller, after an error as well.
+// read reads the one message of a stream, behind its label, as it arrives: it does not trust the
+// stated length. The caller gives back the memory taken, also after an error.
 func (f *frames) read(r io.Reader) (frame []byte, took int, err error) {
 	const header = 5
 	var head [header]byte
@@ -141,7 +143,7 @@ func (f *frames) read(r io.Reader) (frame []byte, took int, err error) {
 		if frame == nil {
 			have = copy(next, head[:])
 		} else {
-			f.give(len(frame)) // it is copied
+			f.give(len(frame)) // the frame has been copied
 			took -= len(frame)
 		}
 		frame = next

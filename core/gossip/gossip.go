@@ -1,21 +1,21 @@
 // Package gossip is the pool in which all nodes of a cluster, queens and hives, know of each other:
-// who is there, what they say about themselves, who fell silent and who left. It wraps memberlist:
-// events, metadata, rejoining, keys. Gossip is a hint and never the truth.
+// which nodes exist, what they say about themselves, which fell silent and which left. It wraps
+// memberlist: events, metadata, rejoining, keys. Gossip is a hint, never the truth.
 //
 // # Numbers
 //
 // They start from memberlist's settings for a LAN (memberlist.DefaultLANConfig, which Consul and
-// Nomad use too): a probe every second, 0.5 s for its answer, three helpers, gossip every 200 ms to
-// three nodes, a comparison of everything every 30 s, 4 s from an accusation to a death
-// (SuspicionMult 4) and every rumour told 4 times by each node of a small pool (RetransmitMult 4).
-// With 30 % of all packets lost every fourth probe or so fails, and an accused node denies it once:
-// when all copies of its denial are lost it is dead. Here it has 8 s (SuspicionMult 8; in pools
-// above ten nodes times log10 n) and a rumour is told 8 times, which leaves less than one false
-// death in 1000 accusations (measured: 3 in about 4500, three nodes). And no death is believed that
-// was not looked into: of twelve pings in three seconds the chance that a living node answers none
-// is 0.51^12, or 0.03 %. The price is that a dead node is noticed after about 12 s instead of 6,
-// which nobody waits for: a broken connection and a missing report are noticed in milliseconds and
-// seconds by the queens themselves.
+// Nomad also use): a probe every second, 0.5 s for its answer, three helpers, gossip every 200 ms
+// to three nodes, a full state comparison every 30 s, 4 s from an accusation to a death
+// (SuspicionMult 4), and each rumour sent 4 times by each node of a small pool (RetransmitMult 4).
+// With 30 % packet loss about every fourth probe fails, and an accused node denies the accusation
+// once: if all copies of its denial are lost, it counts as dead. Here the node has 8 s
+// (SuspicionMult 8; in pools above ten nodes times log10 n) and a rumour is sent 8 times, which
+// leaves less than one false death in 1000 accusations (measured: 3 in about 4500, three nodes). In
+// addition, the pool verifies a death before it believes it: the chance that a living node answers
+// none of twelve pings in three seconds is 0.51^12, or 0.03 %. The price is that a dead node is
+// noticed after about 12 s instead of 6, which delays nothing: the queens themselves notice a
+// broken connection in milliseconds and a missing report in seconds.
 package gossip
 
 import (
@@ -42,9 +42,9 @@ const (
 	probeInterval  = time.Second
 	probeTimeout   = 500 * time.Millisecond
 	streamTimeout  = 5 * time.Second
-	reclaimAfter   = time.Second // time until a dead node's id may come back from another address
+	reclaimAfter   = time.Second // time until a dead node's ID may reappear at another address
 
-	protocolVersion = 1 // of Meta, Leave and State
+	protocolVersion = 1 // version of Meta, Leave and State
 
 	keepFailed = 24 * time.Hour // how long the pool remembers a failed node
 	keepLeft   = time.Hour
@@ -53,46 +53,46 @@ const (
 	maxMembers = 16_384
 )
 
-// Options say which pool to join and as which node. Formatted, they do not show the keys.
+// Options say which pool to join and as which node. Formatting them hides the keys.
 type Options struct {
-	Self Member // of Incarnation 0: the pool counts the starts itself, in Dir
-	// host:port to listen on, UDP and TCP; port 0: a free one. An empty or unspecified host is all
-	// addresses.
+	Self Member // with Incarnation 0, the pool counts the starts itself, in Dir
+	// Bind is the host:port to listen on, UDP and TCP. Port 0 picks a free port; an empty or
+	// unspecified host means all addresses.
 	Bind string
-	// Advertise is the host or host:port that others reach this node at; empty: the bound address,
-	// or a private one of this machine.
+	// Advertise is the host or host:port at which others reach this node; empty: the bound address,
+	// or a private address of this machine.
 	Advertise string
 	Keys      Keys   // the first one encrypts
 	ClusterID string // the pool ignores nodes of another cluster
-	// RetryJoin lists host, host:port or DNS name of nodes to find the pool through; the port
-	// defaults to DefaultPort.
+	// RetryJoin lists the nodes through which to find the pool, as host, host:port or DNS name; the
+	// port defaults to DefaultPort.
 	RetryJoin []string
 	Dir       string // folder of peers.json; empty: nothing is remembered
 	Logger    hclog.Logger
 
-	// OnConflict is called when two nodes use one id, at most once in 10 seconds per address. Run
-	// calls it; it must not wait for Run. May be nil.
+	// OnConflict is called when two nodes use one ID, at most once in 10 seconds per address. Run
+	// calls it, so it must not wait for Run. May be nil.
 	OnConflict func(Conflict)
-	// Transport replaces UDP and TCP; Bind and Advertise are then unused. For tests. The pool shuts
-	// it down. Move needs a Move method of it.
+	// Transport replaces UDP and TCP, for tests; Bind and Advertise are then unused. The pool shuts
+	// it down. Pool.Move requires it to have a Move method.
 	Transport memberlist.Transport
 }
 
 // Conflict describes two nodes that use one id.
 type Conflict struct {
 	ID       string
-	Known    string // gossip address of the first one, which stays undisturbed
-	Refused  string // gossip address of the other
+	Known    string // gossip address of the first node, which is left alone
+	Refused  string // gossip address of the second node
 	Self     bool   // this node is one of the two
-	SelfLate bool   // this node came second, going by the incarnations
+	SelfLate bool   // this node is the second one, judging by the incarnations
 }
 
 // Stats counts events since New.
 type Stats struct {
 	Conflicts uint64 // claims of an id from another address
 	Foreign   uint64 // packets and streams without this cluster's label
-	Refused   uint64 // statements of nodes about themselves that were not believed
-	Rejoins   uint64 // requests to a node to let this one in
+	Refused   uint64 // nodes' statements about themselves that were not believed
+	Rejoins   uint64 // requests to a node to let this one rejoin
 }
 
 // DefaultPort is the port that the pool uses by default.
@@ -105,7 +105,7 @@ type Pool struct {
 	net   memberlist.Transport
 	own   *transport // net, unless Options.Transport is set
 	ring  *memberlist.Keyring
-	wake  chan struct{} // there are events for Run
+	wake  chan struct{} // signals that Run has events to handle
 	wg    sync.WaitGroup
 	peers *peerFile
 
@@ -114,39 +114,39 @@ type Pool struct {
 	mu       sync.Mutex // never held while memberlist is called
 	self     Member
 	meta     []byte
-	members  map[string]*entry // others, by id
+	members  map[string]*entry // other nodes, by ID
 	left     map[string]uint64 // incarnation in which a node announced its leave
 	changed  chan struct{}
 	list     *memberlist.Memberlist // nil before and after Run
 	leaving  bool
-	extra    []string // addresses of RejoinNow
+	extra    []string // addresses passed to RejoinNow
 	rejoin   bool
-	update   bool // self changed and was not sent yet
+	update   bool // self changed and has not been sent yet
 	pending  []Conflict
-	deaths   []death // to be looked into
-	looking  int     // how many are
+	deaths   []death // to be verified
+	looking  int     // deaths being verified
 	leaves   *memberlist.TransmitLimitedQueue
-	next     Keys      // replacement for the present ones, step by step; nil: none
-	nextAt   time.Time // of the next step
+	next     Keys      // replaces the present keys step by step; nil: no replacement
+	nextAt   time.Time // time of the next step
 	reported map[string]time.Time
-	moved    time.Time           // until then, others may have an old address of this node
+	moved    time.Time           // until then, others may hold an old address of this node
 	began    time.Time           // when list was created
 	settled  bool                // list has heard of another node
 	renewed  time.Time           // see renew
-	move     string              // the host to advertise from now on; empty: as before
+	move     string              // host to advertise from now on; empty: unchanged
 	expected map[string]struct{} // see Expect
-	deaf     map[string]*deaf    // members whose packets do not get through, by id
+	deaf     map[string]*deaf    // members whose packets do not get through, by ID
 }
 
 type entry struct {
 	Member
-	since time.Time // of the status
-	doubt int       // number of the death under examination; 0: none
-	ends  int       // number of deaths so far
+	since time.Time // since when status holds
+	doubt int       // number of the death being verified; 0: none
+	ends  int       // deaths so far
 }
 
 // New prepares a pool and binds its port; Run starts it. Errors: Invalid for invalid options,
-// TooLarge if Self does not fit, Unavailable if the port is taken.
+// TooLarge if Self does not fit, Unavailable if the port is already in use.
 func New(o Options) (*Pool, error) {
 	if o.Logger == nil {
 		o.Logger = hclog.NewNullLogger()
@@ -219,8 +219,8 @@ func (p *Pool) Self() Member {
 // KnowsQueen reports whether the pool remembers another queen, from this run or an earlier one.
 func (p *Pool) KnowsQueen() bool { return p.peers.queen() }
 
-// Members returns all known nodes, this one included, sorted by id: alive, failed (for 24 hours)
-// and left (for one hour).
+// Members returns all known nodes, including this one, sorted by ID: alive, failed (kept for 24
+// hours) and left (kept for one hour).
 func (p *Pool) Members() []Member {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -239,7 +239,7 @@ func (p *Pool) nameOf(id string) string {
 	return m.Name
 }
 
-// Member returns one node. The second result reports whether it is known.
+// Member returns one node and reports whether it is known.
 func (p *Pool) Member(id string) (Member, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -252,16 +252,16 @@ func (p *Pool) Member(id string) (Member, bool) {
 	return Member{}, false
 }
 
-// Changed returns a channel that closes at the next change of what Members returns. Take it before
-// Members to miss none.
+// Changed returns a channel that closes at the next change of what Members returns. To miss no
+// change, call it before Members.
 func (p *Pool) Changed() <-chan struct{} {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.changed
 }
 
-// Update changes this node's metadata: everything but its id, status and gossip address. It does
-// not wait until others know. On an error nothing changes. Errors: TooLarge, Invalid.
+// Update changes this node's metadata: everything but its ID, status and gossip address. It does
+// not wait until other nodes know. On an error nothing changes. Errors: TooLarge, Invalid.
 func (p *Pool) Update(change func(*Member)) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -281,9 +281,9 @@ func (p *Pool) Update(change func(*Member)) error {
 	return nil
 }
 
-// Ping sends one UDP packet to a member and waits for the answer until ctx ends, half a second at
-// most. It does not retry. Errors: NotFound for an unknown node, Unavailable if no answer comes in
-// half a second or the pool does not run, Cancelled, DeadlineExceeded.
+// Ping sends one UDP packet to a member and waits for the answer until ctx ends, but at most half a
+// second. It does not retry. Errors: NotFound for an unknown node, Unavailable if no answer arrives
+// in half a second or the pool does not run, Cancelled, DeadlineExceeded.
 func (p *Pool) Ping(ctx context.Context, id string) error {
 	p.mu.Lock()
 	list, e := p.list, p.members[id]
@@ -299,7 +299,7 @@ func (p *Pool) Ping(ctx context.Context, id string) error {
 		return core.Errorf(core.NotFound, "%s: gossip knows no such node", "ping "+id).Hint("\"rbee status\" shows the nodes.")
 	}
 	address := e.GossipAddress
-	p.wg.Add(1) // under the lock: Run waits only after it removed the list
+	p.wg.Add(1) // under the lock: Run removes the list before it waits
 	p.mu.Unlock()
 	done := make(chan error, 1)
 	go func() {
@@ -316,7 +316,8 @@ func (p *Pool) Ping(ctx context.Context, id string) error {
 }
 
 // SetKeys replaces the pool's keys; the first one encrypts. All nodes should know a key before any
-// encrypts with it, and all should encrypt with another before any removes it. Errors: Invalid.
+// node encrypts with it, and all should encrypt with another key before any node removes it.
+// Errors: Invalid.
 func (p *Pool) SetKeys(keys Keys) error {
 	if err := keys.check(); err != nil {
 		return err
@@ -334,9 +335,9 @@ func (p *Pool) Keys() Keys {
 	return p.opts.Keys.clone()
 }
 
-// Leave tells the others that this node leaves, so that they do not take its silence for a failure.
-// It waits until some have heard it or ctx ends. Run goes on until its own context ends, but joins
-// no node any more. Errors: Unavailable if no node heard it, Cancelled, DeadlineExceeded.
+// Leave announces to the others that this node leaves, so that they do not take its silence for a
+// failure. It waits until some have heard it or ctx ends. Run continues until its own context ends,
+// but joins no more nodes. Errors: Unavailable if no node heard it, Cancelled, DeadlineExceeded.
 func (p *Pool) Leave(ctx context.Context) error {
 	p.mu.Lock()
 	list := p.list
@@ -345,7 +346,7 @@ func (p *Pool) Leave(ctx context.Context) error {
 		return nil
 	}
 	p.leaving = true
-	p.wg.Add(1) // under the lock: Run waits only after it removed the list
+	p.wg.Add(1) // under the lock: Run removes the list before it waits
 	p.mu.Unlock()
 	timeout := 5 * time.Second
 	if d, ok := ctx.Deadline(); ok {
@@ -366,7 +367,7 @@ func (p *Pool) Leave(ctx context.Context) error {
 	}
 }
 
-// RejoinNow looks for the pool at once, also at these addresses (host:port, or DNS names), and
+// RejoinNow looks for the pool at once, including at these addresses (host:port or DNS names), and
 // keeps them for later.
 func (p *Pool) RejoinNow(addresses ...string) {
 	p.mu.Lock()
@@ -380,7 +381,7 @@ func (p *Pool) RejoinNow(addresses ...string) {
 	p.signal()
 }
 
-// Forget drops a node that is not alive, as when it was removed from the cluster.
+// Forget drops a node that is not alive, for example one removed from the cluster.
 func (p *Pool) Forget(id string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -400,12 +401,12 @@ func (p *Pool) Stats() Stats {
 	return s
 }
 
-// Format shows the pool's name and no key.
+// Format prints the pool's name and hides the keys.
 func (o Options) Format(f fmt.State, _ rune) {
 	fmt.Fprintf(f, "gossip of node %s in cluster %s", o.Self.ID, o.ClusterID)
 }
 
-// notify wakes those that wait on Changed. The caller holds p.mu.
+// notify wakes the callers that wait on Changed. The caller holds p.mu.
 func (p *Pool) notify() {
 	close(p.changed)
 	p.changed = make(chan struct{})
@@ -432,7 +433,7 @@ func (p *Pool) size() int {
 	return n
 }
 
-// forget drops nodes that have been away too long.
+// forget drops nodes that failed or left too long ago.
 func (p *Pool) forget() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -449,7 +450,7 @@ func (p *Pool) forget() {
 
 func udpAddress(address string) net.Addr { return stringAddr(address) }
 
-// stringAddr is an address that is known as text.
+// stringAddr is an address known only as text.
 type stringAddr string
 
 func (stringAddr) Network() string  { return "udp" }

@@ -25,7 +25,7 @@ const cluster = "0123456789abcdef"
 
 func key(b byte) []byte { return bytes.Repeat([]byte{b}, 32) }
 
-// rig is a pool per node on one network in memory.
+// rig runs one pool per node on an in-memory network.
 type rig struct {
 	t   *testing.T
 	net *gossipnet.Network
@@ -57,7 +57,7 @@ func (c *conflicts) list() []gossip.Conflict {
 
 func newRig(t *testing.T) *rig {
 	t.Helper()
-	// A probe or a stream that was under way when a pool ended has its own time.
+	// Give probes and streams in flight time to finish after their pool has ended.
 	t.Cleanup(func() { time.Sleep(time.Minute) })
 	return &rig{t: t, net: gossipnet.New(7)}
 }
@@ -109,7 +109,7 @@ func (r *rig) cluster(n int, change ...func(*gossip.Options)) []*node {
 	return nodes
 }
 
-// statuses is "1:alive 2:failed …" as a node sees it.
+// statuses returns a node's view, as "1:alive 2:failed …".
 func statuses(n *node) string {
 	var parts []string
 	for _, m := range n.Members() {
@@ -118,7 +118,7 @@ func statuses(n *node) string {
 	return strings.Join(parts, " ")
 }
 
-// within waits until all nodes see this state of the pool, and returns how long it took.
+// within waits until all nodes have the wanted view of the pool, and returns how long it took.
 func within(t *testing.T, d time.Duration, want string, nodes ...*node) time.Duration {
 	t.Helper()
 	began := time.Now()
@@ -163,7 +163,7 @@ func TestLastToStartIsFound(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t)
 		b := r.start(2)
-		time.Sleep(20 * time.Second) // node 1, which node 2 looks for, is not there yet
+		time.Sleep(20 * time.Second) // node 1, which node 2 looks for, has not started yet
 		a := r.start(1, func(o *gossip.Options) { o.RetryJoin = nil })
 		within(t, 31*time.Second, "1:alive 2:alive", a, b)
 	})
@@ -231,7 +231,7 @@ func TestCrashAndLeaveAreToldApart(t *testing.T) {
 		t.Logf("a crash is known after %s", took)
 		must.Greater(t, 5*time.Second, took)
 
-		// Both come back, the one that left under the same address.
+		// Both restart; the one that left keeps its address.
 		four := r.start(4, func(o *gossip.Options) { o.Self.Incarnation = 2 })
 		five := r.start(5, func(o *gossip.Options) { o.Self.Incarnation = 2 })
 		within(t, 10*time.Second, "1:alive 2:alive 3:alive 4:alive 5:alive", nodes[0], nodes[1], nodes[2], four, five)
@@ -259,7 +259,7 @@ func TestPartitionHeals(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t)
-		// Nobody has an address to find the others again but what it remembers.
+		// Nodes can find each other again only through the addresses they remember.
 		nodes := r.cluster(5, func(o *gossip.Options) {
 			if o.Self.ID == id(1) {
 				o.RetryJoin = nil
@@ -270,7 +270,7 @@ func TestPartitionHeals(t *testing.T) {
 		r.net.Partition([]string{address(1), address(2)}, []string{address(3), address(4), address(5)})
 		within(t, 90*time.Second, "1:alive 2:alive 3:failed 4:failed 5:failed", nodes[:2]...)
 		within(t, 90*time.Second, "1:failed 2:failed 3:alive 4:alive 5:alive", nodes[2:]...)
-		time.Sleep(4 * time.Minute) // memberlist gossips to the dead for 30 s, then it forgets them
+		time.Sleep(4 * time.Minute) // memberlist gossips to dead nodes for 30 s, then forgets them
 		r.net.Heal()
 		took := within(t, 40*time.Second, "1:alive 2:alive 3:alive 4:alive 5:alive", nodes...)
 		t.Logf("healed after %s", took)
@@ -312,7 +312,7 @@ func TestPing(t *testing.T) {
 		nodes := r.cluster(3)
 		within(t, 5*time.Second, "1:alive 2:alive 3:alive", nodes...)
 		a := nodes[0]
-		must.NoError(t, a.Ping(t.Context(), id(1))) // itself
+		must.NoError(t, a.Ping(t.Context(), id(1))) // pings itself
 		var wg sync.WaitGroup
 		for i := range 200 {
 			wg.Go(func() { must.NoError(t, a.Ping(t.Context(), id(2+i%2))) })
@@ -335,7 +335,7 @@ func TestPing(t *testing.T) {
 
 		a.stop()
 		must.Eq(t, core.Unavailable, core.KindOf(a.Ping(t.Context(), id(3))))
-		must.NoError(t, a.Leave(t.Context())) // nothing to leave any more
+		must.NoError(t, a.Leave(t.Context())) // already left
 	})
 }
 
@@ -398,7 +398,7 @@ func TestRestartAtAnotherAddressIsTaken(t *testing.T) {
 		t.Logf("known at the new address after %s", time.Since(began))
 		must.SliceEmpty(t, moved.conflicts.list())
 
-		// The old run never comes back, not even at its old address.
+		// The old run cannot reappear, not even at its old address.
 		old := r.start(3)
 		for range 60 {
 			time.Sleep(time.Second)
@@ -467,7 +467,7 @@ func TestPeersAreRememberedAcrossRestarts(t *testing.T) {
 		within(t, 10*time.Second, "1:alive 2:alive", a, b)
 		must.Greater(t, first, b.Self().Incarnation)
 
-		// The pool does not look for a node that left, and a leaving node looks for none.
+		// The pool does not look for a node that left, and a leaving node does not look for others.
 		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 		defer cancel()
 		must.NoError(t, b.Leave(ctx))

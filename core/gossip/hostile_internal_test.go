@@ -39,7 +39,7 @@ func seal(key, front, plain []byte) []byte {
 
 func head(n int) []byte { return binary.BigEndian.AppendUint32([]byte{typeEncrypted}, uint32(n)) }
 
-// frameOf is the message of a stream, without the label.
+// frameOf returns the message of a stream, without the label.
 func frameOf(key, plain []byte) []byte {
 	front := head(1 + nonceBytes + len(plain) + 16)
 	return append(front, seal(key, front, plain)...)
@@ -49,7 +49,7 @@ func labelled(b []byte) []byte {
 	return append(append([]byte{hasLabel, byte(len(testLabel))}, testLabel...), b...)
 }
 
-// bomb is a compressed message of a few bytes that unpacks to 32 MiB.
+// bomb returns a compressed message of a few bytes that unpacks to 32 MiB.
 func bomb() []byte {
 	var packed bytes.Buffer
 	w := lzw.NewWriter(&packed, lzw.LSB, 8)
@@ -62,7 +62,7 @@ func bomb() []byte {
 	return append(out, packed.Bytes()...)
 }
 
-// compound is a message of several.
+// compound returns a message made of several.
 func compound(parts ...[]byte) []byte {
 	out := []byte{typeCompound, byte(len(parts))}
 	for _, p := range parts {
@@ -82,15 +82,15 @@ func hostileTransport(t *testing.T) *transport {
 	return tr
 }
 
-// What peers send on gossip's TCP port: nothing but a whole message of somebody with a key gets to
-// memberlist, and the connection of all others is closed in time.
+// On gossip's TCP port, only a whole message from a key holder reaches memberlist; all other
+// connections are closed in time.
 func TestHostileStreams(t *testing.T) {
 	t.Parallel()
 	other := bytes.Repeat([]byte{9}, 32)
 	push := append([]byte{6}, make([]byte, 100)...)
 	for name, tt := range map[string]struct {
 		sent []byte
-		slow bool // then goes on byte by byte, or says nothing more
+		slow bool // then sends byte by byte, or falls silent
 		let  bool
 	}{
 		"a message":                  {sent: labelled(frameOf(poolKey, push)), let: true},
@@ -130,11 +130,11 @@ func TestHostileStreams(t *testing.T) {
 				must.NoError(t, err)
 				must.True(t, bytes.Equal(tt.sent, b))
 				must.NoError(t, got.Close())
-				_ = got.Close() // memberlist may
+				_ = got.Close() // memberlist may close it as well
 			} else {
 				must.NoError(t, c.SetReadDeadline(time.Now().Add(headerTimeout+20*time.Second)))
 				_, err := c.Read(make([]byte, 1))
-				ne, timeout := err.(net.Error) //nolint:errorlint // of this connection
+				ne, timeout := err.(net.Error) //nolint:errorlint // timeout of this connection
 				must.False(t, timeout && ne.Timeout(), must.Sprint("the connection stays open"))
 				select {
 				case <-tr.streams:
@@ -149,11 +149,11 @@ func TestHostileStreams(t *testing.T) {
 	}
 }
 
-// What all streams have sent is bounded, whatever they say and however many they are.
+// The memory for all streams is bounded, whatever they send and however many they are.
 func TestHostileStreamsMemory(t *testing.T) {
 	t.Parallel()
 	tr := hostileTransport(t)
-	sent := labelled(append(head(maxFrameBytes), make([]byte, maxFrameBytes-1)...)) // a byte is missing
+	sent := labelled(append(head(maxFrameBytes), make([]byte, maxFrameBytes-1)...)) // a byte short
 	var wg sync.WaitGroup
 	for range 10 {
 		wg.Go(func() {
@@ -186,7 +186,7 @@ func TestHostileStreamsMemory(t *testing.T) {
 	must.Eq(t, 0, tr.frames.held)
 }
 
-// Only a few messages are with memberlist at a time.
+// memberlist handles only a few messages at a time.
 func TestHandedStreams(t *testing.T) {
 	t.Parallel()
 	tr := hostileTransport(t)
@@ -221,7 +221,7 @@ func TestHandedStreams(t *testing.T) {
 	}
 }
 
-// Packets: those without a key, and those that would unpack, go no further.
+// Packets without a key, and packets that would unpack, are dropped.
 func TestHostilePackets(t *testing.T) {
 	t.Parallel()
 	ping := []byte{0, 0x80}

@@ -72,7 +72,7 @@ func FuzzDecodeMember(f *testing.F) {
 	})
 }
 
-// The pool takes whatever memberlist hands it, in any order, without harm.
+// The pool survives whatever memberlist passes it, in any order.
 func FuzzDelegate(f *testing.F) {
 	b, err := fullMember().encode()
 	must.NoError(f, err)
@@ -156,7 +156,7 @@ func TestSplitAddress(t *testing.T) {
 	}
 }
 
-// While keys change, goroutines that decrypt with an earlier slice still have whole keys; the race
+// While keys change, goroutines that decrypt with an earlier slice still see whole keys; the race
 // detector checks it.
 func TestChangeRingWhileOthersRead(t *testing.T) {
 	t.Parallel()
@@ -231,7 +231,8 @@ func TestLibraryLogRepeats(t *testing.T) {
 	})
 }
 
-// The library prints what it got: no bytes end in the log, and nodes have their names.
+// The library prints the bytes it received: they must not reach the log, and nodes appear with
+// their names.
 func TestLibraryLogIsReadable(t *testing.T) {
 	t.Parallel()
 	var b bytes.Buffer
@@ -252,7 +253,7 @@ func TestLibraryLogIsReadable(t *testing.T) {
 	}
 }
 
-// A dropped line is never formatted: otherwise anyone could make us do that work with packets.
+// A dropped line is never formatted: otherwise anyone could cause that work by sending packets.
 func TestLibraryLogDropsFirst(t *testing.T) {
 	t.Parallel()
 	made := 0
@@ -281,7 +282,7 @@ func idlePool() *Pool {
 	return p
 }
 
-// When a large part of the pool dies at once, not every death is looked into.
+// When a large part of the pool dies at once, not every death is verified.
 func TestManyDeathsAreBelieved(t *testing.T) {
 	t.Parallel()
 	p := idlePool()
@@ -310,18 +311,17 @@ func TestManyDeathsAreBelieved(t *testing.T) {
 	must.Len(t, maxLooking, p.deaths)
 	<-changed
 
-	// A node that is there again has nothing to be looked into: whatever comes of it is not
-	// believed.
+	// A verification whose node has returned is discarded: its result is not believed.
 	first := p.deaths[0]
 	d.NotifyJoin(nodes[0])
 	must.Eq(t, 0, p.members[first.id].doubt)
 	must.False(t, p.doubts(first))
-	d.NotifyLeave(nodes[0]) // a second death is another
+	d.NotifyLeave(nodes[0]) // a second death gets its own verification
 	must.False(t, p.doubts(first))
 }
 
-// An attacker with the key forges members, and their leaves, without end: the pool keeps a bounded
-// number, and still hears the known nodes. Not parallel: it measures the heap.
+// An attacker with the key forges members and their leaves without end: the pool keeps a bounded
+// number and still hears the known nodes. Not parallel: it measures the heap.
 func TestForgedMembersBounded(t *testing.T) {
 	p := idlePool()
 	d := delegate{p}
@@ -355,7 +355,7 @@ func TestForgedMembersBounded(t *testing.T) {
 		d.NotifyMsg(l)
 	}
 	must.Eq(t, 50_000-maxMembers+1, refused)
-	must.Len(t, maxMembers+1, p.Members()) // and this node
+	must.Len(t, maxMembers+1, p.Members()) // plus this node
 	must.LessEq(t, maxMembers, len(p.left))
 	must.LessEq(t, maxMembers, p.leaves.NumQueued())
 	if after := heap(); after > before {
@@ -366,7 +366,7 @@ func TestForgedMembersBounded(t *testing.T) {
 	must.Eq(t, 2, known.Incarnation)
 	runtime.KeepAlive(p)
 
-	// Those of the registry find a place nevertheless, and strangers no more than before.
+	// Nodes of the registry still get a place, and strangers no more than before.
 	must.Error(t, join("0a0b0c0d", 1))
 	p.Expect([]string{"0a0b0c0d", "0a0b0c0e", "known"})
 	must.NoError(t, join("0a0b0c0d", 1))
@@ -378,7 +378,7 @@ func TestForgedMembersBounded(t *testing.T) {
 }
 
 // An attacker with the key forges an incarnation of this node, so that the others refuse its own as
-// outdated. It takes a higher one, also at its next start; it can exceed every forged one.
+// outdated. The node moves to a higher one, also at its next start; it can exceed every forged one.
 func TestForgedIncarnation(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -401,7 +401,7 @@ func TestForgedIncarnation(t *testing.T) {
 			return delegate{p}.NotifyAlive(&memberlist.Node{Name: m.ID, Addr: net.ParseIP(address), Port: 7835, Meta: meta})
 		}
 		before := p.Self().Incarnation
-		must.NoError(t, forge("10.0.0.9", before+1000)) // a twin elsewhere is another matter
+		must.NoError(t, forge("10.0.0.9", before+1000)) // a twin is a different case
 		must.Eq(t, before, p.Self().Incarnation)
 		must.NoError(t, forge("10.0.0.1", before+1000))
 		must.Eq(t, before+1001, p.Self().Incarnation)

@@ -12,8 +12,8 @@ import (
 )
 
 // Keys encrypt the pool: 16, 24 or 32 bytes each (32 is AES-256). The first one encrypts; all
-// decrypt. No format verb and no JSON shows them; but hclog takes slices apart by itself, so never
-// pass it one.
+// decrypt. Format verbs and JSON hide them; but hclog takes slices apart by itself, so never pass
+// it one.
 type Keys [][]byte
 
 const hidden = "[secret]"
@@ -24,7 +24,7 @@ func (Keys) Format(f fmt.State, _ rune) { _, _ = f.Write([]byte(hidden)) }
 // String hides the keys.
 func (Keys) String() string { return hidden }
 
-// MarshalText hides the keys, in JSON too.
+// MarshalText hides the keys in JSON.
 func (Keys) MarshalText() ([]byte, error) { return []byte(hidden), nil }
 
 func (k Keys) clone() Keys {
@@ -47,14 +47,14 @@ func (k Keys) check() error {
 	return nil
 }
 
-// keyStep is the pause between the steps of ReplaceKeys. Within it, every node with a connection to
-// a queen gets the new keys.
+// keyStep is the pause between the steps of ReplaceKeys. Within it, every node connected to a queen
+// receives the new keys.
 const keyStep = 3 * time.Second
 
-// ReplaceKeys replaces the pool's keys without losing the nodes that get them some seconds later:
-// the pool accepts the new keys at once, encrypts with the first of them after keyStep, and drops
-// the old ones after another keyStep. If the pool does not run, it does what SetKeys does. Errors:
-// Invalid.
+// ReplaceKeys replaces the pool's keys without losing the nodes that receive them some seconds
+// later: the pool accepts the new keys at once, encrypts with the first of them after keyStep, and
+// drops the old ones after another keyStep. If the pool does not run, ReplaceKeys acts as SetKeys.
+// Errors: Invalid.
 func (p *Pool) ReplaceKeys(keys Keys) error {
 	if err := keys.check(); err != nil {
 		return err
@@ -77,8 +77,8 @@ func (p *Pool) ReplaceKeys(keys Keys) error {
 	return nil
 }
 
-// stepKeys takes the due steps of ReplaceKeys. The channel fires at the next one; nil: there is
-// none.
+// stepKeys takes the due steps of ReplaceKeys. The returned channel fires at the next step; it is
+// nil if there is none.
 func (p *Pool) stepKeys() <-chan time.Time {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -118,7 +118,7 @@ func (p *Pool) setKeysLocked(keys Keys) error {
 
 func sameKeys(a, b Keys) bool { return slices.EqualFunc(a, b, slices.Equal[[]byte]) }
 
-// union returns the keys of both, those of a first.
+// union returns the keys of a, then those of b that a lacks.
 func union(a, b Keys) Keys {
 	out := slices.Clone(a)
 	for _, k := range b {
@@ -129,11 +129,11 @@ func union(a, b Keys) Keys {
 	return out
 }
 
-// changeRing makes the ring's keys exactly those wanted, the first of them primary.
+// changeRing makes the ring's keys exactly the wanted ones, the first of them primary.
 //
 // Keyring.RemoveKey of memberlist 0.7.0 shifts the keys behind the removed one within the slice
-// that GetKeys has returned to a decrypting goroutine. Only the removal of the last key shifts
-// none, so changeRing removes keys from the end and puts wanted ones among them back.
+// that GetKeys has returned to a decrypting goroutine. Only removing the last key shifts none, so
+// changeRing removes keys from the end and adds wanted ones among them back.
 func changeRing(ring *memberlist.Keyring, want Keys) error {
 	for _, k := range want {
 		if err := ring.AddKey(k); err != nil {

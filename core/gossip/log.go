@@ -12,8 +12,8 @@ import (
 	"github.com/hashicorp/go-hclog"
 )
 
-// Bounds on logged failures of the library: one line for every bad packet would let an attacker
-// fill the disk.
+// Bounds on the library's log lines: one line for every bad packet would let an attacker fill the
+// disk.
 const (
 	logBurst  = 20
 	logPeriod = 10 * time.Second
@@ -23,9 +23,9 @@ const (
 	maxLine  = 300
 )
 
-// libraryLog returns a logger for memberlist. Its errors concern one packet or one try, and mostly
-// a node that is away: log them as warnings at most, and one a minute of a kind. Its info lines
-// become debug. name returns the name of a node for its id; nil: no names.
+// libraryLog returns a logger for memberlist. memberlist's errors concern one packet or one
+// attempt, mostly to a node that is away: they are logged as warnings at most, one a minute per
+// kind. Its info lines become debug. name returns the name of a node for its ID; nil: no names.
 func libraryLog(l hclog.Logger, name func(id string) string) *log.Logger {
 	if name == nil {
 		name = func(string) string { return "" }
@@ -47,7 +47,7 @@ type levels struct {
 // kind identifies all lines that differ only in numbers.
 type kind struct {
 	told, last time.Time
-	count      int // since it was told
+	count      int // lines since the last logged one
 }
 
 // Write logs one line.
@@ -70,8 +70,8 @@ func (w *levels) Write(line []byte) (int, error) {
 		}
 		return n, nil
 	}
-	// Most lines are left out, and anybody who sends packets has them written: they cost no more
-	// than finding out their kind.
+	// Most lines are dropped, and anyone who sends packets can cause them: a dropped line costs no
+	// more than determining its kind.
 	ok, repeated, missed := w.allow(kindOf(line), time.Now())
 	switch {
 	case !ok:
@@ -118,7 +118,7 @@ func (w *levels) allow(what string, now time.Time) (ok bool, repeated, missed in
 		w.kinds[what] = k
 	}
 	repeated = k.count
-	if now.Sub(k.last) >= 2*logAgain { // it is a new trouble
+	if now.Sub(k.last) >= 2*logAgain { // it is a new problem
 		repeated = 0
 	}
 	k.told, k.last, k.count = now, now, 0
@@ -126,13 +126,13 @@ func (w *levels) allow(what string, now time.Time) (ok bool, repeated, missed in
 }
 
 var (
-	byteList = regexp.MustCompile(`\[(?:\d{1,3} ){3,}\d{1,3}\]`) // %v of a []byte
+	byteList = regexp.MustCompile(`\[(?:\d{1,3} ){3,}\d{1,3}\]`) // a []byte printed with %v
 	hexList  = regexp.MustCompile(`(?:\\x[0-9a-f]{2}){3,}`)
 	nodeID   = regexp.MustCompile(`\b[0-9a-f]{8}\b`)
 )
 
-// readable returns a line of the library without the bytes that it prints, with names beside node
-// ids, bounded in length.
+// readable returns a line of the library without the bytes it prints, with names beside node IDs,
+// bounded in length.
 func (w *levels) readable(line []byte) string {
 	text := strings.Map(func(r rune) rune {
 		if r < ' ' || r == 0x7f || r == '\uFFFD' {
@@ -154,8 +154,8 @@ func (w *levels) readable(line []byte) string {
 	return text
 }
 
-// kindOf returns what the lines of one kind have in common: all but digits, letters beside them
-// that may belong to an address or a number, and what cannot be printed.
+// kindOf returns what the lines of one kind have in common: everything but digits, letters next to
+// digits (which may belong to an address or a number), and unprintable characters.
 func kindOf(line []byte) string {
 	out := make([]byte, 0, maxLine)
 	for _, word := range bytes.FieldsFunc(line[:min(len(line), maxLine)], func(r rune) bool { return r == ' ' }) {

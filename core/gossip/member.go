@@ -26,30 +26,30 @@ const (
 // Member is a node of the pool, by its own account.
 type Member struct {
 	ID          string // node id
-	Name        string // for people; at most 64 bytes
+	Name        string // display name; at most 64 bytes
 	Queen, Hive bool
 	RPCAddress  string // host:port
-	HTTPAddress string // host:port; empty: it serves no HTTP
-	// IP:port; the pool sets it; ignored in Options.Self and Update
+	HTTPAddress string // host:port; empty: the node serves no HTTP
+	// GossipAddress is IP:port, set by the pool; ignored in Options.Self and Update.
 	GossipAddress   string
-	Version         string // of rbee
+	Version         string // version of rbee
 	FSM             uint32 // newest state machine version that a queen can apply
-	BootstrapExpect uint32 // of a queen that waits to form a cluster; 0: it does not wait
+	BootstrapExpect uint32 // set by a queen that waits to form a cluster; 0: it does not wait
 	RaftID          string // raft server id of a queen
-	HasState        bool   // a queen has raft state: a cluster exists
+	HasState        bool   // the queen has raft state: a cluster exists
 	Incarnation     uint64 // grows with every start of the node
 	Status          Status
 }
 
-// maxMetaBytes is the most that memberlist can carry (memberlist.MetaMaxSize).
+// maxMetaBytes is the largest metadata that memberlist carries (memberlist.MetaMaxSize).
 const (
 	maxMetaBytes = 512
 	maxIDBytes   = 64
 	maxNameBytes = 64
 )
 
-// maxAhead is how far a node's clock may be ahead. No count of starts exceeds the time in
-// nanoseconds, so that no node can take the highest number for ever.
+// maxAhead bounds how far a node's clock may be ahead. A count of starts never exceeds the time in
+// nanoseconds, so that no node can occupy the highest number forever.
 const maxAhead = 24 * time.Hour
 
 // encode returns the metadata to gossip.
@@ -83,7 +83,7 @@ func (m Member) check() error {
 	return nil
 }
 
-// decodeMember reads the metadata of the node that memberlist calls name. It trusts nothing: any
+// decodeMember decodes the metadata of the node that memberlist calls name. It trusts nothing: any
 // holder of the key can send anything.
 func decodeMember(name string, meta []byte) (Member, error) {
 	if len(meta) > maxMetaBytes {

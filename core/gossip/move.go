@@ -12,15 +12,15 @@ import (
 
 // mover is a transport whose address can change.
 type mover interface {
-	// Move advertises another host, an IP address or a name that is looked up until it has one or
+	// Move advertises another host: an IP address, or a name that is looked up until it resolves or
 	// ctx ends.
 	Move(ctx context.Context, host string) error
 }
 
 var _ mover = (*transport)(nil)
 
-// Move has the others reach this node at another host, an IP address or a name, from now on. It
-// does not wait for that. A pool that does not run begins there.
+// Move makes the pool advertise another host, an IP address or a name, from now on. It does not
+// wait for the others to learn it. A pool that does not run yet starts at that host.
 func (p *Pool) Move(host string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -31,7 +31,7 @@ func (p *Pool) Move(host string) {
 	p.signal()
 }
 
-// takeMove makes the address of Move the advertised one.
+// takeMove makes the host passed to Move the advertised one.
 func (p *Pool) takeMove(ctx context.Context) error {
 	p.mu.Lock()
 	host := p.move
@@ -59,14 +59,14 @@ func (t *transport) Move(ctx context.Context, host string) error {
 	return t.choose(ctx)
 }
 
-// drop gives up looking into deaths that a list reported that ends now.
+// drop abandons the verification of deaths that a list reported, when that list ends.
 func (p *Pool) drop(deaths []death) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.looking -= len(deaths)
 }
 
-// compare looks into members that were alive before this node moved, and that its new list has not
+// compare verifies the members that were alive before this node moved and that its new list has not
 // heard of.
 func (p *Pool) compare(list *memberlist.Memberlist) {
 	p.mu.Lock()

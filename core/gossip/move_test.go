@@ -16,13 +16,13 @@ import (
 	"github.com/rbee-project/rbee/core/gossip"
 )
 
-// addressOf is where a node sees another.
+// addressOf returns the address at which a node sees another.
 func addressOf(n *node, i int) string {
 	m, _ := n.Member(id(i))
 	return m.GossipAddress
 }
 
-// awaits waits until all nodes agree to something, and returns how long that took.
+// awaits waits until is holds on all nodes, and returns how long that took.
 func awaits(t *testing.T, d time.Duration, what string, is func(n *node) bool, nodes ...*node) time.Duration {
 	t.Helper()
 	began := time.Now()
@@ -37,8 +37,8 @@ func awaits(t *testing.T, d time.Duration, what string, is func(n *node) bool, n
 	return time.Since(began)
 }
 
-// A node that loses its address and gets another one is found there within seconds, without ever
-// being taken for dead, and itself goes on to hear the others.
+// A node that loses its address and gets another one is found there within seconds, is never taken
+// for dead, and still hears the others.
 func TestMove(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -66,12 +66,12 @@ func TestMove(t *testing.T) {
 			b, _ := n.Member(id(1))
 			return a.FSM == 7 && b.FSM == 8
 		}, nodes...)
-		nodes[3].stop() // one that dies after the move is noticed by the node that moved
+		nodes[3].stop() // the moved node notices one that dies after the move
 		awaits(t, time.Minute, "a death", func(n *node) bool { m, _ := n.Member(id(4)); return m.Status == gossip.Failed }, nodes[:3]...)
 	})
 }
 
-// A node that dies while another moves is noticed by that one, too.
+// A node that moves still notices another that dies meanwhile.
 func TestMoveBesideADeath(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -84,8 +84,7 @@ func TestMoveBesideADeath(t *testing.T) {
 	})
 }
 
-// Packets that are dropped on the way between two nodes are noticed by both, and nobody is taken
-// for dead for it.
+// When packets between two nodes are dropped, both notice, and neither is taken for dead.
 func TestDeaf(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -101,7 +100,7 @@ func TestDeaf(t *testing.T) {
 			return out
 		}
 		r.net.SetLoss(0.3)
-		time.Sleep(3 * time.Minute) // losses are nothing to tell of
+		time.Sleep(3 * time.Minute) // ordinary losses are not reported
 		for _, n := range nodes {
 			must.Eq(t, "", deaf(n))
 		}
@@ -121,13 +120,14 @@ func TestDeaf(t *testing.T) {
 		r.net.Heal()
 		awaits(t, 15*time.Second, "packets get through again", func(n *node) bool { return deaf(n) == "" }, nodes...)
 
-		nodes[2].stop() // a node that is gone is not deaf
+		nodes[2].stop() // a dead node is not deaf
 		time.Sleep(time.Minute)
 		must.Eq(t, "", deaf(nodes[0])+deaf(nodes[1]))
 	})
 }
 
-// forgedDeath is memberlist's message that a node is dead, as any holder of the key can make it.
+// forgedDeath returns memberlist's message that a node is dead, as any holder of the key can forge
+// it.
 func forgedDeath(t *testing.T, victim string, incarnation uint32) []byte {
 	t.Helper()
 	text := func(b []byte, s string) []byte { return append(append(b, 0xa0|byte(len(s))), s...) }
@@ -145,8 +145,8 @@ func forgedDeath(t *testing.T, victim string, incarnation uint32) []byte {
 	return gcm.Seal(packet, nonce, plain, []byte(cluster))
 }
 
-// Somebody with the key says that a living node is dead, at memberlist's highest incarnation, which
-// the node cannot exceed: it stays alive for the others, and is let in again.
+// A key holder reports a living node dead at memberlist's highest incarnation, which the node
+// cannot exceed: it stays alive for the others and rejoins.
 func TestForgedDeath(t *testing.T) {
 	t.Parallel()
 	for _, incarnation := range []uint32{1000, math.MaxUint32} {

@@ -25,23 +25,23 @@ const (
 	maxPeersBytes = 1 << 20
 )
 
-// peer is a node to find the pool through after a restart.
+// peer is a node through which to find the pool after a restart.
 type peer struct {
 	ID      string `json:"id"`
 	Address string `json:"address"` // IP:port
 	Queen   bool   `json:"queen,omitempty"`
 }
 
-// peersFile is peers.json.
+// peersFile is the content of peers.json.
 type peersFile struct {
-	Starts uint64 `json:"starts,omitempty"` // of the pool, if it counts them
+	Starts uint64 `json:"starts,omitempty"` // starts of the pool, if the pool counts them
 	Peers  []peer `json:"peers"`
 }
 
-// peerFile remembers peers on disk. All of it is a hint: it forgets what it cannot read, and warns
-// about what it cannot write.
+// peerFile remembers peers on disk. Its content is only a hint: it drops what it cannot read, and
+// warns about what it cannot write.
 type peerFile struct {
-	dir string // empty: in memory
+	dir string // empty: kept in memory
 	log hclog.Logger
 
 	mu    sync.Mutex
@@ -89,8 +89,8 @@ func (f *peerFile) read() ([]byte, error) {
 	return io.ReadAll(io.LimitReader(file, maxPeersBytes))
 }
 
-// start counts a start of the pool. If the count was lost it continues from the time, which exceeds
-// any count.
+// start counts a start of the pool. If the count was lost, it continues from the current time,
+// which exceeds any count.
 func (f *peerFile) start() (uint64, error) {
 	if f.dir == "" {
 		return uint64(time.Now().UnixNano()), nil
@@ -108,7 +108,7 @@ func (f *peerFile) start() (uint64, error) {
 	return f.now.Starts, nil
 }
 
-// raise makes later starts count from a number; the next save writes it.
+// raise makes later starts count up from a number; the next save writes it.
 func (f *peerFile) raise(starts uint64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -136,7 +136,7 @@ func (f *peerFile) queen() bool {
 	return slices.ContainsFunc(f.now.Peers, func(p peer) bool { return p.Queen })
 }
 
-// save merges fresh peers with the remembered ones and writes the file if that changes anything.
+// save merges fresh peers into the remembered ones and writes the file if that changes anything.
 func (f *peerFile) save(fresh []peer) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -222,7 +222,7 @@ func queensFirst(a, b peer) int {
 	return 1
 }
 
-// remember returns the nodes to find the pool through: all that did not leave.
+// remember returns the nodes through which to find the pool: all that did not leave.
 func (p *Pool) remember() []peer {
 	p.mu.Lock()
 	defer p.mu.Unlock()

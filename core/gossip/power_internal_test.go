@@ -10,8 +10,8 @@ import (
 	"github.com/rbee-project/rbee/core/coretest/disktrace"
 )
 
-// C-08: the nodes that a machine finds its cluster through are on the disk once they are saved, and
-// so is that they are forgotten. The keys of gossip are in the identity (core/pki).
+// C-08: saved peers, and the removal of forgotten ones, survive a loss of power. The gossip keys
+// are part of the identity (core/pki).
 func TestPowerLossPeers(t *testing.T) {
 	disktrace.Check(t, disktrace.Scenario{Run: func(t *testing.T, dir string, ack func(string)) {
 		p, err := openPeers(filepath.Join(dir, "gossip"), hclog.NewNullLogger())

@@ -17,18 +17,18 @@ import (
 )
 
 const (
-	rejoinInterval = 30 * time.Second // when there are others
-	rejoinFirst    = time.Second      // pause while alone: doubled up to rejoinInterval
-	rejoinMoved    = 2 * time.Second  // pause while others may have an old address of this node
-	movedFor       = 30 * time.Second // how long that lasts after they last showed it
-	rejoinAtOnce   = 8                // nodes asked at a time
-	rejoinRound    = 64               // nodes to ask in a round
+	rejoinInterval = 30 * time.Second // when there are other nodes
+	rejoinFirst    = time.Second      // pause while alone; doubles up to rejoinInterval
+	rejoinMoved    = 2 * time.Second  // pause while others may hold an old address of this node
+	movedFor       = 30 * time.Second // how long rejoinMoved lasts after the last old address
+	rejoinAtOnce   = 8                // nodes asked concurrently
+	rejoinRound    = 64               // nodes asked per round
 	resolveTimeout = 5 * time.Second
 	maxExtra       = 64
 )
 
-// rejoinLoop looks for nodes that should be in the pool and are not. memberlist itself forgets a
-// dead node after half a minute and never asks for it again, so the halves of a network that was
+// rejoinLoop looks for nodes that should be in the pool and are missing. memberlist itself forgets
+// a dead node after half a minute and never asks for it again, so the halves of a network that was
 // cut for longer would never find each other.
 func (p *Pool) rejoinLoop(ctx context.Context, list *memberlist.Memberlist, kick <-chan struct{}) {
 	alone := rejoinFirst
@@ -47,7 +47,7 @@ func (p *Pool) rejoinLoop(ctx context.Context, list *memberlist.Memberlist, kick
 		default:
 			alone = rejoinFirst
 		}
-		timer := time.NewTimer(wait*9/10 + rand.N(wait/5)) // not all at once after a power failure
+		timer := time.NewTimer(wait*9/10 + rand.N(wait/5)) // jitter, for after a power failure
 		select {
 		case <-ctx.Done():
 			timer.Stop()
@@ -60,13 +60,13 @@ func (p *Pool) rejoinLoop(ctx context.Context, list *memberlist.Memberlist, kick
 	}
 }
 
-// rejoinOnce asks every node that should be in the pool and is not.
+// rejoinOnce asks every node that should be in the pool and is missing.
 func (p *Pool) rejoinOnce(ctx context.Context, list *memberlist.Memberlist) {
 	p.mu.Lock()
 	named := slices.Concat(p.opts.RetryJoin, p.extra)
 	here := map[string]bool{p.self.GossipAddress: true}
 	var someone string
-	var before []string // members of the list before this one
+	var before []string // members of the previous list
 	for _, e := range p.members {
 		switch {
 		case e.Status != Alive:

@@ -10,14 +10,14 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// settleWithin is how long after a move members count as alive that nobody has confirmed since.
+// settleWithin is how long after a move unconfirmed members still count as alive.
 const settleWithin = 15 * time.Second
 
-// moveGoodbye bounds the goodbye from the former address.
+// moveGoodbye bounds the leave announcement from the former address.
 const moveGoodbye = time.Second
 
-// Run runs the pool until ctx ends; then it falls silent, which others take for a failure unless
-// Leave was called before. Call it once.
+// Run runs the pool until ctx ends. The node then falls silent, which others take for a failure
+// unless Leave was called before. Call it once.
 func (p *Pool) Run(ctx context.Context) error {
 	defer p.net.Shutdown() //nolint:errcheck // it cannot fail
 	if p.own != nil {
@@ -37,18 +37,18 @@ func (p *Pool) Run(ctx context.Context) error {
 	}
 }
 
-// live runs memberlist, which never changes its address, until ctx ends or this node moves.
+// live runs memberlist until ctx ends or this node moves: a list cannot change its address.
 func (p *Pool) live(ctx context.Context) (moved bool, err error) {
 	p.mu.Lock()
 	for _, e := range p.members {
-		e.doubt = 0 // which the list before this one had
+		e.doubt = 0 // it belonged to the previous list
 	}
 	p.mu.Unlock()
 	list, err := memberlist.Create(p.config())
 	if err != nil {
 		return false, core.WithHint(core.Wrap(err, core.Unavailable, "join the gossip pool"), "Check gossip and advertise in the configuration.")
 	}
-	// before p.mu: others may already send their state, with memberlist's lock held
+	// Outside p.mu: others may already send their state, with memberlist's lock held.
 	here := list.LocalNode().Address()
 	p.mu.Lock()
 	p.list, p.began = list, time.Now()
@@ -64,14 +64,15 @@ func (p *Pool) live(ctx context.Context) (moved bool, err error) {
 	others.Go(func() { p.watchUDP(life, list) })
 	moved = p.work(life, list, kick)
 	if moved {
-		// Those that hear it take the new address at once; the others when the old one is silent.
+		// Nodes that receive it accept the new address at once; the others do once the old one is
+		// silent.
 		_ = list.Leave(moveGoodbye)
 	}
 	end()
 	p.mu.Lock()
 	p.list, p.settled = nil, false
 	p.mu.Unlock()
-	p.wg.Wait() // pings end within half a second; Leave must not meet a list that is shut down
+	p.wg.Wait() // pings end within half a second; Leave must not use a list that is shut down
 	err = list.Shutdown()
 	others.Wait()
 	return moved, core.Wrap(err, core.Internal, "leave the gossip pool")
@@ -93,7 +94,7 @@ func (p *Pool) config() *memberlist.Config {
 	c.SuspicionMult, c.RetransmitMult = suspicionMult, retransmitMult
 	c.ProbeInterval, c.ProbeTimeout, c.TCPTimeout = probeInterval, probeTimeout, streamTimeout
 	c.DeadNodeReclaimTime = reclaimAfter
-	c.EnableCompression = false // what is told is small
+	c.EnableCompression = false // the messages are small
 	c.MsgpackUseNewTimeFormat = true
 	c.DelegateProtocolMin, c.DelegateProtocolMax, c.DelegateProtocolVersion = protocolVersion, protocolVersion, protocolVersion
 	d := delegate{p}
@@ -102,10 +103,10 @@ func (p *Pool) config() *memberlist.Config {
 	return c
 }
 
-// announce tells the others what this node says of itself now. memberlist v0.7.0 numbers its
-// broadcasts anew whenever its queue is empty, so that one may take the place of another of the
-// same length; UpdateNode then waits in vain. What is lost three times comes with the next full
-// exchange.
+// announce sends this node's current metadata to the others. memberlist v0.7.0 restarts the
+// numbering of its broadcasts whenever its queue is empty, so that one broadcast may replace
+// another of the same length; UpdateNode then waits in vain. What is lost three times follows with
+// the next full exchange.
 func announce(ctx context.Context, list *memberlist.Memberlist) {
 	for range 3 {
 		if ctx.Err() != nil || list.UpdateNode(probeInterval) == nil {
@@ -114,7 +115,7 @@ func announce(ctx context.Context, list *memberlist.Memberlist) {
 	}
 }
 
-// work does what callbacks must not do, and periodic work, until ctx ends or this node moves.
+// work does periodic work and whatever callbacks must not do, until ctx ends or this node moves.
 func (p *Pool) work(ctx context.Context, list *memberlist.Memberlist, kick chan<- struct{}) (moved bool) {
 	tick := time.NewTicker(5 * time.Second)
 	defer tick.Stop()
@@ -137,7 +138,7 @@ func (p *Pool) work(ctx context.Context, list *memberlist.Memberlist, kick chan<
 		if rejoin {
 			select {
 			case kick <- struct{}{}:
-			default: // one is already waiting
+			default: // one is already queued
 			}
 		}
 		step := p.stepKeys()

@@ -21,17 +21,18 @@ import (
 )
 
 const (
-	packetBytes   = 64 << 10 // the largest packet that UDP has
-	receiveBytes  = 2 << 20  // of the socket's buffer
-	maxStreams    = 128      // that others may have open at a time
+	packetBytes   = 64 << 10 // the largest UDP packet
+	receiveBytes  = 2 << 20  // receive buffer of the socket
+	maxStreams    = 128      // streams that others may have open at a time
 	headerTimeout = 5 * time.Second
-	hasLabel      = 244 // first byte of a labelled packet or stream, in memberlist's protocol
+	hasLabel      = 244 // first byte of a labelled packet or stream in memberlist's protocol
 	bindTries     = 10
 )
 
-// transport serves UDP and TCP on one port. Unlike memberlist's own it binds before it runs, checks
-// the label and the key before anything else (a packet or connection without them costs neither
-// memory nor a log line), and bounds the connections that others may open and what they send.
+// transport serves UDP and TCP on one port. Unlike memberlist's own, it binds before it runs,
+// checks the label and the key before anything else (a packet or connection without them costs
+// neither memory nor a log line), and bounds the connections that others may open and what they
+// send.
 type transport struct {
 	log     hclog.Logger
 	header  []byte // required start of all packets and streams
@@ -39,7 +40,7 @@ type transport struct {
 	udp     *net.UDPConn
 	sealed  opener
 	frames  frames
-	handed  chan struct{} // one for each stream that memberlist has
+	handed  chan struct{} // one slot for each stream that memberlist handles
 	packets chan *memberlist.Packet
 	streams chan net.Conn
 	foreign atomic.Uint64
@@ -50,8 +51,8 @@ type transport struct {
 
 	mu        sync.Mutex
 	conns     map[net.Conn]struct{}
-	advertise string     // as configured, or as of Move
-	ip        netip.Addr // advertised
+	advertise string     // as configured, or as set by Move
+	ip        netip.Addr // advertised address
 	port      uint16
 	closed    bool
 }
@@ -115,8 +116,8 @@ func (t *transport) bind(ip netip.Addr, port int) error {
 // address returns the bound address.
 func (t *transport) address() string { return t.tcp.Addr().String() }
 
-// run chooses the address to advertise and starts to listen. Errors: those of ctx; Invalid if there
-// is nothing to advertise.
+// run chooses the address to advertise and starts to listen. Errors: those of ctx; Invalid if no
+// address can be advertised.
 func (t *transport) run(ctx context.Context) error {
 	if err := t.choose(ctx); err != nil {
 		return err
@@ -190,7 +191,7 @@ func (t *transport) choose(ctx context.Context) error {
 	}
 }
 
-// privateAddress returns an address of this machine within its network, private ones first.
+// privateAddress returns one of this machine's network addresses, private ones first.
 func privateAddress() (netip.Addr, error) {
 	var found []netip.Addr
 	addrs, err := net.InterfaceAddrs()
@@ -316,7 +317,7 @@ func (t *transport) accept() {
 	}
 }
 
-// greet passes a connection on when a whole message of this cluster has come on it.
+// greet passes a connection to memberlist once a whole message of this cluster has arrived on it.
 func (t *transport) greet(c *trackedConn) {
 	got := make([]byte, len(t.header))
 	_ = c.SetDeadline(time.Now().Add(headerTimeout))
@@ -347,7 +348,7 @@ func (t *transport) greet(c *trackedConn) {
 	}
 }
 
-// pause waits a moment after a temporary error. It reports whether to go on.
+// pause waits a moment after a temporary error. It reports whether to continue.
 func (t *transport) pause() bool {
 	timer := time.NewTimer(10 * time.Millisecond)
 	defer timer.Stop()
@@ -375,9 +376,9 @@ func (t *transport) track(c net.Conn, closed func()) (*trackedConn, error) {
 type trackedConn struct {
 	net.Conn
 	t      *transport
-	first  []byte       // read already
-	held   atomic.Int64 // of transport.frames
-	handed atomic.Bool  // it has a place in transport.handed
+	first  []byte       // bytes already read
+	held   atomic.Int64 // bytes held from transport.frames
+	handed atomic.Bool  // the connection holds a slot in transport.handed
 	once   sync.Once
 	closed func()
 }

@@ -12,20 +12,20 @@ import (
 )
 
 const (
-	udpEvery  = 5 * time.Second // between two rounds
-	udpRound  = 32              // members in a round
-	udpPings  = 8               // with 30 % of all packets lost, 0.5 % of such rounds fail
-	udpRounds = 2               // that fail before a member counts as deaf
+	udpEvery  = 5 * time.Second // pause between two rounds
+	udpRound  = 32              // members pinged per round
+	udpPings  = 8               // pings per member; at 30 % packet loss, 0.5 % of such rounds fail
+	udpRounds = 2               // failed rounds before a member counts as deaf
 )
 
-// deaf is a member that answered no ping lately.
+// deaf is a member that has not answered recent pings.
 type deaf struct {
-	rounds int  // that failed, one after another
-	told   bool // it answers streams: the log says so
+	rounds int  // failed rounds in a row
+	told   bool // it answers over TCP, and this has been logged
 }
 
-// Deaf returns the members that answer over TCP and not over UDP, sorted by id: something between
-// drops the packets. memberlist goes on over TCP, slower.
+// Deaf returns the members that answer over TCP but not over UDP, sorted by ID: something in
+// between drops the packets. memberlist continues over TCP, more slowly.
 func (p *Pool) Deaf() []Member {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -39,8 +39,8 @@ func (p *Pool) Deaf() []Member {
 	return out
 }
 
-// watchUDP pings all members in turn, until ctx ends. memberlist keeps what it finds out to itself,
-// and asks others when a member does not answer.
+// watchUDP pings all members in turn until ctx ends. memberlist does not expose which members fail
+// its direct pings: it asks other nodes when a member does not answer.
 func (p *Pool) watchUDP(ctx context.Context, list *memberlist.Memberlist) {
 	tick := time.NewTicker(udpEvery)
 	defer tick.Stop()
@@ -59,7 +59,7 @@ func (p *Pool) watchUDP(ctx context.Context, list *memberlist.Memberlist) {
 	}
 }
 
-// round returns the next live members after the last one of the round before.
+// round returns the next live members after the last one of the previous round.
 func (p *Pool) round(last *string) []Member {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -86,7 +86,7 @@ func (p *Pool) round(last *string) []Member {
 	return live
 }
 
-// cmpBool sorts false first.
+// cmpBool orders false before true.
 func cmpBool(a, b bool) int {
 	switch {
 	case a == b:
@@ -97,7 +97,7 @@ func cmpBool(a, b bool) int {
 	return 1
 }
 
-// checkUDP finds out whether packets to a member and back get through.
+// checkUDP checks whether packets to and from a member get through.
 func (p *Pool) checkUDP(ctx context.Context, list *memberlist.Memberlist, m Member) {
 	for range udpPings {
 		_, err := list.Ping(m.ID, stringAddr(m.GossipAddress))
@@ -122,7 +122,7 @@ func (p *Pool) checkUDP(ctx context.Context, list *memberlist.Memberlist, m Memb
 		return
 	}
 	if _, err := list.Join([]string{m.GossipAddress}); err != nil {
-		return // nothing gets through, or it has other keys: memberlist finds that out
+		return // nothing gets through, or the member has other keys: memberlist detects that
 	}
 	p.mu.Lock()
 	d.told = p.deaf[m.ID] == d

@@ -68,10 +68,10 @@ func TestRealSockets(t *testing.T) {
 	must.Eq(t, b.address, m.GossipAddress)
 
 	_, err = gossip.New(gossip.Options{Self: a.Self(), Bind: a.address, Keys: a.Keys(), ClusterID: cluster})
-	must.Eq(t, core.Unavailable, core.KindOf(err)) // the port is taken
+	must.Eq(t, core.Unavailable, core.KindOf(err)) // the port is in use
 	must.NotEq(t, "", core.HintOf(err))
 
-	// Garbage, as fast as it goes, with and without the label.
+	// Send garbage at full speed, with and without the label.
 	stop := make(chan struct{})
 	var wg sync.WaitGroup
 	for i := range 2 {
@@ -95,7 +95,7 @@ func TestRealSockets(t *testing.T) {
 		})
 	}
 	for range 40 {
-		// Streams of strangers, too.
+		// Open streams as a stranger.
 		c, err := net.Dial("tcp", a.address)
 		must.NoError(t, err)
 		_, err = c.Write([]byte("GET / HTTP/1.1\r\nHost: somebody\r\n\r\n"))
@@ -106,7 +106,7 @@ func TestRealSockets(t *testing.T) {
 		c.Close()
 		must.Eq(t, "1:alive 2:alive 3:alive", statuses(b))
 	}
-	coretest.Eventually(t, 10*time.Second, func() error { // the streams, and some of the packets
+	coretest.Eventually(t, 10*time.Second, func() error { // all streams and some packets arrived
 		if n := a.Stats().Foreign; n <= 40 {
 			return fmt.Errorf("%d streams and packets were refused", n)
 		}
@@ -142,7 +142,7 @@ func TestStreamsAreBounded(t *testing.T) {
 	b := startUDP(t, 2, func(o *gossip.Options) { o.RetryJoin = []string{a.address} })
 	eventually(t, "1:alive 2:alive", a, b)
 	var idle []net.Conn
-	for range 200 { // they say nothing and go away after a while
+	for range 200 { // they stay silent and are closed after a while
 		c, err := net.Dial("tcp", a.address)
 		must.NoError(t, err)
 		idle = append(idle, c)
@@ -154,7 +154,7 @@ func TestStreamsAreBounded(t *testing.T) {
 		return nil
 	})
 	must.NoError(t, b.Ping(t.Context(), id(1)))
-	a.stop() // it waits for none of them
+	a.stop() // stop waits for none of them
 	for _, c := range idle {
 		_ = c.SetReadDeadline(time.Now().Add(10 * time.Second))
 		_, err := c.Read(make([]byte, 1))

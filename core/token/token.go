@@ -37,7 +37,7 @@ const alphabet = "abcdefghijklmnopqrstuvwxyz234567"
 
 func encoding() *base32.Encoding { return base32.NewEncoding(alphabet).WithPadding(base32.NoPadding) }
 
-// Parsed is a parsed token. It can be formatted and logged: its secret hides itself.
+// Parsed is a parsed token. It is safe to format and log: its secret hides itself.
 type Parsed struct {
 	Kind        core.TokenKind
 	ID          string
@@ -52,7 +52,7 @@ func New() (id string, secretHash []byte, text string) {
 	return p.ID, Hash(p.Secret), p.Text()
 }
 
-// Renew makes another secret for the API token with the id, which must be one of New's.
+// Renew makes another secret for the API token with this ID, which must come from New.
 func Renew(id string) (secretHash []byte, text string) {
 	p := fresh(core.TokenAPI)
 	p.ID = id
@@ -60,7 +60,7 @@ func Renew(id string) (secretHash []byte, text string) {
 }
 
 // NewJoin makes a join token for the cluster whose CA certificate has the fingerprint (see
-// pki.Fingerprint). It panics for an invalid fingerprint.
+// pki.Fingerprint). It panics on an invalid fingerprint.
 func NewJoin(fingerprint string) (id string, secretHash []byte, text string) {
 	if !is(fingerprint, fingerprintChars) {
 		panic("token: not the fingerprint of a CA certificate")
@@ -143,8 +143,8 @@ func (p Parsed) Text() string {
 	return strings.Join([]string{apiPrefix, p.ID, string(p.Secret)}, "_")
 }
 
-// Matches reports in constant time whether the registry's hash is that of the token's secret. An
-// empty hash matches nothing.
+// Matches reports, in constant time, whether the registry's hash is the hash of the token's secret.
+// An empty hash matches nothing.
 func (p Parsed) Matches(hash []byte) bool {
 	return subtle.ConstantTimeCompare(Hash(p.Secret), hash) == 1
 }
@@ -170,8 +170,8 @@ func badJoin(why string) error {
 		"Join with TOKEN@host or TOKEN@host:port, where the token is from \"rbee token create --type join\" and the host is any queen.")
 }
 
-// Secret is the part of a token that proves it. No format verb, JSON or logger shows it; string(s)
-// is the secret.
+// Secret is the secret part of a token. Format verbs, JSON and loggers hide it; string(s) is the
+// secret itself.
 type Secret string
 
 const hidden = "[secret]"
@@ -182,11 +182,11 @@ func (Secret) Format(f fmt.State, _ rune) { _, _ = f.Write([]byte(hidden)) }
 // String hides the secret.
 func (Secret) String() string { return hidden }
 
-// MarshalText hides the secret, in JSON too.
+// MarshalText hides the secret in JSON.
 func (Secret) MarshalText() ([]byte, error) { return []byte(hidden), nil }
 
-// Clip returns a name from outside, fit for an error. What looks like a whole token is not
-// repeated.
+// Clip shortens a name from outside so that it fits in an error. It hides anything that looks like
+// a whole token.
 func Clip(s string) string {
 	if _, err := Parse(s); err == nil {
 		return "…"
