@@ -134,7 +134,7 @@ func TestHostileStreams(t *testing.T) {
 			} else {
 				must.NoError(t, c.SetReadDeadline(time.Now().Add(headerTimeout+20*time.Second)))
 				_, err := c.Read(make([]byte, 1))
-				ne, timeout := err.(net.Error) //nolint:errorlint // timeout of this connection
+				ne, timeout := err.(net.Error) //nolint:errorlint // of this connection
 				must.False(t, timeout && ne.Timeout(), must.Sprint("the connection stays open"))
 				select {
 				case <-tr.streams:
