@@ -14,8 +14,8 @@ import (
 	"github.com/rbee-project/rbee/core/pki"
 )
 
-// hostTowards is the address at which the machines of the cluster reach this one: what the
-// configuration says, else the address that it speaks to the queen from.
+// hostTowards returns the address at which the machines of the cluster reach this one: the
+// configured address, else the local address of a connection to the queen.
 func hostTowards(ctx context.Context, cfg *config.Config, queen string) (string, error) {
 	if cfg.Bind.Advertise != "" || cfg.Bind.Address != "" && !unspecified(cfg.ListenAddress(true)) {
 		return cfg.AdvertiseHost(ctx)
@@ -38,10 +38,11 @@ func unspecified(address string) bool {
 	return ip != nil && ip.IsUnspecified()
 }
 
-// followAddress has the identity say where others reach this machine now, when the agent starts,
-// and returns the host of it: a router may have given it another address since, or somebody changed
-// the configuration. The others learn it by gossip, from the hive's reports and with the renewal of
-// the certificate. Errors: those of the configuration's address, Integrity, Internal.
+// followAddress updates the address in the identity at which others reach this machine, when the
+// agent starts, and returns its host: a router may have assigned another address since, or the
+// configuration may have changed. The others learn it through gossip, from the hive's reports and
+// with the renewal of the certificate. Errors: those of the configuration's address, Integrity,
+// Internal.
 func followAddress(ctx context.Context, cfg *config.Config, id *pki.Identity, queens []hive.QueenAddress, log hclog.Logger) (host string, err error) {
 	before := id.RPCAddress()
 	if host, _, err = net.SplitHostPort(before); err != nil {
@@ -61,9 +62,9 @@ func followAddress(ctx context.Context, cfg *config.Config, id *pki.Identity, qu
 	return host, id.SetRPCAddress(now)
 }
 
-// hostNow is the host that others reach this machine at: what the configuration advertises; what
-// was given when the machine joined; what it listens on; what it was, as long as it is one of this
-// machine's; else what the queens see it at.
+// hostNow returns the host at which others reach this machine, the first of: what the configuration
+// advertises; what was given when the machine joined; the listen address; the previous host, if
+// this machine still has it; the address at which the queens see it.
 func hostNow(ctx context.Context, cfg *config.Config, before string, found bool, queens []hive.QueenAddress) (string, error) {
 	listens := cfg.ListenAddress(true)
 	switch {
@@ -80,10 +81,10 @@ func hostNow(ctx context.Context, cfg *config.Config, before string, found bool,
 	if host, err := cfg.AdvertiseHost(ctx); err == nil {
 		return host, nil
 	}
-	return before, nil // the network is not there yet; what was right may be right again
+	return before, nil // the network is not up yet; the previous address may become right again
 }
 
-// ofThisMachine says whether host is an address that this machine has, and others may reach it at.
+// ofThisMachine reports whether this machine has the address host and others may reach it there.
 func ofThisMachine(host string) bool {
 	ip, err := netip.ParseAddr(host)
 	return err == nil && config.Has(ip)

@@ -9,8 +9,8 @@ import (
 	"github.com/rbee-project/rbee/core/hive"
 )
 
-// Which host others are told depends on who said what: an address of documentation, 192.0.2.7,
-// stands for one that this machine has lost.
+// The advertised host depends on which source sets it: a documentation address, 192.0.2.7, stands
+// for an address that this machine has lost.
 func TestHostNow(t *testing.T) {
 	t.Parallel()
 	const lost = "192.0.2.7"

@@ -1,4 +1,4 @@
-// Package agent builds one process out of a configuration, a queen and a hive, and runs it: start,
+// Package agent builds one process, a queen and a hive, from a configuration and runs it: start,
 // ready, stop in order.
 package agent
 
@@ -34,56 +34,57 @@ import (
 )
 
 const (
-	// jobsGrace is how long jobs may take to end when they are cancelled since the agent ends.
+	// jobsGrace is how long cancelled jobs may take to end when the agent stops.
 	jobsGrace = 10 * time.Second
-	// rpcGrace is how long calls between queen and hive may go on after both have ended their work.
+	// rpcGrace is how long calls between queen and hive may continue after both have stopped.
 	rpcGrace = time.Second
-	// handOverGrace is how long the agent tries to give its leadership to another queen before it
-	// ends.
+	// handOverGrace bounds the attempt to transfer the leadership to another queen before the agent
+	// stops.
 	handOverGrace = 3 * time.Second
 )
 
-// Options say how Run runs an agent, beside its configuration.
+// Options say how Run runs an agent, in addition to its configuration.
 type Options struct {
-	Version string       // of the program
-	Logger  hclog.Logger // nil: none
-	// Join is a join token and a queen, "TOKEN@host", for a machine that is in no cluster yet; one
-	// that is in a cluster ignores it. Empty: none.
+	Version string       // version of the program
+	Logger  hclog.Logger // nil: no logging
+	// Join is a join token and a queen, "TOKEN@host", for a machine that is not in a cluster yet; a
+	// machine in a cluster ignores it. Empty: no joining.
 	Join string
-	SSH  SSH // with which other machines are reached
-	// NotifySocket is NOTIFY_SOCKET of a service manager that is told when the agent serves, and
-	// when it begins to end; empty: none.
+	SSH  SSH // how to reach other machines
+	// NotifySocket is the NOTIFY_SOCKET of a service manager, which is notified when the agent
+	// serves and when it begins to stop; empty: no service manager.
 	NotifySocket string
-	// Load reads the configuration anew, for each value of Reload; nil: there is no reloading. Its
-	// error is logged.
+	// Load rereads the configuration, once for each value of Reload; nil: reloading is disabled.
+	// Its error is logged.
 	Load   func() (*config.Config, error)
 	Reload <-chan struct{}
-	// Hurry is closed when an agent that ends is not to wait for running requests any more, which
-	// then end with an error event; nil: it waits for as long as its configuration says.
+	// Hurry is closed when a stopping agent must no longer wait for running requests, which then
+	// end with an error event; nil: the agent waits as long as its configuration says.
 	Hurry <-chan struct{}
 	// Suite is the command that runs the conformance suite of plugins, plugintest.Child; empty: no
 	// plugin can be built.
 	Suite []string
-	// Ready is called once, when the agent serves, with the host:port of its HTTP API; empty: it
-	// has none, being a hive alone. A queen of a cluster is ready as soon as it answers, also while
-	// there is no leader.
+	// Ready is called once, when the agent serves, with the host:port of its HTTP API; empty for a
+	// hive without a queen, which has no API. A queen of a cluster is ready as soon as it answers,
+	// even without a leader.
 	Ready func(address string)
 }
 
-// Record is what a running agent writes to agent.json in its data folder, so that scripts find it.
+// Record is the content of agent.json, which a running agent writes to its data folder so that
+// scripts find it.
 type Record struct {
 	PID         int       `json:"pid"`
-	HTTPAddress string    `json:"http_address,omitempty"` // host:port; empty: a hive alone
+	HTTPAddress string    `json:"http_address,omitempty"` // host:port; empty: there is no queen
 	Scheme      string    `json:"scheme,omitempty"`       // "http" or "https"
-	RPCAddress  string    `json:"rpc_address,omitempty"`  // host:port; empty: in no cluster
+	RPCAddress  string    `json:"rpc_address,omitempty"`  // host:port; empty: not in a cluster
 	Version     string    `json:"version"`
 	StartedAt   time.Time `json:"started_at"`
-	// Stopping says that the agent has been told to end: the next one waits for it.
+	// Stopping reports that the agent is stopping: the next agent waits for it.
 	Stopping bool `json:"stopping,omitempty"`
 }
 
 // Run runs an agent until ctx ends. Errors: Invalid for a configuration that cannot work, InUse for
-// an address or a data folder that another process has, those of Join, Internal.
+// an address or a data folder that another process uses, those of Join, Internal.
 func Run(ctx context.Context, cfg *config.Config, o Options) (err error) {
 	log := o.Logger
 	if log == nil {
@@ -115,7 +116,7 @@ func Run(ctx context.Context, cfg *config.Config, o Options) (err error) {
 	return runStages(ctx, p.stages())
 }
 
-// process is the parts of a running agent, each nil where the agent has none.
+// process holds the parts of a running agent; a part that the agent does not have is nil.
 type process struct {
 	cfg     *config.Config
 	opts    Options
@@ -123,13 +124,13 @@ type process struct {
 	started time.Time
 	closers []func() error // in the order of opening
 
-	places   places // for connections
-	id       string // of the node
+	places   places // limits on connections
+	id       string // node ID
 	net      *network
 	pipe     *rpc.Pipe // between the queen and the hive of this process
 	conn     *grpc.ClientConn
-	servers  []*grpc.Server // for the pipe, and for other nodes
-	guests   *grpc.Server   // for machines that join; nil: none can
+	servers  []*grpc.Server // one for the pipe, one for other nodes
+	guests   *grpc.Server   // for machines that join; nil: none can join
 	jobs     *job.Manager
 	bees     *hive.Hive
 	registry *node.Node
@@ -144,11 +145,10 @@ type process struct {
 	download, upload *download.Limiter
 }
 
-// defers has something closed at the end.
+// defers registers a function to call at shutdown.
 func (p *process) defers(closer func() error) { p.closers = append(p.closers, closer) }
 
-// build opens everything and starts nothing. What it has opened when it fails is closed by the
-// caller as well.
+// build opens everything and starts nothing. If it fails, the caller closes what it has opened.
 func (p *process) build(ctx context.Context) error {
 	identity, err := p.identity(ctx)
 	if err != nil {
@@ -157,7 +157,7 @@ func (p *process) build(ctx context.Context) error {
 	if err := problems(ctx, p.cfg, identity).Err(); err != nil {
 		return core.WithHint(err, "\"rbee config validate\" checks a configuration without starting anything.")
 	}
-	// The addresses first: when one is taken nothing else has happened yet.
+	// Open the ports first: if one is in use, nothing else has happened yet.
 	if p.cfg.Queen.Enabled {
 		if p.listener, err = listen(ctx, p.cfg.ListenAddress(identity != nil), p.cfg.Bind.HTTPPort, "http_port"); err != nil {
 			return err
@@ -201,7 +201,8 @@ func (p *process) build(ctx context.Context) error {
 	return nil
 }
 
-// identity is who this machine is in its cluster, which it may join now; nil: it is in none.
+// identity returns this machine's identity in its cluster, joining a cluster first if asked to;
+// nil: it is not in a cluster.
 func (p *process) identity(ctx context.Context) (*pki.Identity, error) {
 	id, err := identityOf(ctx, p.cfg)
 	if err != nil || p.opts.Join == "" {
@@ -221,13 +222,13 @@ func (p *process) identity(ctx context.Context) (*pki.Identity, error) {
 	return id, err
 }
 
-// joinsAgain reports whether a join token serves a machine that is in its cluster already.
+// joinsAgain reports whether a member may redeem a join token again: its certificate has expired.
 func joinsAgain(id *pki.Identity, tokenAtHost string) bool {
 	parsed, _, err := token.ParseJoin(tokenAtHost)
 	return err == nil && Ended(id, parsed.Fingerprint, time.Now())
 }
 
-// buildJobs makes the owner of the jobs of this machine: of its hive's, and of those that its queen
+// buildJobs creates the owner of this machine's jobs: those of its hive and those that its queen
 // runs.
 func (p *process) buildJobs() (err error) {
 	log := p.log.Named("job")
@@ -243,7 +244,7 @@ func (p *process) buildJobs() (err error) {
 	return err
 }
 
-// endJobs ends the jobs before the hive goes: ending ones need their workers supervised.
+// endJobs ends the jobs before the hive stops: ending jobs need their workers supervised.
 func (p *process) endJobs(ctx context.Context) error {
 	<-ctx.Done()
 	limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), jobsGrace)
@@ -254,7 +255,7 @@ func (p *process) endJobs(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// listen opens a port. setting is its name in bind { … }. Errors: InUse, Forbidden, Invalid.
+// listen opens a port. setting is its name within bind { … }. Errors: InUse, Forbidden, Invalid.
 func listen(ctx context.Context, address string, port int, setting string) (net.Listener, error) {
 	address = net.JoinHostPort(address, strconv.Itoa(port))
 	var lc net.ListenConfig

@@ -12,8 +12,8 @@ import (
 	"github.com/rbee-project/rbee/raft/node"
 )
 
-// bootstrap has this queen begin a cluster together with others, and says in gossip that there is
-// one.
+// bootstrap forms a cluster of this queen and others, and announces in gossip that a cluster
+// exists.
 func (p *process) bootstrap(ctx context.Context) error {
 	if err := begin(ctx, p.registry, p.queen.Members.Announced, p.cfg.Queen.BootstrapExpect, p.log); err != nil {
 		return err
@@ -25,17 +25,16 @@ func (p *process) bootstrap(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// A starter is a queen that has no cluster yet; *node.Node is one.
+// starter is a queen without a cluster; *node.Node implements it.
 type starter interface {
 	HasState() bool
 	Bootstrap(voters []node.Voter) error
 }
 
-// begin waits until as many queens have found each other as are expected, all of them new, and has
-// them form a cluster. All do so with the same list, so that it does not matter who is first. A
-// queen that meets a cluster which exists waits to be added to it. announced gives the queens that
-// proved who they are, and a channel that is closed at the next change. Errors: the starter's;
-// ctx's.
+// begin waits until as many new queens as expected have found each other, and then bootstraps the
+// cluster. All of them do so with the same list, so that it does not matter which is first. A queen
+// that finds an existing cluster waits to be added to it. announced returns the queens that proved
+// their identity, and a channel that is closed at the next change. Errors: the starter's; ctx's.
 func begin(ctx context.Context, s starter, announced func() ([]gossip.Member, <-chan struct{}), expect int, log hclog.Logger) error {
 	for !s.HasState() {
 		members, changed := announced()
@@ -46,7 +45,7 @@ func begin(ctx context.Context, s starter, announced func() ([]gossip.Member, <-
 		case len(voters) == expect:
 			err := s.Bootstrap(voters)
 			if core.KindOf(err) == core.Conflict {
-				// One of the others was faster by so much that this queen has its log, or has voted
+				// Another queen was so much faster that this queen already has its log or has voted
 				// for it: the cluster is the same.
 				log.Info("the cluster was formed meanwhile", "queens", len(voters))
 				return nil
@@ -67,8 +66,8 @@ func begin(ctx context.Context, s starter, announced func() ([]gossip.Member, <-
 	return nil
 }
 
-// firstVoters are the queens that form a new cluster, sorted, at most as many as expected; none
-// when a cluster exists already or the queens do not agree on their number.
+// firstVoters returns the queens that form a new cluster, sorted, at most as many as expected; none
+// if a cluster already exists or the queens disagree on their number.
 func firstVoters(members []gossip.Member, expect int) (voters []node.Voter, problem string) {
 	for _, m := range members {
 		switch {

@@ -14,14 +14,14 @@ import (
 	"github.com/rbee-project/rbee/raft/node"
 )
 
-// room is a gossip pool that a test fills, and a queen without a cluster in it. The test's
+// room is a gossip pool that a test fills, and a queen in it without a cluster. The test's
 // goroutine changes it while the other one waits.
 type room struct {
 	members  []gossip.Member
 	changed  chan struct{}
-	answer   error // of Bootstrap
+	answer   error // returned by Bootstrap
 	hasState bool
-	voters   []node.Voter // that a cluster was begun with
+	voters   []node.Voter // passed to Bootstrap
 }
 
 func (r *room) announced() ([]gossip.Member, <-chan struct{}) { return r.members, r.changed }
@@ -43,19 +43,19 @@ func newQueen(id string) gossip.Member {
 	return gossip.Member{ID: id, Name: id, Queen: true, Status: gossip.Alive, RaftID: id + ".00000001", RPCAddress: id + ":7834", BootstrapExpect: 3}
 }
 
-// How a queen that expects three begins, and what it makes of what it meets.
+// A queen that expects three queens waits, bootstraps or gives up, depending on what it finds.
 func TestBegin(t *testing.T) {
 	t.Parallel()
 	broken := errors.New("the disk is full")
 	for name, tt := range map[string]struct {
 		answer error
-		last   func(r *room) // the change after two have met
+		last   func(r *room) // the change after two queens have met
 		voters int
 		want   error
 	}{
 		"three meet": {last: func(r *room) { r.members = append(r.members, newQueen("c")) }, voters: 3},
-		// Two of three that have met are a majority: they elect a leader while this one still
-		// counts, and it hears of it from raft first.
+		// Two queens of three are a majority: they elect a leader while this one still counts, so
+		// that it learns of the cluster from raft first.
 		"the others were faster": {
 			answer: core.Errorf(core.Conflict, "bootstrap: this queen is part of a cluster already"),
 			last:   func(r *room) { r.members = append(r.members, newQueen("c")) }, voters: 3,

@@ -13,9 +13,9 @@ import (
 	"github.com/rbee-project/rbee/core/pluginhost"
 )
 
-// Check returns what keeps an agent with this configuration from starting on this machine, without
-// starting more than plugins, each for a moment; plugins may be nil: their blocks are not checked.
-// What this user may not read is only warned of.
+// Check returns the problems that keep an agent with this configuration from starting on this
+// machine. It starts nothing but plugins, each for a moment; plugins may be nil: their blocks are
+// not checked. Files that this user may not read only cause warnings.
 func Check(ctx context.Context, cfg *config.Config, plugins *pluginhost.Host) *config.Diagnostics {
 	identity, err := identityOf(ctx, cfg)
 	diags := cfg.Diagnostics(nil)
@@ -33,7 +33,7 @@ func Check(ctx context.Context, cfg *config.Config, plugins *pluginhost.Host) *c
 	return diags
 }
 
-// identitySetting names the setting that says who this machine is in its cluster.
+// identitySetting names the setting that determines this machine's identity in its cluster.
 func identitySetting(cfg *config.Config) string {
 	if cfg.TLS.Given() {
 		return "tls.cert_file"
@@ -42,7 +42,7 @@ func identitySetting(cfg *config.Config) string {
 }
 
 // problems returns what is wrong with a configuration on a machine with this identity; nil: it is
-// in no cluster. An agent looks here before it opens anything.
+// not in a cluster. An agent checks this before it opens anything.
 func problems(ctx context.Context, cfg *config.Config, identity *pki.Identity) *config.Diagnostics {
 	diags := cfg.Diagnostics(cfg.OpenWithoutTLS(identity != nil))
 	if cfg.Hive.Enabled && cfg.Given("plugin_dir") {
@@ -56,7 +56,7 @@ func problems(ctx context.Context, cfg *config.Config, identity *pki.Identity) *
 		return diags
 	}
 	diags.Append(cfg.Blame(identitySetting(cfg), "Another role", rolesFit(cfg, identity)))
-	if !identity.Has(core.RoleQueen) { // which may renew its own
+	if !identity.Has(core.RoleQueen) { // it may renew its own
 		diags.Append(cfg.Blame(identitySetting(cfg), "Certificate", identity.Check(time.Now())))
 	}
 	diags.Append(cfg.Blame("bind.advertise", "Advertised address", cfg.CheckAdvertised(ctx)))
@@ -69,7 +69,7 @@ func problems(ctx context.Context, cfg *config.Config, identity *pki.Identity) *
 	return diags
 }
 
-// roleSetting names the setting that says what this machine is.
+// roleSetting names the setting that determines this machine's roles.
 func roleSetting(cfg *config.Config) string {
 	if cfg.Given("hive.enabled") && !cfg.Given("queen.enabled") {
 		return "hive.enabled"
@@ -77,8 +77,8 @@ func roleSetting(cfg *config.Config) string {
 	return "queen.enabled"
 }
 
-// rolesFit refuses roles that a machine's certificate does not have, and a queen that is to be none
-// any more: it would go on to count among the votes that the others need.
+// rolesFit refuses roles that this machine's certificate lacks, and a queen that is to stop being
+// one: it would still count among the votes that the others need.
 func rolesFit(cfg *config.Config, identity *pki.Identity) error {
 	const hint = "To change what it is, it leaves the cluster (\"rbee cluster leave\") and joins again with a token for its new role."
 	switch {
@@ -93,7 +93,7 @@ func rolesFit(cfg *config.Config, identity *pki.Identity) error {
 	return nil
 }
 
-// isFolder returns why path is not one.
+// isFolder returns the reason why path is not a folder; nil: it is one.
 func isFolder(path string) error {
 	info, err := os.Stat(path)
 	switch {

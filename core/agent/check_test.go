@@ -17,7 +17,7 @@ import (
 	"github.com/rbee-project/rbee/core/pluginhost"
 )
 
-// memberDir is the data folder of a machine that is in a cluster.
+// memberDir returns the data folder of a machine that is in a cluster.
 func memberDir(t *testing.T, roles ...core.Role) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -34,7 +34,7 @@ func memberDir(t *testing.T, roles ...core.Role) string {
 	return dir
 }
 
-// What keeps an agent from starting, Check says as well, in the same words.
+// Check reports whatever keeps an agent from starting, in the same words as Run.
 func TestCheckSaysWhatRunSays(t *testing.T) {
 	t.Parallel()
 	files, _ := filesOf(t, time.Hour)

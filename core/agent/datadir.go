@@ -17,7 +17,7 @@ import (
 	"github.com/rbee-project/rbee/core/disk"
 )
 
-// lockDataDir makes the data folder and keeps other agents out of it until unlock is called.
+// lockDataDir creates the data folder and locks it against other agents until unlock is called.
 // Errors: InUse, Internal.
 func lockDataDir(dir string) (unlock func(), err error) {
 	if err := disk.MakeFolder(dir); err != nil {
@@ -36,13 +36,14 @@ func lockDataDir(dir string) (unlock func(), err error) {
 }
 
 const (
-	// stopPatience bounds the wait for an agent that ends, whatever grace it gives its workers.
+	// stopPatience bounds the wait for a stopping agent, however long the grace period of its
+	// workers.
 	stopPatience = 2 * time.Minute
 	stopPoll     = 50 * time.Millisecond
 )
 
-// awaitDataDir is lockDataDir for an agent that starts: it waits for the one before, if that is
-// stopping. Errors: those of lockDataDir and ctx.
+// awaitDataDir is lockDataDir for an agent that starts: it waits for the previous agent if that one
+// is stopping. Errors: those of lockDataDir and ctx.
 func awaitDataDir(ctx context.Context, dir string) (unlock func(), err error) {
 	limited, cancel := context.WithTimeout(ctx, stopPatience)
 	defer cancel()
@@ -64,7 +65,7 @@ func awaitDataDir(ctx context.Context, dir string) (unlock func(), err error) {
 	}
 }
 
-// stopping reports whether the agent that uses a data folder has been told to end.
+// stopping reports whether the agent that uses a data folder is stopping.
 func stopping(dir string) bool {
 	b, err := os.ReadFile(filepath.Join(dir, "agent.json"))
 	if err != nil {
@@ -74,7 +75,7 @@ func stopping(dir string) bool {
 	return json.Unmarshal(b, &r) == nil && r.Stopping
 }
 
-// nodeID is this machine's name in the cluster: random at the first start, then kept in the data
+// nodeID returns this machine's ID in the cluster: random at the first start, then kept in the data
 // folder.
 func nodeID(dataDir string) (string, error) {
 	path := filepath.Join(dataDir, "node-id")
@@ -99,7 +100,7 @@ func writeRecord(dataDir string, r Record) error {
 	return writeFile(filepath.Join(dataDir, "agent.json"), append(b, '\n'))
 }
 
-// writeFile publishes a file whole or not at all.
+// writeFile writes a file atomically.
 func writeFile(path string, data []byte) error {
 	return core.Wrap(disk.Replace(path, data, 0o600), core.Internal, "write "+path)
 }

@@ -10,7 +10,7 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// An agent that starts waits for one that is stopping, and refuses to wait for one that runs.
+// A starting agent waits for a stopping one, and returns an error at once for a running one.
 func TestAwaitDataDir(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

@@ -21,7 +21,7 @@ import (
 	"github.com/rbee-project/rbee/core/token"
 )
 
-// configured is the configuration that variables make.
+// configured returns the configuration that the environment variables produce.
 func configured(t *testing.T, variables ...string) *config.Config {
 	t.Helper()
 	env := map[string]string{"RBEE_STORE_DIR": t.TempDir(), "RBEE_HIVE_ENABLED": "false", "RBEE_QUEEN_ENABLED": "true"}
@@ -55,10 +55,10 @@ func running(t *testing.T, cfg *config.Config) string {
 	}
 }
 
-// Two agents on one machine, whose gossip has different ports, find each other.
+// Two agents on one machine with different gossip ports find each other.
 func TestDifferentGossipPorts(t *testing.T) {
 	t.Parallel()
-	host := fmt.Sprintf("127.%d.%d.1", 1+rand.IntN(254), rand.IntN(256)) // nobody else has a port there
+	host := fmt.Sprintf("127.%d.%d.1", 1+rand.IntN(254), rand.IntN(256)) // all its ports are free
 	first := configured(t, "RBEE_DATA_DIR", t.TempDir(), "RBEE_BIND_ADDRESS", host, "RBEE_NAME", "one")
 	made, err := Init(t.Context(), first, "", time.Now())
 	must.NoError(t, err)
@@ -93,8 +93,8 @@ func TestDifferentGossipPorts(t *testing.T) {
 	})
 }
 
-// A machine that advertises an address which is not its own is refused before it uses up its token:
-// the others would send what is meant for it to somebody else.
+// A machine that advertises a foreign address is refused before it uses up its token: the others
+// would send its traffic to another machine.
 func TestJoinForeignAddress(t *testing.T) {
 	t.Parallel()
 	l, err := net.Listen("tcp", "127.0.0.1:0")

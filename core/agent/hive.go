@@ -16,7 +16,7 @@ import (
 
 func (p *process) buildHive(ctx context.Context) error {
 	cfg := p.cfg
-	// Their parents may be new, and are then closed to the users of plugins.
+	// Their parents may be new, and are then closed to the plugins' users.
 	for _, dir := range []string{filepath.Join(cfg.DataDir, "home"), cfg.StoreDir} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return core.Wrap(err, core.Internal, "make folders for plugins")
@@ -34,8 +34,8 @@ func (p *process) buildHive(ctx context.Context) error {
 	if problem := plugins.Confinement(); problem != "" {
 		p.log.Warn("plugins are not fully confined", "problem", problem)
 	}
-	// Wrong plugin settings end the agent now, at their line of the file, rather than the first
-	// worker later.
+	// Invalid plugin settings end the agent now, reported at their line of the file, rather than
+	// failing the first worker later.
 	if err := cfg.Diagnostics(plugins.Validate(ctx, cfg)).Err(); err != nil {
 		return core.WithHint(err, "\"rbee config validate\" checks a configuration without starting anything.")
 	}
@@ -73,7 +73,7 @@ func (p *process) buildHive(ctx context.Context) error {
 	return err
 }
 
-// origins makes the client of HTTP servers. What it refuses, plugins refuse as well.
+// origins creates the client for HTTP servers. Plugins refuse the same addresses as it does.
 func (p *process) origins() (hive.Origins, error) {
 	o := p.cfg.Hive.Download
 	allow, err := origin.ParsePrefixes(o.AllowAddresses)

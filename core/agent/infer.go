@@ -13,7 +13,7 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
-// maxInferText bounds the answer of an infer job, in bytes: it is kept in memory.
+// maxInferText bounds the answer of an infer job, in bytes: it is held in memory.
 const maxInferText = 1 << 20
 
 // infer answers the prompt of a job as POST /v1/chat/completions would.
@@ -42,7 +42,7 @@ func (p *process) infer(ctx context.Context, r core.Request, progress func(core.
 	return c.result, err
 }
 
-// jobClient takes the answer of an infer job.
+// jobClient receives the answer of an infer job.
 type jobClient struct {
 	progress  func(core.Progress)
 	log       func(string)
@@ -74,7 +74,7 @@ func (c *jobClient) Send(block []byte) error {
 	return nil
 }
 
-// comments logs what the answer waits for.
+// comments logs what the answer is waiting for.
 func (c *jobClient) comments(raw []byte) {
 	for line := range bytes.Lines(raw) {
 		text, ok := bytes.CutPrefix(bytes.TrimSpace(line), []byte(":"))
@@ -115,8 +115,8 @@ func (c *jobClient) chunk(data []byte) error {
 	return nil
 }
 
-// Answer implements inference.Client. A request for a stream is answered without one only by a
-// refusal.
+// Answer implements inference.Client. A streaming request gets a plain answer only when it is
+// refused.
 func (c *jobClient) Answer(a inference.Answer) {
 	e := a.Error
 	if e == nil {
@@ -128,10 +128,10 @@ func (c *jobClient) Answer(a inference.Answer) {
 	c.problem = refusal(e)
 }
 
-// Fail implements inference.Client. The job's error says it.
+// Fail implements inference.Client. The job's own error reports the failure.
 func (c *jobClient) Fail(error) int { return 0 }
 
-// refusal is a worker's error as a classified one.
+// refusal converts a worker's error to a classified one.
 func refusal(e *openai.Error) error {
 	kind := core.Kind(e.Kind)
 	if kind == "" {

@@ -30,7 +30,7 @@ func (r *oneWorker) Route(_ context.Context, q inference.Query) (inference.Lease
 	return inference.NewLease([]core.Candidate{{Worker: w}}, nil, nil, func(inference.Outcome) { r.running.Add(-1) }), nil
 }
 
-// inferRig is a process with an inference service in front of a worker.
+// inferRig returns a process with an inference service in front of a worker.
 func inferRig(t *testing.T, worker http.HandlerFunc) (*process, *oneWorker) {
 	t.Helper()
 	srv := httptest.NewServer(worker)
@@ -101,7 +101,7 @@ func TestInferJob(t *testing.T) {
 	}
 }
 
-// A job that is cancelled ends its request at the worker.
+// Cancelling a job ends its request at the worker.
 func TestInferJobCancel(t *testing.T) {
 	t.Parallel()
 	gone := make(chan struct{})

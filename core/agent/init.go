@@ -19,25 +19,24 @@ import (
 	"github.com/rbee-project/rbee/core/token"
 )
 
-// InitResult is a cluster that was just begun.
+// InitResult describes a newly initialized cluster.
 type InitResult struct {
-	Cluster     string      `json:"cluster"`      // id
-	ClusterName string      `json:"cluster_name"` // for people; may be empty
-	Node        string      `json:"node"`         // id of this machine
-	Name        string      `json:"name"`         // of this machine
+	Cluster     string      `json:"cluster"`      // cluster ID
+	ClusterName string      `json:"cluster_name"` // display name; may be empty
+	Node        string      `json:"node"`         // ID of this machine
+	Name        string      `json:"name"`         // name of this machine
 	Roles       []core.Role `json:"roles"`
 	RPCAddress  string      `json:"rpc_address"` // host:port at which others reach this machine
-	Fingerprint string      `json:"fingerprint"` // of the CA's certificate, as join tokens have it
+	Fingerprint string      `json:"fingerprint"` // of the CA's certificate, as in join tokens
 	DataDir     string      `json:"data_dir"`
 	Doubt       string      `json:"doubt,omitempty"` // why others may not reach this machine at RPCAddress; empty: no reason is known
-	Token       string      `json:"token"`           // the first operator token, with all scopes: it is nowhere else
+	Token       string      `json:"token"`           // the first operator token: the only copy
 }
 
-// Init begins a cluster on this machine, its first queen, without starting it: everything is
-// written to the data folder of cfg. A registry that is there already is kept. Errors: Conflict
-// when the machine is in a cluster already, InUse when an agent uses the data folder, Invalid when
-// cfg has no queen, has certificates from files, or no address can be found that others reach this
-// machine at.
+// Init initializes a cluster with this machine as its first queen, without starting it: it writes
+// everything to the data folder of cfg. It keeps an existing registry. Errors: Conflict when the
+// machine is already in a cluster, InUse when an agent uses the data folder, Invalid when cfg has
+// no queen, has certificates from files, or yields no address at which others reach this machine.
 func Init(ctx context.Context, cfg *config.Config, clusterName string, now time.Time) (InitResult, error) {
 	const op = "begin a cluster"
 	if cfg.TLS.Given() {
@@ -80,10 +79,10 @@ func Init(ctx context.Context, cfg *config.Config, clusterName string, now time.
 	}, nil
 }
 
-// Forget has this machine forget its cluster without telling anybody there: for a cluster that is
-// no more. The registry of a queen is put aside, in a folder whose name it returns; empty: there
-// was none. Errors: NotFound when the machine is in no cluster, InUse when an agent uses the data
-// folder.
+// Forget removes this machine's membership without notifying the cluster: it is for a cluster that
+// no longer exists. A queen's registry is moved to a folder whose name it returns; empty: there was
+// no registry. Errors: NotFound when the machine is not in a cluster, InUse when an agent uses the
+// data folder.
 func Forget(cfg *config.Config) (aside string, err error) {
 	unlock, err := lockDataDir(cfg.DataDir)
 	if err != nil {
@@ -98,7 +97,7 @@ func Forget(cfg *config.Config) (aside string, err error) {
 	if err == nil {
 		cluster = id.Cluster()
 	}
-	// The registry first: a machine that kept it would wait for the other queens for ever.
+	// The registry first: a machine that kept it would wait for the other queens forever.
 	for n := 0; ; n++ {
 		aside = filepath.Join(cfg.DataDir, "raft-of-"+cluster)
 		if n > 0 {
@@ -114,7 +113,7 @@ func Forget(cfg *config.Config) (aside string, err error) {
 	case err != nil:
 		return "", core.Wrap(err, core.Internal, "put the registry aside")
 	}
-	// The id is the cluster's as well: one that was revoked never comes back.
+	// The ID belongs to the cluster as well: a revoked ID is never accepted again.
 	err = pki.Remove(cfg.DataDir)
 	for _, name := range []string{"gossip", "node-id"} {
 		err = errors.Join(err, os.RemoveAll(filepath.Join(cfg.DataDir, name)))
@@ -122,8 +121,8 @@ func Forget(cfg *config.Config) (aside string, err error) {
 	return aside, core.Wrap(err, core.Internal, "forget the cluster")
 }
 
-// nodeName is what this machine is called: what the configuration says, else the host name as far
-// as it can be one.
+// nodeName returns this machine's name: the configured name, else the host name as far as it is
+// valid.
 func nodeName(cfg *config.Config) string {
 	if cfg.Name != "" {
 		return cfg.Name
@@ -135,8 +134,8 @@ func nodeName(cfg *config.Config) string {
 	return name
 }
 
-// hostNames are the names and addresses, beside the advertised one, that this machine's certificate
-// is to be valid for.
+// hostNames returns the names and addresses, besides the advertised one, for which this machine's
+// certificate is to be valid.
 func hostNames(cfg *config.Config) []string {
 	var hosts []string
 	if name, err := os.Hostname(); err == nil && name != "" && !strings.HasSuffix(strings.ToLower(name), ".rbee") && !strings.ContainsAny(name, " /:") {
@@ -148,7 +147,7 @@ func hostNames(cfg *config.Config) []string {
 	return hosts
 }
 
-// roles are what the configuration has this machine be.
+// roles returns the roles that the configuration enables.
 func roles(cfg *config.Config) []core.Role {
 	var list []core.Role
 	if cfg.Queen.Enabled {

@@ -17,17 +17,17 @@ import (
 	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
 )
 
-// joinTimeout bounds the whole of joining. It covers an election.
+// joinTimeout bounds the whole of joining, including an election.
 const joinTimeout = 30 * time.Second
 
-// Join takes this machine into a cluster: it redeems tokenAtHost, "TOKEN@host" or
-// "TOKEN@host:port", at a queen and writes the identity that it gets to the data folder. It does
-// not start anything. Where nobody said the roles of this machine, it takes those that the token
-// gives, and cfg says so afterwards. Errors: Invalid for a token that cannot be read or an address
-// that others cannot reach, Conflict when the machine is in a cluster already or its name is taken,
-// InUse when an agent uses the data folder, Unauthenticated for a token that was used, revoked or
-// is too old, or a queen of another cluster; Forbidden for a role that the token does not allow,
-// Unavailable when no queen answers.
+// Join adds this machine to a cluster: it redeems tokenAtHost, "TOKEN@host" or "TOKEN@host:port",
+// at a queen and writes the received identity to the data folder. It does not start anything. If
+// the configuration does not set the roles of this machine, Join takes those that the token grants
+// and sets them in cfg. Errors: Invalid for a malformed token or an address that others cannot
+// reach, Conflict when the machine is already in a cluster or its name is already in use, InUse
+// when an agent uses the data folder, Unauthenticated for a used, revoked or expired token or a
+// queen of another cluster; Forbidden for a role that the token does not allow, Unavailable when no
+// queen answers.
 func Join(ctx context.Context, cfg *config.Config, tokenAtHost string) error {
 	unlock, err := lockDataDir(cfg.DataDir)
 	if err != nil {
@@ -37,7 +37,7 @@ func Join(ctx context.Context, cfg *config.Config, tokenAtHost string) error {
 	return join(ctx, cfg, tokenAtHost)
 }
 
-// join is Join for a caller that holds the lock of the data folder.
+// join is Join for a caller that holds the lock on the data folder.
 func join(ctx context.Context, cfg *config.Config, tokenAtHost string) error {
 	const op = "join the cluster"
 	if cfg.TLS.Given() {
@@ -119,9 +119,8 @@ func join(ctx context.Context, cfg *config.Config, tokenAtHost string) error {
 	return storeQueens(filepath.Join(cfg.DataDir, queensFile), queens)
 }
 
-// Ended reports whether a machine's certificate has ended, in the cluster whose CA has this
-// fingerprint: it was away for too long to have it renewed, and joins again as the node that it
-// was.
+// Ended reports whether a machine's certificate has expired, in the cluster whose CA has this
+// fingerprint: the machine was away for too long to renew it, and rejoins with its previous ID.
 func Ended(id *pki.Identity, fingerprint string, now time.Time) bool {
 	if id.Check(now) == nil {
 		return false
@@ -130,7 +129,7 @@ func Ended(id *pki.Identity, fingerprint string, now time.Time) bool {
 	return err == nil && own == fingerprint && now.After(id.Node().NotAfter)
 }
 
-// joiningID is the id with which a machine joins: the one that it had, if it joins again.
+// joiningID returns the ID with which a machine joins: its previous ID if it rejoins.
 func joiningID(cfg *config.Config, before *pki.Identity) (string, error) {
 	if before != nil {
 		return before.Node().ID, nil
@@ -138,8 +137,8 @@ func joiningID(cfg *config.Config, before *pki.Identity) (string, error) {
 	return nodeID(cfg.DataDir)
 }
 
-// joiningKey returns a new key and the request for its certificate. A machine that joins again
-// keeps its key: only the request is returned.
+// joiningKey returns a new key and the request for its certificate. A machine that rejoins keeps
+// its key: only the request is returned.
 func joiningKey(id string, before *pki.Identity) (key pki.Secret, request []byte, err error) {
 	if before != nil {
 		request, err = before.Request()
@@ -152,7 +151,7 @@ func joiningKey(id string, before *pki.Identity) (key pki.Secret, request []byte
 	return key, request, err
 }
 
-// renewNow asks the queens in turn.
+// renewNow asks the queens in turn to renew the certificate.
 func (n *network) renewNow(ctx context.Context, hosts []string) error {
 	request, err := n.identity.Request()
 	if err != nil {

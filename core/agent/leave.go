@@ -18,26 +18,26 @@ import (
 	hivev1 "github.com/rbee-project/rbee/proto/hive/v1"
 )
 
-// leaver has the agent leave its cluster when a queen says so: it ends like at a signal, takes its
-// workers along, and forgets the cluster.
+// leaver makes the agent leave its cluster when a queen asks it to: the agent stops as on a signal,
+// stops its workers, and forgets the cluster.
 type leaver struct {
 	hivev1.UnimplementedAgentServiceServer
-	bees    *hive.Hive          // nil: none
-	members *membership.Members // of the queen; nil: there is none
-	gossip  *gossip.Pool        // nil: none, and nobody to leave
+	bees    *hive.Hive          // nil: no hive
+	members *membership.Members // of the queen; nil: no queen
+	gossip  *gossip.Pool        // nil: not in a cluster, nothing to leave
 	log     hclog.Logger
 	once    sync.Once
-	told    chan struct{} // closed when the agent shall end
+	told    chan struct{} // closed when the agent must stop
 }
 
 func newLeaver(bees *hive.Hive, members *membership.Members, pool *gossip.Pool, log hclog.Logger) *leaver {
 	return &leaver{bees: bees, members: members, gossip: pool, log: log, told: make(chan struct{})}
 }
 
-// goodbye is how long the others may take to hear that the node leaves.
+// goodbye bounds the wait until the others have learnt that the node leaves.
 const goodbye = 3 * time.Second
 
-// Leave is hive.v1.AgentService.Leave. The agent ends after it has answered.
+// Leave is hive.v1.AgentService.Leave. The agent stops after it has answered.
 func (l *leaver) Leave(ctx context.Context, _ *hivev1.LeaveRequest) (*hivev1.LeaveResponse, error) {
 	l.once.Do(func() {
 		l.log.Warn("this node leaves the cluster")
@@ -62,7 +62,7 @@ func (l *leaver) Leave(ctx context.Context, _ *hivev1.LeaveRequest) (*hivev1.Lea
 // errLeft ends the agent after Leave.
 var errLeft = core.Errorf(core.Cancelled, "this node has left the cluster")
 
-// run ends when the node is told to leave.
+// run returns errLeft when the node must leave.
 func (l *leaver) run(ctx context.Context) error {
 	select {
 	case <-l.told:
@@ -72,7 +72,7 @@ func (l *leaver) run(ctx context.Context) error {
 	}
 }
 
-// left says whether the node was told to leave.
+// left reports whether the node was asked to leave.
 func (l *leaver) left() bool {
 	select {
 	case <-l.told:
@@ -82,8 +82,8 @@ func (l *leaver) left() bool {
 	}
 }
 
-// forget removes what makes this machine a node of the cluster. Its models and worker binaries
-// stay.
+// forget removes the files that make this machine a node of the cluster. Its models and worker
+// binaries stay.
 func forget(dataDir string) error {
 	err := pki.Remove(dataDir)
 	for _, name := range []string{"raft", "gossip", "node-id"} {

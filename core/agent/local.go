@@ -14,13 +14,13 @@ import (
 	"github.com/rbee-project/rbee/core/operation"
 )
 
-// LocalSocket is the path of the unix socket in a data folder on which an agent tells its own user
-// what runs here, whether or not any queen can be reached, and a queen of a cluster makes tokens:
-// gateway.LocalHandler.
+// LocalSocket returns the path of the unix socket in a data folder. On it an agent shows its own
+// user what runs on this machine, even if no queen can be reached, and a queen of a cluster issues
+// tokens: gateway.LocalHandler.
 func LocalSocket(dataDir string) string { return filepath.Join(dataDir, "run", "agent.sock") }
 
-// serveLocal serves the local socket until ctx ends. The data folder is locked, so a socket that is
-// there is a dead agent's.
+// serveLocal serves the local socket until ctx ends. The data folder is locked, so an existing
+// socket belongs to a dead agent.
 func (p *process) serveLocal(ctx context.Context) error {
 	const op = "serve the local socket"
 	path := LocalSocket(p.cfg.DataDir)
@@ -31,7 +31,7 @@ func (p *process) serveLocal(ctx context.Context) error {
 		return core.Wrap(err, core.Internal, op)
 	}
 	var config net.ListenConfig
-	l, err := config.Listen(ctx, "unix", path) // in a folder that only this user can enter
+	l, err := config.Listen(ctx, "unix", path) // in a folder that only this user may enter
 	if err != nil {
 		return core.Wrap(err, core.Internal, op)
 	}
@@ -60,7 +60,7 @@ func (p *process) serveLocal(ctx context.Context) error {
 		return core.Wrap(err, core.Internal, op)
 	case <-ctx.Done():
 	}
-	_ = srv.Close() // its answers are short, and nothing is lost with one
+	_ = srv.Close() // its answers are short; aborting them loses nothing
 	if err := <-ended; !errors.Is(err, http.ErrServerClosed) {
 		return core.Wrap(err, core.Internal, op)
 	}

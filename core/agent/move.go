@@ -14,16 +14,17 @@ import (
 )
 
 const (
-	// addressEvery is between two looks at the machine's addresses, which take some microseconds.
+	// addressEvery is the interval between checks of the machine's addresses, each of which takes
+	// some microseconds.
 	addressEvery = 2 * time.Second
-	// nameEvery is between two look-ups of an advertised name, nameTimeout bounds one.
+	// nameEvery is the interval between look-ups of an advertised name; nameTimeout bounds each.
 	nameEvery   = 15 * time.Second
 	nameTimeout = 2 * time.Second
 )
 
-// followMoves has this node follow its machine to another address while it runs, until ctx ends: a
-// router may give it another one, or it goes from a cable to a radio. An address that somebody gave
-// is followed only as far as a name leads elsewhere.
+// followMoves updates this node's address while it runs, until ctx ends: a router may assign
+// another address, or the machine may switch from cable to Wi-Fi. A configured address is followed
+// only when it is a name that resolves to another address.
 func (p *process) followMoves(ctx context.Context) error {
 	tick := time.NewTicker(addressEvery)
 	defer tick.Stop()
@@ -51,17 +52,17 @@ func (p *process) followMoves(ctx context.Context) error {
 	}
 }
 
-// addressFound reports whether this node's address was detected, and may be detected anew.
+// addressFound reports whether this node's address was detected and may be detected again.
 func (p *process) addressFound() bool {
-	if p.cfg.TLS.Given() { // it is detected at each start
+	if p.cfg.TLS.Given() { // detected at each start
 		return p.cfg.Bind.Advertise == ""
 	}
 	return p.net.identity.AddressFound()
 }
 
-// hostWhileRunning is the host that others reach this machine at, given the one before. It changes
-// only when the machine does not have that one any more, and has another one in an outside network:
-// what a machine without a network has left leads nowhere.
+// hostWhileRunning returns the host at which others reach this machine, given the previous one. The
+// host changes only when the machine no longer has the previous address and has another one in an
+// outside network: the addresses that remain without a network lead nowhere.
 func hostWhileRunning(ctx context.Context, cfg *config.Config, before string, found bool, queens []hive.QueenAddress, self string) string {
 	if cfg.Bind.Advertise != "" || !found || !unspecified(cfg.ListenAddress(true)) || ofThisMachine(before) && config.Doubt(before) == "" {
 		return before
@@ -86,9 +87,9 @@ func outside(host string) bool {
 	return err == nil && !ip.IsLoopback() && config.Has(ip) && config.Doubt(host) == ""
 }
 
-// moveTo has the others reach this node at another host. They hear it from gossip, from the hive's
+// moveTo announces this node at another host. The others learn it through gossip, from the hive's
 // reports, from the queen's announcements, and with the renewal of the certificate, which clients
-// need. Connections from and to the old address lead nowhere, and are made anew.
+// need. Connections from and to the old address are dead, so moveTo cuts them to be redialled.
 func (p *process) moveTo(host string) {
 	n := p.net
 	before, address := n.identity.RPCAddress(), net.JoinHostPort(host, strconv.Itoa(p.cfg.Bind.RPCPort))
@@ -126,15 +127,15 @@ func (n *network) redial() {
 	n.mux.Reset()
 }
 
-// followName has gossip, which tells addresses and no names, follow the name that this node
-// advertises.
+// followName keeps gossip at the current address of the name that this node advertises: gossip
+// carries addresses, not names.
 func (n *network) followName(ctx context.Context, name string) {
 	ctx, cancel := context.WithTimeout(ctx, nameTimeout)
 	defer cancel()
 	ips, err := net.DefaultResolver.LookupNetIP(ctx, "ip", name)
 	now, nowErr := netip.ParseAddrPort(n.gossip.Self().GossipAddress)
 	if err != nil || len(ips) == 0 || nowErr != nil {
-		return // nothing better is known
+		return // no better address is known
 	}
 	if !slices.ContainsFunc(ips, func(ip netip.Addr) bool { return ip.Unmap() == now.Addr().Unmap() }) {
 		n.log.Info("the advertised name leads to another address", "name", name, "address", ips[0].Unmap())

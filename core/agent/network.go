@@ -30,27 +30,27 @@ import (
 // queensFile is the list of queens, in the data folder.
 const queensFile = pki.Folder + "/queens.json"
 
-// network is how an agent in a cluster reaches the other nodes, and they it.
+// network connects an agent in a cluster to the other nodes, in both directions.
 type network struct {
 	log      hclog.Logger
 	identity *pki.Identity
 	mux      *rpc.Mux
 	stream   *rpc.RaftStream
 	pool     *rpc.Pool
-	probes   *rpc.Pool // to wherever a queen may be, for announcements
+	probes   *rpc.Pool // to any possible queen address, for announcements
 	gossip   *gossip.Pool
 	queens   *queenList
-	refusals chan string      // holds one: the address of a node that refuses this one's certificate
-	refused  func(rpc.Reason) // counts; nil before there is a gateway
-	moves    chan struct{}    // holds one: the certificate is not for this machine's address
+	refusals chan string      // capacity one: address of a node that refuses our certificate
+	refused  func(rpc.Reason) // counts refusals; nil before the gateway exists
+	moves    chan struct{}    // capacity one: the certificate is not for this machine's address
 
 	mu       sync.Mutex      // guards below
-	registry *node.Node      // of a queen; nil: a hive alone goes by what queens say
-	revoked  map[string]bool // as queens said last
+	registry *node.Node      // of a queen; nil: a hive without a queen follows what queens report
+	revoked  map[string]bool // as queens last reported
 	standing core.Standing   // of this node
 }
 
-// identityOf is who this machine is in its cluster; nil: it is in none.
+// identityOf returns this machine's identity in its cluster; nil: it is not in a cluster.
 func identityOf(ctx context.Context, cfg *config.Config) (*pki.Identity, error) {
 	if cfg.Dev {
 		return nil, nil //nolint:nilnil // alone
@@ -132,7 +132,7 @@ func newNetwork(ctx context.Context, cfg *config.Config, id *pki.Identity, o Opt
 	return n, nil
 }
 
-// gossipKeys are the keys to begin with: those that were kept, or of the configuration's file.
+// gossipKeys returns the keys to start with: the stored ones, or those of the configured key file.
 func gossipKeys(cfg *config.Config, id *pki.Identity) (gossip.Keys, error) {
 	if cfg.Gossip.KeyFile != "" {
 		return readKeyFile(cfg.Gossip.KeyFile)
@@ -157,7 +157,8 @@ func readKeyFile(path string) (gossip.Keys, error) {
 	return gossip.Keys{key}, nil
 }
 
-// broken is told of connections that broke: one to the leader is the first sign of its death.
+// broken is called when a connection breaks: a broken connection to the leader is the first sign of
+// its death.
 func (n *network) broken(nodeID, _ string) {
 	n.mu.Lock()
 	registry := n.registry
@@ -185,7 +186,7 @@ func (n *network) isRevoked(id string) bool {
 	return n.revoked[id]
 }
 
-// serve has the network go by a queen's registry.
+// serve switches the network to the queen's registry as its source of truth.
 func (n *network) serve(registry *node.Node) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -193,17 +194,17 @@ func (n *network) serve(registry *node.Node) error {
 	return n.gossip.Update(func(m *gossip.Member) { m.RaftID, m.HasState = registry.ID(), registry.HasState() })
 }
 
-// countRefusals has refused connections counted.
+// countRefusals registers the counter for refused connections.
 func (n *network) countRefusals(count func(rpc.Reason)) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.refused = count
 }
 
-// close ends what newNetwork opened and Run does not.
+// close closes what newNetwork opened and Run does not close.
 func (n *network) close() error { return errors.Join(n.pool.Close(), n.probes.Close()) }
 
-// takeView goes by what a queen says of the cluster, where there is no registry to look it up.
+// takeView adopts a queen's view of the cluster on a node without a registry of its own.
 func (n *network) takeView(v *queenv1.ClusterView) {
 	n.mu.Lock()
 	if n.registry != nil {
@@ -220,7 +221,7 @@ func (n *network) takeView(v *queenv1.ClusterView) {
 		queens = append(queens, q.GetId())
 	}
 	n.gossip.Expect(queens)
-	for _, q := range v.GetQueens() { // their ports of gossip may be others than this node's
+	for _, q := range v.GetQueens() { // their gossip ports may differ from this node's
 		if m, ok := n.gossip.Member(q.GetId()); q.GetGossipAddress() != "" && (!ok || m.Status != gossip.Alive) {
 			n.gossip.RejoinNow(q.GetGossipAddress())
 		}
@@ -233,8 +234,8 @@ func (n *network) takeView(v *queenv1.ClusterView) {
 	}
 }
 
-// membersChanged closes what nodes have open that were revoked, and has gossip keep places for the
-// others.
+// membersChanged closes all connections of revoked nodes, and reserves places in gossip for the
+// other nodes.
 func (n *network) membersChanged() {
 	n.mu.Lock()
 	registry := n.registry
@@ -254,8 +255,8 @@ func (n *network) membersChanged() {
 	n.stream.CloseRevoked()
 }
 
-// SetKeys gives gossip its keys, step by step where they replace others, and keeps them for the
-// next start.
+// SetKeys passes gossip its keys, replacing earlier ones step by step, and stores them for the next
+// start.
 func (n *network) SetKeys(keys [][]byte) error {
 	if err := n.gossip.ReplaceKeys(gossip.Keys(keys)); err != nil {
 		return err
@@ -270,10 +271,10 @@ func (n *network) SetKeys(keys [][]byte) error {
 func (n *network) Members() []gossip.Member { return n.gossip.Members() }
 func (n *network) Changed() <-chan struct{} { return n.gossip.Changed() }
 
-// Ping asks a node for a sign of life, over gossip's own way.
+// Ping pings a node through gossip.
 func (n *network) Ping(ctx context.Context, id string) error { return n.gossip.Ping(ctx, id) }
 
-// conn is the connection to another node.
+// conn returns the connection to another node.
 func (n *network) conn(id, address string, role core.Role) (grpc.ClientConnInterface, error) {
 	c, err := n.pool.Conn(id, address, role)
 	if err != nil {
@@ -282,7 +283,7 @@ func (n *network) conn(id, address string, role core.Role) (grpc.ClientConnInter
 	return c, nil
 }
 
-// probe is a connection to a queen with this id at an address.
+// probe returns a connection to a queen with this ID at an address.
 func (n *network) probe(id, address string) (grpc.ClientConnInterface, error) {
 	c, err := n.probes.Conn(id, address, core.RoleQueen)
 	if err != nil {
@@ -291,7 +292,7 @@ func (n *network) probe(id, address string) (grpc.ClientConnInterface, error) {
 	return c, nil
 }
 
-// raftStream is rpc.RaftStream with the types of raft.
+// raftStream is rpc.RaftStream with raft's types.
 type raftStream struct{ *rpc.RaftStream }
 
 func (s raftStream) Dial(address raft.ServerAddress, timeout time.Duration) (net.Conn, error) {

@@ -9,8 +9,8 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// notify tells the service manager a state, as sd_notify(3) has it: "READY=1", "STOPPING=1". socket
-// is NOTIFY_SOCKET; without one nobody is told.
+// notify sends the service manager a state, in the format of sd_notify(3): "READY=1", "STOPPING=1".
+// socket is NOTIFY_SOCKET; if it is empty, notify does nothing.
 func notify(ctx context.Context, socket, state string) error {
 	if socket == "" {
 		return nil
@@ -23,7 +23,7 @@ func notify(ctx context.Context, socket, state string) error {
 		return core.Wrap(err, core.Internal, "tell the service manager")
 	}
 	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(time.Second)) // a socket takes one
+	_ = conn.SetDeadline(time.Now().Add(time.Second)) // sockets support deadlines
 	_, err = conn.Write([]byte(state))
 	return core.Wrap(err, core.Internal, "tell the service manager")
 }

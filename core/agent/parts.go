@@ -14,8 +14,8 @@ import (
 	hivev1 "github.com/rbee-project/rbee/proto/hive/v1"
 )
 
-// buildServers makes the gRPC servers: one for calls within the process, in a cluster another one
-// for calls from other nodes.
+// buildServers creates the gRPC servers: one for calls within the process and, in a cluster,
+// another for calls from other nodes.
 func (p *process) buildServers() {
 	o := rpc.ServerOptions{Logger: p.log.Named("rpc"), Self: pki.Node{ID: p.id}}
 	var pool *gossip.Pool
@@ -58,7 +58,7 @@ func (p *process) buildServers() {
 	}
 }
 
-// stages are the parts in the order in which they start; they stop in the opposite one.
+// stages returns the parts in the order in which they start; they stop in reverse order.
 func (p *process) stages() []stage {
 	list := []stage{{"rpc", func(ctx context.Context) error { return rpc.Serve(ctx, p.servers[0], p.pipe.Listener(), rpcGrace) }}}
 	if p.net != nil {
@@ -111,10 +111,10 @@ func (p *process) stages() []stage {
 	return append(list, stage{"ready", p.ready})
 }
 
-// goneInterval is the time between two looks for connections to workers that are gone.
+// goneInterval is the interval between checks for connections to workers that no longer exist.
 const goneInterval = 2 * time.Second
 
-// dropGone closes the idle connections to workers that are not in the registry any more.
+// dropGone closes the idle connections to workers that are no longer in the registry.
 func (p *process) dropGone(ctx context.Context) error {
 	tick := time.NewTicker(goneInterval)
 	defer tick.Stop()
@@ -132,8 +132,8 @@ func (p *process) dropGone(ctx context.Context) error {
 	}
 }
 
-// handOver gives the leadership to another queen before anything else ends, so that no write waits
-// for an election.
+// handOver transfers the leadership to another queen before anything else stops, so that no write
+// waits for an election.
 func (p *process) handOver(ctx context.Context) error {
 	<-ctx.Done()
 	if p.registry.IsLeader() {

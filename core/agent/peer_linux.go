@@ -9,7 +9,7 @@ import (
 
 type peerKey struct{}
 
-// withPeer keeps who is at the other end of a unix socket.
+// withPeer stores the identity of a unix socket's peer in the context.
 func withPeer(ctx context.Context, c net.Conn) context.Context {
 	u, ok := c.(*net.UnixConn)
 	if !ok {
@@ -29,7 +29,7 @@ func withPeer(ctx context.Context, c net.Conn) context.Context {
 	return context.WithValue(ctx, peerKey{}, fmt.Sprintf("user %d, process %d", cred.Uid, cred.Pid))
 }
 
-// peerOf is who is at the other end, for the log.
+// peerOf describes the peer, for the log.
 func peerOf(ctx context.Context) string {
 	if by, ok := ctx.Value(peerKey{}).(string); ok {
 		return by

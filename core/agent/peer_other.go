@@ -9,5 +9,5 @@ import (
 
 func withPeer(ctx context.Context, _ net.Conn) context.Context { return ctx }
 
-// peerOf is who is at the other end, for the log.
+// peerOf describes the peer, for the log.
 func peerOf(context.Context) string { return "somebody who may read the data folder" }

@@ -7,7 +7,7 @@ import (
 	"github.com/shoenig/test/must"
 )
 
-// Whatever the limit is, connections and what they need leave files for the agent itself.
+// Whatever the limit, connections and the files they need leave some for the agent itself.
 func TestPlacesFor(t *testing.T) {
 	t.Parallel()
 	for _, files := range []int{100, 256, 1024, 4096, 1 << 20} {
@@ -23,6 +23,6 @@ func TestOpenFilesRaised(t *testing.T) {
 	t.Parallel()
 	var limit syscall.Rlimit
 	must.NoError(t, syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit))
-	must.Eq(t, limit.Max, limit.Cur) // by Go, at the start
+	must.Eq(t, limit.Max, limit.Cur) // raised by Go at start
 	must.Positive(t, openFiles())
 }

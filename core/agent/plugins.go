@@ -17,9 +17,9 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk"
 )
 
-// specs are the worker types and catalog sources of this agent: those with a block in the
+// specs returns the worker types and catalog sources of this agent: those with a block in the
 // configuration, and every other plugin in the plugin folder with its defaults. builtin and file
-// come first, because a bare model name is looked for in the order of the sources.
+// come first, because sources are searched in order for a bare model name.
 func specs(host *pluginhost.Host, cfg *config.Config, log hclog.Logger) (workers, catalogs []pluginhost.Spec, err error) {
 	named := map[sdk.Kind]map[string]bool{sdk.KindWorker: {}, sdk.KindCatalog: {}}
 	add := func(s pluginhost.Spec) {
@@ -62,14 +62,14 @@ func specs(host *pluginhost.Host, cfg *config.Config, log hclog.Logger) (workers
 	return workers, catalogs, nil
 }
 
-// PluginWalls keep the plugins of an agent from its data folder and its keys, let them read what is
-// installed on the machine and write only where everybody does, and hide the home folder. home is
-// the value of HOME. roots are folders of the agent in which plugins have something: where it runs
-// as root, their user is let through to that.
+// PluginWalls confines an agent's plugins: they cannot reach its data folder and its keys, may read
+// what is installed on the machine, may write only to shared places, and do not see the home
+// folder. home is the value of HOME. roots are the agent's folders that plugins use: if the agent
+// runs as root, the plugins' user gets access to them.
 func PluginWalls(cfg *config.Config, home string, roots ...string) (pluginhost.Walls, error) {
 	w := pluginhost.Walls{Rules: pluginRules(cfg), Roots: roots}
 	for _, dir := range homes(home) {
-		// A service's home may be its data folder, and a container's the root.
+		// A service's home may be its data folder, and a container's home the root.
 		if dir != "/" && w.Rules.Access(dir) != confine.None {
 			w.Homes = append(w.Homes, dir)
 		}
@@ -79,7 +79,7 @@ func PluginWalls(cfg *config.Config, home string, roots ...string) (pluginhost.W
 	return w, err
 }
 
-// homes lists the home folders of the agent's user, links followed.
+// homes lists the home folders of the agent's user, with symbolic links resolved.
 func homes(home string) []string {
 	var out []string
 	add := func(dir string) {
@@ -95,8 +95,8 @@ func homes(home string) []string {
 }
 
 func pluginRules(cfg *config.Config) confine.Rules {
-	// GPUs are files of /dev that are written to; temporary files and shared memory are
-	// everybody's.
+	// GPUs are device files that are written to; temporary files and shared memory belong to
+	// everyone.
 	rules := confine.Rules{"/": confine.Read, "/dev": confine.Full, "/proc": confine.Full, "/tmp": confine.Full, "/var/tmp": confine.Full}
 	add := func(access confine.Access, paths ...string) {
 		for _, path := range paths {
@@ -116,7 +116,7 @@ func pluginRules(cfg *config.Config) confine.Rules {
 	return rules
 }
 
-// buildOptions is how worker plugins are built on this machine; nil: not at all.
+// buildOptions returns how worker plugins are built on this machine; nil: building is disabled.
 func buildOptions(b config.Build, suite []string) *hive.BuildOptions {
 	if !b.Enabled || len(suite) == 0 {
 		return nil

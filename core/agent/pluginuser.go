@@ -17,20 +17,20 @@ import (
 	"github.com/rbee-project/rbee/core/confine"
 )
 
-// numbers is a range of user and group numbers.
+// numbers is a range of user and group IDs.
 type numbers struct{ first, count uint32 }
 
-// pluginNumbers are the ranges that plugins' numbers are taken from, the first that this process
-// may use: one that no tool hands out (it is above the ranges of systemd's containers and of
-// subordinate users, and below those that are negative as 32 bits), and, for containers with 65,536
-// numbers, the one of systemd's dynamic users.
+// pluginNumbers returns the ranges for the plugins' IDs; the first usable one counts: a range that
+// no tool hands out (above the ranges of systemd's containers and of subordinate users, and below
+// the IDs that are negative as 32 bits), and, for containers with 65,536 IDs, the range of
+// systemd's dynamic users.
 func pluginNumbers() []numbers {
 	return []numbers{{0x7000_0000, 1 << 20}, {61184, 4336}}
 }
 
-// pluginUser returns how users of plugins are found, and why plugins run as root although that can
-// be helped. A nil function: plugins run as this process's user. Errors: Invalid for a user that
-// does not exist.
+// pluginUser returns a function that finds the user of a plugin, and, if plugins run as root
+// although that can be changed, the reason. If the function is nil, plugins run as this process's
+// user. Errors: Invalid for a user that does not exist.
 func pluginUser(cfg *config.Config, roots []string) (of func(name string) *confine.User, problem string, err error) {
 	if runtime.GOOS != "linux" || os.Geteuid() != 0 {
 		if cfg.Hive.PluginUser != "" {
@@ -53,14 +53,15 @@ func pluginUser(cfg *config.Config, roots []string) (of func(name string) *confi
 		if !ok {
 			return nil, "plugins run as root: this container has no numbers for other users", nil
 		}
-		// Agents that share a store share the group, or one would take it from the other.
+		// Agents that share a store share the group; otherwise one would take the store from the
+		// other.
 		gid := r.pick("group " + cfg.StoreDir)
 		of = func(name string) *confine.User {
 			return &confine.User{UID: r.pick(cfg.DataDir + " " + name), GID: gid, Groups: groups}
 		}
 	}
 	ways := []string{cfg.PluginDir}
-	if len(roots) == 0 { // private folders are made there
+	if len(roots) == 0 { // private folders are created there
 		ways = append(ways, os.TempDir())
 	}
 	for _, root := range roots {
@@ -74,7 +75,7 @@ func pluginUser(cfg *config.Config, roots []string) (of func(name string) *confi
 	return of, "", nil
 }
 
-// pick returns a number that is always the same for a text, and that no account has.
+// pick returns an ID that is always the same for a text and that no account uses.
 func (r numbers) pick(text string) uint32 {
 	sum := fnv.New32a()
 	_, _ = sum.Write([]byte(text)) // never fails
@@ -87,8 +88,7 @@ func (r numbers) pick(text string) uint32 {
 	return r.first
 }
 
-// usableNumbers returns the range that this process may use as root, which may be that of a
-// container.
+// usableNumbers returns the range that this process may use as root, possibly within a container.
 func usableNumbers() (numbers, bool) {
 	for _, r := range pluginNumbers() {
 		if mapped("/proc/self/uid_map", r) && mapped("/proc/self/gid_map", r) {
@@ -98,7 +98,7 @@ func usableNumbers() (numbers, bool) {
 	return numbers{}, false
 }
 
-// mapped reports whether a range is within one line of a map of users.
+// mapped reports whether a range lies within one line of a user ID map.
 func mapped(file string, r numbers) bool {
 	f, err := os.Open(file)
 	if err != nil {
@@ -115,7 +115,7 @@ func mapped(file string, r numbers) bool {
 	return false
 }
 
-// account is a user of this machine. Errors: Invalid.
+// account returns a user of this machine. Errors: Invalid.
 func account(name string, groups []uint32) (*confine.User, error) {
 	const hint = "Set hive { plugin_user = … } to a user without rights, or leave it out."
 	u, err := user.Lookup(name)
@@ -133,11 +133,11 @@ func account(name string, groups []uint32) (*confine.User, error) {
 	return &confine.User{UID: uint32(uid), GID: uint32(gid), Groups: groups}, nil
 }
 
-// deviceGroups lists the groups by which GPUs and other accelerators are used.
+// deviceGroups lists the groups that give access to GPUs and other accelerators.
 func deviceGroups() []uint32 {
 	var out []uint32
 	for _, pattern := range []string{"/dev/dri/*", "/dev/nvidia*", "/dev/kfd", "/dev/accel/*"} {
-		devices, _ := filepath.Glob(pattern) // the patterns are right
+		devices, _ := filepath.Glob(pattern) // the patterns are valid
 		for _, d := range devices {
 			info, err := os.Stat(d)
 			if err != nil || info.Mode()&os.ModeDevice == 0 || info.Mode().Perm()&0o060 != 0o060 {

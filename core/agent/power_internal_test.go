@@ -9,7 +9,7 @@ import (
 	"github.com/rbee-project/rbee/core/coretest/disktrace"
 )
 
-// C-08: who this machine is, and which queens it knows, is on the disk before anybody hears of it.
+// C-08: this machine's identity and the queens it knows are on disk before they are used.
 func TestPowerLossAgent(t *testing.T) {
 	disktrace.Check(t, disktrace.Scenario{Run: func(t *testing.T, dir string, ack func(string)) {
 		data := filepath.Join(dir, "data")

@@ -25,7 +25,7 @@ import (
 	"github.com/rbee-project/rbee/raft/node"
 )
 
-// The gateway and the inference are given parts of the queen; say here that they fit.
+// The gateway and the inference service use parts of the queen: assert here that these fit.
 var (
 	_ inference.Router   = (*router.Router)(nil)
 	_ inference.Limiter  = (*limits.Limiter)(nil)
@@ -36,7 +36,7 @@ var (
 	_ gateway.Admin      = admin{}
 )
 
-// admin is the gateway.Admin that the parts of a queen make together.
+// admin is the gateway.Admin that a queen's parts form together.
 type admin struct {
 	gateway.Members
 	gateway.TokenKeeper
@@ -58,7 +58,8 @@ func (p *process) buildQueen(identity *pki.Identity) error {
 			return err
 		}
 		opts.Stream, opts.ElectionTimeout = raftStream{p.net.stream}, cfg.Queen.ElectionTimeout
-		// Raft asks once it runs, the queen is there when it has announcements of others.
+		// Raft calls these functions once it runs; the queen exists by then if other nodes have
+		// announced themselves.
 		opts.MinFSM = func() uint32 {
 			if q := made.Load(); q != nil {
 				return q.Members.MinFSM()
@@ -93,7 +94,8 @@ func (p *process) buildQueen(identity *pki.Identity) error {
 		Jobs:     p.jobs,
 		Infer:    p.infer,
 		Hosts:    func() []core.HiveHost { return p.remote.Hosts().List() },
-		// What is idle may lead into a dark machine, where a request would wait for nothing.
+		// An idle connection may lead to a machine that is down, where a request would wait for
+		// nothing.
 		Suspected: func(hive string) { p.answers.DropHive(hive) },
 	}
 	if p.net != nil {
@@ -148,7 +150,7 @@ func (p *process) buildQueen(identity *pki.Identity) error {
 	return err
 }
 
-// hiveConn is the connection of the queen to a hive.
+// hiveConn returns the queen's connection to a hive.
 func (p *process) hiveConn(h string) (grpc.ClientConnInterface, error) {
 	if h == p.id {
 		return p.conn, nil
@@ -160,7 +162,7 @@ func (p *process) hiveConn(h string) (grpc.ClientConnInterface, error) {
 	return p.net.conn(h, address, core.RoleHive)
 }
 
-// hiveAddress is where the RPC port of a hive on another machine is.
+// hiveAddress returns the RPC address of a hive on another machine.
 func (p *process) hiveAddress(h string) (string, error) {
 	known, ok := p.registry.State().Hive(nil, h)
 	if p.net == nil || !ok || known.RPCAddress == "" {
@@ -169,8 +171,8 @@ func (p *process) hiveAddress(h string) (string, error) {
 	return known.RPCAddress, nil
 }
 
-// dial connects to the data socket of a worker: of this process's hive directly, of another one by
-// way of its agent.
+// dial connects to the data socket of a worker: directly for this process's hive, through its agent
+// for another hive.
 func (p *process) dial(ctx context.Context, w core.Worker) (net.Conn, error) {
 	if p.bees != nil && w.Hive == p.bees.ID() {
 		c, err := p.bees.DialWorker(ctx, w.ID)

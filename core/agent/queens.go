@@ -21,39 +21,39 @@ import (
 	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
 )
 
-// queenList is the queens that a hive keeps its lines to: those that a queen named last, and those
-// that gossip knows. It is kept on disk, so that a machine that starts finds them. It is the hive's
-// Queens.
+// queenList is the list of queens to which a hive keeps connections: those that a queen named last,
+// and those that gossip knows. It is stored on disk, so that a restarted machine finds them. It
+// implements the hive's Queens.
 type queenList struct {
 	path string
 	pool *rpc.Pool
 	log  hclog.Logger
-	// These are set before anybody asks.
+	// These fields are set before the first call.
 	pipe   grpc.ClientConnInterface   // to the queen in this process; nil: none
 	gossip hints                      // nil: not yet
-	onView func(*queenv1.ClusterView) // nil: nobody
+	onView func(*queenv1.ClusterView) // nil: no callback
 
 	mu      sync.Mutex        // guards below
 	self    hive.QueenAddress // this node's; its ID never changes
-	index   uint64            // of the newest view
+	index   uint64            // index of the newest view
 	queens  []hive.QueenAddress
-	failed  map[string]string // by node id: the address where a queen was not reached last
-	changed chan struct{}     // closed and replaced
+	failed  map[string]string // by node ID: the address at which a queen was last unreachable
+	changed chan struct{}     // closed and replaced at each change
 }
 
 const (
-	// maxStrangers bounds the queens that gossip alone knows.
+	// maxStrangers bounds the queens known from gossip alone.
 	maxStrangers = 16
 	maxFailed    = 1024
 )
 
-// hints is gossip, as far as the list of queens goes by it.
+// hints is the part of gossip that the list of queens uses.
 type hints interface {
 	Members() []gossip.Member
 	Changed() <-chan struct{}
 }
 
-// storedQueens is queens.json.
+// storedQueens is the content of queens.json.
 type storedQueens struct {
 	Queens []storedQueen `json:"queens"`
 }
@@ -95,8 +95,9 @@ func storeQueens(path string, queens []hive.QueenAddress) error {
 	return writeFile(path, append(b, '\n'))
 }
 
-// List gives the queens to keep a line to. Gossip is a hint: it has another address to try for a
-// queen that is not where it was, and some queens that no view had yet. Their certificates decide.
+// List returns the queens to keep a connection to. Gossip is a hint: it adds another address to try
+// for a queen that is unreachable at the known one, and some queens that are in no view yet. Their
+// certificates decide.
 func (l *queenList) List() []hive.QueenAddress {
 	var members []gossip.Member
 	if l.gossip != nil {
@@ -133,7 +134,7 @@ func (l *queenList) List() []hive.QueenAddress {
 	return list
 }
 
-// setSelf takes in where this node is reached now.
+// setSelf records this node's current address.
 func (l *queenList) setSelf(address string) {
 	l.mu.Lock()
 	l.self.RPCAddress = address
@@ -141,7 +142,7 @@ func (l *queenList) setSelf(address string) {
 	l.news()
 }
 
-// Changed is closed when List has a new answer.
+// Changed returns a channel that is closed when List has a new result.
 func (l *queenList) Changed() <-chan struct{} {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -155,7 +156,7 @@ func (l *queenList) news() {
 	l.changed = make(chan struct{})
 }
 
-// follow tells of changes that gossip sees, until ctx ends.
+// follow reports the changes that gossip sees, until ctx ends.
 func (l *queenList) follow(ctx context.Context) error {
 	for {
 		changed := l.gossip.Changed()
@@ -168,7 +169,7 @@ func (l *queenList) follow(ctx context.Context) error {
 	}
 }
 
-// Conn gives the connection to a queen.
+// Conn returns the connection to a queen.
 func (l *queenList) Conn(q hive.QueenAddress) (grpc.ClientConnInterface, error) {
 	if q.ID == l.self.ID && l.pipe != nil {
 		return l.pipe, nil
@@ -180,7 +181,7 @@ func (l *queenList) Conn(q hive.QueenAddress) (grpc.ClientConnInterface, error) 
 	return c, nil
 }
 
-// Reset has the next Conn dial anew, and List try another address.
+// Reset makes the next Conn dial again, and List try another address.
 func (l *queenList) Reset(q hive.QueenAddress) {
 	if q.ID == l.self.ID && l.pipe != nil {
 		return
@@ -195,7 +196,7 @@ func (l *queenList) Reset(q hive.QueenAddress) {
 	l.news()
 }
 
-// SetView takes in what a queen says of the cluster.
+// SetView adopts a queen's view of the cluster.
 func (l *queenList) SetView(v *queenv1.ClusterView) {
 	l.mu.Lock()
 	if v.GetIndex() < l.index {
@@ -207,7 +208,7 @@ func (l *queenList) SetView(v *queenv1.ClusterView) {
 	for _, q := range v.GetQueens() {
 		queens = append(queens, hive.QueenAddress{ID: q.GetId(), RPCAddress: q.GetRpcAddress()})
 	}
-	same := slices.Equal(queens, l.queens) || len(queens) == 0 // a queen that has just lost its state knows none
+	same := slices.Equal(queens, l.queens) || len(queens) == 0 // a queen without state knows none
 	if !same {
 		l.queens = queens
 		if err := storeQueens(l.path, queens); err != nil {
@@ -223,8 +224,7 @@ func (l *queenList) SetView(v *queenv1.ClusterView) {
 	}
 }
 
-// gossipHosts are where gossip may find the queens: their hosts, with the gossip port that this
-// node has.
+// gossipHosts returns where gossip may find the queens: their hosts, with this node's gossip port.
 func (l *queenList) gossipHosts(port int) []string {
 	var out []string
 	for _, q := range l.List() {

@@ -16,13 +16,13 @@ import (
 	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
 )
 
-// hinted is gossip that says what the test says.
+// hinted is a gossip stub that returns the test's members.
 type hinted []gossip.Member
 
 func (h hinted) Members() []gossip.Member { return h }
 func (h hinted) Changed() <-chan struct{} { return nil }
 
-// hiveIdentity is as much of an identity as a pool of connections asks for.
+// hiveIdentity implements the part of an identity that a pool of connections uses.
 type hiveIdentity struct{ rpc.Identity }
 
 func (hiveIdentity) Node() pki.Node {
@@ -39,8 +39,8 @@ func newQueenList(t *testing.T, g hinted) *queenList {
 	return l
 }
 
-// A queen that is not where it was is looked for where gossip hints at, and back again when it is
-// not there either.
+// An unreachable queen is tried at the address that gossip hints at, and at the old one again if it
+// is not there either.
 func TestQueenListTriesHint(t *testing.T) {
 	t.Parallel()
 	l := newQueenList(t, hinted{{ID: "aaaaaaaa", Queen: true, Status: gossip.Alive, RPCAddress: "10.1.0.1:7834"}})
@@ -56,7 +56,8 @@ func TestQueenListTriesHint(t *testing.T) {
 	must.Eq(t, was, l.List())
 }
 
-// Forged queens in gossip are tried, some at a time: they keep neither a known nor a real one out.
+// Forged queens in gossip are tried, a few at a time: they keep out neither a known queen nor a
+// real new one.
 func TestQueenListBounds(t *testing.T) {
 	t.Parallel()
 	var g hinted

@@ -9,11 +9,11 @@ import (
 	"github.com/rbee-project/rbee/core/queen"
 )
 
-// registryPatience is how long a queen that begins a cluster, or has just joined one, is not called
-// ready for want of a registry to look tokens up in.
+// registryPatience bounds how long readiness is delayed while a queen that forms a cluster, or has
+// just joined one, lacks a registry in which to look tokens up.
 const registryPatience = 10 * time.Second
 
-// ready tells the world.
+// ready reports that the agent serves: in agent.json, to the service manager and to Options.Ready.
 func (p *process) ready(ctx context.Context) error {
 	record := Record{PID: os.Getpid(), Version: p.opts.Version, StartedAt: p.started}
 	if p.listener != nil {
@@ -47,7 +47,7 @@ func (p *process) ready(ctx context.Context) error {
 	if err := writeRecord(p.cfg.DataDir, record); err != nil {
 		p.log.Warn("failed to write that the agent stops", "error", err)
 	}
-	// The manager may be gone, or the machine going down.
+	// The manager may have exited, or the machine may be shutting down.
 	_ = notify(context.WithoutCancel(ctx), p.opts.NotifySocket, "STOPPING=1")
 	return ctx.Err()
 }
@@ -71,7 +71,7 @@ func (p *process) awaitRegistry(ctx context.Context) error {
 	}
 }
 
-// awaitReady waits until the hive is known to the queen and the queen can serve.
+// awaitReady waits until the queen knows the hive and can serve.
 func awaitReady(ctx context.Context, q *queen.Queen, h *hive.Hive) error {
 	select {
 	case <-h.Ready():

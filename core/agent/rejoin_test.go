@@ -18,14 +18,14 @@ import (
 	"github.com/rbee-project/rbee/core/pki"
 )
 
-// A hive that was off beyond its certificate says so when it starts, and joins again with a new
-// token as the node that it was.
+// A hive that was off until its certificate expired reports this when it starts, and rejoins with a
+// new token under its previous ID.
 func TestRejoinAfterCertificateEnded(t *testing.T) {
 	if testing.Short() {
 		t.Skip("a certificate's life takes seconds")
 	}
 	t.Parallel()
-	prefix := fmt.Sprintf("127.%d.%d.", 1+rand.IntN(254), rand.IntN(256)) // the ports are the default ones
+	prefix := fmt.Sprintf("127.%d.%d.", 1+rand.IntN(254), rand.IntN(256)) // default ports
 	configured := func(dir, host, queen string) *config.Config {
 		env := map[string]string{"RBEE_DATA_DIR": dir, "RBEE_STORE_DIR": t.TempDir(), "RBEE_BIND_ADDRESS": host, "RBEE_QUEEN_ENABLED": queen, "RBEE_HIVE_ENABLED": map[string]string{"true": "false", "false": "true"}[queen], "RBEE_NAME": "ant" + queen}
 		cfg, diags := config.Load(nil, func(name string) (string, bool) { v, ok := env[name]; return v, ok })
@@ -33,7 +33,7 @@ func TestRejoinAfterCertificateEnded(t *testing.T) {
 		return cfg
 	}
 	cfg := configured(t.TempDir(), prefix+"1", "true")
-	cfg.Queen.CertificateTTL = 5 * time.Second // less than a file may say
+	cfg.Queen.CertificateTTL = 5 * time.Second // below the minimum for a configuration file
 	made, err := Init(t.Context(), cfg, "", time.Now())
 	must.NoError(t, err)
 	ctx, stop := context.WithCancel(t.Context())
@@ -66,7 +66,7 @@ func TestRejoinAfterCertificateEnded(t *testing.T) {
 	must.NoError(t, join(hive))
 	first, err := pki.Load(hive.DataDir)
 	must.NoError(t, err)
-	must.Eq(t, core.Conflict, core.KindOf(join(hive))) // it is a member
+	must.Eq(t, core.Conflict, core.KindOf(join(hive))) // it is already a member
 
 	coretest.Eventually(t, 20*time.Second, func() error {
 		if first.Check(time.Now()) == nil {

@@ -12,8 +12,8 @@ import (
 	"github.com/rbee-project/rbee/core/hive"
 )
 
-// reloadable are the settings that a running agent takes. Blocks of workers and catalogs are taken
-// as well.
+// reloadable returns the settings that a running agent can change. Blocks of workers and catalogs
+// can change as well.
 func reloadable() []string {
 	return []string{
 		"log_level", "hive.slots", "hive.context_tokens", "hive.threads", "hive.memory_limit", "hive.stop_grace", "hive.download.rate_limit", "hive.download.upload_limit",
@@ -21,7 +21,7 @@ func reloadable() []string {
 	}
 }
 
-// followReloads reads the configuration anew when it is told to, until ctx ends.
+// followReloads rereads the configuration on request, until ctx ends.
 func (p *process) followReloads(ctx context.Context) error {
 	for {
 		select {
@@ -39,8 +39,8 @@ func (p *process) followReloads(ctx context.Context) error {
 	}
 }
 
-// reload takes what can be taken of a configuration, all of it or nothing, and says what needs a
-// restart.
+// reload applies the settings that can change at run time, all of them or none, and reports which
+// others need a restart.
 func (p *process) reload(ctx context.Context, cfg *config.Config) error {
 	if p.bees != nil {
 		if err := cfg.Diagnostics(p.plugins.Validate(ctx, cfg)).Err(); err != nil {
@@ -67,8 +67,8 @@ func (p *process) reload(ctx context.Context, cfg *config.Config) error {
 	return nil
 }
 
-// needRestart names the settings in which two configurations differ and that a running agent does
-// not take.
+// needRestart names the settings in which two configurations differ and that a running agent cannot
+// change.
 func needRestart(running, cfg *config.Config) []string {
 	var out []string
 	was := running.Settings()

@@ -16,17 +16,16 @@ import (
 	"github.com/rbee-project/rbee/core/remote"
 )
 
-// installTokenTTL is the life of a join token that hive_install uses at once.
+// installTokenTTL is the lifetime of a join token that hive_install uses at once.
 const installTokenTTL = 10 * time.Minute
 
-// SSH is the identity with which a queen reaches other machines. The zero value has none of the
-// files.
+// SSH configures how a queen reaches other machines. The zero value uses no files.
 type SSH struct {
-	Home  string // the folder that .ssh is in; empty: the data folder
-	Agent string // SSH_AUTH_SOCK; empty: no agent
+	Home  string // the parent folder of .ssh; empty: the data folder
+	Agent string // SSH_AUTH_SOCK; empty: no SSH agent
 }
 
-// buildRemote makes what the queen of this process installs hives with.
+// buildRemote creates the service with which this process's queen installs hives.
 func (p *process) buildRemote() error {
 	exe, err := os.Executable()
 	if err != nil {
@@ -49,7 +48,7 @@ func (p *process) buildRemote() error {
 	return nil
 }
 
-// installingQueen is the queen of this process as installations need it.
+// installingQueen adapts this process's queen to the needs of installations.
 type installingQueen struct {
 	*queen.Queen
 	*membership.Members
@@ -60,12 +59,12 @@ type installingQueen struct {
 
 var _ remote.Cluster = installingQueen{}
 
-// Hive finds a hive by id or name.
+// Hive finds a hive by ID or name.
 func (q installingQueen) Hive(ctx context.Context, hive string) (core.Hive, error) {
 	return operation.HiveGet.Ask(ctx, q, core.Request{Hive: hive})
 }
 
-// JoinToken makes a token that one machine joins with, at this queen.
+// JoinToken creates a token with which one machine joins at this queen.
 func (q installingQueen) JoinToken(ctx context.Context, name string, roles []core.Role) (tokenAtQueen, id string, err error) {
 	t, err := q.CreateToken(ctx, core.TokenRequest{Kind: core.TokenJoin, Name: name, Roles: roles, TTL: core.Duration(installTokenTTL)})
 	if err != nil {

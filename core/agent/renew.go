@@ -10,29 +10,30 @@ import (
 )
 
 const (
-	// renewLook bounds the wait for a renewal: timers stand still while a machine sleeps, so that
-	// the wall clock is looked at now and then.
+	// renewLook bounds the wait for a renewal: timers stop while a machine sleeps, so the wall
+	// clock is checked now and then.
 	renewLook = time.Hour
-	// renewRetry is the pause after a renewal that failed: there is a third of the certificate's
-	// life for it.
+	// renewRetry is the pause after a failed renewal: a third of the certificate's lifetime is left
+	// for retries.
 	renewRetry = time.Minute
-	// movedRetry is the same where clients are refused meanwhile: the queens may have to elect a
-	// leader first, or hear of the new address.
+	// movedRetry is the pause after a failed renewal while clients are refused: the queens may have
+	// to elect a leader first, or to learn of the new address.
 	movedRetry = time.Second
 )
 
-// renewal keeps a certificate from ending.
+// renewal renews a certificate before it expires.
 type renewal struct {
 	now     func() time.Time // the wall clock
 	due     func() time.Time
 	expires func() time.Time
 	renew   func(ctx context.Context) error
-	moves   <-chan struct{} // the machine has moved
+	moves   <-chan struct{} // signals that the machine has moved
 	log     hclog.Logger
 }
 
-// renew has the node's certificate renewed in time, until ctx ends, and at once where the machine
-// has moved: clients refuse the one that it has. byCluster says that the cluster signs it.
+// renew renews the node's certificate in time, until ctx ends, and at once when the machine has
+// moved: clients refuse a certificate for the old address. byCluster reports whether the cluster
+// signs it.
 func (n *network) renew(ctx context.Context, hosts []string, byCluster bool) error {
 	r := renewal{
 		now: time.Now, due: n.identity.RenewAt, expires: func() time.Time { return n.identity.Node().NotAfter },
@@ -46,7 +47,7 @@ func (n *network) renew(ctx context.Context, hosts []string, byCluster bool) err
 
 func (r renewal) run(ctx context.Context, moved bool) error {
 	for {
-		// Round drops the monotonic clock, which does not count a sleep.
+		// Round drops the monotonic clock reading, which does not count sleep.
 		wait := r.due().Sub(r.now().Round(0))
 		if wait <= 0 || moved {
 			err := r.renew(ctx)

@@ -23,8 +23,8 @@ import (
 	"github.com/rbee-project/rbee/core/pki"
 )
 
-// A queen has its certificate renewed while it runs: who connects sees the new one, who is
-// connected stays so, and the next start finds it on disk.
+// A queen renews its certificate while it runs: new connections see the new certificate, existing
+// ones stay open, and the next start finds the new certificate on disk.
 func TestRenewal(t *testing.T) {
 	if testing.Short() {
 		t.Skip("a certificate's life takes seconds")
@@ -37,7 +37,7 @@ func TestRenewal(t *testing.T) {
 	})
 	must.False(t, diags.HasErrors(), must.Sprint(diags))
 	const life = 6 * time.Second
-	cfg.Queen.CertificateTTL = life // less than a file may say
+	cfg.Queen.CertificateTTL = life // below the minimum for a configuration file
 	began := time.Now()
 	_, err := Init(t.Context(), cfg, "", began)
 	must.NoError(t, err)
@@ -92,7 +92,7 @@ func TestRenewal(t *testing.T) {
 		return nil
 	})
 	took := time.Since(began)
-	must.Greater(t, life, took) // the first one has ended by now
+	must.Greater(t, life, took) // the first certificate has expired by now
 	for _, c := range shown {
 		must.Less(t, life+time.Second, c.NotAfter.Sub(c.NotBefore)-time.Hour)
 	}
@@ -105,8 +105,8 @@ func TestRenewal(t *testing.T) {
 	must.True(t, kept.Node().NotAfter.After(first.Node().NotAfter))
 }
 
-// A machine sleeps for weeks, in which its timers stand still. Its certificate is renewed within an
-// hour after it woke up, and not earlier than due.
+// A machine sleeps for weeks while its timers stand still. Its certificate is renewed within an
+// hour of waking up, and not earlier than due.
 func TestRenewalAfterSleep(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

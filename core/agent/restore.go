@@ -22,23 +22,23 @@ import (
 	"github.com/rbee-project/rbee/core/registry"
 )
 
-// RestoreResult is what RestoreOffline did.
+// RestoreResult describes what RestoreOffline did.
 type RestoreResult struct {
 	core.SnapshotInfo
-	Node     string   `json:"node"`               // this machine, the only queen now
-	Aside    string   `json:"aside,omitempty"`    // where the raft folder of before is; empty: there was none
-	Revoked  []string `json:"revoked,omitempty"`  // nodes that this machine stands in for
-	Problems []string `json:"problems,omitempty"` // what could not be read of the raft folder of before
+	Node     string   `json:"node"`               // this machine, now the only queen
+	Aside    string   `json:"aside,omitempty"`    // the previous raft folder; empty: none
+	Revoked  []string `json:"revoked,omitempty"`  // nodes that this machine replaces
+	Problems []string `json:"problems,omitempty"` // unreadable parts of the previous raft folder
 }
 
-// RestoreOffline makes a snapshot the registry of this machine, the only queen of its cluster from
-// then on, while no agent runs here. Where the machine has no identity, recoveryKey makes it a new
-// queen of the cluster. What is in the raft folder is heeded where it is readable (what is revoked
-// stays revoked) and put aside, never deleted.
+// RestoreOffline makes a snapshot the registry of this machine, which becomes the only queen of its
+// cluster. No agent may run here meanwhile. If the machine has no identity, recoveryKey makes it a
+// new queen of the cluster. RestoreOffline reads the old raft folder as far as possible (revoked
+// nodes stay revoked) and moves it aside; it never deletes it.
 //
-// Errors: NotFound when the machine is in no cluster and there is no recovery key, InUse while an
-// agent uses the data folder, Conflict for a snapshot of another cluster and on a revoked machine,
-// Integrity, Unsupported, Invalid.
+// Errors: NotFound when the machine is not in a cluster and there is no recovery key, InUse while
+// an agent uses the data folder, Conflict for a snapshot of another cluster and on a revoked
+// machine, Integrity, Unsupported, Invalid.
 func RestoreOffline(ctx context.Context, cfg *config.Config, r io.Reader, recoveryKey string, now time.Time, log hclog.Logger) (RestoreResult, error) {
 	const op = "restore the snapshot"
 	if !cfg.Queen.Enabled {
@@ -64,8 +64,8 @@ func RestoreOffline(ctx context.Context, cfg *config.Config, r io.Reader, recove
 		return RestoreResult{}, err
 	}
 	done.Node = o.Node.ID
-	// The old folder goes first: should the machine stop here, its agent finds no registry, says
-	// so, and this is done again.
+	// Move the old folder first: if the machine stops here, its agent finds no registry and reports
+	// that, and the restore is repeated.
 	if o.Old, err = putAside(o.Dir, now); err != nil {
 		return RestoreResult{}, err
 	}
@@ -77,8 +77,8 @@ func RestoreOffline(ctx context.Context, cfg *config.Config, r io.Reader, recove
 	return done, err
 }
 
-// restoredIdentity returns who this machine is, or makes it a queen with the recovery key; nil: it
-// is in no cluster, and the snapshot is of none.
+// restoredIdentity returns this machine's identity, or makes it a queen with the recovery key; nil:
+// it is not in a cluster, and the snapshot belongs to none.
 func restoredIdentity(ctx context.Context, cfg *config.Config, c core.Cluster, recoveryKey string, now time.Time) (*pki.Identity, error) {
 	const op = "restore the snapshot"
 	id, err := identityOf(ctx, cfg)
@@ -120,7 +120,7 @@ func restoredIdentity(ctx context.Context, cfg *config.Config, c core.Cluster, r
 	})
 }
 
-// putAside gives a folder another name, which it returns; empty: there is none.
+// putAside renames a folder and returns the new name; empty: the folder does not exist.
 func putAside(dir string, now time.Time) (string, error) {
 	base := dir + "-before-" + now.UTC().Format("20060102T150405Z")
 	for n := 0; ; n++ {
@@ -141,7 +141,7 @@ func putAside(dir string, now time.Time) (string, error) {
 	}
 }
 
-// RecoveryKey returns the recovery key of this machine's cluster, to be kept apart from its
+// RecoveryKey returns the recovery key of this machine's cluster; keep it apart from the cluster's
 // snapshots. Errors: NotFound, Unsupported on a hive.
 func RecoveryKey(cfg *config.Config) (pki.Secret, error) {
 	id, err := pki.Load(cfg.DataDir)
@@ -151,14 +151,15 @@ func RecoveryKey(cfg *config.Config) (pki.Secret, error) {
 	return id.RecoveryKey()
 }
 
-// knowsQueen reports whether there is, or was, another queen to get the registry from.
+// knowsQueen reports whether this node knows, or once knew, another queen from which to get the
+// registry.
 func (p *process) knowsQueen() bool {
 	self := p.net.identity.Node().ID
 	return len(p.cfg.Gossip.RetryJoin) > 0 || p.net.gossip.KnowsQueen() ||
 		slices.ContainsFunc(p.net.queens.List(), func(q hive.QueenAddress) bool { return q.ID != self })
 }
 
-// lostRegistry is the error of a queen that would wait for a registry that nobody has.
+// lostRegistry is the error of a queen that would wait for a registry that no longer exists.
 func lostRegistry(id *pki.Identity, dir string) error {
 	return core.Errorf(core.NotFound, "start the queen: this machine is a queen of cluster %s, but its registry in %s is gone, and it knows no other queen", id.Cluster(), dir).Hint(
 		"Restore a snapshot: \"rbee operator snapshot restore --offline FILE\". If there is another queen, name its host in gossip { retry_join = [...] } and start again. " +

@@ -95,7 +95,7 @@ func TestPluginUser(t *testing.T) {
 	}
 }
 
-// openDir is a folder that every user may enter.
+// openDir returns a folder that every user may enter.
 func openDir(t *testing.T) string {
 	t.Helper()
 	if os.Geteuid() != 0 {

@@ -13,15 +13,15 @@ import (
 	"github.com/rbee-project/rbee/raft/node"
 )
 
-// beginning is how a queen's raft begins where it has no state, and what the queen writes to the
-// registry of a cluster that begins; nil: nothing.
+// beginning returns how a queen's raft starts without state, and what the queen writes to the
+// registry of a new cluster; nil: nothing.
 func beginning(cfg *config.Config, id *pki.Identity, now time.Time) (node.Bootstrap, *membership.Seed, error) {
 	if cfg.TLS.Given() {
 		seed, err := seedOfFiles(cfg, id, now)
 		switch {
 		case cfg.Queen.BootstrapExpect > 1:
 			return node.Later, seed, err
-		case len(cfg.Gossip.RetryJoin) > 0: // there are others: one of them adds this queen
+		case len(cfg.Gossip.RetryJoin) > 0: // other queens exist: one of them adds this queen
 			return node.Never, seed, err
 		}
 		return node.Alone, seed, err
@@ -36,9 +36,9 @@ func beginning(cfg *config.Config, id *pki.Identity, now time.Time) (node.Bootst
 	}, nil
 }
 
-// seedOfFiles is what a queen whose certificate was made elsewhere writes to the registry: itself,
-// and as long as there is no cluster in it the cluster, where it was given the first operator's
-// token.
+// seedOfFiles returns what a queen whose certificate comes from files writes to the registry:
+// itself and, if the registry holds no cluster yet and the queen was given the first operator's
+// token, the cluster.
 func seedOfFiles(cfg *config.Config, id *pki.Identity, now time.Time) (*membership.Seed, error) {
 	s := &membership.Seed{
 		Cluster: core.Cluster{ID: id.Cluster(), CACertificates: id.CAPEM()}, Node: nodeOf(id), Planted: func() error { return nil },
@@ -60,7 +60,7 @@ func seedOfFiles(cfg *config.Config, id *pki.Identity, now time.Time) (*membersh
 	return s, nil
 }
 
-// nodeOf is this machine as the registry has it.
+// nodeOf returns this machine's entry in the registry.
 func nodeOf(id *pki.Identity) core.Node {
 	n := id.Node()
 	return core.Node{

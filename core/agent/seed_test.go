@@ -15,7 +15,7 @@ import (
 	"github.com/rbee-project/rbee/raft/node"
 )
 
-// filesOf are the files of a queen whose certificate was made by hand.
+// filesOf returns the files of a queen whose certificate was made by hand.
 func filesOf(t *testing.T, ttl time.Duration) (config.TLS, *pki.CA) {
 	t.Helper()
 	ca, err := pki.NewCA("00112233445566ff", "hill", time.Now())
@@ -34,7 +34,7 @@ func filesOf(t *testing.T, ttl time.Duration) (config.TLS, *pki.CA) {
 	return files, ca
 }
 
-// How a queen with certificates from files begins: together with others, by being added, or alone.
+// A queen with certificates from files starts together with others, by being added, or alone.
 func TestBeginningWithFiles(t *testing.T) {
 	t.Parallel()
 	files, ca := filesOf(t, time.Hour)

@@ -7,6 +7,7 @@ import (
 	"github.com/rbee-project/rbee/core/registry"
 )
 
-// InspectSnapshot says what a snapshot of the registry holds, without a cluster. Errors: Integrity
-// for a file that is damaged or no snapshot, Unsupported for one of a newer rbee.
+// InspectSnapshot describes the contents of a registry snapshot, without a cluster. Errors:
+// Integrity for a file that is damaged or not a snapshot, Unsupported for a snapshot of a newer
+// rbee.
 func InspectSnapshot(r io.Reader) (core.SnapshotInfo, error) { return registry.InspectSnapshot(r) }

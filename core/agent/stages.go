@@ -15,10 +15,10 @@ type stage struct {
 	run  func(ctx context.Context) error
 }
 
-// runStages starts the stages in order and, when ctx ends or one of them fails, stops them in the
-// opposite order, each waiting for the one after it: the gateway takes no more requests before the
-// hive goes, the hive says goodbye before the registry goes. It returns the first failure; ending
-// with ctx is none.
+// runStages starts the stages in order and, when ctx ends or one of them fails, stops them in
+// reverse order, each waiting for the one after it: the gateway stops accepting requests before the
+// hive stops, the hive says goodbye before the registry stops. It returns the first failure; ending
+// because of ctx is not a failure.
 func runStages(ctx context.Context, stages []stage) error {
 	ctx, fail := context.WithCancelCause(ctx)
 	defer fail(nil)
@@ -29,7 +29,7 @@ func runStages(ctx context.Context, stages []stage) error {
 	var wg sync.WaitGroup
 	started := make([]running, 0, len(stages))
 	for _, s := range stages {
-		// A stage outlives ctx until its turn to stop has come.
+		// A stage outlives ctx until its turn to stop.
 		stageCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 		r := running{cancel: cancel, done: make(chan struct{})}
 		started = append(started, r)
@@ -37,7 +37,7 @@ func runStages(ctx context.Context, stages []stage) error {
 			defer close(r.done)
 			err := s.run(stageCtx)
 			if stageCtx.Err() != nil {
-				return // it was told to stop
+				return // it was asked to stop
 			}
 			if err == nil {
 				err = core.Errorf(core.Internal, "ended unasked")

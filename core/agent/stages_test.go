@@ -11,7 +11,7 @@ import (
 	"github.com/shoenig/test/must"
 )
 
-// recorder makes stages that note when they end.
+// recorder creates stages that record when they end.
 type recorder struct {
 	mu    sync.Mutex // guards below
 	ended []string

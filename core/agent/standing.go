@@ -12,8 +12,8 @@ import (
 )
 
 const (
-	// standingEvery is between two questions about this node's standing, while nodes refuse it;
-	// outcastEvery is the same for a node that the cluster took out.
+	// standingEvery is the interval between queries of this node's standing while other nodes
+	// refuse it; outcastEvery is the interval for a node that the cluster removed.
 	standingEvery   = 10 * time.Second
 	outcastEvery    = 5 * time.Minute
 	standingTimeout = 10 * time.Second
@@ -22,7 +22,7 @@ const (
 const rejoinHint = "To come back, have this machine forget the cluster, and join it with a new token: stop its agent, \"rbee cluster leave --forget\", then \"rbee cluster join TOKEN@host\", " +
 	"where the token is from \"rbee token create --type join\" on a queen. Its models stay."
 
-// declined notes that a node at an address refuses this one's certificate. It never blocks.
+// declined records that the node at an address refuses this one's certificate. It never blocks.
 func (n *network) declined(address string) {
 	select {
 	case n.refusals <- address:
@@ -30,9 +30,9 @@ func (n *network) declined(address string) {
 	}
 }
 
-// watchStanding asks the queens what became of this node when others refuse its certificate, until
+// watchStanding asks the queens for this node's standing when others refuse its certificate, until
 // ctx ends. TLS gives no reason; a queen tells the holder of the key. A node that was removed from
-// the cluster logs that once and stops dialing the others.
+// the cluster logs that once and stops dialling the others.
 func (n *network) watchStanding(ctx context.Context) error {
 	for {
 		var refusedBy string
@@ -59,8 +59,8 @@ func (n *network) watchStanding(ctx context.Context) error {
 	}
 }
 
-// askStanding asks the queens in turn, first the one that refused this node; unspecified: none
-// answered.
+// askStanding asks the queens in turn, starting with the one that refused this node; it returns
+// unspecified if none answered.
 func (n *network) askStanding(ctx context.Context, first string) queenv1.Standing {
 	addresses := []string{first}
 	for _, q := range n.queens.List() {
@@ -104,7 +104,7 @@ func askStandingAt(ctx context.Context, id *pki.Identity, address string) (queen
 	return resp.GetStanding(), rpc.FromStatus(err)
 }
 
-// judge goes by what a queen said of this node.
+// judge acts on the standing that a queen reported for this node.
 func (n *network) judge(s queenv1.Standing) {
 	problem := ""
 	switch s {
@@ -114,7 +114,7 @@ func (n *network) judge(s queenv1.Standing) {
 		problem = "is not in the cluster's registry: it was removed from there"
 	case queenv1.Standing_STANDING_MEMBER:
 	default:
-		return // nobody said anything
+		return // no queen answered
 	}
 	self := n.identity.Node()
 	n.mu.Lock()
@@ -135,16 +135,17 @@ func (n *network) judge(s queenv1.Standing) {
 	}
 }
 
-// Standing returns what the queens last said of this node.
+// Standing returns the standing that the queens last reported for this node.
 func (n *network) Standing() core.Standing {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.standing
 }
 
-// barred returns why nothing is to be dialled: the cluster took this node out; nil: it did not.
+// barred returns the reason not to dial other nodes: the cluster removed this node; nil: it did
+// not.
 func (n *network) barred() error {
-	if s := n.Standing(); s.Problem != "" { // which the log has said
+	if s := n.Standing(); s.Problem != "" { // already logged
 		return core.Errorf(core.Forbidden, "the cluster has taken this machine out").Hint("%s", s.Hint)
 	}
 	return nil

@@ -9,12 +9,12 @@ import (
 	"github.com/rbee-project/rbee/core/pki"
 )
 
-// twinTimeout is how long it is looked for another agent with this node's identity. Where none is,
-// the connection is refused at once as a rule.
+// twinTimeout bounds the probe for another agent with this node's identity. Usually there is none,
+// and the connection is refused at once.
 const twinTimeout = 500 * time.Millisecond
 
-// noTwin refuses to be a second agent with one identity, as in a copy of a data folder: two queens
-// with one vote could make two leaders. It is asked before this agent listens itself. Errors:
+// noTwin refuses to start a second agent with one identity, as from a copy of a data folder: two
+// queens with one vote could make two leaders. It probes before this agent itself listens. Errors:
 // InUse.
 func noTwin(ctx context.Context, id *pki.Identity) error {
 	ctx, cancel := context.WithTimeout(ctx, twinTimeout)
@@ -27,7 +27,7 @@ func noTwin(ctx context.Context, id *pki.Identity) error {
 	d := tls.Dialer{Config: id.ClientConfig("h2", role, n.ID)}
 	conn, err := d.DialContext(ctx, "tcp", id.RPCAddress())
 	if err != nil {
-		return nil // nobody is there, or somebody else
+		return nil // no agent answers, or an unrelated process does
 	}
 	conn.Close()
 	return core.Errorf(core.InUse, "another agent runs with this machine's identity, node %s, at %s", n.ID, id.RPCAddress()).Hint(

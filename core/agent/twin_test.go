@@ -12,14 +12,14 @@ import (
 	"github.com/rbee-project/rbee/core/pki"
 )
 
-// A copy of a data folder does not run beside its original; anybody else at the address is none of
-// this agent's business.
+// A copy of a data folder does not run beside its original; an unrelated process at the address
+// does not matter.
 func TestTwin(t *testing.T) {
 	t.Parallel()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must.NoError(t, err)
 	files, _ := filesOf(t, time.Hour)
-	others, _ := filesOf(t, time.Hour) // of another CA
+	others, _ := filesOf(t, time.Hour) // signed by another CA
 	load := func(f pki.Files) *pki.Identity {
 		f.RPCAddress = l.Addr().String()
 		id, err := pki.LoadFiles(f)
