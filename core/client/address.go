@@ -17,18 +17,18 @@ import (
 // DefaultPort is the port of an address that names neither port nor scheme.
 const DefaultPort = 7833
 
-// queenAddress is where one queen is.
+// queenAddress is the address of one queen.
 type queenAddress struct {
-	url     string // scheme, host and port, without a slash at the end
+	url     string // scheme, host and port, without a trailing slash
 	clear   bool   // without TLS
-	spelled bool   // somebody wrote the scheme
+	spelled bool   // the scheme was written out
 }
 
-// parseAddress understands how people write where a queen is: "host", "host:port", "::1",
+// parseAddress parses a queen's address as people write it: "host", "host:port", "::1",
 // "[::1]:7833", ":7833", "7833", each with or without a scheme, and with the path /v1 that OpenAI
-// clients are given. 0.0.0.0 and [::] are what an agent listens on: they are this machine. Without
-// a scheme the port is DefaultPort unless it is named, and the address has TLS if secure says so of
-// its host. With a scheme the port is that of the scheme. Errors: Invalid.
+// clients use. 0.0.0.0 and [::], on which an agent listens, mean this machine. Without a scheme,
+// the port defaults to DefaultPort and the address uses TLS if secure returns true for its host.
+// With a scheme, the port defaults to the scheme's. Errors: Invalid.
 func parseAddress(s string, secure func(host string) bool) (queenAddress, error) {
 	shown := s[strings.LastIndex(s, "@")+1:] // without a password
 	bad := core.Errorf(core.Invalid, "%q is not the address of a queen", shown).Hint("Write it as host or host:7833, or as https://host:7833 in a cluster.")
@@ -60,7 +60,7 @@ func parseAddress(s string, secure func(host string) bool) (queenAddress, error)
 			port = strconv.Itoa(DefaultPort)
 		}
 	}
-	hostport := strings.ReplaceAll(host, "%", "%25") // of a zone
+	hostport := strings.ReplaceAll(host, "%", "%25") // of an IPv6 zone
 	switch {
 	case port != "":
 		hostport = net.JoinHostPort(hostport, port)
@@ -74,7 +74,7 @@ func parseAddress(s string, secure func(host string) bool) (queenAddress, error)
 	return a, nil
 }
 
-// splitAddress takes host and port apart; an empty port was not named, and an empty host is this
+// splitAddress splits host and port; an empty port was not given, and an empty host means this
 // machine.
 func splitAddress(s string) (host, port string, ok bool) {
 	bare := strings.TrimSuffix(strings.TrimPrefix(s, "["), "]")
@@ -104,7 +104,7 @@ func splitAddress(s string) (host, port string, ok bool) {
 	return host, port, err == nil && n > 0 && !strings.ContainsAny(host, " \t\r\n[]")
 }
 
-// isLoopback reports whether a host is this machine without a doubt.
+// isLoopback reports whether a host is certainly this machine.
 func isLoopback(host string) bool {
 	if strings.EqualFold(host, "localhost") {
 		return true
@@ -113,11 +113,11 @@ func isLoopback(host string) bool {
 	return err == nil && ip.Unmap().IsLoopback()
 }
 
-// lookupTimeout bounds how long a name is looked up before a proxy is asked.
+// lookupTimeout bounds the look-up of a name before falling back to a proxy.
 const lookupTimeout = 2 * time.Second
 
-// direct has requests to private addresses go there without the proxy that proxy names: the proxy
-// is another network's, could not reach them, and would see the tokens of those without TLS.
+// direct bypasses the proxy that proxy returns for requests to private addresses: a proxy in
+// another network could not reach them, and would see the tokens of requests without TLS.
 func direct(proxy func(*http.Request) (*url.URL, error), lookup func(ctx context.Context, host string) ([]netip.Addr, error)) func(*http.Request) (*url.URL, error) {
 	return func(r *http.Request) (*url.URL, error) {
 		p, err := proxy(r)
@@ -128,8 +128,8 @@ func direct(proxy func(*http.Request) (*url.URL, error), lookup func(ctx context
 	}
 }
 
-// isPrivate reports whether a host is not on the internet. A name that cannot be looked up here is:
-// the proxy may know it.
+// isPrivate reports whether a host is not on the internet. A name that does not resolve here counts
+// as public: the proxy may know it.
 func isPrivate(ctx context.Context, host string, lookup func(context.Context, string) ([]netip.Addr, error)) bool {
 	if ip, err := netip.ParseAddr(host); err == nil {
 		return isPrivateAddress(ip)
@@ -146,6 +146,6 @@ func isPrivate(ctx context.Context, host string, lookup func(context.Context, st
 
 func isPrivateAddress(ip netip.Addr) bool {
 	ip = ip.Unmap()
-	shared := netip.MustParsePrefix("100.64.0.0/10") // RFC 6598; VPNs use it
+	shared := netip.MustParsePrefix("100.64.0.0/10") // RFC 6598; used by VPNs
 	return ip.IsLoopback() || ip.IsPrivate() || ip.IsLinkLocalUnicast() || ip.IsUnspecified() || shared.Contains(ip)
 }

@@ -10,12 +10,12 @@ import (
 	"github.com/rbee-project/rbee/core/operation"
 )
 
-// Cluster returns what all nodes of the cluster share.
+// Cluster returns the settings that all nodes of the cluster share.
 func (c *Client) Cluster(ctx context.Context, opts ...ReadOption) (core.Cluster, error) {
 	return fetchOne[core.Cluster](ctx, c, "/v1/cluster", opts...)
 }
 
-// Queens lists the members of raft and the queens that are about to become one.
+// Queens lists the members of raft and the queens that are about to join it.
 func (c *Client) Queens(ctx context.Context, opts ...ReadOption) ([]core.Queen, error) {
 	return fetchList[core.Queen](ctx, c, "/v1/queens", opts...)
 }
@@ -25,30 +25,30 @@ func (c *Client) RaftServers(ctx context.Context, opts ...ReadOption) ([]core.Qu
 	return fetchList[core.Queen](ctx, c, "/v1/operator/raft", opts...)
 }
 
-// RemoveQueen takes a queen out of raft, by node id, name or raft id.
+// RemoveQueen removes a queen from raft, by node ID, name or raft ID.
 func (c *Client) RemoveQueen(ctx context.Context, id string) error {
 	_, err := change[struct{}](ctx, c, http.MethodDelete, "/v1/operator/raft/"+segment(id), nil, false)
 	return err
 }
 
-// TransferLeadership gives the leadership to a queen by node id or name; empty: to whoever is most
-// up to date.
+// TransferLeadership transfers the leadership to a queen by node ID or name; empty: to the most
+// up-to-date one.
 func (c *Client) TransferLeadership(ctx context.Context, to string) error {
 	_, err := change[struct{}](ctx, c, http.MethodPost, "/v1/operator/raft/transfer", map[string]string{"to": to}, to == "")
 	return err
 }
 
-// Nodes lists the machines that were taken into the cluster.
+// Nodes lists the machines that have joined the cluster.
 func (c *Client) Nodes(ctx context.Context, opts ...ReadOption) ([]core.Node, error) {
 	return fetchList[core.Node](ctx, c, "/v1/nodes", opts...)
 }
 
-// RevokeNode has a node's certificates refused by everybody, for ever.
+// RevokeNode revokes a node: all nodes refuse its certificates permanently.
 func (c *Client) RevokeNode(ctx context.Context, id string) (core.Node, error) {
 	return change[core.Node](ctx, c, http.MethodDelete, "/v1/nodes/"+segment(id), nil, false)
 }
 
-// LeaveNode has a node leave the cluster for good.
+// LeaveNode makes a node leave the cluster permanently.
 func (c *Client) LeaveNode(ctx context.Context, id string) (core.Node, error) {
 	return change[core.Node](ctx, c, http.MethodPost, "/v1/nodes/"+segment(id)+"/leave", struct{}{}, false)
 }
@@ -58,34 +58,35 @@ func (c *Client) Tokens(ctx context.Context, opts ...ReadOption) ([]core.Token, 
 	return fetchList[core.Token](ctx, c, "/v1/tokens", opts...)
 }
 
-// CreateToken makes a token. Its secret is in the answer and nowhere else, so a request whose
+// CreateToken creates a token. The answer holds the only copy of its secret, so a request whose
 // answer is lost is not sent again.
 func (c *Client) CreateToken(ctx context.Context, r core.TokenRequest) (core.NewToken, error) {
 	return change[core.NewToken](ctx, c, http.MethodPost, "/v1/tokens", r, true)
 }
 
-// RotateToken gives an API token another secret. It is in the answer and nowhere else, so a request
+// RotateToken replaces the secret of an API token. The answer holds the only copy, so a request
 // whose answer is lost is not sent again.
 func (c *Client) RotateToken(ctx context.Context, id string, r core.RotateRequest) (core.NewToken, error) {
 	return change[core.NewToken](ctx, c, http.MethodPost, "/v1/tokens/"+segment(id)+"/rotate", r, true)
 }
 
-// RevokeToken deletes a token by its id.
+// RevokeToken deletes a token by its ID.
 func (c *Client) RevokeToken(ctx context.Context, id string) (core.Token, error) {
 	return change[core.Token](ctx, c, http.MethodDelete, "/v1/tokens/"+segment(id), nil, false)
 }
 
-// DrainHive says whether a hive gets no new worker and its workers no new request.
+// DrainHive starts or stops draining a hive: a draining hive gets no new workers, and its workers
+// get no new requests.
 func (c *Client) DrainHive(ctx context.Context, hive string, drain bool) (core.Hive, error) {
 	return change[core.Hive](ctx, c, http.MethodPost, hivePath(hive)+"/drain", map[string]bool{"drain": drain}, false)
 }
 
-// RefreshHive has a hive look at its devices and worker types anew.
+// RefreshHive makes a hive probe its devices and worker types again.
 func (c *Client) RefreshHive(ctx context.Context, hive string) (core.RefreshResult, error) {
 	return change[core.RefreshResult](ctx, c, http.MethodPost, hivePath(hive)+"/refresh", struct{}{}, false)
 }
 
-// HiveHealth returns a hive as every queen sees it.
+// HiveHealth returns how each queen sees a hive.
 func (c *Client) HiveHealth(ctx context.Context, hive string, opts ...ReadOption) (core.HiveHealth, error) {
 	return operation.HiveStatus.Ask(ctx, c.Reading(opts...), core.Request{Hive: hive})
 }
@@ -100,8 +101,8 @@ func (c *Client) ChangeKeyring(ctx context.Context, k core.KeyringChange) (core.
 	return change[core.Keyring](ctx, c, http.MethodPost, "/v1/operator/keyring", k, k.Action == "install" && k.Key == "")
 }
 
-// SaveSnapshot writes the leader's registry to w. After an error w may have a part of it, which is
-// of no use. An error of w is returned as it is.
+// SaveSnapshot writes the leader's registry to w. After an error, w may hold a useless part of it.
+// An error of w is returned unchanged.
 func (c *Client) SaveSnapshot(ctx context.Context, w io.Writer) error {
 	resp, n, err := c.do(ctx, call{method: http.MethodGet, path: "/v1/operator/snapshot", accept: "application/octet-stream", slow: true})
 	if err != nil {
@@ -124,7 +125,7 @@ func (c *Client) SaveSnapshot(ctx context.Context, w io.Writer) error {
 	return nil
 }
 
-// writing remembers the error of its writer.
+// writing records the error of its writer.
 type writing struct {
 	w   io.Writer
 	err error
@@ -138,8 +139,8 @@ func (w *writing) Write(b []byte) (int, error) {
 	return n, err
 }
 
-// RestoreSnapshot replaces the registry by a snapshot of the same cluster, which is read to its
-// end. It is sent to one queen only.
+// RestoreSnapshot replaces the registry with a snapshot of the same cluster, which it reads to the
+// end. It sends it to one queen only.
 func (c *Client) RestoreSnapshot(ctx context.Context, r io.Reader) (core.SnapshotInfo, error) {
 	return fetch[core.SnapshotInfo](ctx, c, call{method: http.MethodPost, path: "/v1/operator/snapshot", upload: r, once: true})
 }

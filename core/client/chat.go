@@ -19,11 +19,11 @@ const (
 	completionPath = "/v1/completions"
 )
 
-// Answer says who answered an inference request.
+// Answer describes where the answer to an inference request comes from.
 type Answer struct {
 	RequestID string
 	Worker    string // core.Worker.ID; empty in a stream that had to wait for its worker
-	Route     string // why that worker
+	Route     string // why that worker was chosen
 }
 
 func answerOf(h http.Header) Answer {
@@ -38,28 +38,28 @@ type streamOptions struct {
 	answer  func(Answer)
 }
 
-// OnComment has f called with every comment of a stream: progress while a worker is started. It
-// must not block.
+// OnComment calls f for every comment of a stream: progress while a worker is started. f must not
+// block.
 func OnComment(f func(text string)) StreamOption { return func(o *streamOptions) { o.comment = f } }
 
-// OnAnswer has f called once, when the answer begins.
+// OnAnswer calls f once, when the answer begins.
 func OnAnswer(f func(Answer)) StreamOption { return func(o *streamOptions) { o.answer = f } }
 
-// Chat asks for a whole chat completion. It waits while a worker is started.
+// Chat requests a whole chat completion. It waits while a worker is started.
 func (c *Client) Chat(ctx context.Context, r openai.ChatRequest) (openai.ChatResponse, Answer, error) {
 	r.Stream, r.StreamOptions = false, nil
 	return ask[openai.ChatResponse](ctx, c, chatPath, r)
 }
 
-// ChatStream asks for a chat completion and calls emit for every chunk, in order, until the answer
-// is whole. Errors: WorkerLost where the stream ends before that, the in-band error's kind where it
-// has one, emit's own error as it is.
+// ChatStream requests a chat completion and calls emit for every chunk, in order, until the answer
+// is complete. Errors: WorkerLost if the stream ends before that, the kind of the in-band error if
+// it has one, emit's own error unchanged.
 func (c *Client) ChatStream(ctx context.Context, r openai.ChatRequest, emit func(openai.ChatChunk) error, opts ...StreamOption) error {
 	r.Stream = true
 	return stream(ctx, c, chatPath, r, emit, opts)
 }
 
-// Complete asks for a whole legacy completion.
+// Complete requests a whole legacy completion.
 func (c *Client) Complete(ctx context.Context, r openai.CompletionRequest) (openai.CompletionResponse, Answer, error) {
 	r.Stream, r.StreamOptions = false, nil
 	return ask[openai.CompletionResponse](ctx, c, completionPath, r)
@@ -96,7 +96,7 @@ func stream[T any](ctx context.Context, c *Client, path string, r any, emit func
 	}
 	defer resp.Body.Close()
 	if !strings.HasPrefix(resp.Header.Get("Content-Type"), "text/event-stream") {
-		body, _ := io.ReadAll(io.LimitReader(resp.Body, 4<<10)) // what came is enough for a message
+		body, _ := io.ReadAll(io.LimitReader(resp.Body, 4<<10)) // enough for a message
 		return notRbee(resp, c.queens[n], body)
 	}
 	o.answer(answerOf(resp.Header))

@@ -18,54 +18,54 @@ import (
 // DefaultAddress is where an agent with the default configuration serves the API.
 const DefaultAddress = "http://127.0.0.1:7833"
 
-// DefaultSecureAddress is the same of an agent in a cluster.
+// DefaultSecureAddress is the equivalent for an agent in a cluster.
 const DefaultSecureAddress = "https://127.0.0.1:7833"
 
 // maxAnswer bounds an answer that is not a stream, in bytes.
 const maxAnswer = 64 << 20
 
-// Options says which queens to ask and how.
+// Options say which queens to ask and how.
 type Options struct {
 	// Addresses of queens, such as "http://127.0.0.1:7833", "host:7833" or "::1"; empty:
-	// DefaultAddress, or https with CACert or ServerName. An address without a scheme has TLS with
-	// CACert or ServerName, and with a Token unless it is this machine's. A call goes to the one
-	// that answered last, then to the others in turn: when it cannot be reached or stops; and, if
-	// nothing is done twice by that, also when the connection breaks or the queen cannot help at
-	// this moment, as for want of a leader.
+	// DefaultAddress, or https with CACert or ServerName. An address without a scheme uses TLS if
+	// CACert or ServerName is set, or if a Token is set and the host is not this machine. A call
+	// goes to the queen that answered last, and moves on to the others in turn when that queen
+	// cannot be reached or stops. If repeating the request is safe, it also moves on when the
+	// connection breaks or the queen is temporarily unable to help, for example without a leader.
 	Addresses []string
-	// Token is sent as bearer token; empty: none. It goes to addresses with TLS alone, unless
-	// TokenInClear.
+	// Token is sent as the bearer token; empty: none. It is sent only over TLS, unless TokenInClear
+	// is set.
 	Token string
-	// TokenInClear has Token sent also to addresses that were written with http://, where whoever
-	// is on the way can read it. See InClear.
+	// TokenInClear also sends Token to addresses written with http://, where anyone on the way can
+	// read it. See InClear.
 	TokenInClear bool
-	// CACert are the PEM certificates that queens' certificates must be signed by; empty: the
-	// system's.
+	// CACert holds the PEM certificates of the CAs that must have signed a queen's certificate;
+	// empty: the system's.
 	CACert []byte
-	// ServerName is the name that queens' certificates must be for; empty: that of the address.
-	// Every queen's certificate is for "localhost", so that name reaches a queen whatever it is
-	// called on the way. A certificate of a cluster must be a queen's in any case; see checkQueen.
+	// ServerName is the name for which a queen's certificate must be valid; empty: the host of the
+	// address. Every queen's certificate is valid for "localhost", so that name reaches a queen at
+	// any address. A certificate of a cluster must always be a queen's; see checkQueen.
 	ServerName string
-	// HTTPClient makes the requests; nil: one without a time limit, since streams last. The client
-	// never closes one that is given.
+	// HTTPClient makes the requests; nil: a client without a time limit, since streams last. Close
+	// does not close a client passed here.
 	HTTPClient *http.Client
 	UserAgent  string // empty: "rbee"
 }
 
-// Client asks queens. It is safe for concurrent use. Every error is a core.Error with the kind and
-// the hint that the queen gave; Unavailable when no queen can be reached.
+// Client calls queens. It is safe for concurrent use. Every error is a core.Error with the kind and
+// the hint that the queen returned; Unavailable when no queen can be reached.
 type Client struct {
-	queens []string // their addresses, without a slash at the end
-	open   []bool   // of each queen: it gets the token although it has no TLS
+	queens []string // their addresses, without a trailing slash
+	open   []bool   // for each queen: the token is sent to it although it has no TLS
 	health *health
 	token  string
 	agent  string
 	http   *http.Client
-	own    *http.Transport // nil: the caller's
+	own    *http.Transport // nil: the caller passed HTTPClient
 }
 
-// New returns a client. It connects to nothing yet. Errors: Invalid for an address or a certificate
-// that cannot be read.
+// New returns a client. It does not connect yet. Errors: Invalid for a malformed address or
+// certificate.
 func New(o Options) (*Client, error) {
 	c := &Client{token: o.Token, agent: o.UserAgent, http: o.HTTPClient}
 	verified := len(o.CACert) > 0 || o.ServerName != ""
@@ -92,7 +92,7 @@ func New(o Options) (*Client, error) {
 		if c.own, err = newTransport(o, len(c.queens) > 1); err != nil {
 			return nil, err
 		}
-		// A redirect could lead the token to a stranger; the API has none.
+		// A redirect could leak the token to another host; the API uses none.
 		c.http = &http.Client{Transport: c.own, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	} else if len(o.CACert) > 0 || o.ServerName != "" {
 		return nil, core.Errorf(core.Invalid, "an HTTP client has its own certificates and server name")
@@ -100,17 +100,17 @@ func New(o Options) (*Client, error) {
 	return c, nil
 }
 
-// Close drops idle connections. The client can be used on.
+// Close drops idle connections. The client remains usable.
 func (c *Client) Close() {
 	if c.own != nil {
 		c.own.CloseIdleConnections()
 	}
 }
 
-// Base returns the URL of the queen that is asked first, without a path.
+// Base returns the URL, without a path, of the queen that is tried first.
 func (c *Client) Base() string { return c.queens[0] }
 
-// InClear lists the addresses without TLS that the token is sent to.
+// InClear lists the addresses without TLS to which the token is sent.
 func (c *Client) InClear() []string {
 	var list []string
 	for n, queen := range c.queens {
@@ -121,18 +121,18 @@ func (c *Client) InClear() []string {
 	return list
 }
 
-// Address is the queen that answered last, or the first configured one.
+// Address returns the address of the queen that answered last, or the first configured one.
 func (c *Client) Address() string { return c.queens[c.health.best()] }
 
-// statusError returns the error that an answer of the queen at address tells, and closes the
-// answer; nil where it tells of success.
+// statusError returns the error of an unsuccessful response from the queen at address, and closes
+// the response; nil for a successful one.
 func statusError(resp *http.Response, address string) error {
 	if resp.StatusCode >= 200 && resp.StatusCode < 300 {
 		return nil
 	}
 	defer resp.Body.Close()
-	body, _ := io.ReadAll(io.LimitReader(resp.Body, 64<<10))                                                                           // what came is enough for a message
-	if resp.StatusCode == http.StatusBadRequest && strings.HasPrefix(string(body), "Client sent an HTTP request to an HTTPS server") { // net/http's words
+	body, _ := io.ReadAll(io.LimitReader(resp.Body, 64<<10))                                                                           // enough for a message
+	if resp.StatusCode == http.StatusBadRequest && strings.HasPrefix(string(body), "Client sent an HTTP request to an HTTPS server") { // net/http's wording
 		return core.Errorf(core.Invalid, "the server takes only TLS").Hint("Write the address with https://.")
 	}
 	var envelope struct {
@@ -144,7 +144,7 @@ func statusError(resp *http.Response, address string) error {
 	return errorOf(openai.DecodeError(resp.StatusCode, body))
 }
 
-// errorOf is a queen's or a worker's error as a classified one.
+// errorOf converts a queen's or a worker's error to a classified one.
 func errorOf(e *openai.Error) error {
 	kind := core.Kind(e.Kind)
 	if kind == "" {
@@ -157,7 +157,7 @@ func errorOf(e *openai.Error) error {
 	return err
 }
 
-// kindOfStatus is for answers that name no kind, such as those of workers and of proxies in
+// kindOfStatus classifies answers that name no kind, such as those of workers and of proxies in
 // between.
 func kindOfStatus(status int) core.Kind {
 	switch status {
@@ -188,14 +188,14 @@ func kindOfStatus(status int) core.Kind {
 	return core.Internal
 }
 
-// maxForeign bounds what is shown of an answer that is not rbee's, in characters.
+// maxForeign bounds how much of a foreign server's answer is shown, in characters.
 const maxForeign = 120
 
-// notRbee returns the error for an answer that rbee does not give: of another server at this
-// address, or of a proxy that cannot reach its queen.
+// notRbee returns the error for an answer that does not come from rbee: another server listens at
+// this address, or a proxy cannot reach its queen.
 func notRbee(resp *http.Response, address string, body []byte) error {
 	kind := core.Invalid
-	if resp.StatusCode >= 400 && resp.StatusCode != http.StatusNotFound { // of a proxy, perhaps
+	if resp.StatusCode >= 400 && resp.StatusCode != http.StatusNotFound { // perhaps from a proxy
 		kind = kindOfStatus(resp.StatusCode)
 	}
 	said := "it answered " + resp.Status
@@ -213,9 +213,9 @@ func notRbee(resp *http.Response, address string, body []byte) error {
 	return foreign(kind, address, said)
 }
 
-// ForeignError says that something else than rbee answers at an address.
+// ForeignError reports that something other than rbee answers at an address.
 type ForeignError struct {
-	Address string // with the scheme
+	Address string // including the scheme
 	said    string
 }
 
@@ -240,7 +240,7 @@ func fetchWithHeader[T any](ctx context.Context, c *Client, r call) (T, http.Hea
 	return v, header, err
 }
 
-// read makes a request and has decode read the body of its answer.
+// read makes a request and passes the body of its answer to decode.
 func (c *Client) read(ctx context.Context, r call, decode func(body []byte) error) (http.Header, error) {
 	resp, n, err := c.do(ctx, r)
 	if err != nil {
@@ -262,7 +262,7 @@ func (c *Client) read(ctx context.Context, r call, decode func(body []byte) erro
 	return resp.Header, nil
 }
 
-// list is the form of every list of the API.
+// list is the JSON form of every list in the API.
 type list[T any] struct {
 	Data []T `json:"data"`
 }

@@ -87,7 +87,7 @@ func TestAddresses(t *testing.T) {
 	must.Eq(t, DefaultAddress, c.Address())
 }
 
-// An address without a scheme has TLS where there is something to protect.
+// An address without a scheme uses TLS when there is something to protect.
 func TestSchemeOfAnAddress(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
@@ -109,7 +109,7 @@ func TestSchemeOfAnAddress(t *testing.T) {
 	}
 }
 
-// A token goes nowhere in clear, unless that was asked for in so many words.
+// A token is never sent in clear unless explicitly allowed.
 func TestTokenInClear(t *testing.T) {
 	t.Parallel()
 	var got atomic.Value
@@ -129,7 +129,7 @@ func TestTokenInClear(t *testing.T) {
 	}{
 		{srv.URL, false, false},
 		{strings.TrimPrefix(srv.URL, "http://"), false, false},
-		{strings.TrimPrefix(srv.URL, "http://"), true, false}, // nobody wrote http://
+		{strings.TrimPrefix(srv.URL, "http://"), true, false}, // without an explicit http://
 		{srv.URL, true, true},
 	} {
 		c, err := New(Options{Addresses: []string{tt.address}, Token: "secret", TokenInClear: tt.allowed})
@@ -149,7 +149,7 @@ func TestTokenInClear(t *testing.T) {
 	}
 }
 
-// What is asked of a private address never goes by way of a proxy.
+// Requests to a private address never go through a proxy.
 func TestProxyIsForTheInternet(t *testing.T) {
 	t.Parallel()
 	proxy, err := url.Parse("http://proxy.example:3128")
@@ -179,7 +179,7 @@ func TestProxyIsForTheInternet(t *testing.T) {
 	}
 }
 
-// serve is a client of a handler.
+// serve returns a client of a handler.
 func serve(t *testing.T, h http.HandlerFunc) *Client {
 	t.Helper()
 	srv := httptest.NewServer(h)
@@ -231,7 +231,8 @@ func TestErrorsOfOthers(t *testing.T) {
 	}
 }
 
-// A stream that ends without [DONE] is never a whole answer, also where no gateway says so.
+// A stream that ends without [DONE] never counts as a complete answer, even without a gateway to
+// report it.
 func TestStreamsThatEndEarly(t *testing.T) {
 	t.Parallel()
 	const chunk = `data: {"choices":[{"index":0,"delta":{"content":"a"}}]}` + "\n\n"
@@ -265,7 +266,7 @@ func TestStreamsThatEndEarly(t *testing.T) {
 	must.Error(t, c.ChatStream(t.Context(), openai.ChatRequest{Model: "m"}, nil))
 }
 
-// A request that may have been carried out is sent again only under the same id.
+// A request that may have been carried out is sent again only with the same ID.
 func TestSubmitAgainIsOneJob(t *testing.T) {
 	t.Parallel()
 	var mu sync.Mutex
@@ -297,13 +298,13 @@ func TestSubmitAgainIsOneJob(t *testing.T) {
 	must.Eq(t, ids[0], ids[1])
 	must.Eq(t, []string{"1", "2"}, attempts)
 
-	// An id of the caller's may have been sent before.
+	// The caller may have sent its own ID before.
 	_, err = c.Submit(t.Context(), core.Request{Operation: core.OpModelDownload, RequestID: "mine"})
 	must.NoError(t, err)
 	must.Eq(t, "", attempts[len(attempts)-1])
 }
 
-// roundTrip is an http.RoundTripper without a network, for fake time.
+// roundTrip is an http.RoundTripper without a network, for tests with fake time.
 type roundTrip func(*http.Request) (*http.Response, error)
 
 func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
@@ -334,7 +335,7 @@ func TestFollowReconnects(t *testing.T) {
 				return nil, errors.New("connection refused")
 			case 3:
 				return &http.Response{StatusCode: http.StatusServiceUnavailable, Header: http.Header{}, Body: io.NopCloser(strings.NewReader(`{"error":{"message":"m","type":"t","kind":"unavailable"}}`))}, nil
-			case 4: // silent for ever
+			case 4: // silent forever
 				pr, pw := io.Pipe()
 				context.AfterFunc(r.Context(), func() { pw.CloseWithError(r.Context().Err()) })
 				return eventStream(pr), nil
@@ -402,7 +403,7 @@ func TestRun(t *testing.T) {
 	}
 }
 
-// Another server than rbee is called that, whatever it answers, and its page is not shown.
+// Another server than rbee is reported as such, whatever it answers, and its page is not shown.
 func TestForeignServer(t *testing.T) {
 	t.Parallel()
 	page := "<!DOCTYPE html><html>" + strings.Repeat("<p>welcome</p>", 5000) + "</html>"
@@ -453,8 +454,8 @@ func TestForeignServer(t *testing.T) {
 	}
 }
 
-// So is one that does not speak HTTP, or not with TLS where it is asked to, and the other way
-// round.
+// The same holds for a server that does not speak HTTP, or uses TLS when it should not and vice
+// versa.
 func TestForeignProtocol(t *testing.T) {
 	t.Parallel()
 	answering := func(answer string) string {
@@ -468,7 +469,7 @@ func TestForeignProtocol(t *testing.T) {
 				if err != nil {
 					return
 				}
-				if strings.HasPrefix(answer, "SSH") { // it speaks first
+				if strings.HasPrefix(answer, "SSH") { // the server speaks first
 					_, _ = io.WriteString(conn, answer)
 					_, _ = conn.Read(make([]byte, 1024))
 				} else {

@@ -10,7 +10,7 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// ReadOption says how new a read of the registry must be, or where to tell how new it was.
+// ReadOption sets how fresh a read of the registry must be, or where to report how fresh it was.
 type ReadOption func(*reading)
 
 type reading struct {
@@ -18,10 +18,11 @@ type reading struct {
 	info        *core.ReadInfo
 }
 
-// Consistency asks for a read that is as new as c says; without it the queen's default holds.
+// Consistency requests a read at least as fresh as c demands; without it, the queen's default
+// applies.
 func Consistency(c core.Consistency) ReadOption { return func(r *reading) { r.consistency = c } }
 
-// Report has the answer's age written to info, once the call has returned without an error.
+// Report writes the age of the answer to info once the call has returned without an error.
 func Report(info *core.ReadInfo) ReadOption { return func(r *reading) { r.info = info } }
 
 func readingOf(opts []ReadOption) reading {
@@ -32,7 +33,7 @@ func readingOf(opts []ReadOption) reading {
 	return r
 }
 
-// path is that of a call with the consistency that is asked for.
+// path adds the requested consistency to the path of a call.
 func (r reading) path(path string) string {
 	if r.consistency == "" {
 		return path
@@ -44,7 +45,7 @@ func (r reading) path(path string) string {
 	return path + separator + "consistency=" + url.QueryEscape(string(r.consistency))
 }
 
-// report tells what the answer's header says of its age. A queen of an agent alone says nothing.
+// report copies the age from the answer's header. The queen of a single-node agent sends none.
 func (r reading) report(h http.Header) {
 	if r.info == nil {
 		return

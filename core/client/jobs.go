@@ -15,16 +15,15 @@ import (
 )
 
 const (
-	followPatience = 30 * time.Second // without any queen that answers, before a job is no longer followed
-	followSilence  = 45 * time.Second // of a stream that should have sent a keep-alive comment long ago
+	followPatience = 30 * time.Second // without an answer from any queen
+	followSilence  = 45 * time.Second // a stream without even a keep-alive is broken
 	firstPause     = 100 * time.Millisecond
 	longestPause   = 2 * time.Second
 )
 
-// Submit starts an operation and returns its job at once. A request without an id gets one, so that
-// it can be sent again, also to another queen, without a second job. Such an id is told to be new
-// the first time; one that the caller chose may have been sent before, and every agent is asked for
-// it.
+// Submit starts an operation and returns its job at once. A request without an ID gets one, so that
+// sending it again, also to another queen, creates no second job. The first attempt marks such an
+// ID as new; an ID that the caller chose may have been sent before, so every agent is asked for it.
 func (c *Client) Submit(ctx context.Context, r core.Request) (core.Job, error) {
 	fresh := r.RequestID == ""
 	if fresh {
@@ -47,15 +46,15 @@ func (c *Client) Job(ctx context.Context, id string) (core.Job, error) {
 	return fetchOne[core.Job](ctx, c, "/v1/jobs/"+segment(id))
 }
 
-// CancelJob asks a job to end and returns it as it is then; a job that has ended is left as it is.
+// CancelJob asks a job to end and returns its current state; it leaves an ended job unchanged.
 func (c *Client) CancelJob(ctx context.Context, id string) (core.Job, error) {
 	return fetch[core.Job](ctx, c, call{method: http.MethodDelete, path: "/v1/jobs/" + segment(id)})
 }
 
-// FollowJob calls emit for every event of the job with a greater number than after, then for new
-// ones as they happen, and returns nil after the end event. A connection that breaks is opened
-// again, also to another queen, without an event lost or repeated; after half a minute in which no
-// queen answers it gives up with Unavailable. An error of emit is returned as it is.
+// FollowJob calls emit for every event of the job with a number greater than after, then for new
+// events as they happen, and returns nil after the end event. It reopens a broken connection, also
+// to another queen, without losing or repeating an event; if no queen answers for half a minute, it
+// gives up with Unavailable. It returns an error of emit unchanged.
 func (c *Client) FollowJob(ctx context.Context, id string, after int64, emit func(core.Event) error) error {
 	f := &follower{c: c, id: id, after: after, emit: emit}
 	pause, answered := firstPause, time.Now()
@@ -90,7 +89,7 @@ func (c *Client) FollowJob(ctx context.Context, id string, after int64, emit fun
 	}
 }
 
-// final says whether asking again cannot help.
+// final reports whether retrying cannot help.
 func final(err error) bool {
 	switch core.KindOf(err) {
 	case core.NotFound, core.Invalid, core.Unauthenticated, core.Forbidden, core.Unsupported:
@@ -104,12 +103,12 @@ type follower struct {
 	id        string
 	after     int64
 	emit      func(core.Event) error
-	connected bool  // the last try reached a queen
+	connected bool  // the last attempt reached a queen
 	ended     bool  // the end event was emitted
-	refused   error // of emit
+	refused   error // error of emit
 }
 
-// once follows the job over one connection. Its error says why that ended.
+// once follows the job over one connection. Its error is the reason why the connection ended.
 func (f *follower) once(ctx context.Context) error {
 	f.connected = false
 	ctx, cancel := context.WithCancel(ctx)
@@ -124,7 +123,7 @@ func (f *follower) once(ctx context.Context) error {
 	defer resp.Body.Close()
 	f.connected = true
 	defer func() {
-		if !f.ended && f.refused == nil { // another one can go on
+		if !f.ended && f.refused == nil { // another connection can continue
 			f.c.health.fails(queen, time.Now())
 		}
 	}()
@@ -162,9 +161,9 @@ func (f *follower) once(ctx context.Context) error {
 	}
 }
 
-// Run submits r, follows the job to its end and returns it as it ended; emit may be nil. The error
-// is the job's own where it failed or was cancelled. When ctx ends or emit fails the job goes on:
-// CancelJob ends it; the returned job has its id.
+// Run submits r, follows the job to its end and returns its final state; emit may be nil. The error
+// is the job's own if it failed or was cancelled. When ctx ends or emit fails, the job continues:
+// CancelJob ends it; the returned job has its ID.
 func (c *Client) Run(ctx context.Context, r core.Request, emit func(core.Event) error) (core.Job, error) {
 	job, err := c.Submit(ctx, r)
 	if err != nil {
@@ -187,7 +186,7 @@ func (c *Client) Run(ctx context.Context, r core.Request, emit func(core.Event) 
 }
 
 // Result decodes the result of a job that succeeded, for example into a core.SpawnResult. Errors:
-// Invalid where it is of another type.
+// Invalid if the result has another type.
 func Result[T any](j core.Job) (T, error) {
 	var v T
 	if len(j.Result) == 0 {

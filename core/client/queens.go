@@ -6,16 +6,16 @@ import (
 )
 
 const (
-	firstCool   = time.Second      // after the first failure of a queen
-	longestCool = 30 * time.Second // after many in a row
+	firstCool   = time.Second      // after a queen's first failure
+	longestCool = 30 * time.Second // after many failures in a row
 )
 
-// health is which queens are worth asking first.
+// health tracks which queens to ask first.
 type health struct {
 	mu      sync.Mutex // guards below
-	current int        // that answered last
+	current int        // the queen that answered last
 	until   []time.Time
-	failed  []int // in a row
+	failed  []int // failures in a row
 }
 
 func newHealth(n int) *health {
@@ -28,8 +28,8 @@ func (h *health) best() int {
 	return h.current
 }
 
-// order is all queens in the order to ask them: the one that answered last, the others in turn, and
-// those that failed lately in the end.
+// order returns all queens in the order in which to ask them: the one that answered last, then the
+// others in turn, and at the end those that failed recently.
 func (h *health) order(now time.Time) []int {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -44,14 +44,14 @@ func (h *health) order(now time.Time) []int {
 	return order
 }
 
-// answered notes that a queen did what was asked, or said why not.
+// answered records that a queen did what was asked or explained why not.
 func (h *health) answered(n int) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.current, h.failed[n], h.until[n] = n, 0, time.Time{}
 }
 
-// fails notes that a queen is not worth asking first for a while.
+// fails records that a queen should not be asked first for a while.
 func (h *health) fails(n int, now time.Time) {
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -19,7 +19,7 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
-// threeQueens is a client of queens a, b and c, which answer as the test says.
+// threeQueens is a client of queens a, b and c, which answer as the test determines.
 type threeQueens struct {
 	mu    sync.Mutex // guards below
 	asked []string
@@ -41,7 +41,7 @@ func (q *threeQueens) RoundTrip(r *http.Request) (*http.Response, error) {
 	return does(r)
 }
 
-// since is who was asked since the last time.
+// since returns the queens asked since the last call.
 func (q *threeQueens) since() string {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -72,7 +72,7 @@ var (
 	broke = func(*http.Request) (*http.Response, error) {
 		return nil, &net.OpError{Op: "read", Err: errors.New("connection reset by peer")}
 	}
-	silent = func(r *http.Request) (*http.Response, error) { // a process that is stopped
+	silent = func(r *http.Request) (*http.Response, error) { // a suspended process
 		<-r.Context().Done()
 		return nil, r.Context().Err()
 	}
@@ -118,16 +118,16 @@ func TestMovesOn(t *testing.T) {
 		{"look, leaderless", look, leaderless, "ab", ""},
 		{"look, stopping", look, stopping, "ab", ""},
 		{"submit, refused", submit, refused, "ab", ""},
-		{"submit, broke", submit, broke, "ab", ""}, // it has a request id
+		{"submit, broke", submit, broke, "ab", ""}, // it has a request ID
 		{"submit, leaderless", submit, leaderless, "ab", ""},
-		{"drain, broke", drain, broke, "ab", ""}, // twice is once
+		{"drain, broke", drain, broke, "ab", ""}, // draining twice has the effect of once
 		{"remove, leaderless", remove, leaderless, "ab", ""},
 		{"create, refused", create, refused, "ab", ""},
 		{"create, broke", create, broke, "a", core.Unavailable},
-		{"create, leaderless", create, leaderless, "a", core.Unavailable}, // it may be on its way
-		{"create, stopping", create, stopping, "ab", ""},                  // it is not
+		{"create, leaderless", create, leaderless, "a", core.Unavailable}, // may have happened
+		{"create, stopping", create, stopping, "ab", ""},                  // it was not carried out
 		{"restore, broke", restore, broke, "a", core.Unavailable},
-		{"restore, stopping", restore, stopping, "a", core.Unavailable}, // what was to be sent is gone
+		{"restore, stopping", restore, stopping, "a", core.Unavailable}, // the upload is consumed
 		{"chat, refused", chat, refused, "ab", ""},
 		{"chat, broke", chat, broke, "ab", ""},
 		{"chat, no worker", chat, leaderless, "a", core.Unavailable},
@@ -144,8 +144,8 @@ func TestMovesOn(t *testing.T) {
 	}
 }
 
-// A dead queen costs its timeout now and then, not with every call; and it is asked again when
-// nothing better is left.
+// A dead queen costs its timeout only now and then, not with every call; it is asked again when no
+// better queen is left.
 func TestDeadQueenIsAskedLast(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -159,7 +159,7 @@ func TestDeadQueenIsAskedLast(t *testing.T) {
 		must.Eq(t, 2*time.Second, time.Since(start))
 		must.Eq(t, "http://b:1", c.Address())
 
-		q.does["b"] = leaderless // others are better, and so they are while it cools
+		q.does["b"] = leaderless // the others are better, and stay so while it cools down
 		_, err := c.Hives(t.Context())
 		must.NoError(t, err)
 		must.Eq(t, "bc", q.since())
@@ -169,7 +169,7 @@ func TestDeadQueenIsAskedLast(t *testing.T) {
 		must.NoError(t, err)
 		must.Eq(t, "ca", q.since())
 
-		q.does["a"] = refused // nobody can help: what a queen says is worth more than silence
+		q.does["a"] = refused // no queen can help: an answer is worth more than silence
 		_, err = c.Hives(t.Context())
 		must.Eq(t, "there is no leader", err.Error())
 		must.Eq(t, "?consistency=stale", core.HintOf(err))
@@ -190,7 +190,7 @@ func TestDeadQueenIsAskedLast(t *testing.T) {
 	})
 }
 
-// A caller with less time than a dead queen takes gets through with its next call.
+// A caller whose deadline is shorter than a dead queen's timeout succeeds with its next call.
 func TestDeadQueenAndShortDeadline(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -209,7 +209,7 @@ func TestDeadQueenAndShortDeadline(t *testing.T) {
 	})
 }
 
-// The last queen that is left gets all the time that it needs, and so does what is slow by nature.
+// The last remaining queen gets all the time it needs, and so do slow operations.
 func TestSlowAnswers(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -231,7 +231,7 @@ func TestSlowAnswers(t *testing.T) {
 	})
 }
 
-// A job is followed through another queen when the one that was asked dies, stops, or hangs.
+// When the queen that serves a followed job dies, stops or hangs, another queen takes over.
 func TestFollowThroughAnotherQueen(t *testing.T) {
 	t.Parallel()
 	const first = "data: {\"seq\":1,\"kind\":\"log\"}\n\n"
@@ -274,7 +274,7 @@ func TestFollowThroughAnotherQueen(t *testing.T) {
 	}
 }
 
-// What must not be done twice is not sent again by net/http either, and what may be is.
+// net/http does not resend requests that must not be repeated, and resends those that may be.
 func TestConnectionClosedMeanwhile(t *testing.T) {
 	t.Parallel()
 	for _, once := range []bool{true, false} {
@@ -285,7 +285,7 @@ func TestConnectionClosedMeanwhile(t *testing.T) {
 			mu.Lock()
 			defer mu.Unlock()
 			if n++; n == 2 {
-				panic(http.ErrAbortHandler) // on the used connection, after the request
+				panic(http.ErrAbortHandler) // on the reused connection, after the request
 			}
 			_, _ = io.WriteString(w, `{}`)
 		}))
@@ -308,7 +308,8 @@ func TestConnectionClosedMeanwhile(t *testing.T) {
 	}
 }
 
-// An error of the writer is the caller's own, and a snapshot of another kind is none.
+// The writer's error is returned unchanged, and an answer of another kind does not count as a
+// snapshot.
 func TestSaveSnapshotErrors(t *testing.T) {
 	t.Parallel()
 	q := &threeQueens{does: map[string]func(*http.Request) (*http.Response, error){"a": func(*http.Request) (*http.Response, error) {

@@ -12,7 +12,7 @@ import (
 	"github.com/rbee-project/rbee/core/operation"
 )
 
-// Version is what a queen runs.
+// Version describes what a queen runs.
 type Version struct {
 	Version string `json:"version"`
 	Go      string `json:"go"`
@@ -20,20 +20,20 @@ type Version struct {
 	Arch    string `json:"arch"`
 }
 
-// CatalogQuery asks the catalog sources of a hive.
+// CatalogQuery is a search in the catalog sources of a hive.
 type CatalogQuery struct {
 	Text  string // empty: everything
 	Kind  string // as in core.CatalogItem; empty: every kind
 	Limit int    // 0: the queen's default; at most 1000
 }
 
-// Healthy is nil when a queen answers at all.
+// Healthy returns nil if a queen answers at all.
 func (c *Client) Healthy(ctx context.Context) error {
 	_, err := fetchOne[struct{}](ctx, c, "/healthz")
 	return err
 }
 
-// Ready is nil when a queen can serve requests; otherwise it says what is missing.
+// Ready returns nil if a queen can serve requests; otherwise the error names what is missing.
 func (c *Client) Ready(ctx context.Context) error {
 	_, err := fetchOne[struct{}](ctx, c, "/readyz")
 	return err
@@ -55,13 +55,13 @@ func (c *Client) Metrics(ctx context.Context) ([]byte, error) {
 	return text, core.Wrap(err, core.Unavailable, "read metrics")
 }
 
-// Answer implements operation.Answerer: it asks a queen for an operation that only reads, by its
-// GET route. Errors: also Unsupported for an operation that has none.
+// Answer implements operation.Answerer: it calls the GET route of a read-only operation. Errors:
+// also Unsupported for an operation without such a route.
 func (c *Client) Answer(ctx context.Context, r core.Request) (any, error) {
 	return c.Reading().Answer(ctx, r)
 }
 
-// Reading is the client for reads of the registry that are as new as the options ask.
+// Reading returns an Answerer for registry reads that are as fresh as the options demand.
 func (c *Client) Reading(opts ...ReadOption) operation.Answerer { return answerer{c, readingOf(opts)} }
 
 type answerer struct {
@@ -100,13 +100,13 @@ func (a answerer) Answer(ctx context.Context, r core.Request) (any, error) {
 	return v, nil
 }
 
-// Standing returns what an agent last heard of its own machine's membership. Its local socket alone
-// answers.
+// Standing returns what an agent last learnt about its own machine's membership. Only an agent's
+// local socket answers this call.
 func (c *Client) Standing(ctx context.Context) (core.Standing, error) {
 	return fetchOne[core.Standing](ctx, c, "/v1/standing")
 }
 
-// Status returns the whole cluster on one screen.
+// Status returns an overview of the whole cluster.
 func (c *Client) Status(ctx context.Context, opts ...ReadOption) (core.Status, error) {
 	return fetchOne[core.Status](ctx, c, "/v1/status", opts...)
 }
@@ -131,19 +131,20 @@ func (c *Client) Worker(ctx context.Context, id string, opts ...ReadOption) (cor
 	return operation.ActiveWorkerGet.Ask(ctx, c.Reading(opts...), core.Request{Worker: id})
 }
 
-// WorkerDetails returns one active worker with what the queen that answers has sent to it.
+// WorkerDetails returns one active worker with the requests that the answering queen has sent to
+// it.
 func (c *Client) WorkerDetails(ctx context.Context, id string, opts ...ReadOption) (core.WorkerDetails, error) {
 	return fetchOne[core.WorkerDetails](ctx, c, "/v1/workers/"+segment(id), opts...)
 }
 
-// Route returns how an inference request was routed, by its x-request-id. Only the queen that took
-// it knows, for its latest requests.
+// Route returns how an inference request was routed, by its x-request-id. Only the queen that
+// received it knows, and only for its latest requests.
 func (c *Client) Route(ctx context.Context, id string) (core.RouteRecord, error) {
 	return fetchOne[core.RouteRecord](ctx, c, "/v1/requests/"+segment(id))
 }
 
-// Routes lists how the latest requests that the queen took were routed, newest first. limit 0: the
-// queen's default.
+// Routes lists how the latest requests that the queen received were routed, newest first. limit 0:
+// the queen's default.
 func (c *Client) Routes(ctx context.Context, limit int) ([]core.RouteRecord, error) {
 	path := "/v1/requests"
 	if limit > 0 {
@@ -177,7 +178,7 @@ func (c *Client) Processes(ctx context.Context, hive string) ([]core.Process, er
 	return operation.WorkerProcessList.Ask(ctx, c, core.Request{Hive: hive})
 }
 
-// Process returns one worker process of a hive with command line, sockets and recent log.
+// Process returns one worker process of a hive with its command line, sockets and recent log.
 func (c *Client) Process(ctx context.Context, hive string, pid int) (core.Process, error) {
 	return operation.WorkerProcessGet.Ask(ctx, c, core.Request{Hive: hive, PID: pid})
 }
@@ -204,8 +205,8 @@ func hivePath(hive string) string {
 	return "/v1/hives/" + segment(hive)
 }
 
-// segment is a name as one part of a path: one that is only dots, or empty, must not become another
-// path.
+// segment escapes a name as one segment of a path: an empty name, or one of dots only, must not
+// become another path.
 func segment(name string) string {
 	switch name {
 	case "", ".", "..":

@@ -20,35 +20,35 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// silence is how long a queen may take to begin an answer that needs no long work, while there is
-// another one to ask.
+// silence bounds how long a queen may take to begin an answer that needs no long work, while other
+// queens are left to ask.
 const silence = 10 * time.Second
 
-// codeStopping is the code of the answer of a queen that stops: it has done nothing.
+// codeStopping is the error code of a queen that is stopping: it has not carried out the request.
 const codeStopping = "stopping"
 
 var errSilent = errors.New("there was no answer")
 
-// AttemptHeader counts how often a request whose id was made for it was sent, beginning with 1. A
-// queen looks at other agents for the id of a request unless this is the first attempt.
+// AttemptHeader counts how often a request with a generated ID was sent, starting with 1. A queen
+// searches other agents for the ID of a request unless this is the first attempt.
 const AttemptHeader = "X-Rbee-Attempt"
 
 // call is one request.
 type call struct {
 	method, path string
 	body         []byte    // nil: none
-	upload       io.Reader // the body where it is long; read once
+	upload       io.Reader // a long body; read once
 	accept       string    // empty: application/json
 	lastEvent    string
 	requestID    string
-	once         bool // must not be done twice: it is sent elsewhere only where it was not sent or not done
-	slow         bool // the answer may take its time to begin
-	fresh        bool // its id was made for it, so that nobody can have done it the first time it is sent
-	model        bool // asks a model: where a queen can find no worker, another one cannot
+	once         bool // must not be done twice: resent only if it was not carried out
+	slow         bool // the answer may take long to begin
+	fresh        bool // its ID was just generated, so that the first attempt cannot be a repetition
+	model        bool // an inference request: all queens find the same workers
 }
 
-// newTransport makes connections to queens. With several of them one that does not answer is given
-// up sooner.
+// newTransport makes connections to queens. With several queens, it gives up sooner on one that
+// does not answer.
 func newTransport(o Options, several bool) (*http.Transport, error) {
 	dial, handshake := 5*time.Second, 10*time.Second
 	if several {
@@ -76,11 +76,11 @@ func newTransport(o Options, several bool) (*http.Transport, error) {
 	}, nil
 }
 
-// do makes a request to the queens in turn until one answers, and returns its answer, whose body
-// the caller closes, and which queen that is. An answer of status 400 or above is an error.
+// do sends a request to the queens in turn until one answers. It returns the answer, whose body the
+// caller closes, and the index of that queen. An answer with status 400 or above is an error.
 func (c *Client) do(ctx context.Context, r call) (*http.Response, int, error) {
 	order := c.health.order(time.Now())
-	var said, last error // what a queen said that could not help, and why the last one said nothing
+	var said, last error // said: a queen's own error; last: why the last queen gave no answer
 	attempt := 1
 	for i, n := range order {
 		var patience time.Duration
@@ -111,7 +111,7 @@ func (c *Client) do(ctx context.Context, r call) (*http.Response, int, error) {
 			continue
 		}
 		if ctx.Err() != nil {
-			if !sent && errors.Is(ctx.Err(), context.DeadlineExceeded) { // else the next call would wait for it as well
+			if !sent && errors.Is(ctx.Err(), context.DeadlineExceeded) { // or the next call waits as well
 				c.health.fails(n, time.Now())
 			}
 			return nil, n, core.FromContext(ctx)
@@ -135,22 +135,22 @@ func (c *Client) tokenFor(n int) string {
 	return ""
 }
 
-// elsewhere says whether another queen may do better than one that answered with err.
+// elsewhere reports whether another queen may succeed where one returned err.
 func (r call) elsewhere(err error) bool {
 	if stopping, ok := errors.AsType[*stoppingError](err); ok && stopping != nil {
-		return r.upload == nil // which is read already
+		return r.upload == nil // it has already been read
 	}
 	return core.KindOf(err) == core.Unavailable && !r.once && !r.model
 }
 
-// stoppingError is the answer of a queen that has done nothing, since it stops.
+// stoppingError is the answer of a stopping queen, which has not carried out the request.
 type stoppingError struct{ err error }
 
 func (e *stoppingError) Error() string { return e.err.Error() }
 func (e *stoppingError) Unwrap() error { return e.err }
 
-// try makes a request to one queen, which is the attempt with this number. sent says that the queen
-// may have got it. Where patience is not 0, the header of the answer must be there by then.
+// try sends a request to one queen, as the given attempt. sent reports whether the queen may have
+// received it. If patience is not 0, the header of the answer must arrive within it.
 func (c *Client) try(ctx context.Context, address, token string, attempt int, r call, patience time.Duration) (resp *http.Response, sent bool, err error) {
 	var body io.Reader
 	switch {
@@ -192,7 +192,7 @@ func (c *Client) try(ctx context.Context, address, token string, attempt int, r 
 		h.Set("X-Request-Id", r.requestID)
 	}
 	if !r.once && r.upload == nil {
-		h["Idempotency-Key"] = nil // not sent; net/http may send the request again where a used connection was closed meanwhile
+		h["Idempotency-Key"] = nil // not sent; net/http may then resend on a new connection
 	}
 	if patience > 0 {
 		timer := time.AfterFunc(patience, func() { cancel(errSilent) })
@@ -211,7 +211,7 @@ func (c *Client) try(ctx context.Context, address, token string, attempt int, r 
 	return resp, true, nil
 }
 
-// answerBody ends its request's context when it is closed.
+// answerBody cancels its request's context when it is closed.
 type answerBody struct {
 	io.ReadCloser
 	cancel context.CancelCauseFunc
@@ -238,7 +238,7 @@ func (c *Client) unreachable(err error) error {
 	if _, ok := errors.AsType[tls.RecordHeaderError](err); ok {
 		return foreign(core.Invalid, at, "it does not speak TLS")
 	}
-	if err != nil && strings.Contains(err.Error(), "malformed HTTP") { // net/http's words; the type is its own
+	if err != nil && strings.Contains(err.Error(), "malformed HTTP") { // net/http's type is unexported
 		if strings.Contains(err.Error(), `"\x15\x03`) { // a TLS alert
 			return core.Errorf(core.Invalid, "the server at %s takes only TLS", at).Hint("Write the address with https://.")
 		}
@@ -251,11 +251,11 @@ func (c *Client) unreachable(err error) error {
 		"Start one with `rbee agent -dev`, or say where one runs with RBEE_ADDR.")
 }
 
-// spokeFirst ends net/http's error for a server that sends something before it is asked, as SSH's
-// does. It is a wrapped nil.
+// spokeFirst ends net/http's error for a server that sends data before it is asked, as SSH servers
+// do. It contains a wrapped nil.
 const spokeFirst = "readLoopPeekFailLocked: %!w(<nil>)"
 
-// unwrapURL takes off net/http's repetition of method and address.
+// unwrapURL removes the method and address that net/http repeats.
 func unwrapURL(err error) error {
 	if ue, ok := errors.AsType[*url.Error](err); ok {
 		return ue.Err

@@ -6,12 +6,12 @@ import (
 	"slices"
 )
 
-// checkQueen refuses a certificate of a cluster that is not a queen's. Its chain is verified
-// already, and its host name; but every node of a cluster has a certificate of the same CA, and a
-// hive must not be sent the tokens of people. A certificate is one of a cluster when it, or a CA
-// above it, names one: rbee://<cluster id>. That is so for those that the cluster signs, for those
-// of "rbee tls cert create", and for any other that an agent takes from its tls block. One that
-// names no cluster is that of a proxy in front, and the host name is all there is to check.
+// checkQueen refuses a cluster's certificate that is not a queen's. The chain and the host name are
+// already verified; but every node of a cluster has a certificate of the same CA, and users' tokens
+// must not reach a hive. A certificate belongs to a cluster when it, or a CA above it, names one:
+// rbee://<cluster id>. This holds for certificates that the cluster signs, for those of "rbee tls
+// cert create", and for any other that an agent loads from its tls block. A certificate that names
+// no cluster belongs to a proxy in front, for which the host name is the only check.
 func checkQueen(cs tls.ConnectionState) error {
 	if len(cs.PeerCertificates) == 0 {
 		return nil // crypto/tls refuses it
@@ -41,9 +41,9 @@ func clustersOf(certs ...*x509.Certificate) []string {
 	return ids
 }
 
-// notQueenError says that a node that is no queen has answered.
+// notQueenError reports that a node other than a queen answered.
 type notQueenError struct {
-	node string // its id
+	node string // node ID
 }
 
 func (e *notQueenError) Error() string {

@@ -23,7 +23,7 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// authority is a CA; uri is what it says it is of, empty: nothing.
+// authority is a CA; uri names its cluster, empty: none.
 type authority struct {
 	cert *x509.Certificate
 	key  *ecdsa.PrivateKey
@@ -54,7 +54,7 @@ func newAuthority(t *testing.T, uri string) *authority {
 	return &authority{c, key}
 }
 
-// leaf is a certificate for 127.0.0.1 with these names.
+// leaf returns a certificate for 127.0.0.1 with these names.
 func (a *authority) leaf(t *testing.T, uri string, names ...string) tls.Certificate {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -68,8 +68,8 @@ func (a *authority) leaf(t *testing.T, uri string, names ...string) tls.Certific
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 }
 
-// A node that is no queen is not sent a token, whatever hosts its certificate is for; a proxy with
-// a certificate of its own is.
+// A node that is not a queen never receives a token, whatever hosts its certificate is valid for; a
+// proxy with its own certificate does.
 func TestQueenRoleIsDemanded(t *testing.T) {
 	t.Parallel()
 	const cluster = "rbee://0123456789abcdef"

@@ -47,7 +47,7 @@ type Program struct {
 // build holds the files to install: the program and its plugins.
 type build struct {
 	version string
-	name    string // version and digest of the whole
+	name    string // version and digest of the whole build
 	files   []buildFile
 	bytes   int64
 }
@@ -107,7 +107,7 @@ func fromFolder(ctx context.Context, version, executable, plugins string) (build
 		}
 	}
 	all := sha256.New()
-	for _, f := range b.files { // ReadDir sorts
+	for _, f := range b.files { // already sorted by ReadDir
 		fmt.Fprintf(all, "%s %s\n", f.digest, f.path)
 	}
 	b.name = b.version + "-" + hex.EncodeToString(all.Sum(nil))[:12]
@@ -117,7 +117,7 @@ func fromFolder(ctx context.Context, version, executable, plugins string) (build
 	return b, nil
 }
 
-// contextReader ends a long read with its context.
+// contextReader aborts a long read when its context ends.
 type contextReader struct {
 	ctx context.Context
 	r   io.Reader
@@ -136,7 +136,7 @@ func fromRelease(ctx context.Context, goos, arch, dir, temp string) (build, erro
 		return build{}, core.Errorf(core.Invalid, "%s: %q is not an absolute path", what, clip(dir)).Hint("The folder is on the machine that installs: write its whole path.")
 	}
 	suffix := "-" + goos + "-" + arch + ".tar.gz"
-	// a folder with a pattern's characters matches nothing
+	// If dir contains pattern characters, nothing matches.
 	found, err := filepath.Glob(filepath.Join(dir, "rbee-*"+suffix))
 	if err != nil || len(found) != 1 {
 		var names []string

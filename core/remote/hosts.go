@@ -20,7 +20,7 @@ import (
 const maxHosts = 10000
 
 // Hosts is the list of machines with hives, or on which hives can be installed: a file on the
-// machine whose SSH identity reaches them. It may be used concurrently.
+// machine whose SSH identity reaches them. It is safe for concurrent use.
 type Hosts struct {
 	file string
 
@@ -53,7 +53,7 @@ func openHosts(file string) (*Hosts, error) {
 	return h, nil
 }
 
-// List returns all hosts by name.
+// List returns all hosts, sorted by name.
 func (h *Hosts) List() []core.HiveHost {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -105,7 +105,7 @@ func publish(file string, data []byte) error {
 	return disk.Replace(file, data, 0o600)
 }
 
-// put adds a host or replaces the one of its name.
+// put adds a host or replaces the one with its name.
 func (h *Hosts) put(x core.HiveHost) error {
 	return h.change(func(list []core.HiveHost) []core.HiveHost {
 		list = slices.DeleteFunc(list, func(y core.HiveHost) bool { return y.Name == x.Name })
@@ -113,7 +113,7 @@ func (h *Hosts) put(x core.HiveHost) error {
 	})
 }
 
-// uninstalled records that a host has no hive any more, and drops the host unless it was imported.
+// uninstalled records that a host no longer has a hive, and drops the host unless it was imported.
 func (h *Hosts) uninstalled(name string) error {
 	return h.change(func(list []core.HiveHost) []core.HiveHost {
 		list = slices.DeleteFunc(list, func(x core.HiveHost) bool { return x.Name == name && !x.Imported })
@@ -126,7 +126,7 @@ func (h *Hosts) uninstalled(name string) error {
 	})
 }
 
-// Import runs hive_import_ssh: it adds the hosts of an OpenSSH configuration of this machine.
+// Import runs hive_import_ssh: it adds the hosts of an OpenSSH configuration on this machine.
 // Existing hosts do not change.
 func (r *Remote) Import(_ context.Context, req core.Request, run Run) (core.ImportResult, error) {
 	file := req.File
@@ -157,7 +157,7 @@ func (r *Remote) Import(_ context.Context, req core.Request, run Run) (core.Impo
 				continue
 			}
 			x := core.HiveHost{Name: name, HostName: strings.ReplaceAll(c.Lookup(name, "hostname"), "%h", name), User: c.Lookup(name, "user"), Imported: true}
-			x.Port, _ = strconv.Atoi(c.Lookup(name, "port")) // checked when it was read
+			x.Port, _ = strconv.Atoi(c.Lookup(name, "port")) // validated when it was read
 			if files := c.LookupAll(name, "identityfile"); len(files) > 0 {
 				x.IdentityFile = files[0]
 			}

@@ -20,7 +20,7 @@ func (r *Remote) alone() error {
 }
 
 // Install runs hive_install: it copies rbee to a machine, joins it to the cluster, and keeps it
-// running there. On an installed machine it upgrades.
+// running there. On an installed machine, it upgrades.
 func (r *Remote) Install(ctx context.Context, req core.Request, run Run) (core.InstallResult, error) {
 	if err := r.alone(); err != nil {
 		return core.InstallResult{}, err
@@ -58,8 +58,8 @@ type installation struct {
 	req   core.Request
 	run   Run
 	l     layout
-	old   manifest // zero: none
-	had   bool     // there is one
+	old   manifest // zero: no earlier installation
+	had   bool     // there is an earlier installation
 	build build
 	notes []string
 }
@@ -122,7 +122,7 @@ func (i *installation) install(ctx context.Context) (core.InstallResult, error) 
 	m, l, b := i.m, i.l, i.build
 	before := core.Hive{}
 	if i.had && i.old.hive != "" {
-		// without one, the hive joins anew or says why it cannot
+		// Without one, the hive joins again or reports why it cannot.
 		before, _ = i.r.o.Cluster.Hive(ctx, i.old.hive)
 	}
 	up := false
@@ -182,7 +182,7 @@ func (i *installation) install(ctx context.Context) (core.InstallResult, error) 
 	return i.result(h, false), i.sweep(ctx)
 }
 
-// claim makes the folders and records the installation in advance, so that it can be removed from
+// claim creates the folders and records the installation in advance, so that it can be removed from
 // here on.
 func (i *installation) claim(ctx context.Context) (manifest, error) {
 	m, l := i.m, i.l
@@ -262,8 +262,8 @@ func (i *installation) configure(ctx context.Context) error {
 	return nil
 }
 
-// join gives the machine a certificate of the cluster, unless it has one. The token goes to its
-// stdin and is stored nowhere.
+// join gives the machine a certificate of the cluster, unless it has one. The token is passed on
+// stdin and stored nowhere.
 func (i *installation) join(ctx context.Context) error {
 	m, l := i.m, i.l
 	if out, err := m.root(ctx, l, scriptIdentity, l.data); err != nil {
@@ -281,7 +281,7 @@ func (i *installation) join(ctx context.Context) error {
 	}
 	_, err = m.feed(ctx, strings.NewReader(token+"\n"), m.sudo(l), scriptJoin, l.build(i.build.name)+"/rbee", l.conf)
 	if err != nil {
-		// Used or not, the token has served its purpose.
+		// Redeemed or not, the token is no longer needed.
 		limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 		defer cancel()
 		_, _ = i.r.o.Cluster.RevokeToken(limited, id)
@@ -388,8 +388,8 @@ func (r *Remote) tellLog(ctx context.Context, m *machine, l layout, run Run) {
 	}
 }
 
-// awaitReady waits until the registry has the hive as ready, after a start later than the given
-// one, and the hive knows its devices. It does not wait for these beyond the patience.
+// awaitReady waits until the registry lists the hive as ready, after a start later than the given
+// one, and the hive has probed its devices. It does not wait for the devices beyond the patience.
 func (r *Remote) awaitReady(ctx context.Context, m *machine, l layout, id string, before core.Hive, run Run) (core.Hive, error) {
 	deadline := time.Now().Add(r.o.Patience)
 	stopped := 0 // how often the service was found stopped

@@ -82,7 +82,7 @@ func TestInstallUpgradeStopStartUninstall(t *testing.T) {
 
 	g.cluster.workers = []core.Worker{{ID: "w1", Hive: "feedbeef"}, {ID: "w2", Hive: "another"}}
 	byName := request(core.OpHiveUninstall)
-	byName.Host = "gpu" // the hive's name, too, leads to its host
+	byName.Host = "gpu" // the hive's name leads to its host as well
 	gone, err := g.r.Uninstall(t.Context(), byName, g.run)
 	must.NoError(t, err)
 	must.Eq(t, "box", gone.Host)
@@ -143,7 +143,7 @@ func TestStopDrains(t *testing.T) {
 	must.Eq(t, 0, g.cluster.alive())
 }
 
-// The only queen cannot leave: nothing is removed then.
+// The only queen cannot leave: nothing is removed.
 func TestUninstallOfTheOnlyQueen(t *testing.T) {
 	t.Parallel()
 	g := newRig(t)
@@ -168,7 +168,7 @@ func TestInstallWaitsForTheHive(t *testing.T) {
 	must.StrContains(t, err.Error(), "did not become ready")
 }
 
-// A hive that is stopped is started once more to leave: only its agent can end its workers.
+// A stopped hive is started once more to leave: only its agent can end its workers.
 func TestUninstallOfAStoppedHive(t *testing.T) {
 	t.Parallel()
 	g := newRig(t)
@@ -232,7 +232,7 @@ func TestInstallFailures(t *testing.T) {
 				must.Eq(t, "revoke t1", g.cluster.called()[1])
 			}
 
-			// Repeated, it goes on from there.
+			// A repeated installation continues from there.
 			g.onCommand(nil)
 			sent := len(g.commands())
 			_, err = g.install()
@@ -249,7 +249,7 @@ func TestInstallFailures(t *testing.T) {
 	}
 }
 
-// After a failure everything that was written can be removed, too.
+// After a failure, everything that was written can still be removed.
 func TestUninstallAfterHalfAnInstallation(t *testing.T) {
 	t.Parallel()
 	g := newRig(t)
@@ -438,7 +438,7 @@ func TestSSHTest(t *testing.T) {
 	must.NoError(t, err)
 	must.Eq(t, "1.0", res.Version)
 
-	// A machine whose shell hangs is given up in time.
+	// The test of a machine whose shell hangs is aborted in time.
 	g.onCommand(func(c sshserver.Command) (int, bool) { <-c.Context.Done(); return 1, true })
 	res, err = g.r.Test(t.Context(), req, g.run)
 	must.NoError(t, err)
@@ -462,7 +462,7 @@ func TestImport(t *testing.T) {
 	must.StrContains(t, res.Problems[0], "config, line 10: ")
 	must.StrContains(t, res.Problems[1], "host bad: ")
 
-	// The list survives a restart, and an imported host its uninstallation.
+	// The list survives a restart, and an imported host survives its uninstallation.
 	again, err := openHosts(g.r.hosts.file)
 	must.NoError(t, err)
 	must.Eq(t, g.r.hosts.List(), again.List())

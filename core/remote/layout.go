@@ -15,7 +15,7 @@ const (
 	ServiceSystemdUser   = "systemd-user"
 	ServiceSystemdSystem = "systemd-system"
 	ServiceLaunchd       = "launchd"
-	ServiceNone          = "none" // a background process that nothing restarts
+	ServiceNone          = "none" // a background process that is not restarted
 )
 
 // Services returns the values of a request's service.
@@ -32,7 +32,7 @@ type layout struct {
 	conf    string
 	data    string
 	store   string
-	unit    string // of systemd or launchd; empty: none
+	unit    string // systemd's or launchd's; empty: none
 }
 
 const (
@@ -67,7 +67,7 @@ func (l layout) staging(name string) string { return path.Join(l.lib, ".partial-
 func (l layout) pidFile() string            { return path.Join(l.lib, "agent.pid") }
 func (l layout) logFile() string            { return path.Join(l.lib, "agent.log") }
 
-// umask returns the umask of the program's folders: any user may run a system-wide installation.
+// umask returns the umask for the program's folders: any user may run a system-wide installation.
 func (l layout) umask() string {
 	if l.system {
 		return "022"
@@ -100,12 +100,12 @@ func (l layout) folders() []string {
 	return list
 }
 
-// settings are the contents of a new hive's configuration.
+// settings hold the contents of a new hive's configuration.
 type settings struct {
 	name      string // of the machine; empty: its host name
 	bind      string // address to listen on; empty: all
-	advertise string // empty: found out
-	queen     bool   // it is a queen, too
+	advertise string // empty: detected
+	queen     bool   // it is also a queen
 }
 
 // configText returns the hive's configuration.
@@ -135,7 +135,7 @@ func hclString(s string) string {
 	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`, "${", "$${", "%{", "%%{", "\n", `\n`, "\r", `\r`, "\t", `\t`).Replace(s) + `"`
 }
 
-// unitText returns the unit of systemd or the property list of launchd; empty if there is none.
+// unitText returns the systemd unit or the launchd property list; empty if the service has none.
 func (l layout) unitText() string {
 	switch l.service {
 	case ServiceSystemdUser, ServiceSystemdSystem:
@@ -146,7 +146,7 @@ func (l layout) unitText() string {
 	return ""
 }
 
-// systemdText returns the unit of systemd. It leaves out settings that break graphics cards or
+// systemdText returns the systemd unit. It leaves out settings that break graphics cards or
 // compilers at run time: PrivateDevices, MemoryDenyWriteExecute, ProcSubset.
 func (l layout) systemdText() string {
 	hardening, who, target := "", "", "default.target"
@@ -186,7 +186,7 @@ LockPersonality=true
 WantedBy=` + target + "\n"
 }
 
-// unitWord quotes one word of a command line of systemd.
+// unitWord quotes one word of a systemd command line.
 func unitWord(s string) string {
 	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`, "%", "%%", "$", "$$").Replace(s) + `"`
 }

@@ -8,15 +8,15 @@ import (
 
 // look holds a machine's description of itself.
 type look struct {
-	// as GOOS and GOARCH; the machine's own names where rbee does not run
+	// os and arch are as GOOS and GOARCH; the machine's own names if rbee does not run there.
 	os, arch      string
 	home, user    string
 	root          bool
 	sudo          bool // without a password
 	systemdSystem bool
 	systemdUser   bool
-	sum           string   // the tool that makes SHA-256 sums; empty: none
-	freeBytes     int64    // where the home folder is; -1: unknown
+	sum           string   // the tool that computes SHA-256 sums; empty: none
+	freeBytes     int64    // in the file system of the home folder; -1: unknown
 	manifests     []string // paths of manifests of installations
 	version       string   // of the installed rbee; empty: none
 }

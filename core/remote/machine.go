@@ -21,7 +21,7 @@ type machine struct {
 	conn *ssh.Conn
 	name string
 	look look
-	free func() // ends the exclusion of other operations; nil: none excluded
+	free func() // releases the host for other operations; nil: the host was not reserved
 }
 
 func (m *machine) close() {
@@ -56,8 +56,8 @@ func (m *machine) feed(ctx context.Context, stdin io.Reader, prefix, script stri
 	return m.conn.Run(ctx, prefix+line, stdin)
 }
 
-// explain classifies the failure of a command: a full disk, missing rights, or the machine's own
-// words.
+// explain classifies the failure of a command: a full disk, missing rights, or else the machine's
+// own message.
 func (m *machine) explain(op string, err error) error {
 	exit, ok := errors.AsType[*ssh.ExitError](err)
 	if !ok {
@@ -150,7 +150,7 @@ func (m *machine) send(ctx context.Context, l layout, b build, run Run) error {
 	}
 	for i, f := range b.files {
 		if got[i] != f.digest {
-			// best effort: the next run overwrites it
+			// Best effort: the next run overwrites it.
 			_, _ = m.root(ctx, l, scriptRemove, paths[i])
 			return core.Errorf(core.Integrity, "check what was sent: %s arrived with the digest %s instead of %s", f.path, clip(got[i]), f.digest).Hint(
 				"Nothing was changed there. Try again; if it stays so, that machine's disk or memory is damaged.")
@@ -204,7 +204,7 @@ func (m *machine) running(ctx context.Context, l layout) (bool, error) {
 	return state == "running", err
 }
 
-// nodeID returns the id that the remote agent chose; empty: none yet.
+// nodeID returns the ID that the remote agent chose; empty: none yet.
 func (m *machine) nodeID(ctx context.Context, l layout) (string, error) {
 	out, err := m.root(ctx, l, scriptRead, path.Join(l.data, "node-id"))
 	if err != nil {

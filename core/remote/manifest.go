@@ -16,8 +16,8 @@ type manifest struct {
 	version string
 	build   string   // folder below lib
 	hive    string   // Hive.ID, once it has joined
-	user    bool     // the installation made the user of the system service
-	folders []string // made by the installation, each after its parent
+	user    bool     // the installation created the user of the system service
+	folders []string // created by the installation, each after its parent
 }
 
 const manifestHead = "rbee-installed 1"
@@ -31,8 +31,8 @@ func (m manifest) text() string {
 	return b.String()
 }
 
-// parseManifest reads a manifest, whose folders must be among those of the layout: whatever it
-// says, only those are ever removed. Errors: Integrity.
+// parseManifest parses a manifest, whose folders must be among those of the layout: whatever the
+// manifest lists, only those are ever removed. Errors: Integrity.
 func parseManifest(text, home string) (manifest, layout, error) {
 	bad := func(format string, args ...any) (manifest, layout, error) {
 		return manifest{}, layout{}, core.Errorf(core.Integrity, "read what is installed there: "+format, args...).

@@ -35,7 +35,7 @@ func (r *Remote) installedHive(ctx context.Context, req core.Request, run Run) (
 	return m, host, man, l, nil
 }
 
-// installed is what a result says of the rbee that a machine has.
+// installed describes the rbee that is installed on a machine, for a result.
 func installed(host core.HiveHost, man manifest, l layout) core.InstallResult {
 	return core.InstallResult{Host: host.Name, Hive: man.hive, Version: man.version, Build: man.build, Service: l.service, Path: l.link}
 }
@@ -72,8 +72,8 @@ func (r *Remote) Start(ctx context.Context, req core.Request, run Run) (core.Ins
 	return res, nil
 }
 
-// Stop runs hive_stop: it stops the service of a machine. Workers stay for the next start to take
-// over, unless they are drained: then running requests end, and the workers with them.
+// Stop runs hive_stop: it stops the service of a machine. Workers stay for the next start to adopt,
+// unless the hive is drained: then running requests finish and the workers end.
 func (r *Remote) Stop(ctx context.Context, req core.Request, run Run) (core.InstallResult, error) {
 	m, host, man, l, err := r.installedHive(ctx, req, run)
 	if err != nil {
@@ -224,7 +224,7 @@ func (r *Remote) leave(ctx context.Context, m *machine, l layout, man manifest, 
 	switch core.KindOf(err) {
 	case core.NotFound:
 		return nil
-	case core.Conflict: // it has left already, or may not leave, as the only queen
+	case core.Conflict: // it has already left, or may not leave because it is the only queen
 		if _, there := r.o.Cluster.Hive(ctx, man.hive); core.KindOf(there) == core.NotFound {
 			return nil
 		}
@@ -259,7 +259,7 @@ func (r *Remote) remove(ctx context.Context, m *machine, l layout, man manifest,
 	}
 	gone = append(gone, l.link, l.conf)
 	if l.unit != "" {
-		res.Removed = append(res.Removed, l.unit) // with the service
+		res.Removed = append(res.Removed, l.unit) // removed together with the service
 	}
 	if _, err := m.root(ctx, l, scriptRemove, gone...); err != nil {
 		return m.explain("remove the files", err)

@@ -9,9 +9,8 @@ import (
 	"github.com/rbee-project/rbee/core/operation"
 )
 
-// An operation cannot be in the table without a function, nor have one without being there. All of
-// them need the strongest scope: they use the SSH identity of a machine, and take others into the
-// cluster.
+// The table and the functions match: no operation is in only one of them. All operations need the
+// strongest scope: they use a machine's SSH identity and add other machines to the cluster.
 func TestEveryOperationOverSSHHasItsFunction(t *testing.T) {
 	t.Parallel()
 	have := (&Remote{}).Operations()

@@ -14,7 +14,7 @@ import (
 	"github.com/rbee-project/rbee/core/coretest/disktrace"
 )
 
-// C-08: the list of hosts is on the disk after each change.
+// C-08: the list of hosts is on disk after each change.
 func TestPowerLossHosts(t *testing.T) {
 	disktrace.Check(t, disktrace.Scenario{Run: func(t *testing.T, dir string, ack func(string)) {
 		h, err := openHosts(filepath.Join(dir, "ssh", "hosts.json"))
@@ -26,7 +26,7 @@ func TestPowerLossHosts(t *testing.T) {
 	}})
 }
 
-// script runs one as another machine would.
+// script runs a script as another machine would.
 func script(ctx context.Context, t *testing.T, text, in string, args ...string) {
 	t.Helper()
 	cmd := exec.CommandContext(ctx, "sh", append([]string{"-c", text, "rbee"}, args...)...)
@@ -35,11 +35,11 @@ func script(ctx context.Context, t *testing.T, text, in string, args ...string) 
 	must.NoError(t, err, must.Sprint(string(out)))
 }
 
-// C-08: what is installed on a machine is on its disk when the next step begins: the manifest and
-// the configuration, a build before its name, and the build before the link to it.
+// C-08: each step of an installation is on the machine's disk before the next step begins: the
+// manifest and the configuration, a build before its name, and the build before the link to it.
 func TestPowerLossInstall(t *testing.T) {
 	disktrace.Check(t, disktrace.Scenario{Run: func(t *testing.T, dir string, ack func(string)) {
-		ctx := context.Background() // ends with the process that is followed
+		ctx := context.Background() // ends with the traced process
 		lib := filepath.Join(dir, "lib")
 		part := filepath.Join(lib, ".partial-1")
 		script(ctx, t, scriptFolders, "", "077", lib, filepath.Join(dir, "bin"), filepath.Join(dir, "etc"))
@@ -61,7 +61,7 @@ func TestPowerLossInstall(t *testing.T) {
 	}})
 }
 
-// Where sync takes no names, everything is flushed.
+// If sync accepts no names, everything is flushed.
 func TestFlushOfOldSystems(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

@@ -19,20 +19,20 @@ import (
 const (
 	testTimeout    = 5 * time.Second
 	connectTimeout = 15 * time.Second
-	// patience is the default for how long a hive may take to join after its service was started.
+	// patience is the default time for a hive to join after its service has started.
 	patience = 90 * time.Second
-	// poll is the pause between two looks at the registry.
+	// poll is the pause between two polls of the registry.
 	poll = 200 * time.Millisecond
 	// lifePolls is the number of polls of the registry per poll of the service.
 	lifePolls = 5
-	// drainPatience is the default for how long running requests may go on.
+	// drainPatience is the default time for running requests to finish.
 	drainPatience = 5 * time.Minute
 	minFreeBytes  = 256 << 20
 )
 
-// Cluster is what the operations need from the queen that runs them.
+// Cluster is the part of the queen that the operations use.
 type Cluster interface {
-	// JoinToken makes a one-time token for a machine, as "TOKEN@host:port". Its id is for
+	// JoinToken creates a one-time token for a machine, as "TOKEN@host:port". Its ID is for
 	// RevokeToken.
 	JoinToken(ctx context.Context, name string, roles []core.Role) (tokenAtQueen, id string, err error)
 	RevokeToken(ctx context.Context, id string) (core.Token, error)
@@ -44,7 +44,7 @@ type Cluster interface {
 	Job(ctx context.Context, id string) (core.Job, error)
 }
 
-// Run is the job that an operation runs as.
+// Run is the job in which an operation runs.
 type Run interface {
 	Progress(p core.Progress)
 	Log(format string, args ...any)
@@ -52,16 +52,16 @@ type Run interface {
 
 // Options configure a Remote.
 type Options struct {
-	Cluster  Cluster // nil: this machine is in no cluster
+	Cluster  Cluster // nil: this machine is not in a cluster
 	Name     string  // of this machine
 	Home     string  // of the user whose SSH identity is used
 	Agent    string  // SSH_AUTH_SOCK; empty: none
-	DataDir  string  // its folder ssh holds hosts and accepted host keys
+	DataDir  string  // its subfolder ssh holds hosts and accepted host keys
 	Program  Program
-	Patience time.Duration // for a hive to join; 0: 90 s
+	Patience time.Duration // time for a hive to join; 0: 90 s
 }
 
-// Remote runs the operations on other machines. It may be used concurrently.
+// Remote runs the operations on other machines. It is safe for concurrent use.
 type Remote struct {
 	o     Options
 	hosts *Hosts
@@ -91,10 +91,10 @@ func (r *Remote) dialer(req core.Request) *ssh.Dialer {
 	}
 }
 
-// target returns the machine that a request means, with the stored facts about it.
+// target returns the machine that a request refers to, with the stored facts about it.
 func (r *Remote) target(ctx context.Context, req core.Request) (ssh.Target, core.HiveHost, error) {
 	host, known := r.hosts.Find(req.Host)
-	// the name may be that of a hive that was installed as another host
+	// The name may be that of a hive installed under another host name.
 	if !known && r.o.Cluster != nil {
 		if h, err := r.o.Cluster.Hive(ctx, req.Host); err == nil {
 			host, known = r.hosts.ofHive(h.ID)
@@ -113,7 +113,7 @@ func (r *Remote) target(ctx context.Context, req core.Request) (ssh.Target, core
 	return t, host, t.Check()
 }
 
-// occupy excludes other operations from a host until free is called. Errors: InUse.
+// occupy reserves a host, excluding other operations until free is called. Errors: InUse.
 func (r *Remote) occupy(host string) (free func(), err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -158,7 +158,7 @@ func (r *Remote) reach(ctx context.Context, req core.Request, run Run) (*machine
 }
 
 // Test runs ssh_test: it tries to reach a machine and reports every step. The result includes a
-// failed step; the error covers only the request itself.
+// failed step; the error only concerns the request itself.
 func (r *Remote) Test(ctx context.Context, req core.Request, _ Run) (core.SSHTest, error) {
 	t, host, err := r.target(ctx, req)
 	if err != nil {
@@ -199,7 +199,7 @@ func (r *Remote) Test(ctx context.Context, req core.Request, _ Run) (core.SSHTes
 	return res, nil
 }
 
-// judge adds the steps after the session, all of them answered by one command.
+// judge adds the steps after the session, all based on the output of one command.
 func (r *Remote) judge(res *core.SSHTest, m look, took core.Duration, step func(core.SSHStep)) {
 	res.OS, res.Arch, res.Sudo, res.Version = m.os, m.arch, m.root || m.sudo, m.version
 	res.FreeDiskBytes = max(m.freeBytes, 0)
@@ -289,7 +289,7 @@ func (r *Remote) tempDir() (string, func(), error) {
 	return dir, func() { _ = os.RemoveAll(dir) }, nil
 }
 
-// workersOf returns the workers of a hive in the registry.
+// workersOf returns the workers that the registry lists for a hive.
 func (r *Remote) workersOf(ctx context.Context, hive string) ([]core.Worker, error) {
 	all, err := r.o.Cluster.Workers(ctx)
 	return slices.DeleteFunc(all, func(w core.Worker) bool { return w.Hive != hive }), err

@@ -21,7 +21,7 @@ import (
 	"github.com/rbee-project/rbee/core/coretest/sshserver"
 )
 
-// fakeProgram is an rbee that does what an installation needs of one, in a few lines of shell.
+// fakeProgram is a minimal rbee for installations, in a few lines of shell.
 const fakeProgram = `#!/bin/sh
 # build %s
 case $1 in
@@ -43,7 +43,7 @@ agent)
 esac
 `
 
-// rig is a queen's machine with a person's home folder, and another machine behind an SSH server.
+// rig is a queen's machine with a user's home folder, and another machine behind an SSH server.
 type rig struct {
 	t       *testing.T
 	r       *Remote
@@ -89,8 +89,8 @@ func newRig(t *testing.T, env ...string) *rig {
 	return g
 }
 
-// program makes a build: its version, what tells it from others, and shell lines at the start of
-// its agent.
+// program makes a build: its version, a mark that distinguishes it from others, and shell lines at
+// the start of its agent.
 func (g *rig) program(version, mark, start string) Program {
 	g.t.Helper()
 	dir := g.t.TempDir()
@@ -126,7 +126,7 @@ func (g *rig) install(change ...func(*core.Request)) (core.InstallResult, error)
 	return g.r.Install(g.t.Context(), req, g.run)
 }
 
-// tree lists what is below the other machine's home folder.
+// tree lists the files below the other machine's home folder.
 func (g *rig) tree() []string {
 	g.t.Helper()
 	list := []string{}
@@ -139,7 +139,7 @@ func (g *rig) tree() []string {
 	return list
 }
 
-// fakeRun keeps what an operation tells.
+// fakeRun records what an operation reports.
 type fakeRun struct {
 	mu     sync.Mutex // guards below
 	lines  []string
@@ -174,10 +174,10 @@ type fakeCluster struct {
 	calls    []string
 	workers  []core.Worker
 	gone     bool
-	stays    bool // it may not leave
+	stays    bool // the hive may not leave
 	mintErr  error
 	draining bool
-	probing  int // for how many more answers the hive does not know its devices
+	probing  int // number of further answers before the hive knows its devices
 }
 
 func (f *fakeCluster) note(format string, args ...any) {
@@ -268,7 +268,7 @@ func (f *fakeCluster) Job(_ context.Context, id string) (core.Job, error) {
 	return core.Job{ID: id, State: core.JobSucceeded}, nil
 }
 
-// pathWith returns a PATH whose first folder has these programs.
+// pathWith returns a PATH whose first folder contains these programs.
 func pathWith(t *testing.T, programs map[string]string) string {
 	t.Helper()
 	dir := t.TempDir()

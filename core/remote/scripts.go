@@ -1,13 +1,13 @@
 package remote
 
 // All scripts that ever run on another machine: fixed, for a POSIX shell, with quoted arguments.
-// None of them reads a name or a path from anywhere else.
+// They read names and paths only from their arguments.
 const (
-	// scriptFlush flushes files and folders to the disk: all of them where sync takes no names.
+	// scriptFlush flushes files and folders to disk, or everything if sync accepts no names.
 	scriptFlush = `flush() { sync "$@" 2>/dev/null || sync; }
 `
 
-	// scriptLook prints the machine's facts, one a line.
+	// scriptLook prints the machine's facts, one per line.
 	scriptLook = `LC_ALL=C; export LC_ALL
 echo "os=$(uname -s)"; echo "arch=$(uname -m)"; echo "home=$HOME"; echo "uid=$(id -u)"; echo "user=$(id -un 2>/dev/null)"
 echo "disk=$(df -Pk "$HOME" 2>/dev/null | awk 'NR==2 {print $4}')"
@@ -30,44 +30,44 @@ exit 0`
 	// scriptIdentity prints "yes" if the data folder belongs to a machine of a cluster.
 	scriptIdentity = `if [ -d "$1/cluster" ]; then echo yes; fi`
 
-	// scriptOthers lists a folder's entries except one: folder but.
+	// scriptOthers lists a folder's entries except one. Arguments: folder but.
 	scriptOthers = `for p in "$1"/* "$1"/.[!.]*; do
   if [ -e "$p" ] && [ "$p" != "$2" ]; then echo "$p"; fi
 done
 exit 0`
 
-	// scriptStrangers lists existing entries that were not installed: link lib data.
+	// scriptStrangers lists existing entries that were not installed. Arguments: link lib data.
 	scriptStrangers = `if [ -e "$1" ] || [ -L "$1" ]; then
   case "$(readlink "$1" 2>/dev/null)" in "$2"/*) ;; *) echo "$1" ;; esac
 fi
 if [ -d "$3/cluster" ]; then echo "$3"; fi
 exit 0`
 
-	// scriptFolders makes folders and prints those that it made: umask folder…
+	// scriptFolders creates folders and prints those that it created. Arguments: umask folder…
 	scriptFolders = scriptFlush + `umask "$1"; shift
 for d; do
   if [ ! -d "$d" ]; then mkdir "$d" && flush "${d%/*}/" && echo "$d" || exit 1; fi
 done`
 
-	// scriptWrite writes stdin to a file atomically, also should the power fail: file mode.
+	// scriptWrite writes stdin to a file atomically and durably. Arguments: file mode.
 	scriptWrite = scriptFlush + `umask 077
 if cat > "$1.new" && chmod "$2" "$1.new" && flush "$1.new" && mv -f "$1.new" "$1" && flush "${1%/*}/"; then exit 0; fi
 rm -f "$1.new"; exit 1`
 
-	// scriptSums prints the SHA-256 of files, "-" for a missing one: tool file…
+	// scriptSums prints the SHA-256 of files, "-" for a missing one. Arguments: tool file…
 	scriptSums = `t=$1; shift
 for f; do
   if [ ! -f "$f" ]; then echo -; continue; fi
   case $t in sha256sum) sha256sum < "$f" ;; *) shasum -a 256 < "$f" ;; esac | cut -c1-64
 done`
 
-	// scriptPublish replaces a folder by another: from to.
+	// scriptPublish replaces a folder with another. Arguments: from to.
 	scriptPublish = scriptFlush + `rm -rf "$2" && mv "$1" "$2" && flush "${2%/*}/"`
 
-	// scriptLink points a link to a program, in one step: target link.
+	// scriptLink points a link to a program, atomically. Arguments: target link.
 	scriptLink = scriptFlush + `rm -f "$2.new" && ln -s "$1" "$2.new" && mv -f "$2.new" "$2" && flush "${2%/*}/"`
 
-	// scriptBuilds lists the other builds in a folder: lib build.
+	// scriptBuilds lists the other builds in a folder. Arguments: lib build.
 	scriptBuilds = `for d in "$1"/* "$1"/.partial-*; do
   if [ -d "$d" ] && [ "$d" != "$1/$2" ]; then echo "$d"; fi
 done
@@ -79,8 +79,8 @@ exit 0`
 	// scriptRemoveFolders removes empty folders.
 	scriptRemoveFolders = `for d; do rmdir "$d" 2>/dev/null; done; exit 0`
 
-	// scriptUser makes the user of the system service, with access to graphics cards, and reports
-	// whether it did: name home.
+	// scriptUser creates the user of the system service, with access to graphics cards, and reports
+	// whether it did. Arguments: name home.
 	scriptUser = `if ! id "$1" >/dev/null 2>&1; then
   useradd --system --user-group --no-create-home --home-dir "$2" --shell /usr/sbin/nologin "$1" && echo made || exit 1
 fi
@@ -90,14 +90,14 @@ exit 0`
 	// scriptRemoveUser removes that user.
 	scriptRemoveUser = `if id "$1" >/dev/null 2>&1; then userdel "$1" >/dev/null 2>&1; fi; exit 0`
 
-	// scriptOwn makes the user of the system service own folders: user folder…
+	// scriptOwn makes the user of the system service own folders. Arguments: user folder…
 	scriptOwn = `u=$1; shift; chown -R "$u:" "$@" && chmod 700 "$@"`
 
-	// scriptJoin joins the cluster of the token on stdin: program configuration.
+	// scriptJoin joins the cluster of the token on stdin. Arguments: program configuration.
 	scriptJoin = `exec "$1" cluster join -config "$2" -`
 
-	// scriptService starts, stops or queries the service: kind action link configuration pid-file
-	// log-file unit.
+	// scriptService starts, stops or queries the service. Arguments: kind action link configuration
+	// pid-file log-file unit.
 	scriptService = `kind=$1 action=$2 link=$3 conf=$4 pid=$5 log=$6 unit=$7
 XDG_RUNTIME_DIR=${XDG_RUNTIME_DIR:-/run/user/$(id -u)}; export XDG_RUNTIME_DIR
 ctl() { if [ $kind = systemd-user ]; then systemctl --user "$@"; else systemctl "$@"; fi; }

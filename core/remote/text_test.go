@@ -62,8 +62,7 @@ func TestChooseService(t *testing.T) {
 	}
 }
 
-// The units are what systemd takes without a word, also for a home folder with every special
-// character.
+// systemd accepts the units without a warning, even for a home folder with every special character.
 func TestUnitsAreVerified(t *testing.T) {
 	t.Parallel()
 	analyze, err := exec.LookPath("systemd-analyze")
@@ -73,7 +72,7 @@ func TestUnitsAreVerified(t *testing.T) {
 	for _, l := range []layout{
 		layoutOf("/home/bee", false, ServiceSystemdUser), layoutOf("/home/b ee/%h/$HOME/\"q", false, ServiceSystemdUser), layoutOf("/root", true, ServiceSystemdSystem),
 	} {
-		// It must exist to pass.
+		// The program must exist for the check to pass.
 		text := strings.Replace(l.systemdText(), unitWord(l.link), "/bin/true", 1)
 		text = strings.ReplaceAll(text, "User="+systemUser, "User=daemon")
 		text = strings.ReplaceAll(text, "Group="+systemUser, "Group=root")
@@ -139,7 +138,7 @@ func TestServiceTouchesNoStranger(t *testing.T) {
 	must.NoError(t, syscall.Kill(stranger.Process.Pid, 0))
 }
 
-// The service script's calls of systemd, recorded by a fake systemctl.
+// A fake systemctl records the service script's calls.
 func TestServiceAsksSystemd(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
@@ -245,7 +244,7 @@ func FuzzParseManifest(f *testing.F) {
 	})
 }
 
-// release writes a folder with a release as "make release" does.
+// release writes a folder with a release, as "make release" does.
 func release(t *testing.T, names map[string]string) (dir, archive string) {
 	t.Helper()
 	dir = t.TempDir()

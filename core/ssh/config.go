@@ -18,13 +18,13 @@ import (
 const (
 	maxConfigBytes = 1 << 20
 	maxIncludes    = 64 // files, all together
-	maxDepth       = 16 // of files that include each other, as in OpenSSH
+	maxDepth       = 16 // nesting of includes, as in OpenSSH
 )
 
 // Config is the part of an OpenSSH client configuration that rbee reads: Host, Include, and the
 // values for Lookup. It skips Match blocks.
 type Config struct {
-	Problems []Problem // lines that cannot be read, in order
+	Problems []Problem // unreadable lines, in order
 
 	entries []entry
 	hosts   []string // first names of Host lines, in order
@@ -47,8 +47,9 @@ type entry struct {
 	key, value string
 }
 
-// ReadConfig reads the file and its includes; home is the base of "~" and relative Include paths. A
-// missing file is an empty configuration. Errors: Invalid for one that is too large, Internal.
+// ReadConfig reads the file and its includes; home is the base of "~" and of relative Include
+// paths. A missing file is an empty configuration. Errors: Invalid for a file that is too large,
+// Internal.
 func ReadConfig(file, home string) (*Config, error) {
 	c := &Config{home: home}
 	text, err := readBounded(file)
@@ -80,7 +81,7 @@ func readBounded(file string) (string, error) {
 
 // read adds the lines of one file. outer holds the blocks around the Include.
 func (c *Config) read(name, text string, outer [][]string, depth int) {
-	blocks := outer // of the line
+	blocks := outer // blocks around the current line
 	skip := false   // within Match
 	line := 0
 	bad := func(format string, args ...any) {
@@ -217,7 +218,7 @@ func splitLine(line string) (key string, words []string, problem string) {
 // Hosts returns the first names of the Host lines, without patterns, in the order of the file.
 func (c *Config) Hosts() []string { return slices.Clone(c.hosts) }
 
-// Lookup returns the first value of a keyword, in lower case, that applies to a host; empty: none.
+// Lookup returns the first value of a keyword (in lower case) that applies to a host; empty: none.
 func (c *Config) Lookup(host, key string) string {
 	for _, e := range c.entries {
 		if e.key == key && e.fits(host) {
@@ -227,7 +228,7 @@ func (c *Config) Lookup(host, key string) string {
 	return ""
 }
 
-// LookupAll returns every value of a keyword that applies to a host, in order: OpenSSH adds up
+// LookupAll returns every value of a keyword that applies to a host, in order: OpenSSH accumulates
 // identity files.
 func (c *Config) LookupAll(host, key string) []string {
 	var out []string

@@ -135,8 +135,8 @@ func TestCheckTarget(t *testing.T) {
 	must.Eq(t, core.Invalid, core.KindOf(Target{Host: "ok", Port: -1}.Check()))
 }
 
-// FuzzTarget: whatever passes the check holds nothing that a shell or an option parser would take
-// for more than a word.
+// FuzzTarget: an accepted target contains nothing that a shell or an option parser would treat as
+// more than a word.
 func FuzzTarget(f *testing.F) {
 	for _, s := range []string{"box", "-x", "a b", "$(x)", "a\nb", "\u00e9", "a\\b", "fe80::1"} {
 		f.Add(s, s)
@@ -158,8 +158,8 @@ func FuzzTarget(f *testing.F) {
 	})
 }
 
-// FuzzQuote: a POSIX shell reads back what was quoted, as one word. unquote is the grammar of that,
-// and TestQuoteInAShell asks a real one.
+// FuzzQuote: a POSIX shell reads quoted text back as one word. unquote implements that grammar, and
+// TestQuoteInAShell checks it with a real shell.
 func FuzzQuote(f *testing.F) {
 	for _, s := range []string{"", "a", "a b", "'", "''", `\'`, "$(x)", "`x`", "a\nb", "!", `"`, "\x01\xff"} {
 		f.Add(s)
@@ -177,7 +177,7 @@ func FuzzQuote(f *testing.F) {
 	})
 }
 
-// unquote parses words of single quotes and backslashes, as in XCU 2.2; anything else is invalid.
+// unquote parses words of single quotes and backslashes, as in XCU 2.2; it rejects anything else.
 func unquote(line string) (words []string, ok bool) {
 	word, in := "", false
 	for i := 0; i < len(line); i++ {

@@ -20,7 +20,7 @@ const (
 	maxStderr = 16 << 10
 )
 
-// Conn is a connection to a machine. Its methods may be called concurrently.
+// Conn is a connection to a machine. It is safe for concurrent use.
 type Conn struct {
 	User    string
 	Address string // host:port
@@ -42,7 +42,7 @@ func (c *Conn) Close() {
 	}
 }
 
-// ExitError reports a command that ended with a status other than 0.
+// ExitError reports a command that exited with a nonzero status.
 type ExitError struct {
 	Status int    // -1: ended by a signal or a broken connection
 	Stderr string // its last lines, without control characters
@@ -59,9 +59,9 @@ func (e *ExitError) Error() string {
 	return text
 }
 
-// Run runs a command line (see Command) with stdin, nil for none, and returns its stdout. When ctx
-// ends the connection closes and can run nothing more. Errors: *ExitError, Unavailable for a broken
-// connection, TooLarge for an answer beyond 1 MiB.
+// Run runs a command line (see Command) with stdin, which may be nil, and returns its stdout. When
+// ctx ends, the connection closes and can run nothing more. Errors: *ExitError, Unavailable for a
+// broken connection, TooLarge for an answer beyond 1 MiB.
 func (c *Conn) Run(ctx context.Context, command string, stdin io.Reader) (string, error) {
 	stop := context.AfterFunc(ctx, c.Close)
 	defer stop()
@@ -95,7 +95,7 @@ func broken(ctx context.Context, err error) error {
 	return core.Errorf(core.Unavailable, "the connection broke: %w", err).Hint("Try again: what is there already is not sent again.")
 }
 
-// Clean makes another machine's output fit for an error or a log: its last lines, on one line,
+// Clean makes another machine's output fit for an error or a log: its last lines, joined into one,
 // without control characters.
 func Clean(text string) string {
 	const most = 600
@@ -111,7 +111,7 @@ func Clean(text string) string {
 	return text
 }
 
-// bounded keeps the first max bytes and discards the rest, so that the command does not hang.
+// bounded keeps the first max bytes and discards the rest, so that the command does not block.
 type bounded struct {
 	buf bytes.Buffer
 	max int

@@ -25,24 +25,24 @@ const (
 	StepAuthenticate = "authenticate"
 )
 
-// maxJumps bounds the hosts on the way.
+// maxJumps bounds the jump hosts.
 const maxJumps = 4
 
-// Dialer reaches machines with one user's SSH identity. It may be used concurrently.
+// Dialer reaches machines with one user's SSH identity. It is safe for concurrent use.
 type Dialer struct {
-	Home        string // of the user whose .ssh it reads
+	Home        string // home folder of the user whose .ssh is read
 	AgentSocket string // SSH_AUTH_SOCK; empty: no agent
-	// KnownHosts names the file to add accepted host keys to, and to look them up in besides the
-	// user's own.
+	// KnownHosts is the file to which accepted host keys are added; they are looked up there and in
+	// the user's own files.
 	KnownHosts string
-	// fingerprint of an unknown host key to accept, "SHA256:…"; empty: none
+	// Accept is the fingerprint of an unknown host key to accept, "SHA256:…"; empty: none.
 	Accept    string
 	AcceptNew bool // accept any unknown host key, but never a changed one
 	// Dial connects to an address; nil: TCP.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
-// Connect connects and authenticates, and calls step for every step as it ends, including a failed
+// Connect connects and authenticates, and calls step at the end of every step, including a failed
 // one. ctx bounds only the connecting; the caller closes the connection. Errors: Invalid, NotFound
 // for a name without an address, Unavailable, Unauthenticated for an unknown host key, Integrity
 // for a changed one, Forbidden if no identity is accepted, Unsupported; each names the step.
@@ -88,12 +88,12 @@ func (d *Dialer) Connect(ctx context.Context, t Target, step func(core.SSHStep))
 	return conn, key, nil
 }
 
-// walk is one connection in the making.
+// walk is one connection being established.
 type walk struct {
 	d     *Dialer
 	step  func(core.SSHStep)
-	begin time.Time     // of the step
-	via   *gossh.Client // nil: directly
+	begin time.Time     // when the step began
+	via   *gossh.Client // nil: dial directly
 }
 
 func (w *walk) done(name, detail string) {
@@ -169,7 +169,7 @@ func (w *walk) open(ctx context.Context, r route) (*gossh.Client, *core.HostKey,
 	}
 }
 
-// silentHint says what to do about a server that showed no host key.
+// silentHint returns the hint for a server that showed no host key.
 func silentHint(err error) string {
 	if errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || errors.Is(err, io.EOF) {
 		return "It hung up at once: its SSH server may have too many logins under way (MaxStartups) or refuse this machine (hosts.deny, fail2ban), or a firewall may. " +
@@ -189,7 +189,7 @@ func (w *walk) dial(ctx context.Context, addresses []string, port string) (net.C
 	var errs []error
 	for i, a := range addresses {
 		limited, cancel := ctx, context.CancelFunc(func() {})
-		// one that swallows everything leaves time for the next
+		// An address that swallows everything leaves time for the next.
 		if deadline, ok := ctx.Deadline(); ok && i < len(addresses)-1 {
 			limited, cancel = context.WithTimeout(ctx, time.Until(deadline)/time.Duration(len(addresses)-i))
 		}

@@ -215,7 +215,7 @@ func TestKeysOfTheAgent(t *testing.T) {
 	_, _, _, err = attempt(t, d, targetOf(s))
 	must.NoError(t, err)
 
-	// With IdentitiesOnly the agent's keys count only where a file names them.
+	// With IdentitiesOnly, only those keys of the agent count that an identity file names.
 	other := filepath.Join(home, "other")
 	must.NoError(t, os.WriteFile(filepath.Join(home, ".ssh", "config"), []byte("IdentitiesOnly yes\nIdentityFile "+other+"\n"), 0o600))
 	_, _, _, err = attempt(t, d, targetOf(s))
@@ -306,7 +306,7 @@ func TestConfigIsHonoured(t *testing.T) {
 	must.NoError(t, err)
 	must.Eq(t, "inner", out)
 
-	// The jump host's key counts as well.
+	// The jump host's key is verified as well.
 	d = dialer(home)
 	must.NoError(t, os.WriteFile(d.KnownHosts, nil, 0o600))
 	_, _, _, err = attempt(t, d, ssh.Target{Host: "box"})

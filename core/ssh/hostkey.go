@@ -18,11 +18,11 @@ import (
 	"github.com/rbee-project/rbee/core/disk"
 )
 
-// hostKeys judges the key of a server, and remembers what it found.
+// hostKeys verifies the key of a server, and records the key that it saw.
 type hostKeys struct {
 	known     gossh.HostKeyCallback // nil: no file
 	own       string                // file to add accepted keys to
-	name      string                // address in the form of known_hosts, "host:port"
+	name      string                // address in the format of known_hosts, "host:port"
 	accept    string                // fingerprint to accept; empty: none
 	acceptNew bool
 
@@ -36,7 +36,7 @@ func (d *Dialer) hostKeys(r route) (*hostKeys, error) {
 		name: net.JoinHostPort(cmp.Or(r.hostKeyAlias, r.hostName), strconv.Itoa(r.port)),
 	}
 	if r.hostKeyAlias != "" {
-		// OpenSSH looks an alias up without the port
+		// OpenSSH looks an alias up without the port.
 		k.name = net.JoinHostPort(r.hostKeyAlias, "22")
 	}
 	var files []string
@@ -55,8 +55,8 @@ func (d *Dialer) hostKeys(r route) (*hostKeys, error) {
 	return k, nil
 }
 
-// algorithms returns the algorithms to request from the server: those of known keys first, so that
-// another key of the same host does not look like a change.
+// algorithms returns the host key algorithms to request: those of known keys first, so that another
+// key of the same host does not look like a change.
 func (k *hostKeys) algorithms() []string {
 	if k.known == nil {
 		return nil

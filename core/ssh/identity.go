@@ -17,12 +17,12 @@ import (
 
 const (
 	maxKeyBytes = 64 << 10
-	// agentTimeout is how long the agent may take: it may ask a person.
+	// agentTimeout bounds the wait for the agent, which may prompt a person.
 	agentTimeout = 30 * time.Second
 )
 
-// identities returns the keys to offer to a server, and for people the names of these and of those
-// skipped. close ends the connection to the agent; keep it open while the keys are in use.
+// identities returns the keys to offer to a server and, for messages, the names of these and of the
+// skipped ones. close ends the connection to the agent; keep it open while the keys are in use.
 func (d *Dialer) identities(ctx context.Context, r route) (signers []gossh.Signer, tried []string, closeAgent func()) {
 	closeAgent = func() {}
 	var files []gossh.Signer
@@ -51,7 +51,7 @@ func (d *Dialer) identities(ctx context.Context, r route) (signers []gossh.Signe
 		return files, append(tried, "no SSH agent (it does not answer)"), closeAgent
 	}
 	closeAgent = func() { conn.Close() }
-	_ = conn.SetDeadline(time.Now().Add(agentTimeout)) // a socket takes one
+	_ = conn.SetDeadline(time.Now().Add(agentTimeout)) // sockets support deadlines
 	held, err := agent.NewClient(conn).Signers()
 	if err != nil {
 		return files, append(tried, "no SSH agent (it does not answer)"), closeAgent

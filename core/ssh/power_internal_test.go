@@ -9,8 +9,8 @@ import (
 	"github.com/rbee-project/rbee/core/coretest/disktrace"
 )
 
-// C-08: a host key that was accepted is known after a loss of power: asked again, somebody might
-// accept another one.
+// C-08: an accepted host key survives a loss of power: a user who is asked again might accept
+// another key.
 func TestPowerLossHostKeys(t *testing.T) {
 	disktrace.Check(t, disktrace.Scenario{Run: func(t *testing.T, dir string, ack func(string)) {
 		file := filepath.Join(dir, "ssh", "known_hosts")

@@ -6,8 +6,8 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// Quote makes one word for a POSIX shell of any text: the shell reads exactly text. Errors: Invalid
-// for a NUL byte, which no argument can hold.
+// Quote quotes any text as one word for a POSIX shell: the shell reads exactly text. Errors:
+// Invalid for a NUL byte, which no argument can hold.
 func Quote(text string) (string, error) {
 	if strings.ContainsRune(text, 0) {
 		return "", core.Errorf(core.Invalid, "quote: an argument has a NUL byte")

@@ -22,7 +22,7 @@ type route struct {
 	jumps          []string // [user@]host[:port], first to last
 }
 
-// routeTo resolves a target. Errors: Invalid, Unsupported for what rbee cannot do.
+// routeTo resolves a target. Errors: Invalid, Unsupported for options that rbee does not support.
 func (d *Dialer) routeTo(t Target, c *Config) (route, error) {
 	if err := t.Check(); err != nil {
 		return route{}, err
@@ -45,7 +45,7 @@ func (d *Dialer) routeTo(t Target, c *Config) (route, error) {
 		r.user = u.Username
 	}
 	if r.port == 0 {
-		r.port, _ = strconv.Atoi(c.Lookup(t.Host, "port")) // checked when it was read
+		r.port, _ = strconv.Atoi(c.Lookup(t.Host, "port")) // validated when it was read
 	}
 	if r.port == 0 {
 		r.port = 22
@@ -92,7 +92,7 @@ func (d *Dialer) path(file string) string {
 	return file
 }
 
-// jumpTarget reads one hop of a ProxyJump. Errors: Invalid.
+// jumpTarget parses one hop of a ProxyJump. Errors: Invalid.
 func jumpTarget(hop string) (Target, error) {
 	hop = strings.TrimPrefix(hop, "ssh://")
 	var t Target

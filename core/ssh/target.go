@@ -1,5 +1,5 @@
-// Package ssh reaches other machines as the ssh program would: ~/.ssh/config, known hosts, the
-// agent and key files, then commands.
+// Package ssh reaches other machines as the ssh program would, using ~/.ssh/config, known hosts,
+// the agent and key files, and runs commands there.
 package ssh
 
 import (
@@ -8,11 +8,11 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// Target says which machine to reach, and overrides values of ~/.ssh/config. Zero fields leave them
-// to that file.
+// Target says which machine to reach, and overrides values of ~/.ssh/config. For zero fields, that
+// file applies.
 type Target struct {
 	Host         string // alias in ~/.ssh/config, host name or IP address
-	HostName     string // where Host really is
+	HostName     string // actual host name or address of Host
 	User         string
 	Port         int
 	IdentityFile string // a private key

@@ -56,8 +56,8 @@ func benchIdentity(b *testing.B, ca *pki.CA, id string) *pki.Identity {
 	return i
 }
 
-// BenchmarkFromHive takes a file of 256 MiB from a hive over the RPC port, as hives do, but for the
-// disk that it is written to.
+// BenchmarkFromHive fetches a file of 256 MiB from a hive over the RPC port, as hives do, but does
+// not write it to disk.
 func BenchmarkFromHive(b *testing.B) {
 	const size = 256 << 20
 	ca, err := pki.NewCA("00c0ffee00c0ffee", "test", time.Now())

@@ -10,15 +10,16 @@ import (
 )
 
 const (
-	// ClaimTTL is how long a claim holds without renewal. Busy is not dead: a hive that is not
-	// suspect gets all of it.
+	// ClaimTTL is how long a claim holds without renewal. A busy hive is not a dead one: a hive
+	// that is not suspect gets the full time.
 	ClaimTTL = 10 * time.Second
-	// suspectTTL is how long the claim of a hive holds whose connection to the leader is broken or
+	// suspectTTL is how long a hive's claim holds while its connection to the leader is broken or
 	// silent.
 	suspectTTL = 2 * time.Second
-	// stallAfter is how long a hive may hold the origin without a byte while others wait.
+	// stallAfter is how long a hive may hold the origin without receiving a byte while others wait.
 	stallAfter = 30 * time.Second
-	// RenewEvery is the pause between two claims of a working hive, askAgain that of a waiting one.
+	// RenewEvery is the pause between two claims of a working hive, askAgain that of a waiting
+	// hive.
 	RenewEvery = time.Second
 	askAgain   = 300 * time.Millisecond
 	// keepFile is how long the board remembers a file's owners after the last claim.
@@ -32,7 +33,7 @@ const (
 	partialSurcharge = 3
 )
 
-// Hive is what the Board needs to know of a hive.
+// Hive is what the Board uses of a hive.
 type Hive struct {
 	Name    string
 	Address string // host:port of its RPC port
@@ -42,9 +43,9 @@ type Hive struct {
 // Holding is a hive's answer about a file.
 type Holding struct {
 	Whole      bool
-	HaveBytes  int64 // from the file's beginning
-	FromOrigin bool  // it is fetching it from the origin now
-	Fetching   bool  // it is fetching it now
+	HaveBytes  int64 // counted from the file's beginning
+	FromOrigin bool  // it is fetching the file from the origin
+	Fetching   bool  // it is fetching the file
 }
 
 // Board tracks which hives have or fetch which file: soft state of the leader. It is safe for
@@ -68,19 +69,19 @@ type file struct {
 	asked   chan struct{} // closed once the hives were asked
 	holders map[string]bool
 	claims  map[string]*claim // by hive
-	lease   string            // the hive that fetches it from the origin; empty: none
+	lease   string            // the hive that fetches the file from the origin; empty: none
 	touched time.Time
 }
 
 type claim struct {
 	Claim
-	at   time.Time // of the last renewal
-	grew time.Time // when HaveBytes last grew, or the lease was given
+	at   time.Time // time of the last renewal
+	grew time.Time // when HaveBytes last grew or the lease was granted
 }
 
-// Begin reports whether the hives must be asked for the file, since that was long ago; if so, the
-// caller asks them and calls Asked. Otherwise asked closes when the asking caller has called Asked.
-// Errors: Overloaded.
+// Begin reports whether the caller must ask the hives for the file, since nobody has recently; if
+// so, the caller asks them and then calls Asked. Otherwise asked closes when the caller that asks
+// has called Asked. Errors: Overloaded.
 func (b *Board) Begin(now time.Time, digest string) (ask bool, asked <-chan struct{}, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -108,7 +109,7 @@ func (b *Board) Begin(now time.Time, digest string) (ask bool, asked <-chan stru
 	return true, f.asked, nil
 }
 
-// Asked records the hives' answers, by node id. A claim made meanwhile is newer and wins.
+// Asked records the hives' answers, by node ID. A claim made in the meantime is newer and wins.
 func (b *Board) Asked(now time.Time, digest string, answers map[string]Holding) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -138,7 +139,7 @@ func (b *Board) Asked(now time.Time, digest string, answers map[string]Holding) 
 	f.doneLocked()
 }
 
-// doneLocked wakes those that wait for the hives' answers.
+// doneLocked wakes the callers that wait for the hives' answers.
 func (f *file) doneLocked() {
 	select {
 	case <-f.asked:
@@ -164,7 +165,7 @@ func (b *Board) Claim(now time.Time, c Claim) (Plan, error) {
 	defer b.mu.Unlock()
 	f, ok := b.files[c.Digest]
 	if !ok && (c.Stage == Whole || c.Stage == Over) {
-		return Plan{}, nil // later hives ask the hives again
+		return Plan{}, nil // later claimers ask the hives again
 	}
 	if !ok {
 		return Plan{}, core.Errorf(core.Unavailable, "nothing is known of this file yet")
@@ -182,12 +183,12 @@ func (b *Board) Claim(now time.Time, c Claim) (Plan, error) {
 		}
 		return Plan{}, nil
 	}
-	delete(f.holders, c.Hive) // or it would not ask
+	delete(f.holders, c.Hive) // otherwise it would not ask
 	if err := b.noteLocked(f, now, c); err != nil {
 		return Plan{}, err
 	}
 	if f.lease == c.Hive && (c.NoOrigin || c.Mute || c.Stage != FromOrigin) {
-		f.lease = "" // it is not fetching: it restarted, or went elsewhere
+		f.lease = "" // it is not fetching: it restarted or switched to another source
 	}
 	return b.planLocked(f, now, c), nil
 }
@@ -215,7 +216,7 @@ func (b *Board) noteLocked(f *file, now time.Time, c Claim) error {
 	return nil
 }
 
-// expireLocked drops claims without renewal.
+// expireLocked drops claims that were not renewed.
 func (b *Board) expireLocked(f *file, now time.Time) {
 	for hive, c := range f.claims {
 		h, there := b.look(hive)
@@ -231,8 +232,8 @@ func (b *Board) expireLocked(f *file, now time.Time) {
 func (b *Board) planLocked(f *file, now time.Time, c Claim) Plan {
 	p := Plan{Seeders: b.seedersLocked(f, c), Again: RenewEvery}
 	if c.Stage == FromOrigin {
-		// It claims to be at the origin: if no other hive is, it gets the lease, unless it makes no
-		// progress.
+		// The hive claims to be at the origin: if no other hive is, it gets the lease, unless it
+		// makes no progress.
 		if f.lease == "" && !c.Mute && now.Sub(f.claims[c.Hive].grew) <= stallAfter {
 			f.lease = c.Hive
 		}
@@ -249,7 +250,7 @@ func (b *Board) planLocked(f *file, now time.Time, c Claim) Plan {
 	p.Again = askAgain
 	switch {
 	case c.Mute && !c.NoOrigin:
-		p.Origin = true // no hive could read it from this one
+		p.Origin = true // no hive could read the file from this one
 	case c.NoOrigin:
 		p.Nobody = f.lease == "" && !b.hopeLocked(f, c)
 	case f.lease == "":
@@ -273,9 +274,9 @@ func (b *Board) hopeLocked(f *file, c Claim) bool {
 	return false
 }
 
-// seedersLocked returns the hives with bytes that c's hive lacks, in the order to ask them. This
-// avoids circles: a hive reads only from one that has more than itself, or from the one at the
-// origin, which reads from none.
+// seedersLocked returns the hives with bytes that c's hive lacks, in the order in which to ask
+// them. It avoids cycles: a hive reads only from a hive that has more than itself, or from the one
+// at the origin, which reads from none.
 func (b *Board) seedersLocked(f *file, c Claim) []Seeder {
 	type candidate struct {
 		Seeder

@@ -13,10 +13,10 @@ import (
 	"github.com/rbee-project/rbee/core/swarm"
 )
 
-// testDigest is a digest that the tests agree on.
+// testDigest is the digest that all tests use.
 var testDigest = "sha256:" + strings.Repeat("ab", 32) // constant
 
-// desk is a board with hives a to f, at a time of its own.
+// desk is a board with hives a to f and its own clock.
 type desk struct {
 	t     *testing.T
 	b     *swarm.Board
@@ -34,7 +34,7 @@ func newDesk(t *testing.T) *desk {
 	return d
 }
 
-// known makes the file one that the hives were asked for.
+// known marks the file as one for which the hives were asked.
 func (d *desk) known(answers map[string]swarm.Holding) *desk {
 	d.t.Helper()
 	ask, _, err := d.b.Begin(d.now, testDigest)
@@ -71,7 +71,7 @@ func avoiding(hives ...string) func(*swarm.Claim) { return func(c *swarm.Claim) 
 func noOrigin(c *swarm.Claim)                     { c.NoOrigin = true }
 func mute(c *swarm.Claim)                         { c.Mute = true }
 
-// gist returns a plan in a word or two.
+// gist summarizes a plan in a word or two.
 func gist(p swarm.Plan) string {
 	var from []string
 	for _, s := range p.Seeders {
@@ -120,7 +120,7 @@ func TestBoard(t *testing.T) {
 		"a hive that asks for what it was said to have does not have it": {map[string]swarm.Holding{"c": {Whole: true}}, func(d *desk) swarm.Plan {
 			d.ask("c", 0)
 			return d.ask("a", 0)
-		}, "c"}, // at the origin now
+		}, "c"}, // now at the origin
 		"whoever is at the origin when a new leader asks stays there": {map[string]swarm.Holding{"b": {Fetching: true, FromOrigin: true}}, func(d *desk) swarm.Plan { return d.ask("a", 0) }, "b"},
 		"the origin passes on when its hive dies": {nothing, func(d *desk) swarm.Plan {
 			d.ask("a", 0)
@@ -185,7 +185,7 @@ func TestBoard(t *testing.T) {
 			d.ask("a", 0)
 			d.ask("b", 7)
 			return d.ask("c", 7)
-		}, "a"}, // and not b, which has no more
+		}, "a"}, // not b, which has no more bytes
 		"whoever has it whole gives it": {nothing, func(d *desk) swarm.Plan {
 			d.ask("a", 0)
 			d.claim(swarm.Claim{Hive: "a", Stage: swarm.Whole})
@@ -260,21 +260,22 @@ func TestBoardAsksTheHivesOnce(t *testing.T) {
 	<-asked
 	d.b.Asked(d.now, testDigest, nil) // harmless
 
-	// What nobody has asked for in a while is forgotten, and so is all when the leader changes.
+	// Files that nobody asks for are forgotten after a while, and a change of leader forgets
+	// everything.
 	d.ask("a", 0)
 	d.now = d.now.Add(31 * time.Second)
 	ask, asked, err = d.b.Begin(d.now, testDigest)
 	must.NoError(t, err)
 	must.True(t, ask)
 	d.b.Clear()
-	<-asked // nobody waits for ever
+	<-asked // no waiter is stuck forever
 	d.b.Asked(d.now, testDigest, map[string]swarm.Holding{"c": {Whole: true}})
 	ask, _, err = d.b.Begin(d.now, testDigest)
 	must.NoError(t, err)
 	must.True(t, ask)
 }
 
-// One hive cannot fill the board, and all together can only so far.
+// One hive cannot fill the board, and all hives together are bounded.
 func TestBoardIsBounded(t *testing.T) {
 	t.Parallel()
 	d := newDesk(t)
@@ -297,8 +298,8 @@ func TestBoardIsBounded(t *testing.T) {
 	must.Less(t, 5000, files)
 }
 
-// Whatever hives do, some hive that wants the file goes on: it is sent to one that has more, or to
-// the origin, and they do not all wait for each other.
+// Whatever hives do, some hive that wants the file makes progress: it is sent to one that has more,
+// or to the origin, and they never all wait for each other.
 func TestBoardNobodyIsStuck(t *testing.T) {
 	t.Parallel()
 	for run := range uint64(200) {

@@ -17,7 +17,7 @@ import (
 const (
 	// answerWithin bounds how long a hive may take to start its answer.
 	answerWithin = 15 * time.Second
-	// quietFor is how long a hive may send nothing if the leader does not think that it has more,
+	// quietFor is how long a hive may send nothing if the leader believes it has no more bytes,
 	// silentFor in any case.
 	quietFor       = 5 * time.Second
 	silentFor      = 40 * time.Second
@@ -36,21 +36,21 @@ type link struct {
 	digest string
 	size   int64
 	tr     *http.Transport
-	doubt  func() bool // the leader does not think that this hive has more
+	doubt  func() bool // the leader does not believe that this hive has more
 }
 
 func newLink(s Seeder, digest string, size int64, dial func(ctx context.Context, hive, address string) (net.Conn, error), doubt func() bool) *link {
 	return &link{seeder: s, digest: digest, size: size, doubt: doubt, tr: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx, s.Hive, s.Address) },
-		// A connection for each part: there are few parts, and unrequested bytes on an idle
+		// Each part gets its own connection: there are few parts, and unrequested bytes on an idle
 		// connection would belong to no request.
 		DisableKeepAlives: true, DisableCompression: true, MaxResponseHeaderBytes: maxHeader, ResponseHeaderTimeout: answerWithin,
 	}}
 }
 
-// fetch writes the bytes from from to before to into w, as they arrive. It returns w's error
-// unchanged. Errors: Overloaded if the hive serves too many others, NotFound, Unavailable;
-// Cancelled when ctx has ended.
+// fetch writes the bytes from from (inclusive) to to (exclusive) into w, as they arrive. It returns
+// w's error unchanged. Errors: Overloaded if the hive serves too many others, NotFound,
+// Unavailable; Cancelled when ctx has ended.
 func (l *link) fetch(ctx context.Context, from, to int64, w io.Writer) error {
 	const op = "fetch from a hive"
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -78,7 +78,7 @@ func (l *link) fetch(ctx context.Context, from, to int64, w io.Writer) error {
 	if body.err != nil {
 		return l.explain(ctx, body.err)
 	}
-	return err // of w, or nil
+	return err // w's error, or nil
 }
 
 // explain classifies the end of a connection.
@@ -100,16 +100,16 @@ func (l *link) refusal(resp *http.Response) error {
 	}
 	switch f.Kind {
 	case core.Overloaded, core.NotFound:
-	default: // another hive does not decide what a wrong answer means here
+	default: // another hive does not decide what an unexpected answer means here
 		f.Kind = core.Unavailable
 	}
 	return core.Wrap(f.Err(), f.Kind, "fetch from hive "+l.seeder.Name)
 }
 
-// watched is a body that records when bytes arrived, and its own errors.
+// watched is a body that records when bytes arrived, and r's errors.
 type watched struct {
 	r   io.Reader
-	err error // of r; nil at its regular end
+	err error // error of r; nil at its regular end
 
 	mu   sync.Mutex // guards last
 	last time.Time

@@ -20,7 +20,7 @@ import (
 	"github.com/rbee-project/rbee/core/swarm"
 )
 
-// memFile is a file in memory that arrives, or is whole.
+// memFile is a file in memory, whole or still arriving.
 type memFile struct {
 	mu    sync.Mutex // guards below
 	data  []byte
@@ -92,20 +92,20 @@ func (f *memFile) Wait(ctx context.Context, offset int64) (int64, error) {
 	}
 }
 
-// rig is hives, a leader's board, and an origin, in one process.
+// rig runs hives, a leader's board, and an origin in one process.
 type rig struct {
 	t      *testing.T
 	data   []byte
 	digest string
 	board  *swarm.Board
-	// from the origin
+	// fetch fetches from the origin.
 	fetch func(ctx context.Context, hive string, offset int64, w io.Writer) error
 
-	origin atomic.Int64 // bytes that came from it
+	origin atomic.Int64 // bytes sent by the origin
 
 	mu     sync.Mutex // guards below
 	hives  map[string]*bee
-	leader error // why nobody answers claims
+	leader error // why claims get no answer
 }
 
 type bee struct {
@@ -119,12 +119,12 @@ type bee struct {
 	said   []string // by one goroutine
 }
 
-// memShelf has one file, or none.
+// memShelf holds one file, or none.
 type memShelf struct {
 	digest string
 	mu     sync.Mutex // guards below
 	file   *memFile
-	odd    []string // what was asked for and is no digest
+	odd    []string // requested digests that are malformed
 }
 
 func (m *memShelf) OpenBlob(digest string) (swarm.Blob, error) {
@@ -152,7 +152,7 @@ func (m *memShelf) have(string) int64 {
 
 const (
 	rigSize = 4 << 20
-	// rigRate is how fast the origin is: the file takes ten seconds, in the time of the bubble.
+	// rigRate is the origin's rate: the file takes ten seconds of the bubble's time.
 	rigRate = rigSize / 10
 )
 
@@ -187,7 +187,7 @@ func (s *rig) look(id string) (swarm.Hive, bool) {
 	return h, true
 }
 
-// slowly gives the file at the origin's rate.
+// slowly sends the file at the origin's rate.
 func (s *rig) slowly(ctx context.Context, _ string, offset int64, w io.Writer) error {
 	for offset < int64(len(s.data)) {
 		select {
@@ -244,7 +244,7 @@ func (s *rig) claim(_ context.Context, c swarm.Claim) (swarm.Plan, error) {
 	return s.board.Claim(time.Now(), c)
 }
 
-// holdings returns what a new leader is told.
+// holdings returns the hives' answers to a new leader.
 func (s *rig) holdings() map[string]swarm.Holding {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -292,8 +292,8 @@ func (l *pipeListener) Close() error { return nil }
 
 func (l *pipeListener) Addr() net.Addr { return &net.TCPAddr{} }
 
-// download does what a hive's store does with its sources: one after the other, each goes on where
-// the last one ended; what is wrong in the end is fetched anew.
+// download fetches as a hive's store does: one source after the other, each continuing where the
+// last one ended; if the final digest is wrong, it starts over.
 func (b *bee) download(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -345,7 +345,7 @@ func (b *bee) bring(ctx context.Context, k *swarm.Seeker, f *memFile) error {
 	}
 }
 
-// all has hives download at once, and gives the errors by id.
+// all runs download on the hives concurrently, and returns the errors by ID.
 func (s *rig) all(ids ...string) map[string]error {
 	var mu sync.Mutex
 	out := map[string]error{}
@@ -363,7 +363,7 @@ func (s *rig) all(ids ...string) map[string]error {
 	return out
 }
 
-// later does something after a while.
+// later calls do after d.
 func later(d time.Duration, do func()) {
 	go func() {
 		time.Sleep(d)

@@ -17,10 +17,10 @@ import (
 
 const (
 	// alonePatience is how long a hive waits without a byte before it goes to the origin whatever
-	// the leader says; busyPatience applies if there are hives, but all are full.
+	// the leader plans; busyPatience applies if there are seeders, but all are full.
 	alonePatience = 10 * time.Second
 	busyPatience  = time.Minute
-	// avoidFor is how long a hive that failed is not asked again, busyFor one that was full.
+	// avoidFor is how long a hive that failed is avoided, busyFor one that was full.
 	avoidFor = 30 * time.Second
 	busyFor  = 2 * time.Second
 	// farewell bounds the last claim of a file.
@@ -35,13 +35,13 @@ type ClientOptions struct {
 	// Claim asks the leader. It has its own deadline. Hive may be empty: the leader knows the
 	// caller.
 	Claim func(ctx context.Context, c Claim) (Plan, error)
-	// Have returns how much of a file is there, in bytes from its beginning
+	// Have returns how many bytes of a file are present, counted from its beginning.
 	Have   func(digest string) int64
 	Mute   bool // this hive serves no files
 	Logger hclog.Logger
 }
 
-// Client finds out where this hive fetches files from. It is safe for concurrent use.
+// Client determines where this hive fetches files from. It is safe for concurrent use.
 type Client struct {
 	opts ClientOptions
 
@@ -75,7 +75,7 @@ func (c *Client) Fetching(digest string) (fetching, fromOrigin bool) {
 // Step says where to start or continue fetching a file.
 type Step struct {
 	Origin bool
-	Seeder Seeder // if Origin is false; without a Hive there is no source
+	Seeder Seeder // if Origin is false; an empty Hive means that there is no source
 }
 
 // Seeker fetches one file. One goroutine at a time calls its methods, except Fetch.
@@ -86,25 +86,25 @@ type Seeker struct {
 	say    func(format string, args ...any)
 
 	used     map[string]bool      // hives that sent unverified bytes
-	avoid    map[string]time.Time // hives, and until when
+	avoid    map[string]time.Time // hives to avoid, and until when
 	busy     map[string]time.Time
 	noOrigin error // why the origin failed
-	direct   bool  // hives are not asked any more
+	direct   bool  // other hives are no longer used
 	now      Step
 	said     string
 
 	renewing bool
-	end      context.CancelFunc // of the renewals
+	end      context.CancelFunc // ends the renewals
 	wg       sync.WaitGroup
 
 	mu    sync.Mutex // guards below
-	stage Stage      // 0: it has not begun
-	link  *link      // to the hive to read from; nil: none
-	doubt bool       // the leader does not think that this hive has more
+	stage Stage      // 0: not started
+	link  *link      // to the hive being read from; nil: none
+	doubt bool       // the leader does not believe that this hive has more
 }
 
-// Seek starts with a file of this digest and size. It calls say to tell a person the source. The
-// caller closes the seeker.
+// Seek starts to fetch a file with this digest and size. It calls say with messages that name the
+// source. The caller closes the seeker.
 func (c *Client) Seek(digest string, sizeBytes int64, say func(format string, args ...any)) *Seeker {
 	s := &Seeker{
 		c: c, digest: digest, size: sizeBytes, say: say,
@@ -116,7 +116,7 @@ func (c *Client) Seek(digest string, sizeBytes int64, say func(format string, ar
 	return s
 }
 
-// Close tells the leader the outcome, and waits for all running work.
+// Close reports the outcome to the leader, and waits for all running work.
 func (s *Seeker) Close(ctx context.Context, whole bool) {
 	if s.end != nil {
 		s.end()
@@ -134,13 +134,13 @@ func (s *Seeker) Close(ctx context.Context, whole bool) {
 	}
 	s.c.mu.Unlock()
 	if !begun || len(rest) > 0 {
-		return // another job continues with it
+		return // another job continues with the file
 	}
 	stage := Over
 	if whole {
 		stage = Whole
 	}
-	// The job may be cancelled, which is what the leader must learn.
+	// The job may be cancelled, which is exactly what the leader must learn.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), farewell)
 	defer cancel()
 	if _, err := s.c.opts.Claim(ctx, Claim{Digest: s.digest, Stage: stage, HaveBytes: s.size, Mute: s.c.opts.Mute}); err != nil {
@@ -148,9 +148,9 @@ func (s *Seeker) Close(ctx context.Context, whole bool) {
 	}
 }
 
-// Next returns where to fetch the file from. failed is why the last step ended, nil at first:
-// core.Integrity if the final digest was wrong, anything else if there is no more to get. It waits
-// for another hive that is about to have something. Errors: ctx's.
+// Next returns where to fetch the file from. failed is the reason why the last step ended, nil at
+// first: core.Integrity if the final digest was wrong, anything else if the source has no more
+// bytes. Next waits for a hive that is about to have bytes. Errors: ctx's.
 func (s *Seeker) Next(ctx context.Context, failed error) (Step, error) {
 	if failed != nil {
 		s.blame(failed)
@@ -210,8 +210,8 @@ func (s *Seeker) Next(ctx context.Context, failed error) (Step, error) {
 	}
 }
 
-// Fetch writes the bytes from from to before to, of the hive in the last Next, into w. Errors:
-// those of w, unchanged; Overloaded, NotFound, Unavailable, Cancelled.
+// Fetch writes the bytes from from (inclusive) to to (exclusive) into w, read from the hive of the
+// last Next. Errors: those of w, unchanged; Overloaded, NotFound, Unavailable, Cancelled.
 func (s *Seeker) Fetch(ctx context.Context, from, to int64, w io.Writer) error {
 	s.mu.Lock()
 	l := s.link
@@ -239,17 +239,17 @@ func (s *Seeker) nobody() Step {
 	return s.now
 }
 
-// OriginFailed returns why the origin failed; nil: it did not.
+// OriginFailed returns the reason why the origin failed; nil: it did not.
 func (s *Seeker) OriginFailed() error { return s.noOrigin }
 
-// blame records the meaning of the last step's failure.
+// blame decides what the last step's failure means for its source.
 func (s *Seeker) blame(failed error) {
 	now := time.Now()
 	hive := s.now.Seeder.Hive
 	switch {
 	case core.KindOf(failed) == core.Integrity && len(s.used) > 0:
-		// Whole files have digests, their parts have none: any of these hives may have sent wrong
-		// bytes. From here on only the origin counts.
+		// Whole files have digests, their parts do not: any of these hives may have sent wrong
+		// bytes. From here on, only the origin counts.
 		hives := sortedKeys(s.used)
 		s.c.poison(s.digest, hives)
 		s.c.opts.Logger.Warn("a file that came from other hives had the wrong digest: it is taken from its origin", "hives", hives, "error", failed)
@@ -268,7 +268,7 @@ func (s *Seeker) blame(failed error) {
 	}
 }
 
-// choose takes the first seeder with a free place. busy: some seeder is full.
+// choose returns the first seeder with a free slot. busy reports whether some seeder is full.
 func (s *Seeker) choose(list []Seeder) (chosen Seeder, busy, found bool) {
 	now := time.Now()
 	for _, x := range list {
@@ -283,7 +283,7 @@ func (s *Seeker) choose(list []Seeder) (chosen Seeder, busy, found bool) {
 	return Seeder{}, busy, false
 }
 
-// claim asks the leader.
+// claim sends a claim to the leader.
 func (s *Seeker) claim(ctx context.Context) (Plan, error) {
 	now := time.Now()
 	c := Claim{
@@ -304,7 +304,7 @@ func (s *Seeker) renew(ctx context.Context) {
 		return
 	}
 	s.renewing = true
-	// The bytes of a job outlive the call that started them; Close ends this.
+	// The bytes of a job outlive the call that started them; Close ends this goroutine.
 	ctx, s.end = context.WithCancel(context.WithoutCancel(ctx))
 	s.wg.Go(func() {
 		tick := time.NewTicker(RenewEvery)
@@ -320,7 +320,7 @@ func (s *Seeker) renew(ctx context.Context) {
 			l := s.link
 			s.mu.Unlock()
 			if c.Stage != FromHive && c.Stage != FromOrigin {
-				continue // Next asks itself
+				continue // Next sends its own claims
 			}
 			if l != nil {
 				c.Source = l.seeder.Hive
@@ -349,7 +349,7 @@ func (s *Seeker) enter(stage Stage, l *link) {
 	s.stage, s.link, s.doubt = stage, l, false
 }
 
-// tell reports something once.
+// tell reports a message unless it was the last one reported.
 func (s *Seeker) tell(format string, args ...any) {
 	if text := fmt.Sprintf(format, args...); text != s.said {
 		s.said = text

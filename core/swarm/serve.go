@@ -23,8 +23,8 @@ const (
 	blobPath = "/v1/blobs/"
 	// maxUploads bounds the concurrent uploads of a hive.
 	maxUploads = 8
-	// maxConns bounds the connections of other hives, most of which are told that there are too
-	// many.
+	// maxConns bounds the connections of other hives, most of which only receive the answer that
+	// there are too many.
 	maxConns = 256
 	// uploadPart is the size of a read and write, so that inference gets its turn in between.
 	uploadPart = 256 << 10
@@ -38,18 +38,19 @@ const (
 
 // Shelf finds a hive's files.
 type Shelf interface {
-	// OpenBlob opens a file that is there or being fetched. Errors: NotFound.
+	// OpenBlob opens a file that is present or being fetched. Errors: NotFound.
 	OpenBlob(digest string) (Blob, error)
 }
 
-// Blob is a file that is there or being fetched. It is safe for concurrent use.
+// Blob is a file that is present or being fetched. It is safe for concurrent use.
 type Blob interface {
 	io.ReaderAt
 	io.Closer
 	// Size returns the size of the whole file, in bytes; 0 if unknown.
 	Size() int64
 	// Wait waits until there are bytes from offset on, and returns where they end. Errors: io.EOF
-	// at the file's end, ctx's, and any other if no more will arrive, or earlier bytes are gone.
+	// at the file's end, ctx's, and any other if no more bytes will arrive or earlier ones have
+	// been removed.
 	Wait(ctx context.Context, offset int64) (end int64, err error)
 }
 
@@ -62,7 +63,7 @@ type Limiter interface {
 // Server serves this hive's files to other hives.
 type Server struct {
 	shelf  Shelf
-	limit  Limiter // nil: none
+	limit  Limiter // nil: no limit
 	log    hclog.Logger
 	places chan struct{}
 	part   sync.Pool
@@ -80,8 +81,8 @@ func NewServer(shelf Shelf, limit Limiter, log hclog.Logger) *Server {
 	}
 }
 
-// Serve serves the connections of l, those of rpc.Mux.Blobs, until ctx ends or l is closed, then
-// cuts the rest and returns when all uploads have ended.
+// Serve serves the connections of l, those of rpc.Mux.Blobs, until ctx ends or l is closed. Then it
+// cuts the remaining connections and returns when all uploads have ended.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -92,7 +93,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		ErrorLog: s.log.StandardLogger(&hclog.StandardLoggerOptions{ForceLevel: hclog.Debug}),
 		ConnState: func(_ net.Conn, state http.ConnState) {
 			switch state {
-			case http.StateNew: // said by Serve itself
+			case http.StateNew: // reported by Serve itself
 				open.Add(1)
 			case http.StateClosed: // reported by the connection's goroutine, at its end
 				open.Done()
@@ -200,8 +201,8 @@ func (s *Server) open(r *http.Request) (b Blob, from, to int64, err error) {
 	return b, from, to, nil
 }
 
-// parseRange parses "bytes=FROM-" and "bytes=FROM-LAST"; an empty text is all. It returns a part
-// that is not empty and within size. Errors: Invalid.
+// parseRange parses "bytes=FROM-" and "bytes=FROM-LAST"; an empty text means the whole file. The
+// result is a part that is not empty and within size. Errors: Invalid.
 func parseRange(text string, size int64) (from, to int64, err error) {
 	if text == "" {
 		return 0, size, nil
@@ -243,7 +244,7 @@ func (s *Server) send(ctx context.Context, rw io.Writer, control *http.ResponseC
 			}
 			from += int64(len(part))
 		}
-		if err := control.Flush(); err != nil { // send what there is before the next wait
+		if err := control.Flush(); err != nil { // send the available bytes before the next wait
 			return err
 		}
 	}
@@ -280,9 +281,9 @@ func refuse(w http.ResponseWriter, err error) {
 	}
 	body, marshalErr := json.Marshal(core.FailureOf(err))
 	if marshalErr != nil {
-		body = nil // the status is an answer, too
+		body = nil // the status alone is an answer
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
-	_, _ = w.Write(body) // a client that has gone needs no answer
+	_, _ = w.Write(body) // a disconnected client needs no answer
 }

@@ -23,7 +23,7 @@ import (
 	"github.com/rbee-project/rbee/core/swarm"
 )
 
-// serveFile serves one file until the test ends, and gives the way there.
+// serveFile serves one file until the test ends, and returns a dialer for it.
 func serveFile(t *testing.T, f *memFile, limit swarm.Limiter) func(context.Context, string, string) (net.Conn, error) {
 	t.Helper()
 	return serveShelf(t, &memShelf{digest: testDigest, file: f}, limit)
@@ -118,7 +118,7 @@ func FuzzRange(f *testing.F) {
 	})
 }
 
-// What a hive answers is what was asked for, or an error; never more bytes.
+// A hive's answer yields the requested bytes or an error; never more bytes.
 func FuzzAnswer(f *testing.F) {
 	good := "HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 2-5/10\r\nContent-Length: 4\r\n\r\n2345"
 	for _, s := range []string{
@@ -157,7 +157,8 @@ func FuzzAnswer(f *testing.F) {
 	})
 }
 
-// What is not there yet is sent as soon as it is, and its end is a cut when there is no more.
+// Bytes that are still missing are sent as soon as they arrive, and the connection is cut if none
+// follow.
 func TestPartThatIsStillComing(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -179,7 +180,7 @@ func TestPartThatIsStillComing(t *testing.T) {
 	})
 }
 
-// A hive gives to so many others and not to more, whoever asks.
+// A hive serves a bounded number of uploads, whichever hives ask.
 func TestUploadsAreBounded(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -199,7 +200,7 @@ func TestUploadsAreBounded(t *testing.T) {
 		synctest.Wait()
 		_, err := f.Write([]byte("0123456789"))
 		must.NoError(t, err)
-		// there is room again
+		// There is a free slot again.
 		must.NoError(t, swarm.FetchFrom(t.Context(), dial, testDigest, 10, 0, 10, io.Discard))
 	})
 }
@@ -211,7 +212,7 @@ func TestUploadRate(t *testing.T) {
 		dial := serveFile(t, wholeMemFile(data), download.NewLimiter(1<<20))
 		begin := time.Now()
 		var wg sync.WaitGroup
-		for range 2 { // together
+		for range 2 { // concurrently
 			wg.Go(func() { must.NoError(t, swarm.FetchFrom(t.Context(), dial, testDigest, 8<<20, 0, 8<<20, io.Discard)) })
 		}
 		wg.Wait()
@@ -220,7 +221,7 @@ func TestUploadRate(t *testing.T) {
 	})
 }
 
-// Whoever asks and does not read does not hold a place for ever, nor does one that says nothing.
+// A client that does not read, or sends nothing, does not hold a slot forever.
 func TestIdleHivesAreDropped(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -235,7 +236,7 @@ func TestIdleHivesAreDropped(t *testing.T) {
 			time.Sleep(2 * time.Minute)
 			n, err := io.Copy(io.Discard, c)
 			must.True(t, err == nil || errors.Is(err, io.EOF), must.Sprint(name, err))
-			must.Less(t, 1<<20, n) // it was cut before it was whole
+			must.Less(t, 1<<20, n) // it was cut before the end
 			_, err = c.Write([]byte("x"))
 			must.Error(t, err, must.Sprint(name))
 		}

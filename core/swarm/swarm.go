@@ -1,17 +1,17 @@
-// Package swarm fetches a file that many hives want from its origin once: it decides which hive
-// does so, and moves the bytes from hive to hive.
+// Package swarm fetches a file that many hives want only once from its origin: it decides which
+// hive does so, and moves the bytes from hive to hive.
 //
 // The leading queen has a Board. A hive that wants a file sends it a Claim, and reports its
-// progress with further ones; a Plan tells it where to fetch the bytes: from hives that have them,
-// from a hive that has started to fetch them, or, for the first hive, from the origin. None of it
-// is in raft. A new leader starts with an empty Board and asks the hives; without a leader every
-// hive goes to the origin.
+// progress with further claims; a Plan tells the hive where to fetch the bytes: from hives that
+// have them, from a hive that has started to fetch them, or, for the first hive, from the origin.
+// None of this is in raft. A new leader starts with an empty Board and asks the hives; without a
+// leader, every hive goes to the origin.
 //
-// A hive reads the bytes from another one by HTTP/1.1, over the RPC port's protocol rbee-blob/1:
-// GET /v1/blobs/sha256:<hex> with a range. Bytes that are not there yet are sent as soon as they
-// are. Why HTTP and not gRPC: a range says everything, bytes are copied from the file to TLS
-// without messages between, and net/http bounds and times out the rest. No hive trusts another one:
-// the receiver checks the digest of the whole file.
+// A hive reads the bytes from another hive with HTTP/1.1, over the RPC port's protocol rbee-blob/1:
+// GET /v1/blobs/sha256:<hex> with a range. Bytes that have not arrived yet are sent as soon as they
+// do. Why HTTP and not gRPC: a range expresses everything needed, bytes are copied from the file to
+// TLS without messages in between, and net/http handles bounds and timeouts. Hives do not trust
+// each other: the receiver checks the digest of the whole file.
 package swarm
 
 import (
@@ -20,25 +20,25 @@ import (
 	"time"
 )
 
-// Stage is a hive's stage with a file.
+// Stage is the stage of a hive's transfer of a file.
 type Stage int
 
-// The stages. They are numbers on the wire: never renumber one.
+// The stages. They are numbers on the wire: never renumber them.
 const (
-	Asking     Stage = 1 // it asks where to fetch it
-	FromHive   Stage = 2 // it fetches it from another hive
-	FromOrigin Stage = 3 // it fetches it from the origin
-	Whole      Stage = 4 // it has all of it, checked
-	Over       Stage = 5 // it gave up, or lost it
+	Asking     Stage = 1 // it asks where to fetch the file
+	FromHive   Stage = 2 // it fetches the file from another hive
+	FromOrigin Stage = 3 // it fetches the file from the origin
+	Whole      Stage = 4 // it has the whole file, verified
+	Over       Stage = 5 // it gave up on the file, or lost it
 )
 
 // Claim is a hive's report about a file.
 type Claim struct {
-	Hive      string // node id
+	Hive      string // node ID
 	Digest    string // "sha256:<hex>"
-	HaveBytes int64  // from the file's beginning
+	HaveBytes int64  // counted from the file's beginning
 	Stage     Stage
-	Source    string   // FromHive: node id of the other hive
+	Source    string   // FromHive: node ID of the other hive
 	Avoid     []string // hives that have failed this one
 	NoOrigin  bool     // the origin has failed this hive
 	Mute      bool     // it serves no files to other hives
@@ -46,10 +46,10 @@ type Claim struct {
 
 // Plan is the answer to a Claim.
 type Plan struct {
-	Origin  bool     // fetch it from the origin
-	Seeders []Seeder // hives with more of it, in the order to ask them
-	// Waiting is the name of the hive that fetches it from the origin; empty: none, or this one.
-	// Without Origin and Seeders the claimer waits for it.
+	Origin  bool     // fetch the file from the origin
+	Seeders []Seeder // hives with more bytes of it, in the order in which to ask them
+	// Waiting is the name of the hive that fetches the file from the origin; empty: none, or this
+	// one. Without Origin and Seeders, the claimer waits for that hive.
 	Waiting string
 	Nobody  bool          // no other hive can help, and the origin has failed this one
 	Again   time.Duration // when to claim again, at the latest
@@ -57,8 +57,8 @@ type Plan struct {
 
 // Seeder is a hive to fetch a file from.
 type Seeder struct {
-	Hive    string // node id
-	Name    string // for people
+	Hive    string // node ID
+	Name    string // display name
 	Address string // host:port of its RPC port
 }
 

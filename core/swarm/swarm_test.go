@@ -30,10 +30,10 @@ func TestManyHivesOneTransfer(t *testing.T) {
 			must.NoError(t, err, must.Sprint(id))
 		}
 		must.Eq(t, rigSize, s.origin.Load())
-		// They take it while it comes, not when it is there.
+		// The hives copy the file while it arrives, not only once it is whole.
 		must.Less(t, 13*time.Second, time.Since(begin))
 
-		// One that comes later takes it from those that have it.
+		// A hive that joins later copies it from the others.
 		late := s.add("late")
 		must.NoError(t, late.download(t.Context()))
 		must.Eq(t, rigSize, s.origin.Load())
@@ -41,7 +41,7 @@ func TestManyHivesOneTransfer(t *testing.T) {
 	})
 }
 
-// at says which hive is at the origin.
+// at returns the hive that is at the origin.
 func (s *rig) at() *bee {
 	for _, b := range s.hives {
 		if _, origin := b.client.Fetching(s.digest); origin {
@@ -71,7 +71,7 @@ func TestTheSeedingHiveDies(t *testing.T) {
 			must.NoError(t, err, must.Sprint(id))
 			must.Eq(t, rigSize, s.hives[id].shelf.have(s.digest))
 		}
-		must.Less(t, rigSize+rigRate, s.origin.Load()) // what it had and had not yet passed on
+		must.Less(t, rigSize+rigRate, s.origin.Load()) // refetches only bytes not passed on
 	})
 }
 
@@ -97,7 +97,7 @@ func TestEveryHiveButOneDies(t *testing.T) {
 	})
 }
 
-// A job that is cancelled makes way for another hive.
+// A cancelled job makes way for another hive.
 func TestTheSeedingJobIsCancelled(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -150,7 +150,7 @@ func TestWithoutALeaderEachGoesToTheOrigin(t *testing.T) {
 	})
 }
 
-// A hive that gives wrong bytes harms nobody: the file is taken from its origin, and that hive is
+// A hive that sends wrong bytes does no harm: the file is fetched from its origin, and that hive is
 // not asked for it again.
 func TestWrongBytesFromAHive(t *testing.T) {
 	t.Parallel()
@@ -170,7 +170,7 @@ func TestWrongBytesFromAHive(t *testing.T) {
 	})
 }
 
-// A hive that is asked and says nothing, or says it and gives nothing, holds nobody up for long.
+// A hive that does not answer, or promises a file and sends nothing, delays no other hive for long.
 func TestASilentHive(t *testing.T) {
 	t.Parallel()
 	for name, answer := range map[string]func(s *rig, c net.Conn){
@@ -190,14 +190,14 @@ func TestASilentHive(t *testing.T) {
 						go func() {
 							_, _ = http.ReadRequest(bufio.NewReader(server))
 							answer(s, server)
-							_, _ = io.Copy(io.Discard, server) // until the other side goes
+							_, _ = io.Copy(io.Discard, server) // until the other side closes
 						}()
 						return client, nil
 					}
 				})
 				_, _, err := s.board.Begin(time.Now(), s.digest)
 				must.NoError(t, err)
-				// it lies
+				// The hive lies.
 				s.board.Asked(time.Now(), s.digest, map[string]swarm.Holding{"mute": {Whole: true}})
 				begin := time.Now()
 				must.NoError(t, b.download(t.Context()))
@@ -208,8 +208,8 @@ func TestASilentHive(t *testing.T) {
 	}
 }
 
-// A hive that cannot reach the one at the origin does not wait for it for ever, however long that
-// takes.
+// A hive that cannot reach the one at the origin does not wait for it forever, however long that
+// one takes.
 func TestAHiveThatCannotBeReached(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -218,7 +218,7 @@ func TestAHiveThatCannotBeReached(t *testing.T) {
 			o.Dial = func(context.Context, string, string) (net.Conn, error) { return nil, errors.New("no route to host") }
 		})
 		s.fetch = func(ctx context.Context, hive string, offset int64, w io.Writer) error {
-			for hive == "a" { // for ever
+			for hive == "a" { // forever
 				time.Sleep(time.Second)
 				if _, err := w.Write([]byte{0}); err != nil || ctx.Err() != nil {
 					return ctx.Err()
@@ -238,7 +238,7 @@ func TestAHiveThatCannotBeReached(t *testing.T) {
 	})
 }
 
-// Where one hive has no access to the origin and another one has, both have the file in the end.
+// If one hive has access to the origin and another has not, both have the file in the end.
 func TestTheOriginFailsOneHive(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -258,7 +258,7 @@ func TestTheOriginFailsOneHive(t *testing.T) {
 		must.NoError(t, <-ended)
 		must.Eq(t, rigSize, s.origin.Load())
 
-		// And where nobody has, each hears it from the origin.
+		// If no hive has access, each gets the origin's error.
 		s = newRig(t, "a", "b")
 		s.fetch = func(context.Context, string, int64, io.Writer) error { return refused }
 		for id, err := range s.all("a", "b") {
@@ -267,7 +267,7 @@ func TestTheOriginFailsOneHive(t *testing.T) {
 	})
 }
 
-// A hive that gives nothing away leaves others to the origin, and takes what it can get.
+// A hive that serves no files leaves the origin to others, and takes what it can get.
 func TestAMuteHive(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
