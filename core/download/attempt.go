@@ -19,11 +19,11 @@ import (
 // run is one call of Fetch.
 type run struct {
 	o      *Origin
-	at     int64 // of the next byte
+	at     int64 // offset of the next byte
 	to     int64 // -1: the end
 	w      io.Writer
 	done   bool  // the file's end has been reached
-	failed error // w's
+	failed error // error of w
 }
 
 // errStalled is the cause of an attempt that ended because no bytes arrived.
@@ -53,7 +53,7 @@ func (r *run) ask(ctx context.Context) (*http.Response, error) {
 		u, direct := r.o.target()
 		req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
 		if err != nil {
-			// its text may hold a secret
+			// its text may contain a secret
 			return nil, core.Errorf(core.Invalid, "the file's address cannot be used")
 		}
 		if origin.SameOrigin(u, r.o.u) {
@@ -83,7 +83,7 @@ func (r *run) ask(ctx context.Context) (*http.Response, error) {
 		}
 		if direct && resp.StatusCode >= 400 && resp.StatusCode < 500 && resp.StatusCode != http.StatusTooManyRequests && resp.StatusCode != http.StatusRequestedRangeNotSatisfiable {
 			_ = resp.Body.Close()
-			r.o.setDirect(nil) // its signature is too old, for example
+			r.o.setDirect(nil) // its signature has expired, for example
 			continue
 		}
 		return resp, nil
@@ -93,7 +93,7 @@ func (r *run) ask(ctx context.Context) (*http.Response, error) {
 // ranged reports whether the request asks for less than the whole file.
 func (r *run) ranged() bool { return r.at > 0 || r.to >= 0 && r.to != r.o.f.SizeBytes }
 
-// judge checks that a reply is what was asked for: after the bytes to skip, its next n bytes
+// judge checks that a reply is what was requested: after the bytes to skip, its next n bytes
 // (negative: all) are the file's from r.at on.
 func (r *run) judge(resp *http.Response) (n, skip int64, err error) {
 	o := r.o
@@ -141,7 +141,7 @@ func (r *run) judge(resp *http.Response) (n, skip int64, err error) {
 	if size > 0 {
 		whole = size
 	}
-	return whole - r.at, r.at, nil // negative where nobody knows
+	return whole - r.at, r.at, nil // negative if unknown
 }
 
 // judgePart checks the header of a partial reply.
@@ -187,7 +187,7 @@ func (r *run) copy(ctx context.Context, body io.Reader, timer *time.Timer, n, sk
 				r.failed = err
 				return err
 			}
-			n -= int64(len(b)) // below 0 it means the same
+			n -= int64(len(b)) // if negative, it stays negative
 		}
 		switch {
 		case errors.Is(err, io.EOF) && (n > 0 || skip > 0):
@@ -209,7 +209,7 @@ func cause(ctx context.Context, err error) error {
 	return err
 }
 
-// explain says what an error means and what to do about it.
+// explain describes an error and how to fix it.
 func (o *Origin) explain(ctx context.Context, err error) error {
 	if _, ok := errors.AsType[*core.Error](err); ok {
 		return err

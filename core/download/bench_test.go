@@ -20,11 +20,11 @@ import (
 	"github.com/rbee-project/rbee/core/store"
 )
 
-// BenchmarkDownload brings a file of RBEE_BENCH_MIB (default 1024) MiB into a store, with its
-// digest verified and everything on disk, and with `curl -o`, which does neither, by turns. The
-// server is in this process, so that it shares the garbage collector with what is measured and not
-// with curl. of-curl is what a hive does where nothing is configured: four connections. Goal: 0.9
-// or more.
+// BenchmarkDownload fetches a file of RBEE_BENCH_MIB (default 1024) MiB into a store, with its
+// digest verified and everything on disk, alternating with `curl -o`, which does neither. The
+// server runs in this process, so it shares the garbage collector with the measured code but not
+// with curl. of-curl is the ratio for a hive with the default configuration: four connections.
+// Goal: 0.9 or more.
 func BenchmarkDownload(b *testing.B) {
 	curl, err := exec.LookPath("curl")
 	if err != nil {

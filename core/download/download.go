@@ -22,7 +22,7 @@ import (
 )
 
 const (
-	attempts   = 6 // in a row that bring no bytes
+	attempts   = 6 // consecutive attempts without any bytes
 	maxBackoff = 15 * time.Second
 	readBytes  = 256 << 10
 )
@@ -30,20 +30,20 @@ const (
 // File is the file to fetch.
 type File struct {
 	URL string // http or https
-	// sent only to the URL's own origin; may hold a credential, which is written nowhere
+	// sent only to the URL's own origin; may contain a credential, which is never written anywhere
 	Header    map[string]string
 	SizeBytes int64 // 0: unknown
-	// Digested says that the caller will compare the whole with a digest: parts may be combined
-	// although the server has no names for versions.
+	// Digested reports that the caller will verify the digest of the whole: parts may be combined
+	// although the server does not name versions.
 	Digested bool
 }
 
-// Options say how to fetch a file.
+// Options configure how to fetch a file.
 type Options struct {
 	Client      *origin.Client
-	Connections int      // at once, 1 or more
+	Connections int      // concurrent, 1 or more
 	Limit       *Limiter // nil: none
-	// Stall is how long a connection may bring no bytes before it is dropped; 0: 30 s.
+	// Stall is how long a connection may deliver no bytes before it is dropped; 0: 30 s.
 	Stall time.Duration
 	// Backoff is the pause before the second attempt, doubled for each later one; 0: 500 ms.
 	Backoff time.Duration
@@ -58,16 +58,16 @@ type Origin struct {
 	header http.Header
 
 	mu       sync.Mutex // guards below
-	version  validator  // of the file, as far as known
+	version  validator  // of the file, if known
 	noRanges bool
-	direct   *url.URL // where the URL's redirects end; nil: not known
+	direct   *url.URL // where the URL's redirects end; nil: unknown
 }
 
 // New prepares a file without connecting. Errors: core.Invalid for an unusable address.
 func New(f File, o Options) (*Origin, error) {
 	u, err := url.Parse(f.URL)
 	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
-		// its text may hold a secret
+		// its text may contain a secret
 		return nil, core.Errorf(core.Invalid, "the file's address is not an http or https URL")
 	}
 	o.Connections = max(o.Connections, 1)
@@ -100,15 +100,15 @@ func (o *Origin) Connections() int {
 	return o.o.Connections
 }
 
-// Version returns the server's name for the file's version; empty: it has none, or it is not known
-// yet.
+// Version returns the server's name for the file's version; empty if it has none, or if it is not
+// known yet.
 func (o *Origin) Version() string {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return o.version.String()
 }
 
-// Expect makes any other version an error: core.Conflict.
+// Expect makes Fetch fail with core.Conflict for any other version.
 func (o *Origin) Expect(version string) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -117,8 +117,8 @@ func (o *Origin) Expect(version string) {
 
 // Fetch writes the bytes from offset from on into w, at least those before to (-1: to the end). It
 // reconnects after a break as long as bytes arrive between two breaks. If the server ignores
-// ranges, it writes on past to. Errors: core.Conflict if the file has another version or size than
-// before, or if the server's statements about it contradict each other; w's own, unchanged; those
+// ranges, it continues to write past to. Errors: core.Conflict if the file has another version or
+// size than before, or if the server contradicts itself about the file; w's own, unchanged; those
 // of origin.Client.Explain.
 func (o *Origin) Fetch(ctx context.Context, from, to int64, w io.Writer) error {
 	r := &run{o: o, at: from, to: to, w: w}
@@ -158,7 +158,7 @@ func (o *Origin) again(err error, failures int) (time.Duration, bool) {
 	if failures >= attempts {
 		return 0, false
 	}
-	// Wait between half and the whole, so that many hives do not come back at once.
+	// Wait between half the pause and the whole, so that many hives do not retry at the same time.
 	pause := min(o.o.Backoff<<(failures-1), maxBackoff)
 	pause = pause/2 + rand.N(pause/2+1)
 	if s, ok := errors.AsType[*origin.StatusError](err); ok {
@@ -171,14 +171,14 @@ func (o *Origin) again(err error, failures int) (time.Duration, bool) {
 	return pause, !refused && origin.Temporary(err)
 }
 
-// forget lets the next Fetch start with whatever version exists then.
+// forget makes the next Fetch accept whatever version exists then.
 func (o *Origin) forget() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.version, o.direct = validator{}, nil
 }
 
-// target returns the address to ask, and whether it is at the end of the redirects.
+// target returns the address to ask, and reports whether it is the end of the redirects.
 func (o *Origin) target() (*url.URL, bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -218,7 +218,7 @@ func parseValidator(text string) (v validator) {
 	return v
 }
 
-// plain is what compares: a weak ETag names the same version as a strong one.
+// plain returns the form that is compared: a weak ETag names the same version as a strong one.
 func (v validator) plain() validator {
 	v.etag = strings.TrimPrefix(v.etag, "W/")
 	return v
@@ -235,7 +235,7 @@ func (v validator) strong() string {
 	return ""
 }
 
-// take compares the version of a reply with the known one, and remembers it. same is false for
+// take compares the version of a reply with the known one, and records it. same is false for
 // another version.
 func (o *Origin) take(h http.Header) (same, known bool) {
 	got := validator{etag: h.Get("ETag")}

@@ -32,7 +32,7 @@ func noise(size int) []byte {
 	return b
 }
 
-// server is an HTTP server that serves one file, and keeps what it was asked.
+// server is an HTTP server that serves one file, and records its requests.
 type server struct {
 	*httptest.Server
 	mu    sync.Mutex // guards below
@@ -64,7 +64,7 @@ func (s *server) headers(name string) []string {
 	return out
 }
 
-// content serves body as a good server does.
+// content serves body as a well-behaved server does.
 func content(body []byte, etag string) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		if etag != "" {
@@ -113,8 +113,8 @@ func TestRange(t *testing.T) {
 	must.Eq(t, `etag "v1"`, o.Version())
 }
 
-// S-01: a connection that is cut is mended from where it was, as long as something comes between
-// the cuts.
+// S-01: a transfer resumes a broken connection at the same byte, as long as bytes arrive between
+// the breaks.
 func TestCuts(t *testing.T) {
 	t.Parallel()
 	body := noise(1 << 20)
@@ -134,7 +134,7 @@ func TestCuts(t *testing.T) {
 	must.Eq(t, 40, cuts)
 }
 
-// cutter breaks the connection off after some bytes.
+// cutter breaks the connection after some bytes.
 type cutter struct {
 	http.ResponseWriter
 	left int
@@ -221,7 +221,7 @@ func TestVersionChanges(t *testing.T) {
 	t.Parallel()
 	old, body := noise(100_000), noise(100_001)[1:]
 	for name, tc := range map[string]struct {
-		first, then string // ETags; with "@" before them Last-Modified
+		first, then string // ETags, or Last-Modified after "@"
 		kind        core.Kind
 	}{
 		"ETag":                 {`"v1"`, `"v2"`, core.Conflict},
@@ -254,7 +254,7 @@ func TestVersionChanges(t *testing.T) {
 				return
 			}
 			must.Eq(t, 50_000, b.Len(), must.Sprint("nothing of the other version"))
-			// From then on it is the new version that counts.
+			// From then on the new version counts.
 			b.Reset()
 			must.NoError(t, o.Fetch(t.Context(), 0, 100_000, &b))
 			must.True(t, bytes.Equal(body, b.Bytes()))
@@ -272,7 +272,8 @@ func TestVersionChanges(t *testing.T) {
 	})
 }
 
-// S-02: a server that ignores ranges is read over one connection, on behind what was asked for.
+// S-02: a server that ignores ranges is read over one connection, past the end of the requested
+// range.
 func TestNoRanges(t *testing.T) {
 	t.Parallel()
 	body := noise(100_000)
@@ -325,8 +326,8 @@ type writerFunc func(b []byte) (int, error)
 
 func (f writerFunc) Write(b []byte) (int, error) { return f(b) }
 
-// A credential goes to the address's own server and never on; the place behind the redirect is
-// asked directly from then on, until it refuses.
+// A credential goes only to the address's own server. The target of the redirect is asked directly
+// from then on, until it refuses.
 func TestRedirect(t *testing.T) {
 	t.Parallel()
 	body := noise(100_000)
@@ -375,7 +376,7 @@ func TestNoSecrets(t *testing.T) {
 	must.StrNotContains(t, err.Error(), "secret")
 }
 
-// Private addresses are refused unless they are allowed; the error says how.
+// Private addresses are refused unless they are allowed; the error tells how to allow them.
 func TestGuard(t *testing.T) {
 	t.Parallel()
 	s := serve(t, content(noise(10), ""))

@@ -30,7 +30,7 @@ import (
 
 const childEnv = "RBEE_TEST_DOWNLOAD"
 
-// childOrder is what a process that is to be killed does.
+// childOrder tells a child process, which will be killed, what to do.
 type childOrder struct {
 	Dir, URL string
 	Spec     store.ModelSpec
@@ -47,7 +47,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// child brings a model into a store and ends.
+// child fetches a model into a store and exits.
 func child(text string) error {
 	var order childOrder
 	if err := json.Unmarshal([]byte(text), &order); err != nil {
@@ -66,8 +66,8 @@ func child(text string) error {
 	return err
 }
 
-// smallReads bounds what a connection has received and this process has not read. It is lost with
-// the process, and on a busy machine it would be several MiB.
+// smallReads bounds the bytes that a connection has received and this process has not read. They
+// are lost with the process, and on a busy machine they would be several MiB.
 func smallReads(_, _ string, c syscall.RawConn) error {
 	var err error
 	failed := c.Control(func(fd uintptr) {
@@ -76,7 +76,7 @@ func smallReads(_, _ string, c syscall.RawConn) error {
 	return errors.Join(failed, err)
 }
 
-// from has the first file, which must be a GGUF, from this repository, and the others by HTTP.
+// from serves the first file, which must be a GGUF, from this repository, and the others by HTTP.
 func from(url string, o download.Options) store.Supply {
 	return store.SupplyFunc(func(f store.FileSpec) store.Sources {
 		if f.Path == "tiny.gguf" {
@@ -96,7 +96,7 @@ func from(url string, o download.Options) store.Supply {
 	})
 }
 
-// modelOf returns a model of the repository's GGUF and another file.
+// modelOf returns a model that consists of the repository's GGUF and another file.
 func modelOf(t testing.TB, size int64, digest string) store.ModelSpec {
 	t.Helper()
 	tiny, err := os.ReadFile("../../plugins/catalog-builtin/rbee-tiny.gguf")
@@ -107,24 +107,24 @@ func modelOf(t testing.TB, size int64, digest string) store.ModelSpec {
 	}}
 }
 
-// rough is a server that cuts connections, and reports when to kill the client, at counted
-// positions in all the bytes it has sent.
+// rough is a server that cuts connections, and reports when to kill the client, at positions
+// counted over all the bytes it has sent.
 type rough struct {
 	body []byte
-	kill chan struct{} // a place for a kill has been passed
+	kill chan struct{} // a position for a kill has been passed
 
 	mu    sync.Mutex // guards below
 	sent  int64
-	cuts  []int64 // places, the first first
+	cuts  []int64 // positions, ascending
 	kills []int64
 	held  bool          // a kill is due
-	let   chan struct{} // closed when it has happened
+	let   chan struct{} // closed after the kill
 }
 
-// overrun is how much is sent behind a place for a kill before the server waits for it.
+// overrun is how many bytes are sent past a kill position before the server waits for the kill.
 const overrun = 4 << 20
 
-// pass returns what to do before another n bytes are sent: wait, cut, or (nil, false) send.
+// pass decides what to do before another n bytes are sent: wait, cut, or (nil, false) send.
 func (r *rough) pass(n int64) (wait <-chan struct{}, cut bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -145,7 +145,7 @@ func (r *rough) pass(n int64) (wait <-chan struct{}, cut bool) {
 	return nil, false
 }
 
-// killed continues after a kill.
+// killed makes the server continue after a kill.
 func (r *rough) killed() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -185,8 +185,8 @@ func (r *rough) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	}
 }
 
-// smallBuffers are connections with small buffers for sent and unread bytes: these are lost with
-// their reader.
+// smallBuffers accepts connections with small buffers for sent and unread bytes, which are lost
+// with their reader.
 type smallBuffers struct{ net.Listener }
 
 func (l smallBuffers) Accept() (net.Conn, error) {
@@ -197,9 +197,9 @@ func (l smallBuffers) Accept() (net.Conn, error) {
 	return c, err
 }
 
-// S-01: a transfer whose connections are cut and whose process is killed, over and over, ends with
-// the right bytes and has fetched few of them twice. RBEE_DOWNLOAD_FAULTS=1 makes it long: 512 MiB,
-// 100 cuts, 20 kills.
+// S-01: a transfer whose connections are cut and whose process is killed, again and again, ends
+// with the right bytes and has fetched few of them twice. RBEE_DOWNLOAD_FAULTS=1 runs the long
+// form: 512 MiB, 100 cuts, 20 kills.
 func TestFaultCutsAndKills(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {

@@ -74,7 +74,7 @@ func (l *Limiter) Writer(ctx context.Context, w io.Writer) io.Writer {
 }
 
 type limited struct {
-	ctx context.Context // of the transfer that this writer serves
+	ctx context.Context // context of the transfer that this writer serves
 	l   *Limiter
 	w   io.Writer
 }

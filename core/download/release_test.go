@@ -22,7 +22,7 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/origin/origintest"
 )
 
-// A body that stays open keeps its connection for ever.
+// A body that is not closed would hold its connection indefinitely.
 func TestBodiesAreClosed(t *testing.T) {
 	t.Parallel()
 	data := noise(1000)
@@ -91,8 +91,8 @@ func offline(t *testing.T, sizeBytes int64, f roundTripper) *download.Origin {
 	return origins(t, download.File{URL: "https://models.example/m.gguf", SizeBytes: sizeBytes, Digested: true}, download.Options{Client: c})
 }
 
-// A transfer may take long as a whole, and its writer too, but a server has 30 seconds for each
-// part, and six attempts with growing pauses to bring one.
+// A transfer may take long as a whole, and so may its writer, but a server has 30 seconds for each
+// part, and six attempts with growing pauses to deliver one.
 func TestDeadlines(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -126,7 +126,7 @@ func TestDeadlines(t *testing.T) {
 			must.Eq(t, core.Unavailable, core.KindOf(err), must.Sprint(name))
 			must.ErrorContains(t, err, "nothing has come for too long (30s)")
 			must.Len(t, 6, at, must.Sprint(name))
-			var chance time.Duration // so that many do not come back at once
+			var chance time.Duration // so that many do not retry at the same time
 			for i := range 5 {
 				pause := 500 * time.Millisecond << i
 				waited := at[i+1].Sub(at[i])
@@ -163,7 +163,7 @@ func TestPauses(t *testing.T) {
 	})
 }
 
-// Attempts count from the last byte that came.
+// Attempts are counted from the last byte received.
 func TestProgressCounts(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -187,7 +187,7 @@ func TestProgressCounts(t *testing.T) {
 	})
 }
 
-// "There is nothing behind the end" is believed only of the file that was expected.
+// A server's "nothing follows the end" is accepted only for the expected file.
 func TestNothingBehindTheEnd(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct {
@@ -214,7 +214,7 @@ func TestNothingBehindTheEnd(t *testing.T) {
 	}
 }
 
-// A transfer goes no faster than the limit, in parts that a person would not call a jerk.
+// A transfer stays within the limit, and arrives in parts small enough to look smooth.
 func TestFetchIsLimited(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -229,7 +229,7 @@ func TestFetchIsLimited(t *testing.T) {
 		must.Eq(t, 10*time.Second, time.Since(began).Round(time.Millisecond))
 		must.LessEq(t, 10_000, most)
 
-		// However small the pieces are that come; and whoever gives up does not wait.
+		// This holds for pieces of any size, and a cancelled transfer does not wait.
 		c.HTTP().Transport = roundTripper(func(*http.Request) (*http.Response, error) {
 			return origintest.Reply(http.StatusOK, io.NopCloser(iotest.OneByteReader(bytes.NewReader(noise(1000))))), nil
 		})
@@ -245,7 +245,7 @@ func TestFetchIsLimited(t *testing.T) {
 	})
 }
 
-// A part is the file's: within its size, and whole.
+// A part must lie within the file's size and be complete.
 func TestParts(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct {
@@ -280,14 +280,14 @@ func TestParts(t *testing.T) {
 	}
 }
 
-// A body without a length that ends early goes on where it ended; without a size, its end is the
-// file's. What is skipped on the way counts as well.
+// A body without a length that ends early is resumed where it ended; if the size is unknown, its
+// end is the file's end. Skipped bytes count as well.
 func TestEarlyEnd(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		for name, tc := range map[string]struct {
 			size, from int64
-			bodies     []string // "|" where a read ends
+			bodies     []string // "|" marks the end of a read
 			want       string
 			kind       core.Kind
 		}{
@@ -317,7 +317,7 @@ func TestEarlyEnd(t *testing.T) {
 	})
 }
 
-// A server may send less than it is asked for: the rest is asked for then.
+// A server may send less than requested: the rest is then requested.
 func TestShortParts(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -340,7 +340,7 @@ func TestShortParts(t *testing.T) {
 	})
 }
 
-// A file of unknown size is as long as its server says, and an end before that is none.
+// A file of unknown size is as long as its server announces, and an earlier end is a break.
 func TestAnnouncedLength(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -360,7 +360,8 @@ func TestAnnouncedLength(t *testing.T) {
 	})
 }
 
-// A server that is too busy is asked again when it says, unless that is longer than anybody waits.
+// A server that is too busy is asked again when it suggests, unless that is longer than a transfer
+// waits.
 func TestLongestPause(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -385,7 +386,7 @@ func TestLongestPause(t *testing.T) {
 	})
 }
 
-// What a server sends along with an error is for the message, and is read as far as that needs.
+// The body of an error is used only for the message, and is read only as far as the message needs.
 func TestErrorBodyIsBounded(t *testing.T) {
 	t.Parallel()
 	read := 0
@@ -405,8 +406,8 @@ type readerFunc func(b []byte) (int, error)
 
 func (f readerFunc) Read(b []byte) (int, error) { return f(b) }
 
-// Where the redirects end, "wait" and "there is nothing behind the end" are answers about the file.
-// Any other refusal is of the address, which is looked up again.
+// At the end of the redirects, "wait" and "nothing follows the end" are answers about the file. Any
+// other refusal concerns the address, which is looked up again.
 func TestDirectAddressRefuses(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -440,7 +441,7 @@ func TestDirectAddressRefuses(t *testing.T) {
 	})
 }
 
-// What a server says about a part is read to the letter, or not at all.
+// A server's description of a part is parsed strictly or rejected.
 func TestParseContentRange(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string][3]int64{
@@ -456,8 +457,8 @@ func TestParseContentRange(t *testing.T) {
 	}
 }
 
-// Without a digest only the server's name for the file tells that what it sends belongs to what is
-// there.
+// Without a digest, only the server's name for the version shows that new bytes belong to the
+// existing ones.
 func TestResumeWithoutDigest(t *testing.T) {
 	t.Parallel()
 	const monday, tuesday = "Mon, 02 Jan 2006 15:04:05 GMT", "Tue, 03 Jan 2006 15:04:05 GMT"
@@ -465,7 +466,7 @@ func TestResumeWithoutDigest(t *testing.T) {
 		from           int64
 		known          string
 		etag, modified string
-		says           string // empty: it goes on
+		says           string // empty: the transfer continues
 	}{
 		"the beginning needs no name": {},
 		"nobody knows":                {from: 5, says: "the file at models.example has changed: nobody can say whether it is the same as before"},
@@ -503,7 +504,7 @@ func TestResumeWithoutDigest(t *testing.T) {
 	}
 }
 
-// After a conflict nothing is remembered: neither the version nor where the address led to.
+// After a conflict nothing is remembered: neither the version nor the target of the redirects.
 func TestConflictForgets(t *testing.T) {
 	t.Parallel()
 	body := noise(1000)
@@ -519,7 +520,7 @@ func TestConflictForgets(t *testing.T) {
 	must.Len(t, 2, s.headers("Range")) // the address was asked again
 }
 
-// A weak ETag compares, but is no condition for a part.
+// A weak ETag can be compared, but cannot be the condition of a range request.
 func TestIfRange(t *testing.T) {
 	t.Parallel()
 	for tag, want := range map[string]string{`etag "v1"`: `"v1"`, `etag W/"v1"`: "", "modified Mon, 02 Jan 2006 15:04:05 GMT": "Mon, 02 Jan 2006 15:04:05 GMT", "": ""} {
@@ -541,7 +542,7 @@ func TestLimiterKeepsTime(t *testing.T) {
 		l := download.NewLimiter(10_000)
 		send := func(ctx context.Context, n int) time.Duration {
 			began := time.Now()
-			_, _ = l.Writer(ctx, io.Discard).Write(make([]byte, n)) // may be given up
+			_, _ = l.Writer(ctx, io.Discard).Write(make([]byte, n)) // may be cancelled
 			return time.Since(began).Round(time.Millisecond)
 		}
 		must.Eq(t, time.Second, send(t.Context(), 10_000))
@@ -555,15 +556,15 @@ func TestLimiterKeepsTime(t *testing.T) {
 		l.SetRate(10_000)
 		must.Eq(t, time.Second, send(t.Context(), 10_000), must.Sprint("the slow part is forgotten"))
 
-		// Whoever gives up knows how much went through.
+		// A cancelled writer returns how many bytes got through.
 		ctx, cancel = context.WithTimeout(t.Context(), 1500*time.Millisecond)
 		defer cancel()
 		n, err := l.Writer(ctx, io.Discard).Write(make([]byte, 20_000))
 		must.ErrorIs(t, err, context.DeadlineExceeded)
 		must.Between(t, 14_000, n, 15_360)
-		time.Sleep(time.Hour) // what was promised to it
+		time.Sleep(time.Hour) // the time reserved for it
 
-		// What comes through does so evenly: in tenths of a second's worth.
+		// Bytes pass evenly: at most a tenth of a second's worth at a time.
 		var most int
 		w := l.Writer(t.Context(), writerFunc(func(b []byte) (int, error) { most = max(most, len(b)); return len(b), nil }))
 		l.SetRate(100_000)

@@ -5,17 +5,17 @@ import "math"
 // Figures of the engine, measured with llama.cpp v0.5.0 as rbee runs it. An end-to-end test
 // compares them with a real worker.
 const (
-	microBatch      = 512      // positions that the engine processes at once, llama.cpp's n_ubatch
-	contextStep     = 256      // contexts are rounded up to a multiple of it
+	microBatch      = 512      // positions that the engine processes per step, llama.cpp's n_ubatch
+	contextStep     = 256      // contexts are rounded up to a multiple of this
 	cacheValueBytes = 2        // F16
-	processBytes    = 24 << 20 // program, libraries, threads
-	vocabEntryBytes = 384      // a token in the tables of engine and worker
-	draftRows       = 32       // draft tokens of a step, each with its logits
-	draftBatch      = 64       // positions that a draft model processes at once
-	embedTokens     = 2048     // of the texts that a model that writes reads at once, for their embeddings
+	processBytes    = 24 << 20 // the program, its libraries and threads
+	vocabEntryBytes = 384      // per token, in the tables of engine and worker
+	draftRows       = 32       // draft tokens per step, each with its logits
+	draftBatch      = 64       // positions that a draft model processes per step
+	embedTokens     = 2048     // positions per step for embeddings from a generating model
 )
 
-// Memory is what a worker needs of a device, in bytes. No part is negative.
+// Memory is the device memory that a worker needs, in bytes. No part is negative.
 type Memory struct {
 	Weights  int64 // the tensors as they are
 	Cache    int64 // keys and values of all positions of all slots
@@ -26,8 +26,8 @@ type Memory struct {
 // Total returns the sum, at most math.MaxInt64.
 func (m Memory) Total() int64 { return sum(sum(m.Weights, m.Cache), sum(m.Compute, m.Overhead)) }
 
-// Estimate returns the memory that a worker needs for this model with so many slots and positions
-// per slot. slots below 1 count as 1; contextTokens below 1 means the model's own.
+// Estimate returns the memory that a worker needs for this model with that many slots and positions
+// per slot. slots below 1 count as 1; contextTokens below 1 means the model's own context.
 //
 //	weights   the tensors
 //	cache     per layer: KV heads × (K width + V width) × 2 bytes (F16) × slots × positions rounded up to 256
@@ -35,34 +35,34 @@ func (m Memory) Total() int64 { return sum(sum(m.Weights, m.Cache), sum(m.Comput
 //	          and 4 bytes × vocabulary × (slots + 32) for the answers and their draft tokens
 //	overhead  24 MiB and 384 bytes × vocabulary
 //
-// A model that only reads, as BERT's, has no cache, reads one text at a time whatever the slots
-// are, and has room for as many answers as a text has positions:
+// An encoder-only model such as BERT has no cache, processes one text at a time whatever the number
+// of slots, and has room for as many outputs as a text has positions:
 //
 //	compute   positions × (4 bytes × (4 × embedding + 3 × feed-forward width + vocabulary) + 2 bytes × positions)
 //
-// One that writes, and whose file says how vectors become one, may do both: it takes that for texts
-// of at most 2,048 positions beside, and a cache for them.
+// A generating model whose file defines a pooling type may do both: in addition it takes that
+// compute memory for texts of at most 2,048 positions, and a cache for them.
 //
-// For llama-like models of 0.01 to 0.1 GiB it is within 10 % + 16 MiB of what a worker really
-// holds. It does not consider sliding windows and recurrent layers (the estimate is too high), nor
-// an engine without flash attention or a cache of F32 (too low). A CPU engine that repacks weights
-// holds a second copy of them, but then the first is a mapped file, which the system reclaims when
-// it needs memory. It excludes a graphics driver's own memory.
+// For llama-like models of 0.01 to 0.1 GiB it is within 10 % + 16 MiB of what a worker actually
+// holds. It ignores sliding windows and recurrent layers (then the estimate is too high), and
+// engines without flash attention or with an F32 cache (then it is too low). A CPU engine that
+// repacks weights holds a second copy of them, but then the first is a mapped file, which the
+// system can reclaim. It excludes a graphics driver's own memory.
 func (f *File) Estimate(slots, contextTokens int) Memory {
 	m := f.estimate(slots, contextTokens, microBatch, max(slots, 1)+draftRows)
 	m.Overhead = clamp(processBytes + vocabEntryBytes*uint64(f.Vocab))
 	return m
 }
 
-// EstimateDraft returns what the model takes of a device as the draft model of a worker with so
-// many slots and positions per slot: as Estimate, with steps of 64 positions, one row of logits and
-// no process of its own.
+// EstimateDraft returns the device memory that the model takes as the draft model of a worker with
+// that many slots and positions per slot: like Estimate, but with steps of 64 positions, one row of
+// logits and no process overhead.
 func (f *File) EstimateDraft(slots, contextTokens int) Memory {
 	return f.estimate(slots, contextTokens, draftBatch, 1)
 }
 
-// estimate returns all but the overhead. batch is the positions of a step, rows how many of them
-// have their logits.
+// estimate returns everything but the overhead. batch is the number of positions per step, rows the
+// number of them with logits.
 func (f *File) estimate(slots, contextTokens int, batch uint64, rows int) Memory {
 	if contextTokens < 1 {
 		contextTokens = f.ContextTokens
@@ -100,7 +100,8 @@ func (f *File) estimate(slots, contextTokens int, batch uint64, rows int) Memory
 	}
 }
 
-// reads reports whether models of the architecture only read: llama.cpp makes no cache for them.
+// reads reports whether models of the architecture are encoder-only: llama.cpp creates no cache for
+// them.
 func (f *File) reads() bool {
 	switch f.Architecture {
 	case "bert", "eurobert", "gemma-embedding", "jina-bert-v2", "jina-bert-v3", "modern-bert", "neo-bert", "nomic-bert", "nomic-bert-moe", "t5encoder":

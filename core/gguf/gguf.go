@@ -2,8 +2,8 @@
 // file.
 //
 // It trusts nothing in the file: it checks counts, lengths, types and offsets against the file's
-// size. A file that passes cannot make a reader allocate more than its header is worth or look
-// beyond its end. It never reads tensor data.
+// size. A file that passes cannot make a reader allocate more than in proportion to its header, or
+// read beyond its end. It never reads tensor data.
 package gguf
 
 import (
@@ -24,16 +24,16 @@ const (
 	MaxArrayDepth    = 4
 )
 
-// File holds what a GGUF header says about a model. Numbers that the header does not give are 0.
+// File holds the facts in a model's GGUF header. Numbers missing from the header are 0.
 type File struct {
 	Version       int
-	Type          string // "adapter", "mmproj", "imatrix", …: what no worker can serve alone; "model" or empty: a model
+	Type          string // "adapter", "mmproj", "imatrix", …: no worker can serve it alone; "model" or empty: a model
 	Architecture  string // "llama"; empty only in a later part of a split model
 	Name          string
 	License       string
 	Quantization  string // "Q8_0", "Q4_K_M", …; empty only in a part without tensors
 	Parameters    int64  // elements of all tensors
-	ContextTokens int    // what the model was trained for
+	ContextTokens int    // context length that the model was trained for
 	Layers        int
 	Embedding     int
 	FeedForward   int // context length that the model was trained for
@@ -42,7 +42,7 @@ type File struct {
 	HeadDimK      int
 	HeadDimV      int
 	Vocab         int
-	Pooling       int // how a text's vectors become one, as llama.cpp numbers it; 0: the file says that they do not, or nothing
+	Pooling       int // how a text's vectors are pooled, in llama.cpp's numbering; 0: not pooled, or not given
 	ChatTemplate  string
 	Splits        int   // files that the model is split into; 0 or 1: this is the only one
 	SplitNo       int   // index of this part, from 0
@@ -52,19 +52,20 @@ type File struct {
 	Alignment     int
 
 	layerKVHeads []int             // per layer where the header gives a list
-	splitTensors int               // tensors of all parts together; 0: not said
+	splitTensors int               // tensors of all parts together; 0: not given
 	ofType       map[uint32]uint64 // bytes per tensor type
 }
 
 // Read reads and checks the header of a GGUF file of size bytes. It reads only the header, in
-// order, once. Bytes that are not a valid GGUF file of version 2 or 3 return core.Integrity, with a
-// sentence that says what is wrong. It wraps errors of r.
+// order, once. For bytes that are not a valid GGUF file of version 2 or 3, it returns
+// core.Integrity with a sentence that describes the problem. It wraps errors of r.
 func Read(r io.ReaderAt, size int64) (*File, error) {
 	p := &parser{in: newReader(r, size), size: uint64(max(size, 0)), alignment: defaultAlignment, keys: map[string]struct{}{}}
 	return p.file()
 }
 
-// Servable returns why a worker cannot serve the file as a model; nil: it can. Error: Unsupported.
+// Servable returns why a worker cannot serve the file as a model, or nil if it can. Error:
+// Unsupported.
 func (f *File) Servable() error {
 	var what string
 	beside := "the configuration of its worker type"
@@ -83,7 +84,7 @@ func (f *File) Servable() error {
 
 // Join returns the facts of a model that is split into several files, from all their headers in
 // order: those of the first, with the tensors of all. A single whole file joins to itself. It
-// returns core.Integrity for parts that do not belong together, are missing, or are out of order.
+// returns core.Integrity if parts do not belong together, are missing, or are out of order.
 func Join(parts ...*File) (*File, error) {
 	if len(parts) == 0 {
 		return nil, bad("there is no file")
@@ -121,10 +122,10 @@ func Join(parts ...*File) (*File, error) {
 	return &whole, nil
 }
 
-// sum returns a + b for numbers that are not negative, or the largest number where that overflows.
+// sum returns a + b for non-negative numbers, or the largest number on overflow.
 func sum(a, b int64) int64 { return int64(min(add(uint64(a), uint64(b)), math.MaxInt64)) }
 
-// mul returns a × b, or the largest number where that overflows.
+// mul returns a × b, or the largest number on overflow.
 func mul(a, b uint64) uint64 {
 	hi, lo := bits.Mul64(a, b)
 	if hi != 0 {
@@ -133,7 +134,7 @@ func mul(a, b uint64) uint64 {
 	return lo
 }
 
-// add returns a + b, or the largest number where that overflows.
+// add returns a + b, or the largest number on overflow.
 func add(a, b uint64) uint64 {
 	sum, carry := bits.Add64(a, b, 0)
 	if carry != 0 {

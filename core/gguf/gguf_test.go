@@ -132,8 +132,8 @@ func TestReadTiny(t *testing.T) {
 	must.Greater(t, info.Size(), f.EstimateBytes(1, 0))
 }
 
-// Read refuses every file of the corpus with a sentence that says what is wrong, and allocates no
-// more than for a sound header of that size.
+// Read refuses every file of the corpus with a sentence that describes the problem, and allocates
+// no more than for a sound header of that size.
 func TestMalformed(t *testing.T) {
 	corpus := badgguf.Corpus()
 	must.Between(t, 30, len(corpus), 200)
@@ -152,10 +152,11 @@ func TestMalformed(t *testing.T) {
 	}
 }
 
-// allocationLimit is twice what the header can be worth, and the reader's own buffers.
+// allocationLimit returns twice what a header of size bytes may need, plus the reader's own
+// buffers.
 func allocationLimit(size int) uint64 { return 2*uint64(size) + 256<<10 }
 
-// bytesAllocated returns how much f allocates, whatever it frees again. Nothing else may run.
+// bytesAllocated returns how much f allocates, including what is freed again. Nothing else may run.
 func bytesAllocated(f func()) uint64 {
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
@@ -164,7 +165,7 @@ func bytesAllocated(f func()) uint64 {
 	return after.TotalAlloc - before.TotalAlloc
 }
 
-// A file that is cut anywhere is refused: in its header, and in its tensors.
+// A file truncated anywhere is refused, in its header or in its tensors.
 func TestCutAnywhere(t *testing.T) {
 	t.Parallel()
 	good := badgguf.Good()
@@ -172,12 +173,12 @@ func TestCutAnywhere(t *testing.T) {
 		_, err := gguf.Read(bytes.NewReader(good[:n]), int64(n))
 		must.Eq(t, core.Integrity, core.KindOf(err), must.Sprintf("cut after %d of %d bytes", n, len(good)))
 	}
-	// The size is what counts, also where the reader has more.
+	// The given size applies, even if the reader has more.
 	_, err := gguf.Read(bytes.NewReader(good), int64(len(good)-1))
 	must.ErrorContains(t, err, "beyond the end of the file")
 }
 
-// endless is a file of any size that is the header's bytes and then one byte for ever.
+// endless is a file of any size: the header's bytes, then one repeated byte.
 type endless struct {
 	head []byte
 	rest byte
@@ -208,7 +209,7 @@ func TestHeaderLimit(t *testing.T) {
 	must.ErrorContains(t, err, "larger than 64 MiB")
 }
 
-// A few bytes that claim much must not make Read allocate much.
+// A few bytes that announce much must not make Read allocate much.
 func TestAllocation(t *testing.T) {
 	b := badgguf.File(badgguf.With(badgguf.GoodEntries(), "x", badgguf.List{Of: 8, Count: 1 << 60}), badgguf.GoodTensors(), badgguf.GoodData)
 	result := testing.Benchmark(func(b2 *testing.B) {
@@ -250,7 +251,7 @@ func TestJoin(t *testing.T) {
 	must.NoError(t, err)
 	must.Eq(t, one.EstimateBytes(1, 0), whole.EstimateBytes(1, 0))
 
-	parts := read(badgguf.Split()...) // the first holds the metadata alone
+	parts := read(badgguf.Split()...) // the first holds only the metadata
 	must.Len(t, 3, parts)
 	must.Eq(t, 0, parts[0].Tensors)
 	must.Eq(t, "", parts[1].Architecture)

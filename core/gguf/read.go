@@ -11,7 +11,7 @@ import (
 
 const (
 	defaultAlignment = 32
-	minKeyBytes      = 8 + 4 + 1     // key length, value type, the smallest value
+	minKeyBytes      = 8 + 4 + 1     // key length, value type, smallest value
 	minTensorBytes   = 8 + 4 + 4 + 8 // name length, dimensions, type, offset
 	maxTensorName    = 63            // engines refuse longer ones: GGML_MAX_NAME
 	maxDims          = 4             // GGML_MAX_DIMS
@@ -74,7 +74,7 @@ func (p *parser) metadataAndTensors() error {
 			return in.err
 		}
 	}
-	// the first of several files may hold only the metadata
+	// the first of several files may hold only metadata
 	if tensors == 0 && p.numbers["split.count"] < 2 {
 		return bad("it has no tensors")
 	}
@@ -314,7 +314,7 @@ func (p *parser) tensor(name string) (elements uint64, t uint32, offset uint64, 
 	return elements, t, offset, err
 }
 
-// dominating returns the name of the type that takes the most bytes.
+// dominating returns the name of the tensor type that takes the most bytes.
 func dominating(ofType map[uint32]uint64) string {
 	best := uint32(math.MaxUint32)
 	for t, n := range ofType {
@@ -322,11 +322,11 @@ func dominating(ofType map[uint32]uint64) string {
 			best = t
 		}
 	}
-	typ, _ := tensorTypeOf(best) // of no tensors: none
+	typ, _ := tensorTypeOf(best) // empty if there are no tensors
 	return typ.name
 }
 
-// numberSuffixes lists the wanted numbers, behind "<architecture>.".
+// numberSuffixes lists the wanted numbers, without the prefix "<architecture>.".
 var numberSuffixes = []string{
 	"context_length", "block_count", "embedding_length", "feed_forward_length", "vocab_size",
 	"attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.value_length",
@@ -355,7 +355,7 @@ func (p *parser) facts() error {
 	}
 	if f.Architecture == "" {
 		if f.SplitNo > 0 {
-			return nil // the first of the files has all facts
+			return nil // the first file has all facts
 		}
 		return bad("it does not say its architecture")
 	}
@@ -384,7 +384,7 @@ func (p *parser) facts() error {
 	f.Embedding = number(f.Architecture + ".embedding_length")
 	f.FeedForward, _ = perLayer("feed_forward_length")
 	if experts := mul(uint64(number(f.Architecture+".expert_used_count")), uint64(number(f.Architecture+".expert_feed_forward_length"))); experts <= maxFact {
-		f.FeedForward = max(f.FeedForward, int(experts)) // so many experts work side by side
+		f.FeedForward = max(f.FeedForward, int(experts)) // that many experts work in parallel
 	}
 	f.Heads, _ = perLayer("attention.head_count")
 	f.KVHeads, f.layerKVHeads = perLayer("attention.head_count_kv")
@@ -421,7 +421,8 @@ func (p *parser) facts() error {
 	return err
 }
 
-// asserted refuses what llama.cpp asserts of every model: it would end the process.
+// asserted refuses what llama.cpp asserts for every model: a failed assertion would end the
+// process.
 func (p *parser) asserted() error {
 	arch := p.out.Architecture
 	if _, given := p.keys[arch+".block_count"]; given && p.out.Layers == 0 {
@@ -449,7 +450,7 @@ func (p *parser) split() error {
 	return nil
 }
 
-// shown returns a name from the file for a message, short and printable.
+// shown returns a name from the file, short and printable, for a message.
 func shown(s string) string {
 	if len(s) > 80 {
 		s = s[:80] + "…"

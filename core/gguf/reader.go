@@ -11,7 +11,7 @@ import (
 
 const hint = "Fetch the model again from where it was published. If it is refused again, the published file itself is broken."
 
-// bad returns an error that says what is wrong with the file.
+// bad returns an error that describes what is wrong with the file.
 func bad(format string, args ...any) error {
 	return core.Errorf(core.Integrity, "not a sound GGUF file: "+format, args...).Hint(hint)
 }
@@ -20,11 +20,11 @@ func bad(format string, args ...any) error {
 // header's limit. It keeps its first error.
 type reader struct {
 	src   io.ReaderAt
-	pos   uint64 // of the next byte to hand out
+	pos   uint64 // position of the next byte to return
 	end   uint64
-	whole bool // the end is that of the file, not the header's limit
+	whole bool // end is the file's end, not the header's limit
 	buf   []byte
-	have  []byte // part of buf that was read but not handed out
+	have  []byte // part of buf that was read but not returned yet
 	err   error
 }
 
@@ -35,7 +35,7 @@ func newReader(src io.ReaderAt, size int64) *reader {
 	return r
 }
 
-// left returns how many bytes the header may still have.
+// left returns how many bytes remain for the header.
 func (r *reader) left() uint64 { return r.end - r.pos }
 
 // short records that the header is longer than its bounds.

@@ -7,8 +7,7 @@ import (
 	"github.com/shoenig/test/must"
 )
 
-// What a message or a list shows of a file is short, and of printable characters alone: it goes to
-// terminals.
+// Text from a file is shown short and with printable characters only: it goes to terminals.
 func TestShownText(t *testing.T) {
 	t.Parallel()
 	for in, want := range map[string]string{
@@ -29,8 +28,8 @@ func TestShownText(t *testing.T) {
 	}
 }
 
-// Of types that take as much, the one with the smaller number gives the model's name, whatever the
-// order of a map.
+// Of types that take equally many bytes, the one with the smaller number names the model's
+// quantization, whatever the order of a map.
 func TestDominating(t *testing.T) {
 	t.Parallel()
 	for range 50 {

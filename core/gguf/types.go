@@ -1,10 +1,11 @@
 package gguf
 
-// tensorType says how a tensor's elements are stored: blocks of so many elements in so many bytes.
+// tensorType describes how a tensor's elements are stored: in blocks of elements elements and bytes
+// bytes.
 type tensorType struct {
 	name     string
-	elements uint64 // of a block
-	bytes    uint64 // of a block
+	elements uint64 // per block
+	bytes    uint64 // per block
 }
 
 // tensorTypeOf returns the ggml tensor type with the number id. Numbers, names and sizes are those
@@ -55,7 +56,7 @@ var tensorTypes = [...]tensorType{
 	42: {"Q2_0", 64, 18},
 }
 
-// fileTypes names the values of general.file_type: enum llama_ftype in llama.h.
+// fileTypes names the values of general.file_type, enum llama_ftype in llama.h.
 var fileTypes = [...]string{
 	0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1",
 	10: "Q2_K", 11: "Q3_K_S", 12: "Q3_K_M", 13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K",
@@ -63,8 +64,7 @@ var fileTypes = [...]string{
 	28: "IQ2_S", 29: "IQ2_M", 30: "IQ4_XS", 31: "IQ1_M", 32: "BF16", 36: "TQ1_0", 37: "TQ2_0", 38: "MXFP4", 39: "NVFP4", 40: "Q1_0", 41: "Q2_0",
 }
 
-// fileTypeGuessed is set in general.file_type when a tool has guessed the type:
-// LLAMA_FTYPE_GUESSED.
+// fileTypeGuessed is set in general.file_type if a tool guessed the type: LLAMA_FTYPE_GUESSED.
 const fileTypeGuessed = 1024
 
 func fileTypeName(t uint64) string {

@@ -6,8 +6,7 @@ import (
 	"github.com/shoenig/test/must"
 )
 
-// The bits of an element, scales included, are those of llama.cpp's documentation of its tensor
-// encodings.
+// The bits per element, scales included, match llama.cpp's documentation of its tensor encodings.
 func TestTensorTypes(t *testing.T) {
 	t.Parallel()
 	bits := map[string]float64{

@@ -21,9 +21,9 @@ func groupMemory() (limit, used int64, ok bool) {
 	return groupMemoryOf(string(own), "/sys/fs/cgroup")
 }
 
-// groupMemoryOf reads the limits of the groups that own, as in /proc/self/cgroup, names below root:
-// those of version 2, and of the memory controller of version 1. A limit counts wherever it is set
-// on the way up, and the tightest room wins.
+// groupMemoryOf reads the limits of the groups that own, in the format of /proc/self/cgroup, names
+// below root: those of version 2, and of the memory controller of version 1. A limit counts at any
+// level on the way up, and the tightest one applies.
 func groupMemoryOf(own, root string) (limit, used int64, ok bool) {
 	v1 := groupFiles{"memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"}
 	v2 := groupFiles{"memory.max", "memory.current", "inactive_file"}
@@ -71,7 +71,7 @@ func readBytes(path string) (int64, bool) {
 }
 
 func statBytes(path, key string) int64 {
-	b, _ := os.ReadFile(path) // where there is none, nothing is known to be reclaimable
+	b, _ := os.ReadFile(path) // without it, nothing is known to be reclaimable
 	for line := range strings.Lines(string(b)) {
 		if v, found := strings.CutPrefix(line, key+" "); found {
 			n, err := strconv.ParseInt(strings.TrimSpace(v), 10, 64)

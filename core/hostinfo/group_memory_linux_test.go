@@ -47,7 +47,7 @@ func TestGroupMemory(t *testing.T) {
 	}
 }
 
-// What a control group leaves is never more than the machine has, nor less than nothing.
+// The memory that a control group leaves is never more than the machine has, and never negative.
 func TestMemoryWithin(t *testing.T) {
 	t.Parallel()
 	m := Memory{TotalBytes: 1000, AvailableBytes: 600}

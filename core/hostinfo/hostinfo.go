@@ -49,7 +49,7 @@ func Read(ctx context.Context, dir string) (Host, error) {
 	if h.Memory, err = ReadMemory(ctx); err != nil {
 		return Host{}, err
 	}
-	// 0 where they are not known
+	// 0 if unknown
 	if h.LogicalCPUs, _ = cpu.CountsWithContext(ctx, true); h.LogicalCPUs < 1 {
 		h.LogicalCPUs = runtime.NumCPU()
 	}
@@ -81,7 +81,7 @@ func ReadMemory(ctx context.Context) (Memory, error) {
 	return m, nil
 }
 
-// within returns the memory that a control group with this limit and use leaves.
+// within returns the memory that a control group with this limit and usage leaves available.
 func (m Memory) within(limit, used int64) Memory {
 	if limit < m.TotalBytes {
 		m.TotalBytes = limit

@@ -14,18 +14,18 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// Identity tells a process from every other that ever had or will have its pid. It is comparable
-// and survives JSON.
+// Identity distinguishes a process from every other process that has had or will have its pid. It
+// is comparable and survives JSON.
 type Identity struct {
 	PID int `json:"pid"`
 	// Start is the start time: clock ticks since boot on Linux, milliseconds since 1970 elsewhere.
 	Start uint64 `json:"start"`
-	// BootID names the boot that Start counts from; empty where Start needs none.
+	// BootID names the boot that Start counts from; empty if Start needs none.
 	BootID string `json:"boot_id,omitempty"`
 }
 
-// Identify returns the identity of the process that has pid now. A process that has ended but was
-// not collected yet counts as gone. Errors: NotFound.
+// Identify returns the identity of the process that has pid now. A zombie counts as exited. Errors:
+// NotFound.
 func Identify(pid int) (Identity, error) {
 	if pid <= 0 {
 		return Identity{}, gone(pid)
@@ -46,16 +46,16 @@ func (id Identity) Alive() bool {
 	return err == nil && now == id
 }
 
-// Process is a held process: a signal through it reaches the identified process or none. Close it.
-// Methods may be called concurrently.
+// Process is a process handle: a signal through it reaches the identified process or none. The
+// caller closes it. Methods may be called concurrently.
 type Process struct {
 	id   Identity
 	held *os.Process
 }
 
-// Open holds the identified process. Errors: NotFound if it is gone or its pid now belongs to
-// another process; Forbidden for a process that must never be signalled: the first one, this one,
-// its parent, one of a user that is neither this process's nor among users.
+// Open opens a handle to the identified process. Errors: NotFound if it has exited or its pid now
+// belongs to another process; Forbidden for a process that must never be signalled: pid 1, this
+// process, its parent, or one of a user that is neither this process's nor among users.
 func Open(id Identity, users ...uint32) (*Process, error) {
 	if id.PID <= 1 || id.PID == os.Getpid() || id.PID == os.Getppid() {
 		return nil, core.Errorf(core.Forbidden, "open process: process %d is not one that may be signalled", id.PID)
@@ -64,8 +64,8 @@ func Open(id Identity, users ...uint32) (*Process, error) {
 	if err != nil {
 		return nil, gone(id.PID)
 	}
-	// Check the pid again: only with the process held does it prove which process the handle
-	// reaches.
+	// Check the pid again: only while the handle is open does this prove which process it refers
+	// to.
 	now, err := Identify(id.PID)
 	if err == nil && now != id {
 		err = core.Errorf(core.NotFound, "open process: process %d is another one by now: it started at another time", id.PID)
@@ -85,7 +85,7 @@ func (p *Process) Identity() Identity { return p.id }
 // Alive reports whether the process still runs.
 func (p *Process) Alive() bool { return p.id.Alive() }
 
-// Signal sends sig to the process alone. Errors: NotFound when it has ended.
+// Signal sends sig to the process alone. Errors: NotFound if it has exited.
 func (p *Process) Signal(sig syscall.Signal) error {
 	if !exactHandles && !p.id.Alive() {
 		return gone(p.id.PID)
@@ -93,7 +93,7 @@ func (p *Process) Signal(sig syscall.Signal) error {
 	return p.signalled(p.held.Signal(sig))
 }
 
-// SignalGroup sends sig to the process and its whole group. Errors: NotFound if it has ended;
+// SignalGroup sends sig to the process and its whole group. Errors: NotFound if it has exited;
 // Forbidden if it does not lead its group, since the signal would hit unrelated processes.
 func (p *Process) SignalGroup(sig syscall.Signal) error {
 	if !p.id.Alive() {
@@ -109,10 +109,10 @@ func (p *Process) SignalGroup(sig syscall.Signal) error {
 	return p.signalled(signalGroup(p.held, p.id, sig))
 }
 
-// KillGroup kills the process and its whole group at once. Errors as SignalGroup.
+// KillGroup kills the process and its whole group at once. Errors: as for SignalGroup.
 func (p *Process) KillGroup() error { return p.SignalGroup(syscall.SIGKILL) }
 
-// Close releases the handle; the process goes on.
+// Close releases the handle; the process keeps running.
 func (p *Process) Close() error { return p.held.Release() }
 
 func (p *Process) signalled(err error) error {
@@ -133,7 +133,7 @@ type Usage struct {
 	MemoryBytes int64 // resident set, the process and its descendants
 	// of one core, the process and its descendants, over the life of the process
 	CPUPercent float64
-	CPUTime    time.Duration // that the process and its descendants have used
+	CPUTime    time.Duration // used by the process and its descendants
 }
 
 // Details is Usage with further facts about one process.
@@ -144,14 +144,14 @@ type Details struct {
 	Sockets     []string // paths of its unix sockets, ascending
 }
 
-// ReadUsage returns the resource use of the identified process. Errors: NotFound if it is gone.
+// ReadUsage returns the resource use of the identified process. Errors: NotFound if it has exited.
 func ReadUsage(ctx context.Context, id Identity) (Usage, error) {
 	u, _, err := usage(ctx, id)
 	return u, err
 }
 
 // ReadDetails returns facts about the identified process and its resource use. Errors: NotFound if
-// it is gone.
+// it has exited.
 func ReadDetails(ctx context.Context, id Identity) (Details, error) {
 	u, family, err := usage(ctx, id)
 	if err != nil {
@@ -209,7 +209,7 @@ func usage(ctx context.Context, id Identity) (Usage, []*process.Process, error) 
 			u.CPUPercent = 100 * busy / age
 		}
 	}
-	// The values belong to the identity only if the pid did so all the time.
+	// The values belong to the identity only if the pid belonged to it all the time.
 	if !id.Alive() {
 		return Usage{}, nil, gone(id.PID)
 	}

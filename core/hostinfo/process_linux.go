@@ -19,7 +19,7 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// exactHandles says that os.FindProcess holds the process itself (a pidfd), not only its number.
+// exactHandles reports that os.FindProcess holds the process itself (a pidfd), not only its number.
 const exactHandles = true
 
 // stat holds the needed fields of /proc/<pid>/stat; see proc_pid_stat(5).
@@ -27,10 +27,10 @@ type stat struct {
 	state  byte   // field 3
 	parent int    // field 4
 	group  int    // field 5
-	kernel bool   // field 9 has PF_KTHREAD: it has no program
+	kernel bool   // field 9 has PF_KTHREAD: a kernel thread, without a program
 	start  uint64 // field 22, clock ticks since boot
-	// Fields 50 and 51: where the environment begins and ends. The end is 0 for a kernel thread,
-	// while a program is being replaced, and for another user's process.
+	// Fields 50 and 51: where the environment begins and ends in memory. The end is 0 for a kernel
+	// thread, while a program is being replaced, and for another user's process.
 	envStart, envEnd uint64
 }
 
@@ -45,8 +45,8 @@ func readStat(pid int) (stat, error) {
 }
 
 func parseStat(b []byte) (stat, error) {
-	// The command name stands in parentheses and may contain anything, parentheses too: the last
-	// one closes it.
+	// The command name is enclosed in parentheses and may contain anything, even parentheses: the
+	// last one closes it.
 	end := bytes.LastIndexByte(b, ')')
 	if end < 0 {
 		return stat{}, errors.New("process status has no command name")
@@ -91,7 +91,7 @@ func identify(pid int) (id Identity, ended bool, err error) {
 }
 
 // ownUser refuses a process of a user that is neither this process's nor among others. The
-// operating system does not refuse it for the superuser, who may signal any process.
+// operating system does not do so for the superuser, who may signal any process.
 func ownUser(pid int, others []uint32) error {
 	b, err := os.ReadFile(procFile(pid, "status"))
 	if err != nil {
@@ -123,8 +123,8 @@ func effectiveUser(status []byte) (uid uint32, ok bool) {
 	return 0, false
 }
 
-// signalGroup signals exactly the group of the held process on Linux 6.9 and later. Earlier
-// versions identify groups only by number.
+// signalGroup signals exactly the group of the held process on Linux 6.9 and later. Earlier kernels
+// identify groups only by number.
 func signalGroup(held *os.Process, id Identity, sig syscall.Signal) error {
 	const (
 		pidfdSendSignal = 424 // the same on every architecture
@@ -143,13 +143,13 @@ func signalGroup(held *os.Process, id Identity, sig syscall.Signal) error {
 	return err
 }
 
-// cannotByHandle reports whether the error says that this kernel knows no groups by handle. No
-// other error may lead to a signal by number: the number may be another group's by now.
+// cannotByHandle reports whether the error means that this kernel cannot signal groups by handle.
+// No other error may lead to a signal by number: the number may belong to another group by now.
 func cannotByHandle(err error) bool {
 	return errors.Is(err, syscall.EINVAL) || errors.Is(err, syscall.ENOSYS) || errors.Is(err, os.ErrNoHandle)
 }
 
-// descendants returns the processes that p started, directly or not, and those of its group.
+// descendants returns the processes that p started, directly or indirectly, and those of its group.
 func descendants(ctx context.Context, p *process.Process) []*process.Process {
 	stats := allStats()
 	family := map[int]bool{int(p.Pid): true}
@@ -172,7 +172,7 @@ func descendants(ctx context.Context, p *process.Process) []*process.Process {
 }
 
 func allStats() map[int]stat {
-	entries, _ := os.ReadDir("/proc") // where there is none, no process can be told
+	entries, _ := os.ReadDir("/proc") // without it, no process can be found
 	out := make(map[int]stat, len(entries))
 	for _, e := range entries {
 		pid, err := strconv.Atoi(e.Name())
@@ -187,10 +187,10 @@ func allStats() map[int]stat {
 }
 
 // KillMarked kills every process of this user, or of one of users, that was started with the
-// environment entry mark, "NAME=value", and returns their pids, ascending. It finds what a dead
-// process left behind, also processes that changed their group or session. A mark must be unique to
-// its owner. It finds nothing where the operating system does not show environments. Errors:
-// Invalid for a mark without a value.
+// environment entry mark, "NAME=value", and returns their pids, ascending. It also finds processes
+// left behind by an exited one, and those that changed their group or session. A mark must be
+// unique to its owner. It finds nothing if the operating system hides environments. Errors: Invalid
+// for a mark without a value.
 func KillMarked(mark string, users ...uint32) ([]int, error) {
 	if name, value, ok := strings.Cut(mark, "="); !ok || name == "" || value == "" {
 		return nil, core.Errorf(core.Invalid, "kill leftovers: %q marks nothing", mark)
@@ -205,16 +205,16 @@ func KillMarked(mark string, users ...uint32) ([]int, error) {
 	return slices.Sorted(maps.Keys(killed)), nil
 }
 
-// Replacing a program takes less than a millisecond, or a few when its file has to be read first:
-// 0.1 s in all is ample.
+// Replacing a program takes less than a millisecond, or a few if its file must be read first: 0.1 s
+// in all is ample.
 const (
 	looks     = 50
 	lookAgain = 2 * time.Millisecond
 )
 
-// killMarked kills processes that have the mark and are not in killed, and adds them there. It
-// reports whether to look again: a killed process may have started another one meanwhile, and a
-// process whose program is being replaced shows its mark only afterwards.
+// killMarked kills processes that have the mark and are not in killed, and adds them to killed. It
+// reports whether to look again: a killed process may have started another one in the meantime, and
+// a process whose program is being replaced shows its mark only afterwards.
 func killMarked(mark string, users []uint32, killed map[int]bool) (again bool) {
 	for pid, s := range allStats() {
 		if s.kernel || killed[pid] {
@@ -229,8 +229,9 @@ func killMarked(mark string, users []uint32, killed map[int]bool) (again bool) {
 	return again
 }
 
-// killStarted kills the process with the pid if it is the one that was started then: if it was so
-// at the first look and is so while it is held, what was read of it in between was its own.
+// killStarted kills the process with the pid if it still has the start time from the first look. If
+// it has both then and while its handle is open, everything read about the pid in between was about
+// this process.
 func killStarted(pid int, start uint64, users []uint32) bool {
 	id, err := Identify(pid)
 	if err != nil || id.Start != start {
@@ -244,13 +245,13 @@ func killStarted(pid int, start uint64, users []uint32) bool {
 	return p.Signal(syscall.SIGKILL) == nil
 }
 
-// marked reports whether a process has the mark. It is unknown while the process's program is being
-// replaced, because its environment then reads as empty.
+// marked reports whether a process has the mark. known is false while the process's program is
+// being replaced, because its environment then reads as empty.
 func marked(pid int, mark string) (has, known bool) {
 	for range looks {
 		env, err := os.ReadFile(procFile(pid, "environ"))
 		if err != nil {
-			return false, true // it is gone, or another user's
+			return false, true // it has exited, or belongs to another user
 		}
 		if has, known := shows(env, mark); known {
 			return has, true
@@ -261,14 +262,14 @@ func marked(pid int, mark string) (has, known bool) {
 		case s.envEnd == 0:
 			return false, false
 		case s.envEnd == s.envStart:
-			return false, true // it has none
+			return false, true // it has no environment
 		}
-		// The new program has been in place since.
+		// By now the new program is in place.
 	}
 	return false, false
 }
 
-// shows reports whether an environment has the mark. An empty one does not tell.
+// shows reports whether an environment has the mark. An empty one does not tell: known is false.
 func shows(env []byte, mark string) (has, known bool) {
 	for entry := range bytes.SplitSeq(env, []byte{0}) {
 		if string(entry) == mark {

@@ -49,7 +49,7 @@ func TestParseStat(t *testing.T) {
 	must.False(t, stat{state: 'S'}.ended())
 }
 
-// A process without an environment has no mark, and that is known.
+// A process without an environment is known to have no mark.
 func TestMarked(t *testing.T) {
 	t.Parallel()
 	cmd, _ := child(t, nil, []string{"RBEE_TEST_MARK=a"}, "sleep", "60")
@@ -76,7 +76,7 @@ func TestMarked(t *testing.T) {
 		"ended":          {ended.Process.Pid, "RBEE_TEST_MARK=a", false, true},
 		"no process":     {1 << 30, "RBEE_TEST_MARK=a", false, true},
 	} {
-		// Until the program is in place, the environment is that of this process, or not there.
+		// Until the program is in place, the environment is that of this process, or missing.
 		eventually(t, func() bool {
 			has, known := marked(tt.pid, tt.mark)
 			return has == tt.has && known == tt.known
@@ -86,7 +86,7 @@ func TestMarked(t *testing.T) {
 	}
 }
 
-// A group is signalled by its number only where the kernel cannot do better.
+// A group is signalled by its number only if the kernel cannot do better.
 func TestCannotByHandle(t *testing.T) {
 	t.Parallel()
 	for err, want := range map[error]bool{
@@ -102,7 +102,7 @@ func TestCannotByHandle(t *testing.T) {
 	must.NoError(t, held.Release())
 }
 
-// A process belongs to the user that it acts as, not to whom it could become.
+// A process belongs to its effective user.
 func TestOwnUser(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]int{
@@ -119,8 +119,8 @@ func TestOwnUser(t *testing.T) {
 	must.Eq(t, core.NotFound, core.KindOf(ownUser(1<<30, nil)))
 }
 
-// An environment that reads as empty does not say that there is no mark: its program may be on the
-// way.
+// An environment that reads as empty does not prove that there is no mark: its program may still be
+// loading.
 func TestShows(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
@@ -139,7 +139,7 @@ func TestShows(t *testing.T) {
 	}
 }
 
-// A process that has the number by now is not the one whose mark was read.
+// A process that has since taken the pid is not the one whose mark was read.
 func TestKillStarted(t *testing.T) {
 	t.Parallel()
 	cmd, _ := child(t, nil, nil, "sleep", "60")
@@ -147,14 +147,14 @@ func TestKillStarted(t *testing.T) {
 	must.False(t, killStarted(id.PID, id.Start+1, nil))
 	must.False(t, killStarted(id.PID, id.Start-1, nil))
 	must.False(t, killStarted(1<<30, id.Start, nil))
-	must.False(t, killStarted(os.Getppid(), identityOf(t, os.Getppid()).Start, nil)) // never this one
+	must.False(t, killStarted(os.Getppid(), identityOf(t, os.Getppid()).Start, nil)) // never its parent
 	must.True(t, id.Alive())
 	must.True(t, killStarted(id.PID, id.Start, nil))
 	must.Error(t, cmd.Wait())
 }
 
-// A refused process is not held, and those that were killed are let go. Not parallel: it counts
-// handles of the whole process.
+// A refused process is not held, and the handles of killed ones are closed. Not parallel: it counts
+// the handles of the whole process.
 func TestHandlesAreClosed(t *testing.T) {
 	handles := func() (n int) {
 		entries, err := os.ReadDir("/proc/self/fd")

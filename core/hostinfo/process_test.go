@@ -38,7 +38,7 @@ func child(t *testing.T, attr *syscall.SysProcAttr, env []string, name string, a
 	must.NoError(t, err)
 	must.NoError(t, cmd.Start())
 	t.Cleanup(func() {
-		if cmd.ProcessState == nil { // not collected, so the number is still its own
+		if cmd.ProcessState == nil { // not collected yet, so it still has its number
 			_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
 		}
 		_ = cmd.Wait()
@@ -95,7 +95,7 @@ func TestSignalReachesTheProcess(t *testing.T) {
 
 func TestAnotherProcessIsRefusedAndGetsNoSignal(t *testing.T) {
 	t.Parallel()
-	// The shell reports every signal, so silence proves that there was none.
+	// The shell reports every signal, so silence proves that none arrived.
 	cmd, out := child(t, nil, nil, "sh", "-c", `trap 'echo signal' TERM INT HUP; echo up; while :; do sleep 60 & wait; done`)
 	stdout := bufio.NewScanner(out)
 	must.True(t, stdout.Scan())
@@ -115,7 +115,7 @@ func TestAnotherProcessIsRefusedAndGetsNoSignal(t *testing.T) {
 		must.Eq(t, core.NotFound, core.KindOf(err), must.Sprint(name))
 	}
 	must.True(t, own.Alive())
-	// The right identity gets the signal, which shows that the silence before meant something.
+	// The right identity gets the signal, which shows that the earlier silence is significant.
 	p, err := Open(own)
 	must.NoError(t, err)
 	defer p.Close()
@@ -153,7 +153,7 @@ func TestEndedProcessIsGoneBeforeItIsCollected(t *testing.T) {
 	_, err := io.ReadAll(out) // ends with the process, which stays a zombie until Wait
 	must.NoError(t, err)
 	eventually(t, func() bool { _, err := Identify(cmd.Process.Pid); return err != nil })
-	must.NoError(t, syscall.Kill(cmd.Process.Pid, 0)) // the number is still taken
+	must.NoError(t, syscall.Kill(cmd.Process.Pid, 0)) // the number is still in use
 	_, err = Identify(cmd.Process.Pid)
 	must.Eq(t, core.NotFound, core.KindOf(err))
 	must.NoError(t, cmd.Wait())
@@ -163,13 +163,13 @@ func TestEndedProcessIsGoneBeforeItIsCollected(t *testing.T) {
 
 func TestKillGroup(t *testing.T) {
 	t.Parallel()
-	// Neither of them listens to a milder signal.
+	// Neither of them reacts to a milder signal.
 	cmd, out := child(t, nil, nil, "sh", "-c", "trap '' TERM INT HUP; sleep 60 & echo $!; wait")
 	grandchild, err := strconv.Atoi(line(t, out))
 	must.NoError(t, err)
 	small := identityOf(t, grandchild)
 
-	// One that does not lead its group is refused: the group is its parent's.
+	// A process that does not lead its group is refused: the group is its parent's.
 	held, err := Open(small)
 	must.NoError(t, err)
 	must.Eq(t, core.Forbidden, core.KindOf(held.KillGroup()))
@@ -184,7 +184,7 @@ func TestKillGroup(t *testing.T) {
 	eventually(t, func() bool { return !small.Alive() })
 }
 
-// The group of a process that has ended is not signalled any more, even if others are left in it.
+// The group of an exited process is not signalled, even if others remain in it.
 func TestGroupOfAnEndedProcess(t *testing.T) {
 	t.Parallel()
 	cmd, out := child(t, nil, nil, "sh", "-c", "sleep 60 & echo $!")
@@ -226,8 +226,8 @@ func TestKillMarkedFindsWhatLeftItsSession(t *testing.T) {
 }
 
 // While the program of a process is being replaced, its environment reads as empty: KillMarked
-// looks again. Every try starts one that replaces its program twice, and looks in the midst of
-// that; before it looked again, one try in a hundred missed it.
+// looks again. Each try starts a process that replaces its program twice, and looks in the middle
+// of that. Before KillMarked looked again, one try in a hundred missed the process.
 func TestKillMarkedFindsWhatReplacesItsProgram(t *testing.T) {
 	t.Parallel()
 	for try := range 60 {
@@ -238,7 +238,7 @@ func TestKillMarkedFindsWhatReplacesItsProgram(t *testing.T) {
 		killed, err := KillMarked(mark)
 		must.NoError(t, err)
 		must.SliceContains(t, killed, pid, must.Sprint("try ", try))
-		_ = cmd.Wait() // it was killed, or ended because its child was
+		_ = cmd.Wait() // it was killed, or exited because its child was
 	}
 }
 
@@ -259,14 +259,14 @@ func TestReadDetails(t *testing.T) {
 	family := d.MemoryBytes
 	p, err := Open(identityOf(t, grandchild))
 	must.NoError(t, err)
-	must.NoError(t, p.Signal(syscall.SIGSTOP)) // alive, but still; its memory counts
+	must.NoError(t, p.Signal(syscall.SIGSTOP)) // alive but stopped; its memory counts
 	must.NoError(t, p.Close())
 	u, err := ReadUsage(t.Context(), identityOf(t, grandchild))
 	must.NoError(t, err)
 	must.Less(t, family, u.MemoryBytes)
 }
 
-// The work of child processes counts as the parent's own.
+// The CPU time of child processes counts as the parent's own.
 func TestUsageCountsChildren(t *testing.T) {
 	t.Parallel()
 	cmd, out := child(t, nil, nil, "sh", "-c", `sh -c 'while :; do :; done' & echo $!; wait`)
@@ -283,7 +283,7 @@ func TestUsageCountsChildren(t *testing.T) {
 	must.NoError(t, p.Close())
 }
 
-// The processor's share is that of one processor since the process began.
+// CPUPercent relates to one processor, since the process began.
 func TestCPUPercent(t *testing.T) {
 	t.Parallel()
 	self := identityOf(t, os.Getpid())
@@ -293,11 +293,11 @@ func TestCPUPercent(t *testing.T) {
 		ended := time.Now()
 		must.NoError(t, err)
 		if u.CPUTime == 0 {
-			return false // its clock is coarse
+			return false // the clock is coarse
 		}
 		percent := func(at time.Time) float64 { return 100 * u.CPUTime.Seconds() / at.Sub(u.StartedAt).Seconds() }
 		must.Between(t, percent(ended)*0.9999, u.CPUPercent, percent(began)*1.0001)
-		return percent(began) < 1.05*percent(ended) // else it tells little
+		return percent(began) < 1.05*percent(ended) // otherwise the bounds are too loose
 	})
 }
 
@@ -312,7 +312,7 @@ func TestUsageCountsTheKernel(t *testing.T) {
 	})
 }
 
-// A handle that was closed reaches nobody.
+// A closed handle reaches no process.
 func TestClosedHandle(t *testing.T) {
 	t.Parallel()
 	cmd, _ := child(t, nil, nil, "sleep", "60")
@@ -329,7 +329,7 @@ func TestClosedHandle(t *testing.T) {
 func TestReadDetailsShowsSockets(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	for i := range 10 { // not in the order of their names
+	for i := range 10 { // not in alphabetical order
 		path := filepath.Join(dir, strconv.Itoa(i*7%10))
 		l, err := net.Listen("unix", path)
 		must.NoError(t, err)
@@ -351,7 +351,7 @@ func TestReadDetailsShowsSockets(t *testing.T) {
 	must.SliceNotContains(t, d.Sockets, "")
 }
 
-// Descendants count however deep they are, also where each is in a session of its own.
+// Descendants count at any depth, even if each is in its own session.
 func TestUsageCountsDescendants(t *testing.T) {
 	t.Parallel()
 	const depth = 6
@@ -371,7 +371,7 @@ func TestUsageCountsDescendants(t *testing.T) {
 	must.True(t, slices.IsSorted(d.Children))
 }
 
-// A process of the group counts although the one that started it has ended.
+// A process of the group counts although the process that started it has exited.
 func TestUsageCountsTheGroup(t *testing.T) {
 	t.Parallel()
 	cmd, out := child(t, nil, nil, "sh", "-c", `sh -c 'sleep 60 & echo $!'; echo ended; sleep 60`)
@@ -399,7 +399,7 @@ func TestReadHost(t *testing.T) {
 	must.Error(t, err)
 }
 
-// What a machine does not tell is not made up: it has as many cores as threads.
+// Missing facts are not invented: a machine without core counts has as many cores as threads.
 func TestReadHostThatTellsLittle(t *testing.T) {
 	t.Parallel()
 	if runtime.GOOS != "linux" {
@@ -423,7 +423,7 @@ func TestReadHostThatTellsLittle(t *testing.T) {
 	must.Eq(t, runtime.NumCPU(), h.LogicalCPUs)
 	must.Eq(t, h.LogicalCPUs, h.PhysicalCPUs)
 
-	// Two threads of one core, and how busy it is.
+	// Two threads of one core, with its load.
 	const cpus = "processor: %d\nphysical id: 0\ncore id: 0\ncpu cores: 1\n\n"
 	must.NoError(t, os.WriteFile(filepath.Join(proc, "loadavg"), []byte("0.25 0.50 0.75 1/2 3\n"), 0o600))
 	for threads := 1; threads < 3; threads++ {
@@ -452,7 +452,7 @@ func TestClamp(t *testing.T) {
 	must.Eq(t, int64(math.MaxInt64), clamp(math.MaxUint64))
 }
 
-// eventually waits for what the operating system does in its own time.
+// eventually waits for something that the operating system does asynchronously.
 func eventually(t *testing.T, ok func() bool) {
 	t.Helper()
 	tick := time.NewTicker(2 * time.Millisecond)

@@ -14,12 +14,12 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// insideVariable makes the test binary the first process of a namespace of process numbers.
+// insideVariable makes the test binary the first process of a pid namespace.
 const insideVariable = "RBEE_TEST_PID_NAMESPACE"
 
-// FAULTS C-31: a worker ends, and its number is given to another process, which must never be
-// signalled. Numbers are only given again at once where one can say which comes next: in a
-// namespace of one's own.
+// FAULTS C-31: a worker exits, and its pid is reused by another process, which must never be
+// signalled. Immediate reuse is possible only where the next pid can be chosen: in a separate pid
+// namespace.
 func TestReusedPidIsNeverSignalled(t *testing.T) {
 	if os.Getenv(insideVariable) != "" {
 		reusedPid(t)
@@ -45,7 +45,7 @@ func reusedPid(t *testing.T) {
 	must.NoError(t, syscall.Mount("", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, ""))
 	must.NoError(t, syscall.Mount("proc", "/proc", "proc", 0, ""))
 
-	// The next process gets the same number, and tells every signal that it hears.
+	// The next process gets the same pid, and reports every signal that it receives.
 	old, stranger, lines := reuse(t)
 
 	must.False(t, old.Alive())
@@ -57,14 +57,14 @@ func reusedPid(t *testing.T) {
 	_, err = ReadDetails(t.Context(), old)
 	must.Eq(t, core.NotFound, core.KindOf(err))
 
-	// The first stranger is still there and has heard nothing so far.
+	// The stranger is still running and has received no signal so far.
 	must.NoError(t, stranger.Process.Signal(syscall.SIGUSR1))
 	must.True(t, lines.Scan())
 	must.Eq(t, "signal", lines.Text())
 }
 
-// reuse ends a process and starts another one that has its number. A thread of this process may be
-// faster, and keeps the number then: another try.
+// reuse kills a process and starts another one that gets its pid. If a thread of this process takes
+// the pid first, it tries again.
 func reuse(t *testing.T) (old Identity, stranger *exec.Cmd, lines *bufio.Scanner) {
 	t.Helper()
 	for range 200 {
@@ -76,7 +76,7 @@ func reuse(t *testing.T) (old Identity, stranger *exec.Cmd, lines *bufio.Scanner
 		cmd, out := child(t, nil, nil, "sh", "-c", `trap 'echo signal' TERM INT HUP USR1; echo up; while :; do sleep 60 & wait; done`)
 		lines = bufio.NewScanner(out)
 		must.True(t, lines.Scan())
-		// not within the same tick of the clock
+		// not started within the same clock tick
 		if cmd.Process.Pid == old.PID && identityOf(t, cmd.Process.Pid) != old {
 			return old, cmd, lines
 		}
