@@ -6,8 +6,8 @@ import (
 	"strings"
 )
 
-// The capabilities of a worker that a request can need. Package sdk/worker has the same names;
-// plugins may have others.
+// The capabilities of a worker that a request can need. Package sdk/worker uses the same names;
+// plugins may define others.
 const (
 	CapabilityChat        = "chat"
 	CapabilityCompletions = "completions"
@@ -36,12 +36,12 @@ const (
 	maxCapabilityBytes = 32
 )
 
-// Capabilities are what a worker can do with its model: names in order, each once, with spaces
-// between them, so that workers can be compared. In JSON they are a list. CapabilitiesOf makes
-// them. Empty: the worker does not say, and may be asked for anything.
+// Capabilities are what a worker can do with its model: sorted unique names separated by spaces, so
+// that workers can be compared. In JSON they are a list. CapabilitiesOf makes them. Empty: the
+// worker does not report any, and may be asked for anything.
 type Capabilities string
 
-// CapabilitiesOf returns the well-formed names of a list, at most MaxCapabilities of them.
+// CapabilitiesOf returns the valid names in a list, at most MaxCapabilities of them.
 func CapabilitiesOf(list []string) Capabilities {
 	names := make([]string, 0, min(len(list), MaxCapabilities))
 	for _, name := range list {
@@ -57,7 +57,7 @@ func CapabilitiesOf(list []string) Capabilities {
 }
 
 // ValidCapability reports whether name may be the name of a capability: lower-case letters, digits
-// and _, at most 32 of them.
+// and _, at most 32 characters.
 func ValidCapability(name string) bool {
 	return name != "" && len(name) <= maxCapabilityBytes && strings.Trim(name, "abcdefghijklmnopqrstuvwxyz0123456789_") == ""
 }
@@ -70,7 +70,7 @@ func (c Capabilities) List() []string {
 	return strings.Split(string(c), " ")
 }
 
-// With returns those of c and of o.
+// With returns the union of c and o.
 func (c Capabilities) With(o Capabilities) Capabilities {
 	if o == "" || c == o {
 		return c
@@ -78,7 +78,7 @@ func (c Capabilities) With(o Capabilities) Capabilities {
 	return CapabilitiesOf(append(c.List(), o.List()...))
 }
 
-// Has reports whether name is among them. It allocates nothing.
+// Has reports whether name is among the capabilities. It does not allocate.
 func (c Capabilities) Has(name string) bool {
 	for rest := string(c); rest != ""; {
 		var next string
@@ -89,7 +89,8 @@ func (c Capabilities) Has(name string) bool {
 	return false
 }
 
-// Lacks returns the first of needs that is not among them; empty: none, or nothing is said.
+// Lacks returns the first of needs that is missing; empty if none is, or if no capabilities are
+// reported.
 func (c Capabilities) Lacks(needs []string) string {
 	if c == "" {
 		return ""
@@ -102,7 +103,7 @@ func (c Capabilities) Lacks(needs []string) string {
 	return ""
 }
 
-// MarshalJSON writes a list.
+// MarshalJSON encodes the names as a list.
 func (c Capabilities) MarshalJSON() ([]byte, error) {
 	list := c.List()
 	if list == nil {
@@ -111,7 +112,7 @@ func (c Capabilities) MarshalJSON() ([]byte, error) {
 	return json.Marshal(list)
 }
 
-// UnmarshalJSON reads a list.
+// UnmarshalJSON decodes a list of names.
 func (c *Capabilities) UnmarshalJSON(b []byte) error {
 	var list []string
 	if err := json.Unmarshal(b, &list); err != nil {

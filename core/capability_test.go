@@ -20,7 +20,7 @@ func TestCapabilities(t *testing.T) {
 	must.False(t, c.Has(""))
 	must.Eq(t, "vision", c.Lacks([]string{"chat", "vision"}))
 	must.Eq(t, "", c.Lacks([]string{"chat", "tools"}))
-	must.Eq(t, "", core.Capabilities("").Lacks([]string{"tools"})) // it does not say
+	must.Eq(t, "", core.Capabilities("").Lacks([]string{"tools"})) // no capabilities reported
 	must.Nil(t, core.Capabilities("").List())
 	must.Eq(t, "chat tools vision", c.With("chat vision"))
 	must.Eq(t, "chat", core.Capabilities("").With("chat"))

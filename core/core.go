@@ -10,10 +10,10 @@ import (
 	"time"
 )
 
-// LocalHive is the name that stands for the hive of the queen that is asked.
+// LocalHive is the name that refers to the hive on the machine of the queen that is asked.
 const LocalHive = "localhost"
 
-// Device is one thing of a hive that models can be loaded on.
+// Device is hardware of a hive that models can be loaded on.
 type Device struct {
 	ID         string `json:"id"`   // unique on the hive: "cpu", "cuda:0"
 	Kind       string `json:"kind"` // "cpu", "cuda", "metal", "vulkan", …
@@ -23,7 +23,7 @@ type Device struct {
 	Problem    string `json:"problem,omitempty"` // why it cannot be used
 }
 
-// HiveStatus says whether a hive is there.
+// HiveStatus is the availability of a hive.
 type HiveStatus string
 
 // The hive statuses.
@@ -31,30 +31,30 @@ const (
 	HiveReady   HiveStatus = "ready"
 	HiveSuspect HiveStatus = "suspect" // silent, not yet given up
 	HiveDown    HiveStatus = "down"
-	// HiveConfigured is no hive yet: a machine that one can be installed on, as the queen that is
+	// HiveConfigured is a machine without a hive that one can be installed on, as the queen that is
 	// asked remembers it. It has a name and no id.
 	HiveConfigured HiveStatus = "configured"
 )
 
-// Hive is the agent of one machine that runs workers, as the registry knows it.
+// Hive is the agent of one machine that runs workers, as the registry records it.
 type Hive struct {
 	ID          string     `json:"id"` // unique in the cluster, kept on the hive's disk
 	Name        string     `json:"name"`
 	Version     string     `json:"version"`
 	OS          string     `json:"os"`
 	Arch        string     `json:"arch"`
-	Incarnation uint64     `json:"incarnation"` // grows at every start of the agent; an older one never overwrites a newer
+	Incarnation uint64     `json:"incarnation"` // increases at every start of the agent; an older one never overwrites a newer one
 	Status      HiveStatus `json:"status"`
 	Devices     []Device   `json:"devices"`
 	WorkerTypes []string   `json:"worker_types"` // worker types that the hive can run, installed or not
-	// Unconfined says why the hive's plugins are not confined as they could be; empty: they are, or
-	// the hive has not said.
+	// Unconfined is the reason that the hive's plugins are not confined as well as they could be;
+	// empty if they are, or if the hive has not reported it.
 	Unconfined  string    `json:"unconfined,omitempty"`
-	Problems    []string  `json:"problems,omitempty"` // worker types that cannot be installed or used, with what to do; at most 16
-	Probing     bool      `json:"probing,omitempty"`  // it still looks what its worker types find: Devices and WorkerTypes may lack some
+	Problems    []string  `json:"problems,omitempty"` // worker types that cannot be installed or used, and how to fix it; at most 16
+	Probing     bool      `json:"probing,omitempty"`  // still probing its worker types: Devices and WorkerTypes may be incomplete
 	LastBeat    time.Time `json:"last_beat,omitzero"`
 	RPCAddress  string    `json:"rpc_address,omitempty"` // host:port; empty: only reachable in its own process
-	Draining    bool      `json:"draining"`              // gets no new worker, and its workers no new request
+	Draining    bool      `json:"draining"`              // gets no new workers, and its workers no new requests
 	CreateIndex uint64    `json:"create_index"`          // raft index of its first appearance
 	ModifyIndex uint64    `json:"modify_index"`          // raft index of its last change
 }
@@ -62,18 +62,18 @@ type Hive struct {
 // MaxHiveProblems bounds the length of Hive.Problems.
 const MaxHiveProblems = 16
 
-// WorkerState is where a worker is in its life.
+// WorkerState is the stage of a worker's life.
 type WorkerState string
 
 // The worker states.
 const (
-	WorkerLoading  WorkerState = "loading"  // the process runs, the model is not ready
+	WorkerLoading  WorkerState = "loading"  // the process runs, but the model is not ready
 	WorkerReady    WorkerState = "ready"    // takes requests
-	WorkerRetiring WorkerState = "retiring" // takes no new request; running ones finish, then it stops
+	WorkerRetiring WorkerState = "retiring" // takes no new requests; running ones finish, then it stops
 	WorkerFailed   WorkerState = "failed"   // could not load; about to be removed
 )
 
-// Worker is an active worker: one entry of the replicated registry.
+// Worker is an active worker, an entry of the replicated registry.
 type Worker struct {
 	ID            string       `json:"id"`
 	Hive          string       `json:"hive"` // Hive.ID
@@ -82,15 +82,15 @@ type Worker struct {
 	Model         string       `json:"model"` // Model.ID: the name that clients use
 	ModelDigest   string       `json:"model_digest"`
 	Device        string       `json:"device"`
-	Slots         int          `json:"slots"`          // requests served at once
+	Slots         int          `json:"slots"`          // concurrent requests
 	ContextTokens int          `json:"context_tokens"` // positions per slot
 	State         WorkerState  `json:"state"`
-	Nonce         string       `json:"nonce"`                  // random per start: tells this worker from a later one with the same id
-	Capabilities  Capabilities `json:"capabilities,omitempty"` // what it can do with its model; absent: it does not say, and may be asked for anything
+	Nonce         string       `json:"nonce"`                  // random per start: distinguishes this worker from a later one with the same id
+	Capabilities  Capabilities `json:"capabilities,omitempty"` // what it can do with its model; absent: not reported, it may be asked for anything
 	Replica       string       `json:"replica,omitempty"`      // of a deployment: see Replica.Label; empty: none
 	CreateIndex   uint64       `json:"create_index"`
 	ModifyIndex   uint64       `json:"modify_index"`
-	Load          Load         `json:"load"` // never in raft; zero until the first report
+	Load          Load         `json:"load"` // never stored in raft; zero until the first report
 }
 
 // Load is how busy a worker is, as its hive last reported it.
@@ -101,25 +101,25 @@ type Load struct {
 	TokensPerSecond float64   `json:"tokens_per_second"`
 	TokensTotal     int64     `json:"tokens_total"`
 	KVUsedTokens    int       `json:"kv_used_tokens"`
-	DraftTokens     int64     `json:"draft_tokens,omitempty"`    // guessed, since it began
-	AcceptedTokens  int64     `json:"accepted_tokens,omitempty"` // of them, those that the model chose
-	Silence         Duration  `json:"silence"`                   // since the worker last told its state, at the time of the report
-	Stalled         Duration  `json:"stalled"`                   // since a worker with requests last made progress, likewise; 0: just now, or it does not tell
-	Unloads         bool      `json:"unloads,omitempty"`         // it unloads by itself keep_alive after its last request; otherwise it stays until it is told to go, or until another worker needs its room
-	KeepAlive       Duration  `json:"keep_alive,omitempty"`      // for how long it stays without requests; 0: not at all where it unloads
-	Idle            Duration  `json:"idle,omitempty"`            // since its last request, at the time of the report; 0: it has requests, or does not tell
+	DraftTokens     int64     `json:"draft_tokens,omitempty"`    // guessed since the worker began
+	AcceptedTokens  int64     `json:"accepted_tokens,omitempty"` // guessed tokens that the model accepted
+	Silence         Duration  `json:"silence"`                   // time since the worker last reported its state, at the time of the report
+	Stalled         Duration  `json:"stalled"`                   // time since a worker with requests last made progress, likewise; 0: just now, or not reported
+	Unloads         bool      `json:"unloads,omitempty"`         // it unloads keep_alive after its last request; otherwise only on request, or for another worker
+	KeepAlive       Duration  `json:"keep_alive,omitempty"`      // how long it stays without requests; 0: if it unloads, at once
+	Idle            Duration  `json:"idle,omitempty"`            // time since its last request, at the time of the report; 0: it has requests, or not reported
 	Pinned          bool      `json:"pinned,omitempty"`          // it neither unloads by itself nor makes room for another worker
-	MemoryBytes     int64     `json:"memory_bytes,omitempty"`    // of its device, as its hive counts it; 0: unknown
-	LoadTook        Duration  `json:"load_took,omitempty"`       // its start; 0: unknown
+	MemoryBytes     int64     `json:"memory_bytes,omitempty"`    // on its device, as its hive counts it; 0: unknown
+	LoadTook        Duration  `json:"load_took,omitempty"`       // duration of its start; 0: unknown
 }
 
-// UnloadsAt returns when the worker unloads if it gets no further request; false: it does not by
-// itself.
+// UnloadsAt returns when the worker unloads if it gets no further requests, or false if it does not
+// unload by itself.
 func (l Load) UnloadsAt() (time.Time, bool) {
 	return l.At.Add(time.Duration(max(l.KeepAlive-l.Idle, 0))), l.Unloads
 }
 
-// Process is one worker process of a hive, seen by the operating system.
+// Process is one worker process of a hive, as the operating system reports it.
 type Process struct {
 	PID         int         `json:"pid"`
 	WorkerID    string      `json:"worker_id"`
@@ -130,7 +130,7 @@ type Process struct {
 	MemoryBytes int64       `json:"memory_bytes"` // resident set, the process and its children
 	CPUPercent  float64     `json:"cpu_percent"`  // of one core, the process and its children, over the life of the process
 	StartedAt   time.Time   `json:"started_at"`
-	CommandLine []string    `json:"command_line,omitempty"` // only in a single process's answer, as all below
+	CommandLine []string    `json:"command_line,omitempty"` // only for a single process, like all below
 	Children    []int       `json:"children,omitempty"`
 	Sockets     []string    `json:"sockets,omitempty"`
 	Log         []string    `json:"log,omitempty"` // the last lines, oldest first
@@ -148,7 +148,7 @@ type File struct {
 type WorkerBinary struct {
 	ID            string    `json:"id"` // "<type>@<version>"
 	Type          string    `json:"type"`
-	Version       string    `json:"version"` // of the plugin; with an engine "<plugin version>-<engine name>-<engine version>"
+	Version       string    `json:"version"` // the plugin's; with an engine "<plugin version>-<engine name>-<engine version>"
 	EngineName    string    `json:"engine_name,omitempty"`
 	EngineVersion string    `json:"engine_version,omitempty"`
 	Source        string    `json:"source"` // catalog reference of the engine, or "local"
@@ -157,32 +157,32 @@ type WorkerBinary struct {
 	Path          string    `json:"path"`
 	InstalledAt   time.Time `json:"installed_at"`
 	Devices       []Device  `json:"devices"`           // what the probe found
-	Problem       string    `json:"problem,omitempty"` // what the probe says against using it here
+	Problem       string    `json:"problem,omitempty"` // why the probe considers it unusable here
 	Damaged       string    `json:"damaged,omitempty"` // why the entry cannot be used
 	InUseBy       []string  `json:"in_use_by"`         // worker ids
 	ProbedAt      time.Time `json:"probed_at,omitzero"`
-	Checks        []Check   `json:"checks,omitempty"`   // what the probe made sure of; only in a single binary's answer, as all below
+	Checks        []Check   `json:"checks,omitempty"`   // what the probe verified; only for a single binary, like all below
 	Warnings      []string  `json:"warnings,omitempty"` // of the probe
 	Files         []File    `json:"files,omitempty"`
-	// Schema is the plugin's Schema as JSON; nil: not known. It is passed on as it is.
+	// Schema is the plugin's Schema as JSON, passed on unchanged; nil if unknown.
 	Schema json.RawMessage `json:"schema,omitempty"`
 }
 
-// Check is one thing that a probe made sure of, such as that the engine has the layouts that the
-// plugin was built for.
+// Check is one thing that a probe verified, such as that the engine has the layouts that the plugin
+// was built for.
 type Check struct {
 	Name   string `json:"name"`
 	Passed bool   `json:"passed"`
 	Detail string `json:"detail"`
 }
 
-// Schema says what may stand in the config block of a plugin.
+// Schema describes what the config block of a plugin may contain.
 type Schema struct {
 	Attributes []SchemaAttribute `json:"attributes"`
 	Blocks     []SchemaBlock     `json:"blocks"`
 }
 
-// SchemaAttribute is one name = value of a config block.
+// SchemaAttribute is an attribute of a config block, name = value.
 type SchemaAttribute struct {
 	Name      string          `json:"name"`
 	Type      string          `json:"type"` // an HCL type expression, such as list(string)
@@ -205,50 +205,51 @@ type SchemaBlock struct {
 type Model struct {
 	ID            string    `json:"id"` // the name that clients use
 	Aliases       []string  `json:"aliases"`
-	Ref           string    `json:"ref"` // catalog reference it came from, with the source's name
+	Ref           string    `json:"ref"` // catalog reference it was fetched from, with the source's name
 	Digest        string    `json:"digest"`
 	SizeBytes     int64     `json:"size_bytes"`
 	License       string    `json:"license,omitempty"`
 	Architecture  string    `json:"architecture"`
 	Quantization  string    `json:"quantization"`
 	Parameters    int64     `json:"parameters"`
-	ContextTokens int       `json:"context_tokens"` // what the model was trained for
+	ContextTokens int       `json:"context_tokens"` // context length that the model was trained for
 	CreatedAt     time.Time `json:"created_at"`
 	Hives         []string  `json:"hives"`     // Hive.IDs that have it; empty in one hive's own answer
 	LoadedBy      []string  `json:"loaded_by"` // worker ids
 	Files         []File    `json:"files,omitempty"`
-	// EstimateBytes is the device memory that one worker with one slot and the model's own context
-	// needs.
+	// EstimateBytes is the device memory needed by a worker with one slot and the model's own
+	// context.
 	EstimateBytes int64  `json:"estimate_bytes"`
 	Damaged       string `json:"damaged,omitempty"` // why the entry cannot be used
-	// Capabilities are what at least one of the workers that serve it can do; empty where none
-	// runs, and in one hive's own answer, as what follows.
+	// Capabilities are what at least one of the workers that serve it can do. They are empty if
+	// none runs, and, like the fields below, in a single hive's answer.
 	Capabilities Capabilities `json:"capabilities,omitempty"`
 	State        ModelState   `json:"state,omitempty"`
-	// Progress is how far the start of its first worker is, a download included, where the queen
-	// that is asked follows it.
+	// Progress is the progress of starting its first worker, downloads included, if the queen that
+	// is asked follows it.
 	Progress *Progress `json:"progress,omitempty"`
-	// LoadedContextTokens is what a request may have at most, whichever ready worker answers it.
+	// LoadedContextTokens is the largest context of a request that any ready worker can answer,
+	// whichever it is.
 	LoadedContextTokens int `json:"loaded_context_tokens,omitempty"`
-	// What follows is only in a single model's answer.
+	// The following is set only for a single model.
 	Facts *ModelFacts `json:"facts,omitempty"`
 	Fits  []ModelFit  `json:"fits,omitempty"` // on the devices of the hives that have it
 }
 
-// ModelState says how far a model is from answering.
+// ModelState tells how close a model is to answering.
 type ModelState string
 
-// The model states, the nearest first.
+// The model states, closest first.
 const (
 	ModelLoaded    ModelState = "loaded"    // a worker is ready
-	ModelLoading   ModelState = "loading"   // a worker is on its way
+	ModelLoading   ModelState = "loading"   // a worker is starting
 	ModelStored    ModelState = "stored"    // on a hive's disk; a request loads it
-	ModelAvailable ModelState = "available" // without files here: a worker type has it by its name; a request loads it
-	ModelOffered   ModelState = "offered"   // of the builtin source; a request fetches and loads it
-	ModelDamaged   ModelState = "damaged"   // on a disk, and of no use until it is fetched again
+	ModelAvailable ModelState = "available" // no files needed here: a worker type provides it by name; a request loads it
+	ModelOffered   ModelState = "offered"   // offered by the builtin source; a request fetches and loads it
+	ModelDamaged   ModelState = "damaged"   // on a disk, but unusable until it is fetched again
 )
 
-// Alias is a name that the whole cluster has for a model.
+// Alias is a cluster-wide name for a model.
 type Alias struct {
 	Name        string `json:"name"`
 	Model       string `json:"model"`        // Model.ID
@@ -256,8 +257,8 @@ type Alias struct {
 	ModifyIndex uint64 `json:"modify_index"` // raft index of its last change
 }
 
-// ModelFacts are what the model's GGUF header says beyond what Model has. Numbers that it does not
-// give are 0.
+// ModelFacts are facts from the model's GGUF header beyond those in Model. Numbers missing from the
+// header are 0.
 type ModelFacts struct {
 	Name         string `json:"name"`
 	Layers       int    `json:"layers"`
@@ -267,12 +268,12 @@ type ModelFacts struct {
 	KVHeads      int    `json:"kv_heads"`
 	Vocabulary   int    `json:"vocabulary"`
 	Tensors      int    `json:"tensors"`
-	Parts        int    `json:"parts"` // files that the model is split into; 1: it is whole
+	Parts        int    `json:"parts"` // files that the model is split into; 1: not split
 	ChatTemplate bool   `json:"chat_template"`
 }
 
-// ModelFit is what a worker with the model would take of a device, with the hive's own number of
-// slots and the context that it would get.
+// ModelFit is what a worker with the model would take on a device, with the hive's own number of
+// slots and the context that the worker would get.
 type ModelFit struct {
 	Hive          string `json:"hive"` // Hive.ID
 	Device        string `json:"device"`
@@ -284,8 +285,8 @@ type ModelFit struct {
 	ComputeBytes  int64  `json:"compute_bytes"`
 	OverheadBytes int64  `json:"overhead_bytes"`
 	NeedBytes     int64  `json:"need_bytes"`        // the sum
-	FreeBytes     int64  `json:"free_bytes"`        // of what no loading worker has reserved
-	MissingBytes  int64  `json:"missing_bytes"`     // 0: it fits, or the device cannot tell how much it has
+	FreeBytes     int64  `json:"free_bytes"`        // free memory that no loading worker has reserved
+	MissingBytes  int64  `json:"missing_bytes"`     // 0: it fits, or the device does not report its memory
 	Problem       string `json:"problem,omitempty"` // why the device cannot be used
 }
 
@@ -302,30 +303,30 @@ type CatalogItem struct {
 // Queen is a member of the raft cluster.
 type Queen struct {
 	ID          string `json:"id"`                // Node.ID
-	RaftID      string `json:"raft_id,omitempty"` // another one each time a queen starts with an empty raft folder
+	RaftID      string `json:"raft_id,omitempty"` // new each time a queen starts with an empty raft folder
 	Name        string `json:"name,omitempty"`
 	Address     string `json:"address"` // host:port that raft dials
 	HTTPAddress string `json:"http_address,omitempty"`
 	Version     string `json:"version,omitempty"`
 	Leader      bool   `json:"leader"`
 	Voter       bool   `json:"voter"`
-	Gossip      string `json:"gossip,omitempty"` // "alive", "failed", "left", "unknown"; empty: there is no gossip
+	Gossip      string `json:"gossip,omitempty"` // "alive", "failed", "left", "unknown"; empty: no gossip
 }
 
 // Status is the whole cluster on one screen.
 type Status struct {
 	Version         string    `json:"version"`
-	Node            string    `json:"node"` // the queen that answers
+	Node            string    `json:"node"` // the answering queen
 	StartedAt       time.Time `json:"started_at"`
-	Leader          string    `json:"leader"` // empty: none known
+	Leader          string    `json:"leader"` // empty: unknown
 	Index           uint64    `json:"index"`  // last applied raft index
-	Read            ReadInfo  `json:"read"`   // how new the registry part is
+	Read            ReadInfo  `json:"read"`   // how up to date the registry part is
 	Cluster         *Cluster  `json:"cluster,omitempty"`
-	CertificatesEnd time.Time `json:"certificates_end,omitzero"` // of the node whose certificate ends first
+	CertificatesEnd time.Time `json:"certificates_end,omitzero"` // of the node whose certificate expires first
 	Queens          []Queen   `json:"queens"`
 	Hives           []Hive    `json:"hives"`
 	Workers         []Worker  `json:"workers"`
 	Models          []Model   `json:"models"`
-	Jobs            []Job     `json:"jobs"` // running ones and the latest ended
+	Jobs            []Job     `json:"jobs"` // running ones and those that ended most recently
 	Problems        []string  `json:"problems"`
 }

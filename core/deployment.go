@@ -11,30 +11,31 @@ import (
 
 // Bounds of deployments.
 const (
-	MaxDeployments       = 256 // of a cluster
-	MaxReplicas          = 64  // of a deployment
-	MaxDeploymentHistory = 10  // earlier versions that are kept of each
-	MaxDeploymentName    = 48  // bytes: it is part of what its workers are called
+	MaxDeployments       = 256 // per cluster
+	MaxReplicas          = 64  // per deployment
+	MaxDeploymentHistory = 10  // earlier versions kept per deployment
+	MaxDeploymentName    = 48  // bytes: it is part of its workers' names
 	MaxDeploymentPlaces  = 64  // devices or hives that a deployment names
-	MaxPriority          = 100 // of a deployment
+	MaxPriority          = 100 // per deployment
 )
 
-// DeploymentSpec is what somebody wants to run: the block deployment "name" of a file.
+// DeploymentSpec declares what should run: the deployment block of a file.
 type DeploymentSpec struct {
 	Name     string `json:"name"`
 	Model    string `json:"model"`    // any of its names, or a catalog reference
 	Replicas int    `json:"replicas"` // workers that serve it; 0: none for now
 	Type     string `json:"type,omitempty"`
-	// Devices are ids or kinds of devices that it may use, Hives ids or names of hives; none: any.
+	// Devices lists ids or kinds of devices that it may use, Hives ids or names of hives; empty:
+	// any.
 	Devices       []string `json:"devices,omitempty"`
 	Hives         []string `json:"hives,omitempty"`
-	Slots         int      `json:"slots,omitempty"`          // of each worker; 0: the hive's default
+	Slots         int      `json:"slots,omitempty"`          // per worker; 0: the hive's default
 	ContextTokens int      `json:"context_tokens,omitempty"` // per slot; 0: the model's own, as far as memory allows
 	Priority      int      `json:"priority,omitempty"`       // 0 to MaxPriority: higher ones are placed first
 }
 
-// Check returns why there can be no such deployment. Whether its model, devices and hives exist is
-// another matter. Errors: Invalid.
+// Check returns an error if the spec is invalid. It does not check whether the model, devices and
+// hives exist. Errors: Invalid.
 func (s DeploymentSpec) Check() error {
 	bad := func(format string, args ...any) *Error {
 		return Errorf(Invalid, "deployment %q: "+format, append([]any{s.Name}, args...)...)
@@ -76,7 +77,7 @@ func (s DeploymentSpec) Check() error {
 	return nil
 }
 
-// CheckDeploymentName returns why a deployment cannot have the name. Errors: Invalid.
+// CheckDeploymentName returns an error if a deployment cannot have the name. Errors: Invalid.
 func CheckDeploymentName(name string) error {
 	odd := func(r rune) bool {
 		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '-' && r != '_' && r != '.'
@@ -88,12 +89,12 @@ func CheckDeploymentName(name string) error {
 	return nil
 }
 
-// sameStart reports whether both have workers started in the same way.
+// sameStart reports whether both specs start their workers in the same way.
 func (s DeploymentSpec) sameStart(t DeploymentSpec) bool {
 	return s.Model == t.Model && s.Type == t.Type && s.Slots == t.Slots && s.ContextTokens == t.ContextTokens
 }
 
-// Equal reports whether both want the same.
+// Equal reports whether both specs declare the same.
 func (s DeploymentSpec) Equal(t DeploymentSpec) bool {
 	return reflect.DeepEqual(s.normal(), t.normal())
 }
@@ -103,25 +104,25 @@ func (s DeploymentSpec) normal() DeploymentSpec {
 	return s
 }
 
-// Deployment is what somebody wants to run, and where it does.
+// Deployment is a declared deployment, with the places where it runs.
 type Deployment struct {
 	DeploymentSpec
-	Version      uint64 `json:"version"`       // counts the changes that somebody made: 1, 2, 3, …
-	StartVersion uint64 `json:"start_version"` // the version that last changed what its workers are started with
+	Version      uint64 `json:"version"`       // number of the declared change: 1, 2, 3, …
+	StartVersion uint64 `json:"start_version"` // the version that last changed how its workers are started
 	Stopped      bool   `json:"stopped"`       // it runs nothing
-	// ChangedAt is when somebody changed it last.
+	// ChangedAt is when its declaration was last changed.
 	ChangedAt time.Time `json:"changed_at"`
-	// Placed are the workers that it has, or is to have.
+	// Placed lists the workers that it has or should have.
 	Placed  []Replica           `json:"placed"`
-	History []DeploymentVersion `json:"history"` // earlier versions, the oldest first
-	// SpecIndex is the raft index of the last change that somebody made, ModifyIndex that of the
-	// last change.
+	History []DeploymentVersion `json:"history"` // earlier versions, oldest first
+	// SpecIndex is the raft index of the last change of the declaration, ModifyIndex that of the
+	// last change of any kind.
 	SpecIndex   uint64 `json:"spec_index"`
 	CreateIndex uint64 `json:"create_index"`
 	ModifyIndex uint64 `json:"modify_index"`
 }
 
-// DeploymentVersion is what a deployment was.
+// DeploymentVersion is an earlier version of a deployment.
 type DeploymentVersion struct {
 	Version   uint64         `json:"version"`
 	Spec      DeploymentSpec `json:"spec"`
@@ -129,28 +130,28 @@ type DeploymentVersion struct {
 	ChangedAt time.Time      `json:"changed_at"`
 }
 
-// Replica is one worker of a deployment, there or to be started.
+// Replica is one worker of a deployment, running or to be started.
 type Replica struct {
-	Ordinal int    `json:"ordinal"` // 0, 1, 2, …; the successor of one that leaves has another
-	Version uint64 `json:"version"` // of the deployment, when it was placed
+	Ordinal int    `json:"ordinal"` // 0, 1, 2, …; the successor of a leaving one has another
+	Version uint64 `json:"version"` // of the deployment when it was placed
 	Hive    string `json:"hive"`    // Hive.ID
 	Device  string `json:"device,omitempty"`
 	Index   uint64 `json:"index"` // raft index of the command that placed it; 0: not yet
 }
 
-// Label is the name of the replica of a deployment: Worker.Replica of its worker. It is never used
-// for another one.
+// Label returns the unique name of the replica of a deployment: Worker.Replica of its worker. It is
+// never reused.
 func (r Replica) Label(deployment string) string {
 	return fmt.Sprintf("%s/%d/%d", deployment, r.Ordinal, r.Index)
 }
 
-// DeploymentOf returns the deployment of a label; empty: it is none.
+// DeploymentOf returns the deployment of a label, or an empty string if the label belongs to none.
 func DeploymentOf(label string) string {
 	name, _, _ := strings.Cut(label, "/")
 	return name
 }
 
-// Wanted returns how many workers the deployment is to have.
+// Wanted returns how many workers the deployment should have.
 func (d Deployment) Wanted() int {
 	if d.Stopped {
 		return 0
@@ -158,8 +159,8 @@ func (d Deployment) Wanted() int {
 	return d.Replicas
 }
 
-// Change returns the deployment after somebody wants spec, or that it stops, and whether that is a
-// change. The indexes stay the caller's to set.
+// Change returns the deployment after spec, or a stop, is declared, and whether that changes
+// anything. The caller sets the indexes.
 func (d Deployment) Change(spec DeploymentSpec, stopped bool, at time.Time) (Deployment, bool) {
 	if d.Version > 0 && d.Equal(spec) && d.Stopped == stopped {
 		return d, false
@@ -179,8 +180,8 @@ func (d Deployment) Change(spec DeploymentSpec, stopped bool, at time.Time) (Dep
 	return next, true
 }
 
-// DeploymentsIndex returns the raft index of the last change that somebody made to any of the
-// deployments: a plan is stale when it has changed.
+// DeploymentsIndex returns the raft index of the last declared change of any of the deployments: a
+// plan is stale once it has changed.
 func DeploymentsIndex(all []Deployment) uint64 {
 	if len(all) == 0 {
 		return 0
@@ -188,25 +189,25 @@ func DeploymentsIndex(all []Deployment) uint64 {
 	return slices.MaxFunc(all, func(a, b Deployment) int { return cmp.Compare(a.SpecIndex, b.SpecIndex) }).SpecIndex
 }
 
-// DeploymentPlan is what would happen if somebody wanted a few deployments.
+// DeploymentPlan is what would happen if some deployments were declared.
 type DeploymentPlan struct {
-	Index   uint64             `json:"index"` // DeploymentsIndex of what it was made from
+	Index   uint64             `json:"index"` // DeploymentsIndex of the state it was made from
 	Changes []DeploymentChange `json:"changes"`
 	Steps   []DeploymentStep   `json:"steps"`
-	// Problems are the replicas that find no place.
+	// Problems lists the replicas that find no place.
 	Problems []DeploymentProblem `json:"problems"`
 }
 
-// Nothing reports whether nothing is to be done.
+// Nothing reports whether there is nothing to do.
 func (p DeploymentPlan) Nothing() bool {
 	return len(p.Changes) == 0 && len(p.Steps) == 0 && len(p.Problems) == 0
 }
 
-// DeploymentChange is what a plan changes of a deployment.
+// DeploymentChange is what a plan changes in a deployment.
 type DeploymentChange struct {
 	Deployment string `json:"deployment"`
-	Action     string `json:"action"` // "create", "update" or "start", where it was stopped
-	// Fields are the changed fields, "replicas: 1 → 2".
+	Action     string `json:"action"` // "create", "update" or "start", if it was stopped
+	// Fields lists the changed fields, as in "replicas: 1 → 2".
 	Fields []string `json:"fields"`
 }
 
@@ -217,22 +218,22 @@ type DeploymentStep struct {
 	Hive       string `json:"hive"`   // Hive.Name
 	Device     string `json:"device,omitempty"`
 	Reason     string `json:"reason"`
-	// NeedBytes are what a start takes of the device; 0: unknown. FreeBytes are free there before,
-	// EvictBytes of it only when workers unload.
+	// NeedBytes is what a start takes of the device; 0: unknown. FreeBytes are free there
+	// beforehand, EvictBytes of them only after workers unload.
 	NeedBytes     int64    `json:"need_bytes,omitempty"`
 	FreeBytes     int64    `json:"free_bytes,omitempty"`
 	EvictBytes    int64    `json:"evict_bytes,omitempty"`
 	Evicts        []string `json:"evicts,omitempty"`         // ids of workers that may have to unload
-	DownloadBytes int64    `json:"download_bytes,omitempty"` // 0: nothing, or unknown
+	DownloadBytes int64    `json:"download_bytes,omitempty"` // 0: none, or unknown
 	Download      bool     `json:"download,omitempty"`       // the hive must fetch the model first
 }
 
-// DeploymentProblem is why replicas of a deployment find no place.
+// DeploymentProblem explains why replicas of a deployment find no place.
 type DeploymentProblem struct {
 	Deployment string `json:"deployment"`
-	Missing    int    `json:"missing"` // replicas
+	Missing    int    `json:"missing"` // number of replicas
 	Reason     string `json:"reason"`
-	// Lacks are the devices that are too small or too full.
+	// Lacks lists the devices that are too small or too full.
 	Lacks []DeviceLack `json:"lacks"`
 }
 
@@ -241,11 +242,11 @@ type DeviceLack struct {
 	Hive         string `json:"hive"` // Hive.Name
 	Device       string `json:"device"`
 	NeedBytes    int64  `json:"need_bytes"`
-	FreeBytes    int64  `json:"free_bytes"` // also by unloading
+	FreeBytes    int64  `json:"free_bytes"` // including memory that can be freed by unloading
 	MissingBytes int64  `json:"missing_bytes"`
 }
 
-// DeploymentStatus is a deployment and what has become of it.
+// DeploymentStatus is a deployment with its current state.
 type DeploymentStatus struct {
 	Deployment
 	Ready    int                 `json:"ready"` // workers that serve
@@ -253,11 +254,11 @@ type DeploymentStatus struct {
 	Problems []DeploymentProblem `json:"problems"`
 }
 
-// ReplicaStatus is what has become of a replica.
+// ReplicaStatus is the current state of a replica.
 type ReplicaStatus struct {
 	Replica
 	HiveName string `json:"hive_name"`
-	Worker   string `json:"worker,omitempty"` // Worker.ID; empty: it is not there yet
-	State    string `json:"state"`            // "starting", or of the worker
-	Leaving  bool   `json:"leaving"`          // it stays until another one serves in its place
+	Worker   string `json:"worker,omitempty"` // Worker.ID; empty: not started yet
+	State    string `json:"state"`            // "starting", or the worker's state
+	Leaving  bool   `json:"leaving"`          // it stays until its successor serves
 }

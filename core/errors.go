@@ -6,8 +6,8 @@ import (
 	"fmt"
 )
 
-// Kind classifies an error by what can be done about it. It is decided once, where the error is
-// born, and survives gRPC and HTTP.
+// Kind classifies an error by what can be done about it. It is set once, where the error
+// originates, and survives gRPC and HTTP.
 type Kind string
 
 // The kinds. They are names on the wire: never rename or reuse one.
@@ -15,18 +15,18 @@ const (
 	Internal         Kind = "internal"          // a defect or an unclassified failure
 	Invalid          Kind = "invalid"           // the request or the configuration is wrong
 	NotFound         Kind = "not_found"         // no such thing
-	Conflict         Kind = "conflict"          // it exists already, or changed meanwhile
+	Conflict         Kind = "conflict"          // it exists already, or has changed in the meantime
 	InUse            Kind = "in_use"            // refused because something needs it
-	Unavailable      Kind = "unavailable"       // not now: try again
+	Unavailable      Kind = "unavailable"       // temporarily: try again
 	Overloaded       Kind = "overloaded"        // too many requests: try again later
 	TooLarge         Kind = "too_large"         // does not fit: in memory, on disk, or within a limit
 	Integrity        Kind = "integrity"         // bytes are not what they should be
 	Unsupported      Kind = "unsupported"       // this machine, build or backend cannot do it
-	Unauthenticated  Kind = "unauthenticated"   // who are you
-	Forbidden        Kind = "forbidden"         // you may not
-	Cancelled        Kind = "cancelled"         // the caller gave up
+	Unauthenticated  Kind = "unauthenticated"   // missing or invalid credentials
+	Forbidden        Kind = "forbidden"         // not allowed
+	Cancelled        Kind = "cancelled"         // the caller cancelled
 	DeadlineExceeded Kind = "deadline_exceeded" // it took too long
-	WorkerLost       Kind = "worker_lost"       // the worker died with the request in its hands
+	WorkerLost       Kind = "worker_lost"       // the worker died during the request
 )
 
 // Error is an error with a kind and a hint for people. Errorf, Wrap, WithKind, WithHint and
@@ -42,13 +42,13 @@ func Errorf(kind Kind, format string, args ...any) *Error {
 	return &Error{kind: kind, err: fmt.Errorf(format, args...)}
 }
 
-// Hint returns e with what to do next.
+// Hint returns e with a hint that tells what to do next.
 func (e *Error) Hint(format string, args ...any) *Error {
 	return &Error{kind: e.kind, hint: fmt.Sprintf(format, args...), err: e.err}
 }
 
-// Wrap classifies err and says what failed: "what: err". A nil err gives nil. The hint of err
-// stays.
+// Wrap classifies err and prefixes it with what failed: "what: err". A nil err returns nil. The
+// hint of err stays.
 func Wrap(err error, kind Kind, what string) error {
 	if err == nil {
 		return nil
@@ -56,11 +56,11 @@ func Wrap(err error, kind Kind, what string) error {
 	return &Error{kind: kind, err: fmt.Errorf("%s: %w", what, err)}
 }
 
-// Prefix says what failed, "what: err", and keeps the kind and the hint of err. A nil err gives
+// Prefix prefixes err with what failed, "what: err", and keeps its kind and hint. A nil err returns
 // nil.
 func Prefix(err error, what string) error { return Wrap(err, KindOf(err), what) }
 
-// WithKind classifies err and keeps its text and hint. A nil err gives nil.
+// WithKind classifies err and keeps its text and hint. A nil err returns nil.
 func WithKind(err error, kind Kind) error {
 	if err == nil {
 		return nil
@@ -68,7 +68,7 @@ func WithKind(err error, kind Kind) error {
 	return &Error{kind: kind, err: err}
 }
 
-// WithHint adds what to do next to err and keeps its kind. A nil err gives nil.
+// WithHint adds a hint that tells what to do next and keeps the kind of err. A nil err returns nil.
 func WithHint(err error, format string, args ...any) error {
 	if err == nil {
 		return nil
@@ -76,7 +76,7 @@ func WithHint(err error, format string, args ...any) error {
 	return &Error{kind: KindOf(err), hint: fmt.Sprintf(format, args...), err: err}
 }
 
-// FromContext returns why ctx ended, as Cancelled or DeadlineExceeded. It is nil while ctx lives.
+// FromContext returns why ctx ended, as Cancelled or DeadlineExceeded, or nil if it has not ended.
 func FromContext(ctx context.Context) error {
 	return WithKind(context.Cause(ctx), KindOf(ctx.Err()))
 }

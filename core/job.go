@@ -8,7 +8,7 @@ import (
 // Operation names what a job does. The names are the public API's.
 type Operation string
 
-// The operations. Package core/operation says what each is.
+// The operations. Package core/operation describes each.
 const (
 	OpWorkerDownload          Operation = "worker_download"
 	OpWorkerBuild             Operation = "worker_build"
@@ -55,11 +55,11 @@ const (
 	OpSettingSet              Operation = "setting_set"
 )
 
-// Limits of a request. They keep nonsense out, not large machines.
+// Limits of a request. They reject nonsense, not large machines.
 const (
-	MaxRequestBytes   = 1 << 20 // of the whole JSON
+	MaxRequestBytes   = 1 << 20 // the whole JSON
 	MaxRequestIDBytes = 128
-	MaxTextBytes      = 1 << 10 // of a text, where its field does not say otherwise
+	MaxTextBytes      = 1 << 10 // of a text, unless its field defines another limit
 	MaxPromptBytes    = 256 << 10
 	MaxTexts          = 256 // of a list of texts
 	MaxSlots          = 1024
@@ -69,15 +69,15 @@ const (
 )
 
 // Request is the body of POST /v1/jobs: the operation's name, where to run it, and the fields of
-// that operation. Which operation knows which field, and what the field means there, is said by
-// core/operation; fields that an operation does not know are refused.
+// that operation. Package core/operation defines which operation accepts which field, and what the
+// field means there. Fields that an operation does not accept are refused.
 type Request struct {
 	Operation Operation `json:"operation"`
 	Hive      string    `json:"hive,omitempty"`       // id, name or LocalHive; empty: the cluster chooses
-	RequestID string    `json:"request_id,omitempty"` // the same id twice is one job; at most MaxRequestIDBytes
+	RequestID string    `json:"request_id,omitempty"` // two requests with the same id are one job; at most MaxRequestIDBytes
 
 	Type          string `json:"type,omitempty"`   // worker type
-	Binary        string `json:"binary,omitempty"` // "<type>@<version>", or "<type>" for its newest
+	Binary        string `json:"binary,omitempty"` // "<type>@<version>", or "<type>" for the newest
 	Source        string `json:"source,omitempty"` // of a program: a folder, or package@version
 	Version       string `json:"version,omitempty"`
 	From          string `json:"from,omitempty"` // catalog reference
@@ -86,16 +86,16 @@ type Request struct {
 	Device        string `json:"device,omitempty"`
 	Slots         int    `json:"slots,omitempty"`
 	ContextTokens int    `json:"context_tokens,omitempty"` // per slot
-	// ReplicaContext is what ContextTokens is where neither the request nor the hive's
-	// configuration says it: the context of the model's other workers. A queen fills it in.
+	// ReplicaContext replaces ContextTokens if neither the request nor the hive's configuration
+	// sets it: the context of the model's other workers. A queen fills it in.
 	ReplicaContext int      `json:"replica_context,omitempty"`
 	Threads        int      `json:"threads,omitempty"`
 	KeepAlive      string   `json:"keep_alive,omitempty"` // as ParseKeepAlive reads it, or KeepAliveDefault; empty: the worker stays
 	Pin            bool     `json:"pin,omitempty"`
-	Replica        string   `json:"replica,omitempty"` // of a deployment, that the worker is to be: core.Replica.Label
+	Replica        string   `json:"replica,omitempty"` // of a deployment, for the worker to become: core.Replica.Label
 	PID            int      `json:"pid,omitempty"`
-	DryRun         bool     `json:"dry_run,omitempty"` // only say what would be done
-	Grace          Duration `json:"grace,omitzero"`    // how long running requests may go on
+	DryRun         bool     `json:"dry_run,omitempty"` // only report what would be done
+	Grace          Duration `json:"grace,omitzero"`    // how long running requests may continue
 	Now            bool     `json:"now,omitempty"`
 	KeepState      bool     `json:"keep_state,omitempty"` // of a worker that ends: see the hive's states.go
 	Worker         string   `json:"worker,omitempty"`     // id or unique prefix
@@ -106,24 +106,24 @@ type Request struct {
 
 	Host       string `json:"host,omitempty"` // reached over SSH: alias of ~/.ssh/config, host name or IP address; or the name of a hive there
 	User       string `json:"user,omitempty"` // on the host
-	Port       int    `json:"port,omitempty"` // of its SSH server
+	Port       int    `json:"port,omitempty"` // of the host's SSH server
 	HostKey    string `json:"host_key,omitempty"`
 	AcceptNew  bool   `json:"accept_new,omitempty"`
 	System     bool   `json:"system,omitempty"`  // for the whole machine
 	Service    string `json:"service,omitempty"` // systemd-user, systemd-system, launchd, none, auto
-	Name       string `json:"name,omitempty"`    // of what is new: a hive, a model, an alias
+	Name       string `json:"name,omitempty"`    // of the new hive, model or alias
 	Bind       string `json:"bind,omitempty"`    // IP address that the new hive listens on
 	Advertise  string `json:"advertise,omitempty"`
-	Queen      bool   `json:"queen,omitempty"` // the new hive is a queen, too
+	Queen      bool   `json:"queen,omitempty"` // the new hive is also a queen
 	Drain      bool   `json:"drain,omitempty"`
 	KeepModels bool   `json:"keep_models,omitempty"`
 
-	Text  string `json:"q,omitempty"`     // to search for
+	Text  string `json:"q,omitempty"`     // search text
 	Kind  string `json:"kind,omitempty"`  // as in CatalogItem
-	Limit int    `json:"limit,omitempty"` // of a list
+	Limit int    `json:"limit,omitempty"` // maximum length of a list
 	File  string `json:"file,omitempty"`  // path on the machine of the queen that is asked
 
-	Deployment string `json:"deployment,omitempty"` // name of one
+	Deployment string `json:"deployment,omitempty"` // name of a deployment
 	Specs      string `json:"specs,omitempty"`      // a list of DeploymentSpec, as JSON
 	Index      int    `json:"index,omitempty"`      // DeploymentPlan.Index
 	Revision   int    `json:"revision,omitempty"`   // DeploymentVersion.Version
@@ -133,7 +133,7 @@ type Request struct {
 	Unset   bool   `json:"unset,omitempty"`   // return the setting to its default
 }
 
-// JobState is where a job is in its life.
+// JobState is the stage of a job's life.
 type JobState string
 
 // The job states. All but JobRunning are terminal.
@@ -144,24 +144,25 @@ const (
 	JobCancelled JobState = "cancelled"
 )
 
-// Job is one run of an operation. Its id is "<ulid>-<node id>", so that any queen finds its owner.
+// Job is one run of an operation. Its id is "<ulid>-<node id>", so that any queen can find its
+// owner.
 type Job struct {
 	ID        string          `json:"id"`
 	Operation Operation       `json:"operation"`
-	Hive      string          `json:"hive"` // of the owner: Hive.ID, for a queen's job its Node.ID
+	Hive      string          `json:"hive"` // of the owner: Hive.ID, or Node.ID for a queen's job
 	State     JobState        `json:"state"`
 	CreatedAt time.Time       `json:"created_at"`
 	EndedAt   time.Time       `json:"ended_at,omitzero"`
 	LastSeq   int64           `json:"last_seq"`         // of its newest event
-	Result    json.RawMessage `json:"result,omitempty"` // of the operation's own type, once it succeeded
+	Result    json.RawMessage `json:"result,omitempty"` // of the operation's result type, once it succeeded
 	Error     *Failure        `json:"error,omitempty"`  // once it failed or was cancelled
 }
 
-// EventKind says what an event tells.
+// EventKind is the kind of an event.
 type EventKind string
 
-// The event kinds. A job has any number of progress and log events, at most one result, and one
-// end, which is the last.
+// The event kinds. A job has any number of progress and log events, at most one result, and exactly
+// one end, which is the last.
 const (
 	EventProgress EventKind = "progress"
 	EventLog      EventKind = "log"
@@ -169,7 +170,7 @@ const (
 	EventEnd      EventKind = "end"
 )
 
-// Event is one numbered thing that happened in a job.
+// Event is one numbered event of a job.
 type Event struct {
 	Seq      int64           `json:"seq"` // 1, 2, 3, … without gaps
 	At       time.Time       `json:"at"`
@@ -181,7 +182,7 @@ type Event struct {
 	Error    *Failure        `json:"error,omitempty"`   // of the end event of a job that failed
 }
 
-// Progress is how far one phase of a job is.
+// Progress is the progress of one phase of a job.
 type Progress struct {
 	Phase string `json:"phase"` // for people, and the key of a progress bar: "download rbee-tiny.gguf"
 	Done  int64  `json:"done"`
@@ -196,7 +197,7 @@ type Failure struct {
 	Hint    string `json:"hint,omitempty"` // what to do next
 }
 
-// FailureOf is err for the wire; nil for a nil err.
+// FailureOf returns err in its wire form, or nil for a nil err.
 func FailureOf(err error) *Failure {
 	if err == nil {
 		return nil
@@ -204,7 +205,7 @@ func FailureOf(err error) *Failure {
 	return &Failure{Kind: KindOf(err), Message: err.Error(), Hint: HintOf(err)}
 }
 
-// Err is the failure as a classified error; nil for a nil failure.
+// Err returns the failure as a classified error, or nil for a nil failure.
 func (f *Failure) Err() error {
 	if f == nil {
 		return nil
@@ -216,13 +217,13 @@ type errorString string
 
 func (e errorString) Error() string { return string(e) }
 
-// Duration is a time.Duration that is written as "1m30s" in JSON.
+// Duration is a time.Duration that is encoded as "1m30s" in JSON.
 type Duration time.Duration
 
-// MarshalText writes the duration as time.Duration.String does.
+// MarshalText formats the duration as time.Duration.String does.
 func (d Duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d).String()), nil }
 
-// UnmarshalText reads what time.ParseDuration reads.
+// UnmarshalText parses what time.ParseDuration parses.
 func (d *Duration) UnmarshalText(text []byte) error {
 	v, err := time.ParseDuration(string(text))
 	if err != nil {
@@ -242,53 +243,53 @@ type SpawnResult struct {
 type ModelDeleteResult struct {
 	Model      string `json:"model"`       // Model.ID
 	FreedBytes int64  `json:"freed_bytes"` // on the disk
-	Files      []File `json:"files"`       // that are gone; those that other models need too have stayed
-	DryRun     bool   `json:"dry_run"`     // nothing was done: this is what would be
+	Files      []File `json:"files"`       // that were removed; files that other models need were kept
+	DryRun     bool   `json:"dry_run"`     // nothing was done: the result is what would be done
 }
 
 // StoreVerifyResult is the result of store_verify.
 type StoreVerifyResult struct {
-	Models       int         `json:"models"`        // looked at
-	Binaries     int         `json:"binaries"`      // worker binaries looked at
-	CheckedBytes int64       `json:"checked_bytes"` // read and compared
-	Damaged      []StoreItem `json:"damaged"`       // not used any more; a download replaces them
+	Models       int         `json:"models"`        // number checked
+	Binaries     int         `json:"binaries"`      // number of worker binaries checked
+	CheckedBytes int64       `json:"checked_bytes"` // bytes read and compared
+	Damaged      []StoreItem `json:"damaged"`       // no longer used; a download replaces them
 }
 
 // StoreGCResult is the result of store_gc.
 type StoreGCResult struct {
 	Removed    []StoreItem `json:"removed"`
 	FreedBytes int64       `json:"freed_bytes"`
-	DryRun     bool        `json:"dry_run"` // nothing was done: this is what would be
+	DryRun     bool        `json:"dry_run"` // nothing was done: the result is what would be done
 }
 
-// StoreItemKind says what something in a hive's store is.
+// StoreItemKind is the kind of an item in a hive's store.
 type StoreItemKind string
 
-// The kinds of things in a store.
+// The kinds of store items.
 const (
 	StoreModel      StoreItemKind = "model"
-	StoreFile       StoreItemKind = "file" // of models, by its digest
+	StoreFile       StoreItemKind = "file" // of models, named by its digest
 	StorePartial    StoreItemKind = "partial"
 	StoreQuarantine StoreItemKind = "quarantine"
 	StoreBinary     StoreItemKind = "worker binary"
 )
 
-// StoreItem is something in a hive's store.
+// StoreItem is an item in a hive's store.
 type StoreItem struct {
 	Kind      StoreItemKind `json:"kind"`
-	Name      string        `json:"name"` // of a model or worker binary its id
+	Name      string        `json:"name"` // the id of a model or worker binary
 	SizeBytes int64         `json:"size_bytes"`
 	Reason    string        `json:"reason"` // why it is listed
 }
 
-// InferResult is the result of infer. It is kept in memory only, as its request is.
+// InferResult is the result of infer. It is kept only in memory, like its request.
 type InferResult struct {
 	Model            string `json:"model"`
 	Text             string `json:"text"`
 	FinishReason     string `json:"finish_reason"` // "stop", "length", …
 	PromptTokens     int    `json:"prompt_tokens"`
 	CompletionTokens int    `json:"completion_tokens"`
-	Worker           string `json:"worker,omitempty"` // Worker.ID; empty where one had to be started first
+	Worker           string `json:"worker,omitempty"` // Worker.ID; empty if one had to be started first
 }
 
 // ExitResult is the result of worker_process_delete and active_worker_retire.
@@ -296,6 +297,6 @@ type ExitResult struct {
 	WorkerID    string `json:"worker_id"`
 	PID         int    `json:"pid"`
 	AlreadyGone bool   `json:"already_gone"`
-	Forced      bool   `json:"forced"` // it did not end by itself within the grace
-	Exit        string `json:"exit"`   // "exit code 0", "signal killed"; empty where unknown
+	Forced      bool   `json:"forced"` // it did not exit by itself within the grace
+	Exit        string `json:"exit"`   // "exit code 0", "signal killed"; empty if unknown
 }

@@ -8,9 +8,9 @@ import (
 )
 
 const (
-	// KeepAliveDefault is the text of the time that the cluster's setting keep_alive names.
+	// KeepAliveDefault is the text that stands for the cluster's setting keep_alive.
 	KeepAliveDefault = "default"
-	// KeepForever is the time of a worker that does not unload by itself.
+	// KeepForever is the keep-alive time of a worker that does not unload by itself.
 	KeepForever time.Duration = -1
 	// DefaultKeepAlive is the default of the cluster's setting.
 	DefaultKeepAlive = 5 * time.Minute
@@ -18,13 +18,13 @@ const (
 	DefaultSwapWait = 10 * time.Second
 	// DefaultSwapWarm is the default of the cluster's setting swap_warm.
 	DefaultSwapWarm = 5 * time.Second
-	// MaxKeepAlive is the longest time that a worker stays without requests; a longer one is for
-	// good.
+	// MaxKeepAlive is the longest time that a worker stays without requests; anything longer means
+	// permanently.
 	MaxKeepAlive = 365 * 24 * time.Hour
 )
 
-// ParseKeepAlive reads how long a worker stays after its last request: a duration ("5m") or a
-// number of seconds; anything negative means for good. Errors: Invalid.
+// ParseKeepAlive parses how long a worker stays after its last request: a duration ("5m") or a
+// number of seconds; a negative one means permanently. Errors: Invalid.
 func ParseKeepAlive(text string) (time.Duration, error) {
 	if seconds, err := strconv.ParseFloat(text, 64); err == nil && !math.IsNaN(seconds) && !math.IsInf(seconds, 0) {
 		return keepFor(seconds), nil
@@ -37,7 +37,7 @@ func ParseKeepAlive(text string) (time.Duration, error) {
 	return keepFor(d.Seconds()), nil
 }
 
-// ReadKeepAlive reads the JSON value of a request's keep_alive; set is false where it is absent or
+// ReadKeepAlive parses the JSON value of a request's keep_alive; set is false if it is absent or
 // null. Errors: Invalid.
 func ReadKeepAlive(value []byte) (d time.Duration, set bool, err error) {
 	text := string(value)

@@ -1,11 +1,11 @@
 package core
 
-// KeptAct is what one queen asks another to do with an answer that it keeps.
+// KeptAct is what one queen asks another to do with an answer that the other keeps.
 type KeptAct string
 
 // The acts.
 const (
 	KeptGet    KeptAct = "get"
 	KeptDelete KeptAct = "delete"
-	KeptCancel KeptAct = "cancel" // of one that is being made
+	KeptCancel KeptAct = "cancel" // of an answer that is still being generated
 )

@@ -14,8 +14,8 @@ type LimitOf string
 // What limits count.
 const (
 	LimitRequests   LimitOf = "requests"
-	LimitTokens     LimitOf = "tokens"     // of prompts and answers
-	LimitConcurrent LimitOf = "concurrent" // requests at a time; it has no window
+	LimitTokens     LimitOf = "tokens"     // prompt and answer tokens
+	LimitConcurrent LimitOf = "concurrent" // concurrent requests; it has no window
 )
 
 // MaxLimits bounds the limits of one token, MaxTokenModels its models.
@@ -30,20 +30,20 @@ type limitWindow struct {
 	per  time.Duration
 }
 
-// limitWindows are the windows that a limit may have.
+// limitWindows lists the allowed windows of a limit.
 var limitWindows = []limitWindow{ // constant
 	{"second", time.Second}, {"minute", time.Minute}, {"hour", time.Hour}, {"day", 24 * time.Hour},
 }
 
-// Limit bounds what may be done with an API token, at all queens together. It is text wherever
-// people or programs see it: "100 requests/minute", "1000000 tokens/day", "4 concurrent".
+// Limit bounds the use of an API token, at all queens together. Its text form, which people and
+// programs see, is "100 requests/minute", "1000000 tokens/day" or "4 concurrent".
 type Limit struct {
 	Of    LimitOf
 	Count int64         // 1 or more
 	Per   time.Duration // a rolling window; 0 for LimitConcurrent
 }
 
-// ParseLimit reads the text of a Limit. Errors: Invalid.
+// ParseLimit parses the text of a Limit. Errors: Invalid.
 func ParseLimit(text string) (Limit, error) {
 	invalid := func() (Limit, error) {
 		return Limit{}, Errorf(Invalid, "%q is not a limit", text[:min(len(text), 60)]).Hint(
@@ -70,7 +70,7 @@ func ParseLimit(text string) (Limit, error) {
 	return l, nil
 }
 
-// Check reports why l is not a limit. Errors: Invalid.
+// Check returns an error if l is not a valid limit. Errors: Invalid.
 func (l Limit) Check() error {
 	windowed := slices.ContainsFunc(limitWindows, func(w limitWindow) bool { return w.per == l.Per })
 	switch {
@@ -84,8 +84,8 @@ func (l Limit) Check() error {
 	return Errorf(Invalid, "there is no limit of %q for %s", l.Of, l.Per)
 }
 
-// CheckLimits reports why a token cannot have these limits: too many, or two of the same thing.
-// Errors: Invalid.
+// CheckLimits returns an error if a token cannot have these limits: too many, or two of the same
+// kind. Errors: Invalid.
 func CheckLimits(limits []Limit) error {
 	if len(limits) > MaxLimits {
 		return Errorf(Invalid, "a token has at most %d limits, not %d", MaxLimits, len(limits))
@@ -103,7 +103,7 @@ func CheckLimits(limits []Limit) error {
 	return nil
 }
 
-// String returns the text of a limit, which ParseLimit reads.
+// String returns the text form of a limit, which ParseLimit parses.
 func (l Limit) String() string {
 	for _, w := range limitWindows {
 		if w.per == l.Per {
@@ -125,7 +125,7 @@ func (l *Limit) UnmarshalText(text []byte) error {
 	return err
 }
 
-// Priority says how much of a busy model a token gets beside others.
+// Priority determines a token's share of a busy model, relative to other tokens.
 type Priority string
 
 // The priorities.
@@ -135,10 +135,10 @@ const (
 	PriorityHigh   Priority = "high"
 )
 
-// priorityNormal is how people write PriorityNormal.
+// priorityNormal is the text form of PriorityNormal.
 const priorityNormal = "normal"
 
-// ParsePriority reads a priority as people write it. Errors: Invalid.
+// ParsePriority parses the text form of a priority. Errors: Invalid.
 func ParsePriority(text string) (Priority, error) {
 	switch text {
 	case string(PriorityLow), string(PriorityHigh):
@@ -149,12 +149,12 @@ func ParsePriority(text string) (Priority, error) {
 	return "", Errorf(Invalid, "there is no priority %q", text[:min(len(text), 40)]).Hint("It is low, normal or high.")
 }
 
-// Priorities are all priorities as people write them.
+// Priorities returns the text forms of all priorities.
 func Priorities() []string {
 	return []string{string(PriorityLow), priorityNormal, string(PriorityHigh)}
 }
 
-// Weight returns the share of a token with the priority in relation to others.
+// Weight returns the share of a token with the priority, relative to others.
 func (p Priority) Weight() int64 {
 	switch p {
 	case PriorityLow:

@@ -8,8 +8,8 @@ import (
 )
 
 // Nearest returns at most three of names that want is most likely a misspelling or a part of,
-// nearest first; it is empty when nothing is alike. Case does not count; what is longer than 128
-// runes is compared by its beginning.
+// nearest first, or none if nothing is similar. It ignores case, and compares only the first 128
+// runes.
 func Nearest(want string, names []string) []string {
 	type near struct {
 		name  string
@@ -23,7 +23,7 @@ func Nearest(want string, names []string) []string {
 		if len(lower) >= 3 && len(name) >= 3 && (strings.Contains(string(name), string(lower)) || strings.Contains(string(lower), string(name))) {
 			d = min(d, 1)
 		}
-		// Not more than a third of it wrong, and never all of it.
+		// At most a third of the name may differ, and never all of it.
 		if d <= max(2, len(lower)/3) && d < max(len(lower), len(name)) {
 			found = append(found, near{n, d})
 		}
@@ -43,7 +43,8 @@ func clipRunes(s string) []rune {
 	return r[:min(len(r), 128)]
 }
 
-// edits is the number of single runes to insert, delete or replace to make a into b (Levenshtein).
+// edits returns the number of single-rune insertions, deletions and replacements that turn a into b
+// (Levenshtein).
 func edits(a, b []rune) int {
 	row := make([]int, len(b)+1)
 	for j := range row {
@@ -63,8 +64,8 @@ func edits(a, b []rune) int {
 	return row[len(b)]
 }
 
-// NearestHint returns the names most like the wanted one, best first, as the start of a hint: `The
-// nearest names are "a", "b". `. It is empty where nothing is alike.
+// NearestHint returns the names most similar to want, best first, as the start of a hint: `The
+// nearest names are "a", "b". `. It is empty if nothing is similar.
 func NearestHint(want string, names []string) string {
 	var quoted []string
 	for _, n := range Nearest(want, names) {

@@ -1,6 +1,6 @@
 package core
 
-// TestOutcome says how a test of a plugin ended.
+// TestOutcome is the outcome of a test of a plugin.
 type TestOutcome string
 
 // The outcomes.
@@ -10,13 +10,13 @@ const (
 	TestSkipped TestOutcome = "skipped"
 )
 
-// TestResult is one test of the conformance suite of plugins.
+// TestResult is the result of one test of the plugin conformance suite.
 type TestResult struct {
-	Name    string      `json:"name"` // "life", "configure"; a test within another one has its name before a slash
+	Name    string      `json:"name"` // "life", "configure"; the name of a nested test has its parent's name and a slash before it
 	Outcome TestOutcome `json:"outcome"`
 	Seconds float64     `json:"seconds"`
 	Output  []string    `json:"output,omitempty"` // the last lines of a test that did not pass, oldest first
-	Rules   []Rule      `json:"rules,omitempty"`  // that a failed test found broken
+	Rules   []Rule      `json:"rules,omitempty"`  // rules that a failed test found broken
 }
 
 // Rule is something that a host relies on in a plugin.
@@ -25,7 +25,7 @@ type Rule struct {
 	Text string `json:"text"` // one sentence
 }
 
-// PluginReport is what the conformance suite says of a plugin.
+// PluginReport is the conformance suite's report on a plugin.
 type PluginReport struct {
 	Executable string       `json:"executable"`
 	Passed     bool         `json:"passed"` // no test failed

@@ -1,22 +1,22 @@
 package core
 
-// HostKeyState says what is known of the key that an SSH server showed.
+// HostKeyState tells what is known about the key that an SSH server presented.
 type HostKeyState string
 
 // The states of a host key.
 const (
-	HostKeyKnown    HostKeyState = "known"    // it is among the known hosts
+	HostKeyKnown    HostKeyState = "known"    // among the known hosts
 	HostKeyUnknown  HostKeyState = "unknown"  // no key of the host is known
 	HostKeyAccepted HostKeyState = "accepted" // it was unknown, and is known from now on
-	HostKeyChanged  HostKeyState = "changed"  // another key of the host is known, or this one is revoked: it is always refused
+	HostKeyChanged  HostKeyState = "changed"  // a different key of the host is known, or this one is revoked: always refused
 )
 
-// HostKey is the key that an SSH server showed.
+// HostKey is the key that an SSH server presented.
 type HostKey struct {
 	Type        string       `json:"type"`        // "ssh-ed25519"
 	Fingerprint string       `json:"fingerprint"` // "SHA256:…"
 	State       HostKeyState `json:"state"`
-	Expected    []string     `json:"expected,omitempty"` // fingerprints of a changed one
+	Expected    []string     `json:"expected,omitempty"` // fingerprints of the known keys, if it changed
 }
 
 // SSHStep is one step of reaching a machine over SSH: resolve, connect, host key, authenticate,
@@ -24,8 +24,8 @@ type HostKey struct {
 type SSHStep struct {
 	Name   string   `json:"name"`
 	OK     bool     `json:"ok"`
-	Detail string   `json:"detail,omitempty"` // what was found, or what is wrong
-	Hint   string   `json:"hint,omitempty"`   // what to do next, where it failed
+	Detail string   `json:"detail,omitempty"` // what was found or what is wrong
+	Hint   string   `json:"hint,omitempty"`   // what to do next, if it failed
 	Took   Duration `json:"took"`
 }
 
@@ -33,7 +33,7 @@ type SSHStep struct {
 type SSHTest struct {
 	Host    string    `json:"host"`
 	Via     string    `json:"via"` // name of the machine that tried
-	OK      bool      `json:"ok"`  // all steps up to the platform: hives can be installed there
+	OK      bool      `json:"ok"`  // all steps up to the platform succeeded: hives can be installed there
 	Failed  string    `json:"failed,omitempty"`
 	Steps   []SSHStep `json:"steps"`
 	HostKey *HostKey  `json:"host_key,omitempty"`
@@ -43,8 +43,8 @@ type SSHTest struct {
 	Arch          string `json:"arch,omitempty"`
 	FreeDiskBytes int64  `json:"free_disk_bytes,omitempty"`
 	Sudo          bool   `json:"sudo"`              // root, or sudo without a password
-	Service       string `json:"service,omitempty"` // what would start rbee there: systemd-user, systemd-system, launchd, none
-	Version       string `json:"version,omitempty"` // of the rbee that is installed there; empty: none
+	Service       string `json:"service,omitempty"` // the service manager that would start rbee there: systemd-user, systemd-system, launchd, none
+	Version       string `json:"version,omitempty"` // of the rbee installed there; empty: none
 }
 
 // InstallResult is the result of hive_install, hive_start and hive_stop.
@@ -53,13 +53,13 @@ type InstallResult struct {
 	Hive    string   `json:"hive"` // Hive.ID
 	Name    string   `json:"name"` // Hive.Name
 	Version string   `json:"version,omitempty"`
-	Before  string   `json:"before,omitempty"` // build that an upgrade replaced
-	Build   string   `json:"build,omitempty"`  // version and digest of what is installed
+	Before  string   `json:"before,omitempty"` // the build that an upgrade replaced
+	Build   string   `json:"build,omitempty"`  // version and digest of the installed build
 	Service string   `json:"service"`          // systemd-user, systemd-system, launchd, none
 	Path    string   `json:"path,omitempty"`   // of the installed program
-	Already bool     `json:"already"`          // it was so before: nothing was changed
+	Already bool     `json:"already"`          // it was so already: nothing was changed
 	Devices []Device `json:"devices,omitempty"`
-	Notes   []string `json:"notes,omitempty"` // what a person should know, such as that nothing starts it at boot
+	Notes   []string `json:"notes,omitempty"` // for people, such as that nothing starts it at boot
 }
 
 // UninstallResult is the result of hive_uninstall.
@@ -71,14 +71,14 @@ type UninstallResult struct {
 	Kept    []string `json:"kept,omitempty"`
 }
 
-// HiveHost is a machine that hives can be installed on, as a queen's machine remembers it.
+// HiveHost is a machine that hives can be installed on, as the queen's machine remembers it.
 type HiveHost struct {
-	Name         string `json:"name"`                // what operations call it
+	Name         string `json:"name"`                // its name in operations
 	HostName     string `json:"host_name,omitempty"` // empty: Name
 	User         string `json:"user,omitempty"`
-	Port         int    `json:"port,omitempty"`          // 0: what the SSH configuration says
+	Port         int    `json:"port,omitempty"`          // 0: the SSH configuration's
 	IdentityFile string `json:"identity_file,omitempty"` // path of a private key
-	Hive         string `json:"hive,omitempty"`          // Hive.ID of what is installed there; empty: nothing
+	Hive         string `json:"hive,omitempty"`          // Hive.ID of the hive installed there; empty: none
 	Imported     bool   `json:"imported,omitempty"`      // it stays in the list when its hive is uninstalled
 }
 
@@ -86,6 +86,6 @@ type HiveHost struct {
 type ImportResult struct {
 	File     string     `json:"file"`
 	Added    []HiveHost `json:"added"`
-	Kept     []string   `json:"kept"`     // names that were there already
-	Problems []string   `json:"problems"` // lines that could not be read, by number
+	Kept     []string   `json:"kept"`     // names that existed already
+	Problems []string   `json:"problems"` // unreadable lines, by number
 }
