@@ -7,8 +7,8 @@ const (
 	budgetSlots = 10 // 30 seconds in all
 )
 
-// Budget bounds retries to a part of the recent requests, so that a failure does not multiply the
-// load. A reserve allows a few retries where there are few requests.
+// Budget bounds retries to a share of the recent requests, so that a failure does not multiply the
+// load. A reserve allows a few retries when requests are few.
 type Budget struct {
 	ratio   float64
 	reserve int
@@ -18,14 +18,14 @@ type Budget struct {
 	}
 }
 
-// NewBudget returns a Budget of reserve retries and, beyond them, ratio retries per request, both
+// NewBudget returns a Budget that allows reserve retries plus ratio retries per request, both
 // within 30 seconds.
 func NewBudget(ratio float64, reserve int) *Budget { return &Budget{ratio: ratio, reserve: reserve} }
 
 // Request counts a request.
 func (b *Budget) Request(now time.Time) { b.slots[b.slot(now)].requests++ }
 
-// Retry reports whether a request may be repeated, and counts the retry if so.
+// Retry reports whether a request may be retried, and counts the retry if so.
 func (b *Budget) Retry(now time.Time) bool {
 	i := b.slot(now)
 	requests, retries := 0, 0
@@ -41,7 +41,7 @@ func (b *Budget) Retry(now time.Time) bool {
 	return true
 }
 
-// slot returns the index of the current slot, emptied of an earlier time.
+// slot returns the index of the current slot, cleared if it held an earlier time.
 func (b *Budget) slot(now time.Time) int {
 	at := now.UnixNano() / int64(budgetSlot)
 	s := &b.slots[at%budgetSlots]

@@ -7,55 +7,56 @@ import (
 )
 
 const (
-	// MaxAccounts bounds the keys of a Ledger; the one that was used longest ago makes room.
+	// MaxAccounts bounds the keys of a Ledger; the least recently used one is evicted.
 	MaxAccounts = 20_000
-	// holderLife is how long what a holder runs counts after it was heard of last.
+	// holderLife is how long a holder's running requests count after its last report.
 	holderLife = 15 * time.Second
-	// concurrentRetry is when to ask again where too many requests run: nobody knows their ends.
+	// concurrentRetry is the retry delay when too many requests run: their ends cannot be
+	// predicted.
 	concurrentRetry = time.Second
 )
 
-// What is counted.
+// The quantities that a Rate bounds.
 const (
 	Requests   = "requests"
 	Tokens     = "tokens"
 	Concurrent = "concurrent"
 )
 
-// Rate bounds what one key does.
+// Rate bounds what one key uses.
 type Rate struct {
 	Of    string // Requests, Tokens, Concurrent
 	Count int64
-	Per   time.Duration // 0: Concurrent
+	Per   time.Duration // 0 for Concurrent
 }
 
-// RateState is how far a key is with a Rate.
+// RateState is the usage of a key against a Rate.
 type RateState struct {
 	Rate
 	Remaining int64
-	Reset     time.Duration // until nothing counts any more; 0 for Concurrent
+	Reset     time.Duration // until nothing counts any longer; 0 for Concurrent
 }
 
-// Refusal says which rate does not allow a request, and when it will.
+// Refusal names the rate that refuses a request, and when it will allow it.
 type Refusal struct {
 	Rate  Rate
 	Retry time.Duration
 }
 
-// Ledger counts what keys do. A holder runs requests for them.
+// Ledger counts the usage of keys. Holders run requests on their behalf.
 type Ledger struct {
 	accounts map[string]*account
 	heard    map[string]time.Time // holders
 }
 
 type account struct {
-	windows map[Rate]*Window // by rates with a Count of 0: whatever the limit, it counts the same
+	windows map[Rate]*Window // by Rate with Count 0: the limit does not matter here
 	running map[string]int64 // by holder
-	told    map[string]bool  // holders whose history is in windows
+	told    map[string]bool  // holders whose history is already in windows
 	used    time.Time
 }
 
-// NewLedger returns a ledger without any account.
+// NewLedger returns an empty ledger.
 func NewLedger() *Ledger {
 	return &Ledger{accounts: map[string]*account{}, heard: map[string]time.Time{}}
 }
@@ -76,7 +77,7 @@ func (l *Ledger) account(key string, now time.Time) *account {
 	return a
 }
 
-// makeRoom forgets the tenth of the accounts that was used longest ago.
+// makeRoom evicts the least recently used tenth of the accounts.
 func (l *Ledger) makeRoom() {
 	keys := slices.SortedFunc(maps.Keys(l.accounts), func(a, b string) int { return l.accounts[a].used.Compare(l.accounts[b].used) })
 	for _, key := range keys[:max(1, len(keys)/10)] {
@@ -94,11 +95,11 @@ func (a *account) window(r Rate) *Window {
 	return w
 }
 
-// active returns how many requests of the account run.
+// active returns the number of running requests of the account.
 func (l *Ledger) active(a *account, now time.Time) (n int64) {
 	for holder, running := range a.running {
 		if now.Sub(l.heard[holder]) > holderLife {
-			delete(a.running, holder) // it is gone, and its requests with it
+			delete(a.running, holder) // the holder is gone, and its requests with it
 			continue
 		}
 		n += running
@@ -106,8 +107,8 @@ func (l *Ledger) active(a *account, now time.Time) (n int64) {
 	return n
 }
 
-// cost returns what a request of some tokens takes of a rate. One that is larger than the rate
-// takes all of it, so that it is let in when nothing else counts.
+// cost returns how much of a rate a request of the given tokens uses. A request larger than the
+// rate uses all of it, so that it is admitted when nothing else counts.
 func cost(r Rate, tokens int64) int64 {
 	if r.Of == Tokens {
 		return min(max(tokens, 0), r.Count)
@@ -115,7 +116,7 @@ func cost(r Rate, tokens int64) int64 {
 	return 1
 }
 
-// Take counts a request of a key, if all rates allow it, and says how far the key is with each.
+// Take counts a request of a key if all rates allow it, and returns the state of each rate.
 func (l *Ledger) Take(key, holder string, rates []Rate, tokens int64, now time.Time) ([]RateState, *Refusal) {
 	a := l.account(key, now)
 	l.heard[holder] = now
@@ -141,7 +142,7 @@ func (l *Ledger) Take(key, holder string, rates []Rate, tokens int64, now time.T
 	return l.states(a, rates, now), refused
 }
 
-// Note counts a request that another ledger allowed at a time.
+// Note counts a request that another ledger admitted at the given time.
 func (l *Ledger) Note(key, holder string, rates []Rate, tokens int64, at, now time.Time) {
 	a := l.account(key, now)
 	l.heard[holder] = now
@@ -168,7 +169,8 @@ func (l *Ledger) states(a *account, rates []Rate, now time.Time) []RateState {
 	return out
 }
 
-// Settle ends a request that was counted at a time for some tokens, and really had used ones.
+// Settle ends a request that was counted at the given time for tokens, and replaces that estimate
+// by used.
 func (l *Ledger) Settle(key, holder string, rates []Rate, at time.Time, tokens, used int64, now time.Time) {
 	a := l.accounts[key]
 	if a == nil {
@@ -185,8 +187,8 @@ func (l *Ledger) Settle(key, holder string, rates []Rate, at time.Time, tokens, 
 	}
 }
 
-// Running sets how many requests a holder runs, by key. It is told by the holder itself, and
-// mends what was lost on the way.
+// Running sets how many requests a holder runs, by key. The holder itself reports it, which
+// corrects for lost messages.
 func (l *Ledger) Running(holder string, running map[string]int64, now time.Time) {
 	l.heard[holder] = now
 	for key, a := range l.accounts {
@@ -198,13 +200,13 @@ func (l *Ledger) Running(holder string, running map[string]int64, now time.Time)
 	maps.DeleteFunc(l.heard, func(_ string, at time.Time) bool { return now.Sub(at) > holderLife })
 }
 
-// Told reports whether the ledger has what a holder counted of a key before.
+// Told reports whether the ledger has the holder's history of a key.
 func (l *Ledger) Told(key, holder string) bool {
 	a := l.accounts[key]
 	return a != nil && a.told[holder]
 }
 
-// History returns what was counted of a key, a list for each rate.
+// History returns what was counted for a key, a list per rate.
 func (l *Ledger) History(key string, rates []Rate, now time.Time) [][]Slot {
 	out := make([][]Slot, len(rates))
 	if a := l.accounts[key]; a != nil {
@@ -217,7 +219,7 @@ func (l *Ledger) History(key string, rates []Rate, now time.Time) [][]Slot {
 	return out
 }
 
-// Tell adds what a holder counted of a key before, once.
+// Tell adds a holder's history of a key, once.
 func (l *Ledger) Tell(key, holder string, rates []Rate, history [][]Slot, now time.Time) {
 	a := l.account(key, now)
 	if a.told[holder] {

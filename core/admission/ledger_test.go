@@ -8,8 +8,8 @@ import (
 	"github.com/shoenig/test/must"
 )
 
-// Whatever happens when, no span of the window's length has more than the limit, and what a
-// refusal says about the time to wait is right.
+// In any order of events, no span of the window's length exceeds the limit, and the wait that a
+// refusal returns is correct.
 func TestWindowProperty(t *testing.T) {
 	t.Parallel()
 	for seed := range uint64(5) {
@@ -24,7 +24,7 @@ func TestWindowProperty(t *testing.T) {
 				wait := w.Until(limit-1, now)
 				must.Positive(t, wait)
 				must.LessEq(t, per+per/windowSlots, wait)
-				if r.IntN(4) == 0 { // a client that waits is let in
+				if r.IntN(4) == 0 { // a client that waits is admitted
 					now = now.Add(wait)
 					must.Less(t, int64(limit), w.Sum(now))
 				}
@@ -53,7 +53,7 @@ func TestWindowCorrections(t *testing.T) {
 	w.Add(1000, epoch, epoch)
 	later := epoch.Add(50 * time.Second)
 	w.Add(100, later, later)
-	w.Add(-900, epoch, later) // what was counted at first was too much
+	w.Add(-900, epoch, later) // the first count was too high
 	must.Eq(t, 200, w.Sum(later))
 	must.Eq(t, 100, w.Sum(epoch.Add(62*time.Second)), must.Sprint("a correction leaves with what it corrects"))
 	w.Add(-500, epoch, epoch.Add(63*time.Second))
@@ -92,7 +92,7 @@ func TestLedger(t *testing.T) {
 	_, refused = l.Take("other", "q1", rates, 1, epoch)
 	must.Nil(t, refused)
 
-	// A request that is larger than the limit is let in when nothing else counts, and takes it all.
+	// A request larger than the limit is admitted when nothing else counts, and uses up the limit.
 	l = NewLedger()
 	small := []Rate{{Tokens, 100, time.Minute}}
 	_, refused = l.Take("k", "q1", small, 1_000_000, epoch)
@@ -102,7 +102,7 @@ func TestLedger(t *testing.T) {
 	must.Between(t, time.Minute-time.Second, refused.Retry, time.Minute+time.Second)
 }
 
-// What a queen ran that is gone does not count for ever; what one runs that lives does.
+// Requests of a queen that has disappeared stop counting; those of a live queen do not.
 func TestLedgerHolders(t *testing.T) {
 	t.Parallel()
 	l := NewLedger()
@@ -119,7 +119,7 @@ func TestLedgerHolders(t *testing.T) {
 	must.Nil(t, refused)
 	_, refused = l.Take("k", "q3", rates, 0, now)
 	must.NotNil(t, refused)
-	l.Running("q2", nil, now) // an end of a request that was lost on its way
+	l.Running("q2", nil, now) // the end of this request was lost in transit
 	_, refused = l.Take("k", "q3", rates, 0, now)
 	must.Nil(t, refused)
 }
@@ -134,7 +134,7 @@ func TestLedgerHistory(t *testing.T) {
 	}
 	now := epoch.Add(20 * time.Second)
 	must.False(t, next.Told("k", "q1"))
-	for range 2 { // it counts once
+	for range 2 { // counts only once
 		next.Tell("k", "q1", rates, own.History("k", rates, now), now)
 	}
 	must.True(t, next.Told("k", "q1"))
@@ -143,7 +143,7 @@ func TestLedgerHistory(t *testing.T) {
 	must.Eq(t, 5, states[0].Remaining)
 	states, _ = next.Take("k", "q1", rates, 0, epoch.Add(63*time.Second))
 	must.Eq(t, 5, states[0].Remaining, must.Sprint("what is told ends when it would have ended"))
-	// Nonsense of a queen that is broken lowers nothing.
+	// Invalid history from a broken queen lowers no count.
 	next.Tell("k", "q2", rates, [][]Slot{{{At: 1 << 60, Count: -5}, {At: -7, Count: 3}}, nil, nil}, now)
 	states, _ = next.Take("k", "q1", rates, 0, epoch.Add(63*time.Second))
 	must.LessEq(t, int64(4), states[0].Remaining)

@@ -1,6 +1,6 @@
-// Package admission decides which requests are let in, which wait, for how long and in which
-// order, and which are repeated: limits of keys, bounded queues with fair shares, a retry budget,
-// and a list of requests that killed workers.
+// Package admission decides which requests are admitted, which wait, for how long and in which
+// order, and which are retried. It has limits per key, bounded queues with fair shares, a retry
+// budget, and a list of requests that killed workers.
 //
 // Its types do no I/O and read no clock: times are arguments. They are not safe for concurrent use.
 package admission
@@ -11,58 +11,57 @@ import (
 )
 
 const (
-	// quantum is what a key with the weight 1 may take in its turn, in the unit of costs: tokens.
+	// quantum is what a key with weight 1 may use in its turn, in units of cost: tokens.
 	quantum = 64
 	// maxCost bounds the cost of one ticket and the debt of one key.
 	maxCost = 1 << 20
-	// NormalWeight is the weight of a key that is neither preferred nor put off.
+	// NormalWeight is the weight of a key with normal priority.
 	NormalWeight = 4
-	// AgeAfter is how long a ticket of a key with less weight waits until the key has
-	// NormalWeight.
+	// AgeAfter is how long a ticket of a lower-weight key waits until the key gets NormalWeight.
 	AgeAfter = 30 * time.Second
 )
 
-// Queue is a bounded line of requests that wait for the same thing, such as a free slot of one
-// model. The keys take turns by deficit round robin: over time each one that waits gets a part of
-// the costs in proportion to its weight, however many tickets it has. Those of one key are first
-// in, first out.
+// Queue is a bounded line of requests that wait for the same resource, such as a free slot of one
+// model. The keys take turns by deficit round robin: over time each waiting key gets a share of the
+// costs in proportion to its weight, however many tickets it has. The tickets of one key are served
+// first in, first out.
 type Queue[V any] struct {
-	limit int // of tickets
+	limit int // tickets
 	count int
-	ring  []*share[V] // of the keys that wait, in the order of their turns
-	at    int         // whose turn it is
-	began bool        // the turn, with a quantum
-	head  *Ticket[V]  // chosen; nil: not yet
+	ring  []*share[V] // shares of the waiting keys, in the order of their turns
+	at    int         // index in ring of the share whose turn it is
+	began bool        // the turn has begun and its quantum was added
+	head  *Ticket[V]  // chosen ticket; nil: not yet chosen
 	debts map[string]int64
 }
 
-// share is what one key has in a queue.
+// share is the part of a queue that belongs to one key.
 type share[V any] struct {
 	key     string
 	weight  int64
-	credit  int64 // what it may take
+	credit  int64 // cost that it may still use
 	tickets []*Ticket[V]
 }
 
 // Ticket is a place in a Queue.
 type Ticket[V any] struct {
-	Key      string // who waits: the id of a token; empty: unknown
-	Weight   int64  // of the key; 0: NormalWeight
-	Cost     int64  // about, in tokens
+	Key      string // token id of the waiting client; empty: unknown
+	Weight   int64  // weight of the key; 0: NormalWeight
+	Cost     int64  // estimate in tokens
 	Since    time.Time
 	Deadline time.Time
 	Value    V
-	// Evicted says that it had to make room for another key's.
+	// Evicted reports that the ticket made room for another key's.
 	Evicted bool
 }
 
-// NewQueue returns a Queue for at most limit tickets.
+// NewQueue returns a Queue that holds at most limit tickets.
 func NewQueue[V any](limit int) *Queue[V] {
 	return &Queue[V]{limit: limit, debts: map[string]int64{}}
 }
 
-// Join appends a ticket and reports whether there was room. In a full queue a key that has fewer
-// tickets than another one replaces the latest ticket of the key with most, which is returned.
+// Join appends a ticket and reports whether there was room. In a full queue, a key that has fewer
+// tickets than another one evicts the latest ticket of the key with the most, which is returned.
 func (q *Queue[V]) Join(t *Ticket[V]) (evicted *Ticket[V], ok bool) {
 	t.Cost = min(max(t.Cost, 1), maxCost)
 	s := q.share(t.Key)
@@ -78,7 +77,7 @@ func (q *Queue[V]) Join(t *Ticket[V]) (evicted *Ticket[V], ok bool) {
 	if s == nil {
 		s = &share[V]{key: t.Key, credit: -q.debts[t.Key]}
 		delete(q.debts, t.Key)
-		// Behind all others: its turn is the last of the round.
+		// Behind all others: its turn comes last in the round.
 		q.ring = slices.Insert(q.ring, q.at, s)
 		if len(q.ring) > 1 {
 			q.at++
@@ -111,11 +110,11 @@ func (q *Queue[V]) longest() (most *share[V]) {
 	return most
 }
 
-// Leave removes a ticket that waits no longer and gets nothing. A ticket that is not in the queue
-// changes nothing.
+// Leave removes a ticket that stops waiting without being served. It ignores a ticket that is not
+// in the queue.
 func (q *Queue[V]) Leave(t *Ticket[V]) { q.remove(t, 0) }
 
-// Serve removes a ticket that gets what it waited for. Its key pays for it.
+// Serve removes a ticket that is being served and charges its key.
 func (q *Queue[V]) Serve(t *Ticket[V]) { q.remove(t, t.Cost) }
 
 func (q *Queue[V]) remove(t *Ticket[V], cost int64) {
@@ -137,7 +136,7 @@ func (q *Queue[V]) remove(t *Ticket[V], cost int64) {
 	if len(s.tickets) > 0 {
 		return
 	}
-	q.owe(s.key, -s.credit) // what it may still take is not kept: it waits for nothing
+	q.owe(s.key, -s.credit) // credit expires once nothing waits
 	q.ring = slices.Delete(q.ring, n, n+1)
 	switch {
 	case n < q.at:
@@ -150,7 +149,7 @@ func (q *Queue[V]) remove(t *Ticket[V], cost int64) {
 	}
 }
 
-// owe remembers the debt of a key that does not wait.
+// owe records the debt of a key that has no waiting ticket.
 func (q *Queue[V]) owe(key string, debt int64) {
 	if debt <= 0 {
 		return
@@ -161,7 +160,8 @@ func (q *Queue[V]) owe(key string, debt int64) {
 	q.debts[key] = min(debt, maxCost)
 }
 
-// Correct says that what a key was served cost more than its ticket said, or less.
+// Correct adjusts the charge of a key when a served request cost more, or less, than its ticket
+// estimated.
 func (q *Queue[V]) Correct(key string, more int64) {
 	more = min(max(more, -maxCost), maxCost)
 	if s := q.share(key); s != nil {
@@ -171,7 +171,7 @@ func (q *Queue[V]) Correct(key string, more int64) {
 	q.owe(key, q.debts[key]+more)
 }
 
-// weightAt is the weight of a share with its age.
+// weightAt returns the weight of a share, raised by the age of its tickets.
 func (s *share[V]) weightAt(now time.Time) int64 {
 	if s.weight < NormalWeight && now.Sub(s.tickets[0].Since) >= AgeAfter {
 		return NormalWeight
@@ -179,12 +179,13 @@ func (s *share[V]) weightAt(now time.Time) int64 {
 	return s.weight
 }
 
-// Head returns the ticket whose turn it is, which it stays until it is removed; nil: none waits.
+// Head returns the ticket whose turn it is; it stays the head until it is removed. nil: the queue
+// is empty.
 func (q *Queue[V]) Head(now time.Time) *Ticket[V] {
 	if q.head != nil || len(q.ring) == 0 {
 		return q.head
 	}
-	// Whole rounds in which nobody could be served are not walked.
+	// Skip whole rounds in which no ticket could be served.
 	rounds := int64(maxCost)
 	for _, s := range q.ring {
 		lacks, gets := s.tickets[0].Cost-s.credit, quantum*s.weightAt(now)
@@ -216,8 +217,9 @@ const (
 	mostRetry  = time.Minute
 )
 
-// RetryAfter returns when to send a request again where waiting ones are before it, running ones
-// are answered at once, and each takes about service. It is a whole number of seconds from 1 to 60.
+// RetryAfter returns when to retry a request that has waiting requests ahead of it, when running
+// requests are served at once and each takes about service. It is a whole number of seconds from 1
+// to 60.
 func RetryAfter(waiting, running int, service time.Duration) time.Duration {
 	d := time.Duration(waiting+1) * service / time.Duration(max(running, 1))
 	return min(max(d.Round(time.Second), leastRetry), mostRetry)

@@ -42,7 +42,8 @@ func TestQueueOfOneKey(t *testing.T) {
 	must.False(t, joined(t, NewQueue[int](0), a))
 }
 
-// A key with many tickets does not keep others out of a full queue, and loses none but its latest.
+// A key with many tickets does not keep others out of a full queue, and loses only its latest
+// ticket.
 func TestQueueMakesRoom(t *testing.T) {
 	t.Parallel()
 	q := NewQueue[int](4)
@@ -71,7 +72,8 @@ func TestQueueMakesRoom(t *testing.T) {
 	must.Eq(t, 4, q.Len())
 }
 
-// shares serves n tickets of keys that always wait, with random costs, and returns what each got.
+// shares serves n tickets of keys that always wait, with random costs, and returns what each key
+// got.
 func shares(seed uint64, n int, weights map[string]int64, most int64) map[string]int64 {
 	r := rand.New(rand.NewPCG(seed, 7))
 	q := NewQueue[int](1000)
@@ -79,7 +81,7 @@ func shares(seed uint64, n int, weights map[string]int64, most int64) map[string
 		_, _ = q.Join(&Ticket[int]{Key: key, Weight: weights[key], Cost: 1 + r.Int64N(most), Since: epoch})
 	}
 	for key := range weights {
-		for range 1 + len(key) { // one waits with more than the other
+		for range 1 + len(key) { // some keys wait with more tickets than others
 			join(key)
 		}
 	}
@@ -111,7 +113,7 @@ func TestQueueShares(t *testing.T) {
 	}
 }
 
-// A key whose requests cost more than they say gets no more for it.
+// A key whose requests cost more than estimated gets no larger share.
 func TestQueueCorrects(t *testing.T) {
 	t.Parallel()
 	q := NewQueue[int](10)
@@ -132,7 +134,7 @@ func TestQueueCorrects(t *testing.T) {
 	must.Between(t, 0.48, float64(got["long"])/float64(got["long"]+got["short"]), 0.52)
 }
 
-// A key of low priority whose first ticket has waited for long counts as any other.
+// A low-priority key whose first ticket has waited long enough counts as a normal one.
 func TestQueueAges(t *testing.T) {
 	t.Parallel()
 	share := func(now time.Time) float64 {
@@ -155,8 +157,8 @@ func TestQueueAges(t *testing.T) {
 	must.Between(t, 0.45, share(epoch.Add(AgeAfter)), 0.55)
 }
 
-// Whatever joins and leaves: every ticket is served or leaves once, nobody waits for ever, and the
-// head stays the head.
+// Whatever joins and leaves, every ticket is served or leaves exactly once, no ticket starves, and
+// the head stays the head.
 func TestQueueRandom(t *testing.T) {
 	t.Parallel()
 	for seed := range uint64(8) {

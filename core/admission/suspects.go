@@ -3,19 +3,19 @@ package admission
 import "time"
 
 const (
-	maxSuspects  = 1024 // requests that are remembered
-	deadlyLosses = 2    // lost workers that make a request deadly
+	maxSuspects  = 1024 // requests remembered
+	deadlyLosses = 2    // lost workers after which a request is deadly
 )
 
-// Fingerprint identifies a request by what it asks and who asks it.
+// Fingerprint identifies a request by its content and its key.
 type Fingerprint [16]byte
 
-// Suspects remembers requests under which workers were lost. A request that has killed two workers
-// is refused for a while. The table is bounded: the oldest entry makes room.
+// Suspects remembers requests during which workers were lost. A request that has killed two workers
+// is refused for a while. The table is bounded: it drops the oldest entry.
 type Suspects struct {
 	keep   time.Duration
 	losses map[Fingerprint]*suspect
-	oldest []Fingerprint // in the order of their first loss
+	oldest []Fingerprint // ordered by first loss
 }
 
 type suspect struct {
@@ -23,12 +23,12 @@ type suspect struct {
 	until time.Time
 }
 
-// NewSuspects returns a table that forgets a request keep after its last loss.
+// NewSuspects returns a table that forgets a request once keep has passed since its last loss.
 func NewSuspects(keep time.Duration) *Suspects {
 	return &Suspects{keep: keep, losses: map[Fingerprint]*suspect{}}
 }
 
-// Lost counts a worker that was lost under a request and reports whether the request is deadly now.
+// Lost counts a worker lost during a request and reports whether the request is now deadly.
 func (s *Suspects) Lost(f Fingerprint, now time.Time) (deadly bool) {
 	e, ok := s.losses[f]
 	if !ok || !now.Before(e.until) {
@@ -44,7 +44,7 @@ func (s *Suspects) Lost(f Fingerprint, now time.Time) (deadly bool) {
 	return e.lost >= deadlyLosses
 }
 
-// Deadly returns for how much longer a request is refused; 0: it is not.
+// Deadly returns how much longer a request is refused; 0: it is not refused.
 func (s *Suspects) Deadly(f Fingerprint, now time.Time) time.Duration {
 	if e, ok := s.losses[f]; ok && e.lost >= deadlyLosses {
 		return max(e.until.Sub(now), 0)
@@ -52,7 +52,7 @@ func (s *Suspects) Deadly(f Fingerprint, now time.Time) time.Duration {
 	return 0
 }
 
-// Len returns the number of requests that are remembered.
+// Len returns the number of remembered requests.
 func (s *Suspects) Len() int { return len(s.losses) }
 
 func (s *Suspects) makeRoom(now time.Time) {

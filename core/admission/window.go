@@ -2,32 +2,32 @@ package admission
 
 import "time"
 
-// windowSlots is how many parts a window is cut into: what it holds is let go part by part.
+// windowSlots is the number of slots of a window, which expire one by one.
 const windowSlots = 60
 
-// Window counts what happened within a rolling time. It never counts less than there was in any
-// such time, and what happened up to a sixtieth of the time before it as well.
+// Window counts what happened within a rolling period. It never counts less than what happened in
+// that period, and counts at most a sixtieth of the period more, from before it.
 type Window struct {
 	slot  time.Duration
 	at    int64                  // number of the newest slot since the epoch
-	slots [windowSlots + 1]int64 // by number, around
-	sum   int64                  // of all slots
+	slots [windowSlots + 1]int64 // ring, indexed by slot number
+	sum   int64                  // sum of all slots
 }
 
-// NewWindow returns an empty window of some time, a second or more.
+// NewWindow returns an empty window over the given period, at least a second.
 func NewWindow(per time.Duration) *Window { return &Window{slot: per / windowSlots} }
 
-// Slot is what a window holds of one part of its time.
-type Slot struct{ At, Count int64 } // At is the number of the part since the epoch
+// Slot is the count of one slot of a Window.
+type Slot struct{ At, Count int64 } // At is the slot's number since the epoch
 
-// number returns the number of the slot of a time.
+// number returns the number of the slot that t falls in.
 func (w *Window) number(t time.Time) int64 { return t.UnixNano() / int64(w.slot) }
 
-// advance lets go what is too old. A clock that goes back changes nothing.
+// advance drops expired slots. A clock that goes backwards changes nothing.
 func (w *Window) advance(now time.Time) {
 	at := w.number(now)
 	for n := int64(len(w.slots)); w.at < at; w.at++ {
-		if at-w.at > n { // all of it is old
+		if at-w.at > n { // every slot has expired
 			w.at = at - n
 		}
 		i := (w.at + 1) % n
@@ -36,8 +36,8 @@ func (w *Window) advance(now time.Time) {
 	}
 }
 
-// Add counts n at a time in the window, now or before. Negative numbers correct what was counted
-// then; before the window they change nothing.
+// Add counts n at a time that is now or earlier. Negative numbers correct what was counted then. A
+// time before the window changes nothing.
 func (w *Window) Add(n int64, at, now time.Time) {
 	w.advance(now)
 	w.add(min(w.number(at), w.at), n)
@@ -49,18 +49,18 @@ func (w *Window) add(number, n int64) {
 		return
 	}
 	s := &w.slots[number%size]
-	n = max(n, -*s) // nothing is corrected below zero
+	n = max(n, -*s) // a slot never falls below zero
 	*s += n
 	w.sum += n
 }
 
-// Sum returns what the window holds.
+// Sum returns the total count of the window.
 func (w *Window) Sum(now time.Time) int64 {
 	w.advance(now)
 	return w.sum
 }
 
-// Until returns how long it takes until the window holds at most most; 0: it does.
+// Until returns how long it takes for the window's sum to fall to most; 0: it already has.
 func (w *Window) Until(most int64, now time.Time) time.Duration {
 	w.advance(now)
 	sum, size := w.sum, int64(len(w.slots))
@@ -72,7 +72,7 @@ func (w *Window) Until(most int64, now time.Time) time.Duration {
 	return 0
 }
 
-// Slots returns what the window holds, part by part, the oldest first.
+// Slots returns the slots of the window, oldest first.
 func (w *Window) Slots(now time.Time) []Slot {
 	w.advance(now)
 	var out []Slot
@@ -85,7 +85,7 @@ func (w *Window) Slots(now time.Time) []Slot {
 	return out
 }
 
-// Merge adds what another window of the same time held.
+// Merge adds the slots of another window with the same period.
 func (w *Window) Merge(slots []Slot, now time.Time) {
 	w.advance(now)
 	for _, s := range slots[:min(len(slots), len(w.slots))] {

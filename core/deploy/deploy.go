@@ -1,6 +1,6 @@
-// Package deploy decides where the replicas of deployments run: pure functions of what somebody
-// wants, what was decided before, and what the cluster is like. The same arguments, in whatever
-// order their lists are, give the same decision.
+// Package deploy decides where the replicas of deployments run. Its functions are pure: their
+// arguments are the deployments wanted, the earlier decisions, and the state of the cluster. The
+// same arguments, with their lists in any order, give the same decision.
 package deploy
 
 import (
@@ -16,16 +16,16 @@ import (
 // View is the cluster as one queen sees it.
 type View struct {
 	Hives   []Hive
-	Workers []core.Worker    // with their loads
+	Workers []core.Worker    // including their loads
 	Models  map[string]Model // by DeploymentSpec.Model
-	// Lost are the labels of replicas whose worker has ended, or did not start.
+	// Lost holds the labels of replicas whose worker has ended or failed to start.
 	Lost map[string]bool
-	// Rests are the hives that did not start a deployment's worker lately, and why: another hive is
-	// chosen, or, where there is none, it waits.
+	// Rests holds, by deployment, the hives that lately failed to start its worker, and why:
+	// another hive is chosen, or the replica waits if there is no other.
 	Rests map[string]map[string]string
 }
 
-// Hive is a hive of the registry, with what it told of its devices.
+// Hive is a hive of the registry, with the devices that it reported.
 type Hive struct {
 	core.Hive
 	Suspect bool
@@ -33,42 +33,42 @@ type Hive struct {
 
 func (h Hive) up() bool { return h.Status != core.HiveDown }
 
-// ended reports whether a worker is no more, or is on its way out: a replica needs another one.
+// ended reports whether a worker has ended or is stopping, so that its replica needs another one.
 func ended(w core.Worker) bool {
 	return w.State == core.WorkerFailed || w.State == core.WorkerRetiring
 }
 
-// Model is what is known of a deployment's model.
+// Model is what is known about a deployment's model.
 type Model struct {
-	Problem       string // why no worker can have it; empty: one can
-	MinBytes      int64  // of device memory without which it does not work; 0: unknown
-	EstimateBytes int64  // with the model's own context; 0: unknown
-	FileBytes     int64  // to download; 0: unknown
+	Problem       string // why no worker can serve it; empty: one can
+	MinBytes      int64  // least device memory that it works with; 0: unknown
+	EstimateBytes int64  // device memory with the model's own context; 0: unknown
+	FileBytes     int64  // download size; 0: unknown
 	Stored        map[string]bool
 	Offered       map[string]bool // ids of the hives that can fetch it; nil: any
 }
 
-// Placing is where the replicas of a deployment are to run from now on. It is in force once the
+// Placing is where the replicas of a deployment are to run from now on. It takes effect once the
 // registry has it.
 type Placing struct {
 	Deployment core.Deployment
-	Placed     []core.Replica // those with the index 0 are new
-	News       []News         // what differs, for people
+	Placed     []core.Replica // replicas with index 0 are new
+	News       []News         // changes, for display
 }
 
-// News is a replica that is new, or is given up.
+// News is a replica that is added or given up.
 type News struct {
 	core.Replica
 	Stop   bool
 	Reason string
-	Fit    sched.Fit // of a new one
+	Fit    sched.Fit // for a new replica
 }
 
-// Reconcile returns the deployments whose replicas are to run elsewhere than decided before, and
-// why others find no place. It moves nothing that can stay: a replica is given up when its hive is
-// down or its worker has ended; it leaves, once another one serves in its place, when its hive
-// drains or it was started for an earlier version; and it goes when there are too many. A new one
-// goes where it has room beside everything that is there or on its way.
+// Reconcile returns the deployments whose placement changes, and why replicas of others cannot be
+// placed. It moves nothing that can stay. A replica is given up when its hive is down or its worker
+// has ended. It is replaced, and leaves once its successor serves, when its hive drains or it was
+// started for an earlier version. It is dropped when there are too many. A new replica goes where
+// it has room beside everything that runs or is starting.
 func Reconcile(all []core.Deployment, v View) ([]Placing, []core.DeploymentProblem) {
 	r := newReconciler(all, v)
 	var out []Placing
@@ -80,14 +80,14 @@ func Reconcile(all []core.Deployment, v View) ([]Placing, []core.DeploymentProbl
 	return out, r.problems
 }
 
-// reconciler keeps account of the memory while one deployment after the other is placed.
+// reconciler tracks device memory while it places one deployment after the other.
 type reconciler struct {
 	view     View
 	all      []core.Deployment
 	hives    map[string]Hive
 	workers  map[string]core.Worker // by label
-	rooms    []sched.Room           // of the hives, in the order of their ids; devices with what is free now
-	pending  map[[2]string]bool     // devices, by hive and id, on which a worker is to be that is not there yet
+	rooms    []sched.Room           // hives sorted by id; devices with their current free memory
+	pending  map[[2]string]bool     // devices, by hive and id, whose worker has yet to start
 	problems []core.DeploymentProblem
 }
 
@@ -110,7 +110,7 @@ func newReconciler(all []core.Deployment, v View) *reconciler {
 		held[[2]string{w.Hive, w.Device}] += w.Load.MemoryBytes
 		i := r.room(w.Hive)
 		if i < 0 || w.Load.Pinned || !w.Load.Unloads {
-			continue // it makes no room
+			continue // it frees no memory for others
 		}
 		into := r.rooms[i].Idle
 		if w.State != core.WorkerReady || w.Load.Active+w.Load.Queued > 0 {
@@ -121,12 +121,12 @@ func newReconciler(all []core.Deployment, v View) *reconciler {
 	}
 	for i := range r.rooms {
 		for j := range r.rooms[i].Hive.Devices {
-			// A worker that loads does not hold all that it will.
+			// A loading worker does not hold all of its memory yet.
 			d := &r.rooms[i].Hive.Devices[j]
 			d.FreeBytes = max(0, min(d.FreeBytes, d.TotalBytes-held[[2]string{r.rooms[i].Hive.ID, d.ID}]))
 		}
 	}
-	for _, d := range r.inOrder() { // what is left for one depends on the others
+	for _, d := range r.inOrder() { // each deployment's room depends on the others
 		for _, p := range d.Placed {
 			if _, there := r.workers[p.Label(d.Name)]; !there && !r.gone(d, p) {
 				m := v.Models[d.Model]
@@ -148,8 +148,8 @@ func (r *reconciler) room(hive string) int {
 	return slices.IndexFunc(r.rooms, func(x sched.Room) bool { return x.Hive.ID == hive })
 }
 
-// take notes that a worker is to have memory of a device: as much as it wants of what is free, and
-// at least what it needs, if workers must unload for it.
+// take reserves memory of a device for a worker: what it wants of the free memory, and at least
+// what it needs, even if other workers must unload for it.
 func (r *reconciler) take(hive, device string, wants, needs int64) {
 	i := r.room(hive)
 	if i < 0 {
@@ -173,7 +173,7 @@ func (r *reconciler) take(hive, device string, wants, needs int64) {
 	}
 }
 
-// gone reports whether a replica is no more: it is not waited for.
+// gone reports whether a replica's worker has ended for good, so that no start is pending.
 func (r *reconciler) gone(d core.Deployment, p core.Replica) bool {
 	h, known := r.hives[p.Hive]
 	return !known || !h.up() || r.view.Lost[p.Label(d.Name)] || ended(r.workers[p.Label(d.Name)])
@@ -208,7 +208,7 @@ func (r *reconciler) place(d core.Deployment) Placing {
 			stay = append(stay, p)
 		}
 	}
-	// The most useful ones stay.
+	// Keep the most useful replicas.
 	slices.SortFunc(stay, func(a, b core.Replica) int {
 		return cmp.Or(rank(!r.ready(d, a))-rank(!r.ready(d, b)), cmp.Compare(a.Ordinal, b.Ordinal))
 	})
@@ -238,12 +238,12 @@ func (r *reconciler) place(d core.Deployment) Placing {
 	return out
 }
 
-// leaves reports whether a replica stays only until another one serves in its place.
+// leaves reports whether a replica stays only until its successor serves.
 func leaves(d core.Deployment, p core.Replica, h Hive) bool {
 	return p.Version < d.StartVersion || h.Draining || !allows(d.DeploymentSpec, h.Hive, core.Device{ID: p.Device, Kind: kindOf(h, p.Device)})
 }
 
-// useful reports whether a replica that leaves answers requests yet.
+// useful reports whether a leaving replica still answers requests.
 func (r *reconciler) useful(d core.Deployment, p core.Replica) bool {
 	return r.ready(d, p) && !r.hives[p.Hive].Draining
 }
@@ -258,7 +258,7 @@ func (r *reconciler) whyGone(d core.Deployment, p core.Replica) string {
 	return "its worker has ended, or did not start"
 }
 
-// fill adds the replicas that lack. Where one finds no room, a replica that leaves gives up its
+// fill adds the missing replicas. Where a new one finds no room, a leaving replica gives up its
 // own.
 func (r *reconciler) fill(d core.Deployment, want int, stay, leave []core.Replica, out *Placing) (stays, leaves []core.Replica) {
 	for len(stay) < want {
@@ -281,7 +281,7 @@ func (r *reconciler) fill(d core.Deployment, want int, stay, leave []core.Replic
 	return stay, leave
 }
 
-// unused returns the lowest ordinal that no replica has.
+// unused returns the lowest free ordinal.
 func unused(lists ...[]core.Replica) int {
 	taken := map[int]bool{}
 	for _, p := range slices.Concat(lists...) {
@@ -294,8 +294,8 @@ func unused(lists ...[]core.Replica) int {
 	return n
 }
 
-// choose returns the device for a further replica: one with room, on the hive that has the fewest
-// of the deployment's.
+// choose returns the device for another replica: one with room, on the hive that has the fewest
+// replicas of the deployment.
 func (r *reconciler) choose(d core.Deployment, has []core.Replica) (sched.Fit, *core.DeploymentProblem) {
 	m := r.view.Models[d.Model]
 	if m.Problem != "" {
@@ -319,7 +319,7 @@ func (r *reconciler) choose(d core.Deployment, has []core.Replica) (sched.Fit, *
 	}
 	demand := sched.Demand{Model: d.Model, Type: d.Type, MinBytes: m.MinBytes, EstimateBytes: m.EstimateBytes}
 	fits, more, lacks := sched.Fits(demand, rooms, func(h core.Hive, dev core.Device) bool { return allows(d.DeploymentSpec, h, dev) })
-	// A worker that takes whatever is free would take the memory of those that are on their way.
+	// A worker that takes all free memory would take that of workers that are starting.
 	greedy := func(f sched.Fit) bool { return !f.Whole() && r.pending[[2]string{f.Hive.ID, f.Device}] }
 	for _, f := range fits {
 		if greedy(f) {
@@ -345,7 +345,7 @@ func problemOf(d core.Deployment, refused []sched.Refusal, lacks []sched.Lack) *
 	p := &core.DeploymentProblem{Deployment: d.Name, Lacks: []core.DeviceLack{}}
 	var reasons []string
 	for _, x := range refused {
-		if x.MissingBytes == 0 { // the others are among what the devices lack
+		if x.MissingBytes == 0 { // the other devices are included in what is missing
 			reasons = append(reasons, x.Name+" "+x.Reason)
 		}
 	}
@@ -359,21 +359,22 @@ func problemOf(d core.Deployment, refused []sched.Refusal, lacks []sched.Lack) *
 	return p
 }
 
-// mib is a size in MiB, rounded up: what is missing is never 0.
+// mib formats a size in MiB, rounded up so that a missing amount is never 0.
 func mib(n int64) string { return fmt.Sprintf("%d MiB", (n+1<<20-1)>>20) }
 
-// makesRoom returns the leaving replica whose end makes room for its successor; -1: none does.
+// makesRoom returns the index of the leaving replica whose end makes room for its successor; -1:
+// none.
 func (r *reconciler) makesRoom(d core.Deployment, leave, has []core.Replica) int {
 	for label := range r.workers {
 		if core.DeploymentOf(label) == d.Name && !slices.ContainsFunc(d.Placed, func(p core.Replica) bool { return p.Label(d.Name) == label }) {
-			return -1 // one is on its way out
+			return -1 // one is already stopping
 		}
 	}
 	for i, p := range slices.Backward(leave) {
 		at := r.room(p.Hive)
 		w, there := r.workers[p.Label(d.Name)]
 		if at < 0 || !there || r.hives[p.Hive].Draining {
-			continue // elsewhere it is of no use
+			continue // its memory elsewhere does not help
 		}
 		try := *r
 		try.rooms = slices.Clone(r.rooms)
@@ -391,8 +392,8 @@ func (r *reconciler) makesRoom(d core.Deployment, leave, has []core.Replica) int
 	return -1
 }
 
-// allows reports whether a deployment may use a device of a hive. A device without an id is one
-// that the hive has not told of.
+// allows reports whether a deployment may use a device of a hive. A device without an id stands for
+// one that the hive has not reported.
 func allows(s core.DeploymentSpec, h core.Hive, dev core.Device) bool {
 	return allowsHive(s, h) && (len(s.Devices) == 0 || dev.ID != "" && (slices.Contains(s.Devices, dev.ID) || slices.Contains(s.Devices, dev.Kind)))
 }

@@ -14,20 +14,20 @@ import (
 
 const mb = int64(1) << 20
 
-// world is a cluster that does what it is told: hives that load and end workers, and a registry
-// that takes decisions.
+// world is a simulated cluster: hives that load and stop workers, and a registry that accepts
+// decisions.
 type world struct {
 	t       *testing.T
 	rnd     *rand.Rand
 	index   uint64
 	all     []core.Deployment
-	hives   []deploy.Hive // with the devices' total sizes
+	hives   []deploy.Hive // with the total sizes of their devices
 	workers []core.Worker
 	loads   map[string]int // ticks until a worker is ready, by id
 	models  map[string]deploy.Model
 	lost    map[string]bool
 	starts  map[string]int // by label
-	strict  bool           // a start must find what it was promised
+	strict  bool           // every start must find its promised memory
 }
 
 func newWorld(t *testing.T, seed uint64) *world {
@@ -52,7 +52,7 @@ func newWorld(t *testing.T, seed uint64) *world {
 	return w
 }
 
-// held is what workers take of a device.
+// held returns the memory of a device that workers hold.
 func (w *world) held(hive, device string) (all int64) {
 	for _, x := range w.workers {
 		if x.Hive == hive && x.Device == device {
@@ -62,7 +62,7 @@ func (w *world) held(hive, device string) (all int64) {
 	return all
 }
 
-// view is the cluster as it reports, in any order.
+// view returns the cluster as reported, in random order.
 func (w *world) view() deploy.View {
 	v := deploy.View{Models: w.models, Lost: w.lost, Workers: slices.Clone(w.workers)}
 	for _, h := range w.hives {
@@ -73,7 +73,7 @@ func (w *world) view() deploy.View {
 			for _, x := range w.workers {
 				if x.Hive == h.ID && x.Device == d.ID {
 					if d.FreeBytes -= x.Load.MemoryBytes; w.loads[x.ID] > 0 {
-						d.FreeBytes += x.Load.MemoryBytes / 2 // it has not taken all yet
+						d.FreeBytes += x.Load.MemoryBytes / 2 // it has not allocated everything yet
 					}
 				}
 			}
@@ -91,11 +91,12 @@ func (w *world) shuffled() []core.Deployment {
 	return all
 }
 
-// step decides, does what is due, and lets time pass. It reports whether anything was to do.
+// step decides, applies what is due, and advances time. It reports whether there was anything to
+// do.
 func (w *world) step() bool {
 	v := w.view()
 	placings, problems := deploy.Reconcile(w.shuffled(), v)
-	again, moreProblems := deploy.Reconcile(w.shuffled(), w.view()) // another queen
+	again, moreProblems := deploy.Reconcile(w.shuffled(), w.view()) // as another queen would decide
 	must.Eq(w.t, problems, moreProblems)
 	must.Eq(w.t, placings, again)
 	for _, p := range placings {
@@ -111,7 +112,7 @@ func (w *world) step() bool {
 	}
 	starts, stops := deploy.Due(w.all, w.view())
 	for _, s := range starts {
-		if w.rnd.IntN(3) > 0 { // others are still downloading
+		if w.rnd.IntN(3) > 0 { // the others are still downloading
 			w.start(s)
 		}
 	}
@@ -128,7 +129,7 @@ func (w *world) step() bool {
 	return len(placings)+len(starts)+len(stops) > 0
 }
 
-// start loads a worker, for which others unload, as a hive does. Some starts fail.
+// start loads a worker and unloads others for it, as a hive does. Some starts fail.
 func (w *world) start(s deploy.Start) {
 	label := s.Label()
 	w.starts[label]++
@@ -153,7 +154,7 @@ func (w *world) start(s deploy.Start) {
 	w.workers = append(w.workers, x)
 }
 
-// settle steps until nothing is to do.
+// settle steps until nothing is left to do.
 func (w *world) settle() {
 	w.t.Helper()
 	quiet := 0
@@ -161,14 +162,14 @@ func (w *world) settle() {
 		if quiet++; w.step() {
 			quiet = 0
 		}
-		if quiet > 5 { // loads take less
+		if quiet > 5 { // loading takes fewer steps than this
 			return
 		}
 	}
 	w.t.Fatal("it does not converge")
 }
 
-// fail has a hive go down. Its workers end; whoever asks for one again learns that.
+// fail takes a hive down. Its workers end, and any further start there fails.
 func (w *world) fail(h *deploy.Hive) {
 	h.Status = core.HiveDown
 	w.workers = slices.DeleteFunc(w.workers, func(x core.Worker) bool {
@@ -179,7 +180,7 @@ func (w *world) fail(h *deploy.Hive) {
 	})
 }
 
-// happen has something happen to the cluster, or somebody change their mind.
+// happen changes the cluster or a deployment at random.
 func (w *world) happen() {
 	h := &w.hives[w.rnd.IntN(len(w.hives))]
 	switch w.rnd.IntN(7) {
@@ -191,7 +192,7 @@ func (w *world) happen() {
 		h.Draining = !h.Draining
 	case 3:
 		h.Suspect = !h.Suspect
-	case 4: // a request's worker, which can unload
+	case 4: // an on-demand worker, which can be unloaded
 		d := h.Devices[w.rnd.IntN(len(h.Devices))]
 		x := core.Worker{ID: fmt.Sprint("r", w.rnd.Uint64()), Hive: h.ID, Device: d.ID, State: core.WorkerReady}
 		x.Load.Unloads, x.Load.MemoryBytes = true, mb*int64(1+w.rnd.IntN(80))
@@ -210,7 +211,7 @@ func (w *world) happen() {
 	}
 }
 
-// promised is what replicas that are on their way may take of a device.
+// promised returns the memory of a device that starting replicas may take.
 func (w *world) promised(hive, device string) (all int64) {
 	for _, d := range w.all {
 		for _, p := range d.Placed {
@@ -232,7 +233,7 @@ func (w *world) want(s core.DeploymentSpec, stopped bool) {
 	w.all[i], _ = w.all[i].Change(s, stopped, w.all[i].ChangedAt)
 }
 
-// labels are those of the replicas that serve, by hive.
+// labels returns the labels of the serving replicas, by hive.
 func (w *world) labels() map[string]string {
 	out := map[string]string{}
 	for _, d := range w.all {
@@ -243,9 +244,9 @@ func (w *world) labels() map[string]string {
 	return out
 }
 
-// Whatever happens to a random cluster: no device is ever over-committed, no replica is started
-// twice, all queens decide the same, and when nothing happens any more, everybody has as many
-// workers as were wanted, or is told why not.
+// For any history of a random cluster, no device is over-committed, no replica is started twice,
+// and all queens decide the same. Once it settles, every deployment has the wanted number of
+// workers or a problem that explains why not.
 func TestReconcileProperties(t *testing.T) {
 	t.Parallel()
 	missing, full := 0, 0
@@ -287,11 +288,11 @@ func TestReconcileProperties(t *testing.T) {
 			}
 		}
 	}
-	must.Between(t, 20, missing, 1000) // both happen
+	must.Between(t, 20, missing, 1000) // both outcomes occur
 	must.Greater(t, 60, full)
 }
 
-// When a hive is lost, only what ran there moves; when it comes back, nothing does.
+// Losing a hive moves only what ran there; its return moves nothing.
 func TestReconcileMovesLittle(t *testing.T) {
 	t.Parallel()
 	moved := 0

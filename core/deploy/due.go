@@ -8,17 +8,17 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// Start is a replica whose worker is not there yet.
+// Start is a replica whose worker has yet to start.
 type Start struct {
 	Deployment core.Deployment
 	core.Replica
 }
 
-// Label is Worker.Replica of the worker to start.
+// Label returns the Worker.Replica of the worker to start.
 func (s Start) Label() string { return s.Replica.Label(s.Deployment.Name) }
 
-// Due returns what is to be done for the workers to be those that were decided: the replicas to
-// start, on hives that are up, and the workers of replicas that were given up, to stop.
+// Due returns the actions that bring the workers in line with the decisions: the replicas to start,
+// on hives that are up, and the workers to stop because their replicas were given up.
 func Due(all []core.Deployment, v View) (starts []Start, stops []core.Worker) {
 	up, there, placed := map[string]bool{}, map[string]bool{}, map[string]bool{}
 	for _, h := range v.Hives {
@@ -48,7 +48,7 @@ func Due(all []core.Deployment, v View) (starts []Start, stops []core.Worker) {
 	return starts, stops
 }
 
-// Status returns what has become of a deployment, with its problems among those of all.
+// Status returns the status of a deployment; problems holds the problems of all deployments.
 func Status(d core.Deployment, v View, problems []core.DeploymentProblem) core.DeploymentStatus {
 	s := core.DeploymentStatus{Deployment: d, Workers: []core.ReplicaStatus{}, Problems: []core.DeploymentProblem{}}
 	for _, p := range d.Placed {

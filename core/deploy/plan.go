@@ -11,7 +11,7 @@ import (
 	"github.com/rbee-project/rbee/core/sched"
 )
 
-// Plan returns what would happen if somebody wanted the specs beside what there is. It changes
+// Plan returns what would happen if the specs were added to the existing deployments. It changes
 // nothing; each step is what Reconcile would decide now.
 func Plan(all []core.Deployment, specs []core.DeploymentSpec, v View) core.DeploymentPlan {
 	p := core.DeploymentPlan{Index: core.DeploymentsIndex(all), Changes: []core.DeploymentChange{}, Steps: []core.DeploymentStep{}, Problems: []core.DeploymentProblem{}}
@@ -52,7 +52,7 @@ func Plan(all []core.Deployment, specs []core.DeploymentSpec, v View) core.Deplo
 	return p
 }
 
-// change says what differs between a deployment and what it becomes.
+// change returns the difference between a deployment and its next version.
 func change(old, next core.Deployment) core.DeploymentChange {
 	c := core.DeploymentChange{Deployment: next.Name, Action: "update", Fields: []string{}}
 	switch {
@@ -83,7 +83,7 @@ func change(old, next core.Deployment) core.DeploymentChange {
 	return c
 }
 
-// step is a replica that a plan starts or stops, with what it takes of the device.
+// step describes a replica that a plan starts or stops, with the device memory that it takes.
 func step(d core.Deployment, n News, v View) core.DeploymentStep {
 	s := core.DeploymentStep{Deployment: d.Name, Action: "start", Hive: n.Hive, Device: n.Device, Reason: n.Reason}
 	if i := slices.IndexFunc(v.Hives, func(h Hive) bool { return h.ID == n.Hive }); i >= 0 {
@@ -108,8 +108,8 @@ func step(d core.Deployment, n News, v View) core.DeploymentStep {
 	return s
 }
 
-// evicts returns the workers that the hive is likely to unload: it decides when the worker starts,
-// by what they do then.
+// evicts returns the workers that the hive is likely to unload. The hive itself decides when the
+// worker starts, by what they do at that time.
 func evicts(missing int64, p core.Replica, v View) []string {
 	var residents []sched.Resident
 	for _, w := range v.Workers {

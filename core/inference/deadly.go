@@ -8,10 +8,10 @@ import (
 	"github.com/rbee-project/rbee/core/admission"
 )
 
-// codeRefused is the code of the answer to a request that killed workers.
+// codeRefused is the error code for a request that killed workers.
 const codeRefused = "request_refused"
 
-// fingerprint identifies what is asked and by whom.
+// fingerprint identifies a request by its content and its key.
 func fingerprint(r *Request) admission.Fingerprint {
 	h := sha256.New()
 	for _, part := range [][]byte{[]byte(r.Key), []byte(r.Path)} {
@@ -25,12 +25,12 @@ func fingerprint(r *Request) admission.Fingerprint {
 	return admission.Fingerprint(h.Sum(nil)[:len(admission.Fingerprint{})])
 }
 
-// refuseDeadly returns an error for a request that has killed two workers lately.
+// refuseDeadly returns an error for a request that recently killed two workers.
 func (s *Service) refuseDeadly(r *Request) error {
 	s.mu.Lock()
 	none := s.suspects.Len() == 0
 	s.mu.Unlock()
-	if none { // the usual case, without a hash
+	if none { // the usual case needs no hash
 		return nil
 	}
 	f := fingerprint(r)
@@ -44,8 +44,8 @@ func (s *Service) refuseDeadly(r *Request) error {
 		"It is refused for %s; change it, or look at the logs of the workers.", left.Round(time.Second))}
 }
 
-// lost counts a worker that was lost under the request and reports whether the request is refused
-// from now on.
+// lost counts a worker lost during the request and reports whether the request is refused from now
+// on.
 func (c *call) lost() (deadly bool) {
 	s := c.s
 	if c.print == nil {
@@ -60,11 +60,11 @@ func (c *call) lost() (deadly bool) {
 	return deadly
 }
 
-// releaseOver is the length of a body, in bytes, from which it is worth its digest to be rid of it.
+// releaseOver is the body size, in bytes, above which hashing the body to release it pays off.
 const releaseOver = 64 << 10
 
-// releaseBody gives up the body of a request that is given to no other worker: a stream may take
-// hours from then on. Only the fingerprint is kept.
+// releaseBody releases the body of a request that goes to no other worker, as its stream may take
+// hours. Only the fingerprint is kept.
 func (c *call) releaseBody() {
 	if len(c.r.Body) < releaseOver || c.r.Release == nil {
 		return
@@ -81,7 +81,7 @@ func (s *Service) admitted() {
 	s.budget.Request(time.Now())
 }
 
-// mayRetry reports whether the retry budget allows to repeat a request, and takes from it.
+// mayRetry reports whether the retry budget allows another attempt, and charges it.
 func (s *Service) mayRetry() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()

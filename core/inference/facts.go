@@ -13,22 +13,22 @@ import (
 )
 
 const (
-	maxDepth     = 256 // of arrays and objects in a request; workers may take less
+	maxDepth     = 256 // of arrays and objects in a request; workers may allow less
 	maxFields    = 256 // of the request object itself
 	maxModelName = 512 // bytes
 )
 
-// facts are what routing must know of a request. The rest is the worker's business.
+// facts are the parts of a request that routing needs. The rest is up to the worker.
 type facts struct {
 	model  string
 	stream bool
 	wants  wants
-	// maxTokens bounds the answer; 0: the request does not say.
+	// maxTokens bounds the answer; 0: not given.
 	maxTokens int64
-	// keepAlive is how long the worker is to be kept after the request, negative: for good; nil: it
-	// does not say.
+	// keepAlive is how long to keep the worker after the request, negative: indefinitely; nil: not
+	// given.
 	keepAlive *time.Duration
-	// prompt and tools are parts of the body as the client wrote them; nil: it has none.
+	// prompt and tools are parts of the body as the client wrote them; nil: absent.
 	prompt, tools []byte
 }
 
@@ -36,7 +36,7 @@ type facts struct {
 type FieldError struct {
 	Err   error  // classified
 	Param string // a key of the request's body; empty: the whole body
-	Code  string // of OpenAI's API; empty: the kind of Err
+	Code  string // OpenAI's error code; empty: derived from the kind of Err
 }
 
 func (e *FieldError) Error() string { return e.Err.Error() }
@@ -44,10 +44,10 @@ func (e *FieldError) Error() string { return e.Err.Error() }
 // Unwrap returns the classified error.
 func (e *FieldError) Unwrap() error { return e.Err }
 
-// readFacts checks that body is one JSON object and reads its facts. It refuses what could be read
-// in two ways, so that the worker cannot understand another request than the queen did: a key that
-// occurs twice, or that differs from a key of the facts by case alone. It allocates next to nothing
-// whatever the body is. otherwise is the model of a body that names none; empty: it must. Its
+// readFacts checks that body is one JSON object and reads its facts. It refuses ambiguous bodies,
+// so that the worker cannot understand another request than the queen did: a key that occurs twice,
+// or that differs from a key of the facts only by case. It allocates next to nothing, whatever the
+// body. otherwise is the model for a body that names none; empty: the body must name one. Its
 // errors repeat nothing of the body.
 func readFacts(body []byte, otherwise string) (facts, error) {
 	f := facts{model: otherwise}
@@ -105,10 +105,10 @@ func readFacts(body []byte, otherwise string) (facts, error) {
 			}
 			f.stream = value[0] == 't'
 		case "max_tokens", "max_completion_tokens":
-			if n, err := strconv.ParseInt(string(value), 10, 64); err == nil && n > 0 { // else the worker refuses it
+			if n, err := strconv.ParseInt(string(value), 10, 64); err == nil && n > 0 { // the worker refuses an invalid number
 				f.maxTokens = max(f.maxTokens, n)
 			}
-		case "keep_alive": // Ollama's, which llama-swap and others take as well
+		case "keep_alive": // Ollama's field, which llama-swap and others accept as well
 			keep, set, err := core.ReadKeepAlive(value)
 			if err != nil {
 				return false, &FieldError{Param: "keep_alive", Err: err}
@@ -144,8 +144,8 @@ func readFacts(body []byte, otherwise string) (facts, error) {
 	return f, nil
 }
 
-// CheckBody reports why body is not one JSON object with the name of a model, that can be read in
-// one way only. Errors: *FieldError.
+// CheckBody returns an error unless body is one unambiguous JSON object that names a model. Errors:
+// *FieldError.
 func CheckBody(body []byte) error {
 	_, err := readFacts(body, "")
 	return err
@@ -166,7 +166,7 @@ func unquote(raw []byte) ([]byte, error) {
 	return []byte(s), err
 }
 
-// scanner walks over JSON and builds nothing.
+// scanner walks over JSON without building values.
 type scanner struct {
 	b    []byte
 	i    int
@@ -190,7 +190,7 @@ func (s *scanner) space() {
 	}
 }
 
-// take steps over c, if it is next.
+// take steps over c if it is next, and reports whether it was.
 func (s *scanner) take(c byte) bool {
 	if s.i < len(s.b) && s.b[s.i] == c {
 		s.i++
@@ -199,8 +199,8 @@ func (s *scanner) take(c byte) bool {
 	return false
 }
 
-// object walks over the outermost object. It calls member with each key, quotes included, and
-// member walks over the value.
+// object walks over the outermost object. It calls member with each key, quotes included; member
+// must walk over the value.
 func (s *scanner) object(member func(key []byte) (bool, error)) error {
 	s.i++
 	s.space()
@@ -370,7 +370,7 @@ func (s *scanner) number() bool {
 	return true
 }
 
-// ValidJSON reports whether body is one JSON value within the bounds of a request's.
+// ValidJSON reports whether body is one JSON value within the bounds for requests.
 func ValidJSON(body []byte) bool {
 	s := scanner{b: body}
 	return s.whole()

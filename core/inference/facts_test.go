@@ -115,7 +115,7 @@ func TestReadFactsRefuses(t *testing.T) {
 	}
 }
 
-func TestReadFactsAllocatesLittle(t *testing.T) { // not parallel: it counts what the whole process allocates
+func TestReadFactsAllocatesLittle(t *testing.T) { // not parallel: it counts allocations of the whole process
 	body := []byte(`{"model":"a","x":"` + strings.Repeat("abcdefgh", 1<<17) + `","y":` + strings.Repeat(`{"a":[1,2,`, 50) + "1" + strings.Repeat("]}", 50) + "}")
 	r := testing.Benchmark(func(b *testing.B) {
 		b.ReportAllocs()
@@ -140,7 +140,7 @@ func FuzzReadFacts(f *testing.F) {
 			}
 			return
 		}
-		// What is taken must be understood the same way by the decoders of workers.
+		// Decoders of workers must understand an accepted body the same way.
 		if !json.Valid(body) || !utf8.Valid(body) {
 			t.Fatal("took what is not JSON")
 		}

@@ -20,8 +20,7 @@ import (
 	"github.com/rbee-project/rbee/core/admission"
 )
 
-// farm is one worker with some slots that several queens share. It takes a millisecond for a
-// token.
+// farm is one worker whose slots several queens share. It takes a millisecond per token.
 type farm struct {
 	slots int
 
@@ -69,7 +68,7 @@ func (f *farm) dial(context.Context, core.Worker) (net.Conn, error) {
 	return near, nil
 }
 
-// usageOf is a client that adds up what it got.
+// usageOf is a client that sums the tokens it received.
 type usageOf struct {
 	sink
 	add func(tokens int)
@@ -81,8 +80,8 @@ func (u *usageOf) Answer(a Answer) {
 	u.add(n)
 }
 
-// crowd has clients of two keys ask three queens for a minute, and returns the tokens of each key
-// and how many requests were refused.
+// crowd runs clients of two keys against three queens for a minute, and returns the tokens of each
+// key and the number of refused requests.
 func crowd(t *testing.T, clients map[string]int, weights map[string]int64) (got map[string]int, refused map[string]int) {
 	t.Helper()
 	f := &farm{slots: 4, random: rand.New(rand.NewPCG(1, 2))}
@@ -127,7 +126,7 @@ func crowd(t *testing.T, clients map[string]int, weights map[string]int64) (got 
 }
 
 // Two keys, one of them greedy, at three queens: each gets half of the tokens within 10 %, and the
-// one that is not greedy is never refused for the other's crowd.
+// modest one is never refused because of the other's load.
 func TestFairShares(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -149,7 +148,7 @@ func TestFairSharesByPriority(t *testing.T) {
 	})
 }
 
-// A model has one line, whichever of its names is asked for: two names do not get two shares.
+// A model has one line for all of its names: two names do not get two shares.
 func TestOneLineForAllNames(t *testing.T) {
 	t.Parallel()
 	l := lines{limit: 2}

@@ -10,31 +10,30 @@ import (
 )
 
 const (
-	// promptBytes is how many bytes of a request are taken for a token, until the worker says how
-	// many there were.
+	// promptBytes is the estimated number of bytes per token, until the worker reports the count.
 	promptBytes = 4
-	// answerTokens is how long an answer is taken to be that the request does not bound.
+	// answerTokens is the estimated length of an answer that the request does not bound.
 	answerTokens = 256
-	// codeLimit is OpenAI's code of a refusal for a limit of who asks, in contrast to those for
-	// what all ask together.
+	// codeLimit is OpenAI's error code for exceeding a key's limit, as opposed to an overload by
+	// all clients together.
 	codeLimit = "rate_limit_exceeded"
 )
 
-// Usage is what an answer took, in tokens.
+// Usage is what an answer used, in tokens.
 type Usage = sse.Usage
 
-// Rate is how far a key is with one of its limits.
+// Rate is the usage of a key against one of its limits.
 type Rate = admission.RateState
 
-// Limiter holds those who ask to their limits. It is safe for concurrent use.
+// Limiter enforces limits per key. It is safe for concurrent use.
 type Limiter interface {
-	// Admit counts a request of a key for about so many tokens, and says how far the key is with
-	// each of its limits, also where it refuses. settle is called once, when the request has
-	// ended, with the tokens that it used; nil: there is nothing to settle. Errors: *LimitError.
+	// Admit counts a request of a key for about tokens tokens, and returns the key's state under
+	// each of its limits, even on refusal. settle is called once, when the request has ended, with
+	// the tokens that it used; nil: nothing to settle. Errors: *LimitError.
 	Admit(ctx context.Context, key string, tokens int64) (rates []Rate, settle func(used int64), err error)
 }
 
-// LimitError says that who asks has reached a limit. It is 429, which an overload is not.
+// LimitError reports that a key has reached a limit. Its status is 429, unlike an overload's.
 type LimitError struct {
 	Err        error // classified
 	RetryAfter time.Duration
@@ -48,10 +47,10 @@ func (e *LimitError) Unwrap() error { return e.Err }
 // Code returns the code of the error in OpenAI's API.
 func (*LimitError) Code() string { return codeLimit }
 
-// estimate returns about how many tokens the prompt of a request has, and how many it takes in all.
+// estimate returns an estimate of the tokens in the prompt, and of all tokens of the request.
 func (c *call) estimate() (prompt, all int64) {
 	if c.r.Form != nil {
-		return 0, 0 // of a form, such as a recording, its length says nothing
+		return 0, 0 // the length of a form, such as a recording, says nothing about tokens
 	}
 	prompt = int64(len(c.r.Body)) / promptBytes
 	switch c.r.Path {
@@ -65,8 +64,8 @@ func (c *call) estimate() (prompt, all int64) {
 	return prompt, prompt
 }
 
-// admit holds the request to the limits of who asks. The function it returns is called when the
-// request has ended.
+// admit checks the request against its key's limits. The caller calls settle when the request has
+// ended.
 func (c *call) admit() (settle func(), err error) {
 	var all int64
 	c.prompt, all = c.estimate()
@@ -91,7 +90,7 @@ func (c *call) admit() (settle func(), err error) {
 	}, nil
 }
 
-// used returns what the request took, as the worker told it, or else about.
+// used returns the usage of the request as the worker reported it, or else an estimate.
 func (c *call) used() (u sse.Usage) {
 	switch {
 	case !c.sent && !c.answered:

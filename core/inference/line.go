@@ -11,40 +11,39 @@ import (
 )
 
 const (
-	// headPoll is the time between two looks of the first in line: a slot also becomes free without
-	// a word, such as when another queen's request ends.
+	// headPoll is how often the first in line checks for a slot: one may become free without
+	// notice, such as when another queen's request ends.
 	headPoll = 100 * time.Millisecond
-	// codeTimeout is the code of the answer to a request that waited too long.
+	// codeTimeout is the error code for a request that waited too long.
 	codeTimeout = "queue_timeout"
-	// leastRetry is when to come back where nobody waits any more.
+	// leastRetry is the retry delay when the line is empty again.
 	leastRetry = time.Second
 )
 
-// lines are the requests that wait for a free slot, a line for each model by whichever name they
-// ask for it. A line is there only while somebody waits in it. The zero value is ready but for
-// limit.
+// lines are the requests that wait for a free slot, in one line per model, whatever name they use
+// for it. A line exists only while requests wait in it. The zero value is ready once limit is set.
 type lines struct {
-	limit int // of one line
+	limit int // of each line
 
 	mu      sync.Mutex // guards below
 	byName  map[string]*line
-	names   map[string]string   // of models with a line, to that of the line
+	names   map[string]string   // names of models with a line, mapped to the name of the line
 	running map[string]*running // by core.Model.ID
 }
 
 // line is the queue of one model name.
 type line struct {
-	queue *admission.Queue[chan struct{}] // a channel holds one wake-up
-	model string                          // core.Model.ID; empty until the router has said it
+	queue *admission.Queue[chan struct{}] // each ticket's channel holds one wake-up
+	model string                          // core.Model.ID; empty until the router has returned it
 }
 
-// running is what runs of one model.
+// running is the running requests of one model.
 type running struct {
 	leases  int
-	service time.Duration // of a lease, smoothed; 0: unknown
+	service time.Duration // duration of a lease, smoothed; 0: unknown
 }
 
-// waits reports whether somebody waits for the model.
+// waits reports whether any request waits for the model.
 func (l *lines) waits(name string) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -58,8 +57,8 @@ func (l *lines) lineLocked(name string) *line {
 	return l.byName[name]
 }
 
-// join appends a ticket to a model's line, which may push a ticket of a key out that has more, or
-// returns when to come back where the line is full.
+// join appends a ticket to a model's line, which may evict a ticket of a key with more tickets. If
+// the line is full, it returns the retry delay.
 func (l *lines) join(name, model string, t *admission.Ticket[chan struct{}]) (retry time.Duration, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -91,13 +90,13 @@ func (l *lines) join(name, model string, t *admission.Ticket[chan struct{}]) (re
 	return 0, true
 }
 
-// leave removes a ticket, which was served or gives up, and wakes the one whose turn it is then.
+// leave removes a ticket, served or abandoned, and wakes the one whose turn is next.
 func (l *lines) leave(name string, t *admission.Ticket[chan struct{}], served bool) (retry time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	q := l.lineLocked(name)
 	if q == nil {
-		return leastRetry // it was pushed out, and all others have left
+		return leastRetry // it was evicted, and all others have left
 	}
 	if served {
 		q.queue.Serve(t)
@@ -122,7 +121,7 @@ func (l *lines) leave(name string, t *admission.Ticket[chan struct{}], served bo
 	return retry
 }
 
-// correct says that a request that was served in a line cost more than was taken for it, or less.
+// correct adjusts the charge of a key when a served request cost more, or less, than estimated.
 func (l *lines) correct(name, key string, more int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -144,7 +143,7 @@ func (l *lines) waiting() map[string]int {
 	return out
 }
 
-// head reports whether it is a ticket's turn, or it was pushed out.
+// head reports whether it is a ticket's turn, and whether it was evicted.
 func (l *lines) head(name string, t *admission.Ticket[chan struct{}]) (turn, evicted bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -169,7 +168,7 @@ func (l *lines) began(model string) {
 	r.leases++
 }
 
-// ended forgets a lease that took so long and wakes the request that waits for its slot.
+// ended removes a lease that lasted took and wakes the request that waits for its slot.
 func (l *lines) ended(model string, took time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -197,7 +196,7 @@ func (l *lines) retryLocked(q *line) time.Duration {
 	return admission.RetryAfter(q.queue.Len(), r.leases, r.service)
 }
 
-// wake fills a channel that holds one.
+// wake puts a wake-up into a channel that holds one.
 func wake(c chan struct{}) {
 	select {
 	case c <- struct{}{}:
@@ -206,10 +205,10 @@ func wake(c chan struct{}) {
 }
 
 // acquire returns a lease for the query. While every worker is busy it waits in line, until the
-// call's deadline for such waits.
+// call's queue deadline.
 func (c *call) acquire(ctx context.Context, q Query) (Lease, error) {
 	l, model := &c.s.lines, ""
-	if q.Look || !l.waits(q.Model) { // else those who wait come first
+	if q.Look || !l.waits(q.Model) { // otherwise those who wait go first
 		lease, err := c.s.o.Router.Route(ctx, q)
 		full, ok := errors.AsType[*Busy](err)
 		if !ok {
@@ -268,7 +267,7 @@ func (c *call) acquire(ctx context.Context, q Query) (Lease, error) {
 	}
 }
 
-// waited is the error after the whole time for waits.
+// waited returns the error for a request that waited until its queue deadline.
 func (c *call) waited(retry time.Duration) error {
 	return overloaded(core.DeadlineExceeded, codeTimeout, retry, "all workers of this model were busy for %s", c.s.o.QueueTimeout)
 }

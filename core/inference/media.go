@@ -7,13 +7,13 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// Media is a route of a worker beside text: its answer is passed on as it is, whatever it is.
+// Media is a non-text route of a worker: its answers are passed on unchanged.
 type Media struct {
-	Need string // the capability without which a worker is not asked
-	Form bool   // the request is a form with files, else JSON
+	Need string // required capability
+	Form bool   // the request is a form with files; otherwise JSON
 }
 
-// media are the routes, by path.
+// media holds these routes, by path.
 var media = map[string]Media{
 	"/v1/audio/transcriptions": {core.CapabilityTranscription, true},
 	"/v1/audio/translations":   {core.CapabilityTranslation, true},
@@ -24,7 +24,7 @@ var media = map[string]Media{
 	"/v1/moderations":          {core.CapabilityModeration, false},
 }
 
-// MediaOf returns what is known of a path, and whether it is one of these routes.
+// MediaOf returns the media route for a path, and whether it is one.
 func MediaOf(path string) (Media, bool) {
 	m, ok := media[path]
 	return m, ok
@@ -33,7 +33,7 @@ func MediaOf(path string) (Media, bool) {
 // MediaPaths returns the paths, sorted.
 func MediaPaths() []string { return slices.Sorted(maps.Keys(media)) }
 
-// isMedia reports whether a capability is that of such a route.
+// isMedia reports whether a capability belongs to a media route.
 func isMedia(need string) bool {
 	for _, m := range media {
 		if m.Need == need {

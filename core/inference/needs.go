@@ -15,18 +15,18 @@ type wants uint8
 const (
 	wantsTools wants = 1 << iota
 	wantsJSON
-	wantsForm // of the answer, in the words of llama.cpp and vLLM
+	wantsForm // of the answer, as llama.cpp and vLLM call it
 	wantsLogprobs
 	wantsVision
 	wantsAudio
-	wantsInfill // what stands behind a completion
+	wantsInfill // the suffix of a completion
 )
 
-// features say which capability a feature needs, and which field asks for it.
+// features maps each feature to the capability that it needs and the field that asks for it.
 var features = [...]struct {
 	wants        wants
 	need, param  string
-	ofCompletion bool // /v1/completions has it as well
+	ofCompletion bool // /v1/completions has the field as well
 }{
 	{wantsTools, core.CapabilityTools, "tools", false},
 	{wantsForm, core.CapabilityJSONSchema, "structured_outputs", false},
@@ -49,11 +49,11 @@ func wantsOf(key string, value []byte) wants {
 			return wantsJSON
 		}
 	case "json_schema", "grammar", "guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs":
-		// Whatever cannot do JSON schemas ignores these as well.
+		// Workers without JSON schema support ignore these fields as well.
 		if value[0] != 'n' && string(value) != `""` {
 			return wantsForm
 		}
-	case "logprobs": // true in a chat, a number in a completion
+	case "logprobs": // a boolean in a chat, a number in a completion
 		if value[0] != 'n' && value[0] != 'f' {
 			return wantsLogprobs
 		}
@@ -80,8 +80,8 @@ func emptyList(value []byte) bool {
 	return s.take(']')
 }
 
-// memberText returns the text of an object's member; empty where value is no object, or the member
-// is no text.
+// memberText returns the text of an object's member; empty if value is not an object or the member
+// is not a string.
 func memberText(value []byte, name string) string {
 	s := scanner{b: value}
 	if value[0] != '{' {
@@ -105,8 +105,8 @@ func memberText(value []byte, name string) string {
 	return text
 }
 
-// hasType reports whether a value has an object whose member "type" is the quoted text. Quotes in
-// texts are escaped, so that no text looks like it.
+// hasType reports whether a value contains an object whose member "type" is the quoted text. Quotes
+// within strings are escaped, so that no string matches.
 func hasType(value []byte, quoted string) bool {
 	for rest := value; ; {
 		i := bytes.Index(rest, []byte(quoted))
@@ -128,7 +128,7 @@ func (f facts) needs(path string) []string {
 	switch path {
 	case "/v1/chat/completions":
 		list = append(list, core.CapabilityChat)
-		f.wants &^= wantsInfill // a chat has no such field
+		f.wants &^= wantsInfill // not a field of chats
 	case "/infill":
 		return []string{core.CapabilityInfill}
 	case "/v1/completions", "/completion":
@@ -160,7 +160,7 @@ func isUnable(err error) bool {
 	return ok
 }
 
-// unable names the field that asks for what no worker can do.
+// unable returns an error that names the field asking for what no worker can do.
 func unable(err error) error {
 	u, ok := errors.AsType[*Unable](err)
 	if !ok {

@@ -10,8 +10,8 @@ const (
 	maxNotes  = 1024
 )
 
-// notes limits log lines that repeat: one line about a thing in ten seconds, which says how many
-// there were. The zero value is ready. It is safe for concurrent use.
+// notes limits repeated log lines: at most one line per key in ten seconds, with the number of
+// lines skipped. The zero value is ready. It is safe for concurrent use.
 type notes struct {
 	mu sync.Mutex // guards below
 	m  map[string]*note
@@ -22,7 +22,8 @@ type note struct {
 	skipped int
 }
 
-// due reports whether a line about key may be logged now, and how many were skipped since the last.
+// due reports whether a line about key may be logged now, and how many were skipped since the last
+// one.
 func (n *notes) due(key string, now time.Time) (skipped int, ok bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()

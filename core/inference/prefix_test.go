@@ -9,8 +9,8 @@ import (
 	"github.com/shoenig/test/must"
 )
 
-// Marks of a conversation's turns begin alike; those of what differs in its beginning, its tools or
-// who asks do not.
+// The marks of a conversation's turns share a prefix; a different beginning, key or tools list
+// changes them.
 func TestPrefixMarks(t *testing.T) {
 	t.Parallel()
 	s := New(Options{})
@@ -32,7 +32,7 @@ func TestPrefixMarks(t *testing.T) {
 	must.Eq(t, first, second[:len(first)])
 	must.Greater(t, len(first), len(second))
 	other := marks("k", "", say("user", long[:1000]+"Nothing else. "+long[1000:]))
-	must.Eq(t, first[:3], other[:3]) // the 1,000 bytes are behind what begins a message
+	must.Eq(t, first[:3], other[:3]) // the 1,000 bytes follow the JSON that starts a message
 	for _, m := range other[4:] {
 		must.False(t, slices.Contains(second, m))
 	}

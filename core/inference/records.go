@@ -11,11 +11,11 @@ import (
 const (
 	// MaxRecords bounds the requests that Records remembers.
 	MaxRecords       = 1024
-	maxRecordWorkers = 8192 // starts of workers whose requests are counted
+	maxRecordWorkers = 8192 // worker starts whose requests are counted
 	maxFailures      = 8    // remembered failures of one worker
 	maxRefusals      = 32   // remembered refusals of one request
 	maxWaits         = 16   // remembered waits of one request
-	maxWaitText      = 256  // bytes of one
+	maxWaitText      = 256  // bytes of one wait
 )
 
 // Records remembers how the latest requests were routed and counts what each worker was sent. It is
@@ -23,7 +23,7 @@ const (
 type Records struct {
 	mu      sync.Mutex // guards below, and the fields of every routed
 	ring    []*routed
-	next    int // the entry of a full ring that is overwritten next
+	next    int // index of the entry that a full ring overwrites next
 	byID    map[string]*routed
 	workers map[string]*routeCount // by nonce
 }
@@ -43,7 +43,7 @@ func newRecords() *Records {
 	return &Records{byID: map[string]*routed{}, workers: map[string]*routeCount{}}
 }
 
-// begin adds a request. A later one with the same id replaces it.
+// begin adds a request. It replaces an earlier one with the same id.
 func (m *Records) begin(r core.RouteRecord) *routed {
 	r.State = core.RouteRunning
 	e := &routed{record: r}
@@ -63,7 +63,7 @@ func (m *Records) begin(r core.RouteRecord) *routed {
 	return e
 }
 
-// picked records which workers could answer and which could not.
+// picked records which workers could answer and which were refused.
 func (m *Records) picked(e *routed, found []core.Candidate, refused []core.RouteRefusal, waited time.Duration) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -83,7 +83,7 @@ func (m *Records) waits(e *routed, phase string) {
 	}
 }
 
-// asked records that a worker was asked. problem is empty where it answered.
+// asked records an attempt at a worker. problem is empty if the worker answered.
 func (m *Records) asked(e *routed, w core.Worker, began, now time.Time, problem core.Kind) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -98,14 +98,14 @@ func (m *Records) asked(e *routed, w core.Worker, began, now time.Time, problem 
 	}
 	c.last = now
 	c.Requests++
-	if problem == "" || problem == core.Cancelled || problem == core.Overloaded { // nothing against the worker
+	if problem == "" || problem == core.Cancelled || problem == core.Overloaded { // not a failure of the worker
 		return
 	}
 	c.Failures++
 	c.Recent = append([]core.RouteFailure{{At: now, RequestID: e.record.RequestID, Problem: problem}}, c.Recent[:min(len(c.Recent), maxFailures-1)]...)
 }
 
-// forgetLocked drops the half of the counts that have not changed for longest.
+// forgetLocked drops the half of the counts that changed least recently.
 func (m *Records) forgetLocked() {
 	times := make([]time.Time, 0, len(m.workers))
 	for _, c := range m.workers {
@@ -171,7 +171,7 @@ func (m *Records) Latest(limit int) []core.RouteRecord {
 	return out
 }
 
-// Worker returns what the worker with this nonce was sent.
+// Worker returns the counts of requests sent to the worker with this nonce.
 func (m *Records) Worker(nonce string) core.WorkerRoutes {
 	m.mu.Lock()
 	defer m.mu.Unlock()

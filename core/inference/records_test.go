@@ -40,7 +40,7 @@ func TestRecordsBounds(t *testing.T) {
 	must.Eq(t, 1, m.Worker(fmt.Sprintf("n%d", 4*last)).Requests)
 	must.Eq(t, 0, m.Worker("n0").Requests)
 
-	// An id that comes twice is the later one, and stays so when the first is overwritten.
+	// A repeated id finds the later record, even after the first is overwritten.
 	m = newRecords()
 	for i := range 2 {
 		m.begin(core.RouteRecord{RequestID: "same", Status: i})

@@ -14,18 +14,18 @@ import (
 )
 
 const (
-	// drainTime bounds how long a stream may go on after its [DONE] before its connection is given
-	// up.
+	// drainTime bounds how long a stream may continue after its [DONE] before its connection is
+	// closed.
 	drainTime = 100 * time.Millisecond
 	// maxAnswer bounds an answer that is not streamed, in bytes.
 	maxAnswer = 16 << 20
-	// firstAnswer is the room that such an answer begins with, in bytes.
+	// firstAnswer is the initial buffer size for such an answer, in bytes.
 	firstAnswer = 4 << 10
 )
 
-// relay passes the events of a worker's stream on, byte for byte, each as soon as it is whole. It
-// returns nil after [DONE], ErrTold after the worker's own error event, *unanswered where nothing
-// but comments came, so that another worker is asked, and otherwise why the answer is not whole.
+// relay passes the events of a worker's stream on, byte for byte, each as soon as it is complete.
+// It returns nil after [DONE], ErrTold after the worker's own error event, *unanswered if only
+// comments arrived, so that another worker is asked, and otherwise why the answer is incomplete.
 func (c *call) relay(body io.Reader, cancel context.CancelFunc) error {
 	sp, _ := c.s.splitters.Get().(*sse.Splitter)
 	defer func() {
@@ -35,7 +35,7 @@ func (c *call) relay(body io.Reader, cancel context.CancelFunc) error {
 	for {
 		n, readErr := sp.Fill(body)
 		block, events := sp.Next()
-		now := time.Now() // once for each read: a clock costs as much as the cut
+		now := time.Now() // once per read: reading the clock costs as much as splitting
 		if n > 0 {
 			c.dog.fed(now, events > 0)
 		}
@@ -44,7 +44,7 @@ func (c *call) relay(body io.Reader, cancel context.CancelFunc) error {
 				cancel()
 				return err
 			}
-			if events > 0 { // counted after they are on their way
+			if events > 0 { // counted after they were sent
 				c.count(sp, events, now)
 			}
 		}
@@ -62,7 +62,7 @@ func (c *call) relay(body io.Reader, cancel context.CancelFunc) error {
 			return core.WithHint(core.WithKind(readErr, core.Internal), "The worker's engine sends what is no event stream: see its log.")
 		case errors.Is(readErr, io.EOF):
 			if end := sp.Rest(); end != nil {
-				_ = c.send(end) // where the client is gone there is nobody to tell
+				_ = c.send(end) // if the client has disconnected, there is no one to inform
 				return nil
 			}
 			return c.cutOff(readErr)
@@ -72,8 +72,8 @@ func (c *call) relay(body io.Reader, cancel context.CancelFunc) error {
 	}
 }
 
-// cutOff is the end of a stream whose worker is gone. Another worker is asked where the client has
-// seen nothing of the answer.
+// cutOff returns the error for a stream whose worker was lost. Another worker is asked if the
+// client has seen nothing of the answer.
 func (c *call) cutOff(err error) error {
 	if !c.sent {
 		return &unanswered{err: lostBy(err), sent: true, lost: true}
@@ -105,16 +105,16 @@ func (c *call) count(sp *sse.Splitter, events int, now time.Time) {
 	c.lastToken = now
 }
 
-// drain reads what comes after [DONE], which must be nothing: then the connection can be used
-// again. Otherwise the caller closes it unread.
+// drain reads past [DONE], where the stream must end: then the connection can be reused. Otherwise
+// the caller closes it unread.
 func drain(body io.Reader, cancel context.CancelFunc) {
 	timer := time.AfterFunc(drainTime, cancel)
 	defer timer.Stop()
 	_, _ = body.Read(make([]byte, 1))
 }
 
-// whole relays an answer that is not a stream. It reads it to its end before it passes on the first
-// byte, so that the death of the worker can still be told.
+// whole relays an answer that is not a stream. It reads the whole answer before it passes on the
+// first byte, so that the loss of the worker can still be reported.
 func (c *call) whole(resp *http.Response) error {
 	var held heldAnswer
 	defer func() { c.s.answers.Add(-held.bytes) }()
@@ -132,7 +132,7 @@ func (c *call) whole(resp *http.Response) error {
 	switch {
 	case a.Status < 200 || a.Status >= 300 && a.Status < 400:
 		return core.Errorf(core.Internal, "unexpected status %d from the worker", a.Status)
-	case a.Status < 300 && !isJSON && !isMediaPath(c.r.Path) && (c.r.Method == "" || !ValidJSON(body)): // cut without a trace where neither length nor chunks tell
+	case a.Status < 300 && !isJSON && !isMediaPath(c.r.Path) && (c.r.Method == "" || !ValidJSON(body)): // without a length or chunks, truncation leaves no other trace
 		return &unanswered{err: lost(), sent: true, lost: true}
 	case a.Status == http.StatusBadRequest && isJSON && tooShort(a):
 		return &busy{err: lateAnswer(a), short: true, answer: &a}
@@ -156,14 +156,14 @@ func isMediaPath(path string) bool {
 	return ok
 }
 
-// tooShort reports whether a worker refuses a request because its context is too short for it.
+// tooShort reports whether a worker refused a request because its context is too short for it.
 func tooShort(a Answer) bool {
 	e := openai.DecodeError(a.Status, a.Body)
 	return e.Code != nil && *e.Code == openai.CodeContextLength
 }
 
-// lateAnswer is the error for an answer that is not a stream where the stream has begun with
-// comments.
+// lateAnswer returns the error for a non-streamed answer that arrives after the stream has begun
+// with comments.
 func lateAnswer(a Answer) error {
 	if a.Status < 400 {
 		return core.Errorf(core.Internal, "the worker did not stream its answer")
@@ -175,18 +175,18 @@ func lateAnswer(a Answer) error {
 	return &Refusal{e}
 }
 
-// heldAnswer is what the answer of one request holds of the memory for all of them.
+// heldAnswer is the share of the answer memory that one request holds.
 type heldAnswer struct {
 	bytes   int64
-	refused bool // the answer had no room
+	refused bool // there was no room for the answer
 }
 
-// readAnswer reads an answer to its end. Its room grows with what has come: the stated length is
-// not believed before its bytes are there.
+// readAnswer reads an answer to its end. Its buffer grows with the bytes received: the stated
+// length is not trusted until its bytes arrive.
 func (c *call) readAnswer(resp *http.Response, held *heldAnswer) ([]byte, error) {
 	var body []byte
 	for size := int64(firstAnswer); ; size = min(2*size, maxAnswer+1) {
-		if err := c.holdAnswer(held, size); err != nil { // both are there while one is copied
+		if err := c.holdAnswer(held, size); err != nil { // both buffers exist while one is copied
 			return nil, err
 		}
 		old := int64(cap(body))
@@ -209,7 +209,7 @@ func (c *call) readAnswer(resp *http.Response, held *heldAnswer) ([]byte, error)
 	}
 }
 
-// holdAnswer takes n bytes of the memory for answers. Errors: Overloaded.
+// holdAnswer reserves n bytes of the answer memory. Errors: Overloaded.
 func (c *call) holdAnswer(held *heldAnswer, n int64) error {
 	if c.s.answers.Add(n) > c.s.o.AnswerMemory {
 		c.s.answers.Add(-n)

@@ -14,7 +14,7 @@ import (
 
 const oneToken = `data: {"choices":[{"index":0,"delta":{"content":"t7"},"finish_reason":null}]}` + "\n\n"
 
-// The relay of one event, from the read of it to the bytes that are written, allocates nothing.
+// Relaying one event, from reading it to writing its bytes, allocates nothing.
 func TestRelayAllocatesNothing(t *testing.T) { // not parallel: it counts allocations
 	event := []byte(oneToken)
 	r := bytes.NewReader(event)
@@ -32,7 +32,7 @@ func TestRelayAllocatesNothing(t *testing.T) { // not parallel: it counts alloca
 	must.Zero(t, allocs)
 }
 
-// BenchmarkRelayEvent is rbee's own work for one event, without the kernel's.
+// BenchmarkRelayEvent measures rbee's own work per event, without the kernel's.
 func BenchmarkRelayEvent(b *testing.B) {
 	sp := sse.NewSplitter()
 	r := strings.NewReader(oneToken)
@@ -47,7 +47,7 @@ func BenchmarkRelayEvent(b *testing.B) {
 	}
 }
 
-// BenchmarkReadFacts is the check of a body before it is passed on.
+// BenchmarkReadFacts measures the check of a body before it is passed on.
 func BenchmarkReadFacts(b *testing.B) {
 	for _, size := range []int{1 << 10, 100 << 10} {
 		b.Run(fmt.Sprint(size), func(b *testing.B) {

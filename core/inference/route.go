@@ -13,22 +13,22 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
-// route has the router choose a worker, or start one. A stream is told how far that is.
+// route gets a worker from the router, which may start one. It reports the progress to a stream.
 func (c *call) route() error {
 	lease, err := c.await(Query{RequestID: c.r.ID, Key: c.r.Key, Model: c.facts.model, Terms: c.r.Terms, KeepAlive: c.facts.keepAlive, Look: c.r.Method == http.MethodGet})
 	c.lease = lease
 	return err
 }
 
-// reroute has the router choose a worker again, or start one, for a request whose worker went
-// before it took the request: that is nobody's failure.
+// reroute gets another worker from the router for a request whose worker left before it accepted
+// the request, which counts as no failure.
 func (c *call) reroute(q Query) (Lease, error) {
 	q.Other = false
 	return c.await(q)
 }
 
-// await returns a lease on a worker for the query, and waits for one to be started where there is
-// none. What it waited for is recorded, and told to a stream.
+// await returns a lease on a worker for the query, and waits for one to start if there is none. It
+// records what it waited for and reports it to a stream.
 func (c *call) await(q Query) (Lease, error) {
 	q.Patience = c.s.o.StartTimeout
 	ctx, note := c.ctx, func(core.Progress) {}
@@ -52,7 +52,7 @@ func (c *call) await(q Query) (Lease, error) {
 	return lease, c.routeError(ctx, err)
 }
 
-// routeError returns the failure to find a worker, as clients are told it.
+// routeError returns the failure to find a worker, as reported to clients.
 func (c *call) routeError(ctx context.Context, err error) error {
 	switch {
 	case err == nil:
@@ -73,21 +73,21 @@ func (c *call) routeError(ctx context.Context, err error) error {
 	return err
 }
 
-// progress sends comments to a client whose worker is being started. Its timer sends them, not the
+// progress sends comments to a client whose worker is starting. Its timer sends them, not the
 // router: a request that need not wait pays for no handover between goroutines.
 type progress struct {
 	c    *call
-	gone func() // called when the client does not take a comment
+	gone func() // called when a comment cannot be sent to the client
 
 	mu     sync.Mutex // guards latest
 	latest core.Progress
 
-	writing sync.Mutex // held by the writer of the answer: the timer until over, then the caller; guards below
+	writing sync.Mutex // held by the answer's writer: the timer until over, then the caller; guards below
 	over    bool
 	silence *time.Timer
 }
 
-// note takes in how far the worker is. The first call starts the timer.
+// note records the worker's progress. The first call starts the timer.
 func (p *progress) note(latest core.Progress) {
 	p.mu.Lock()
 	p.latest = latest
@@ -116,7 +116,7 @@ func (p *progress) comment() {
 	p.silence.Reset(p.c.s.o.ProgressInterval)
 }
 
-// stop returns when no comment is being written and none will be.
+// stop returns once no comment is being written and no further one will be.
 func (p *progress) stop() {
 	p.writing.Lock()
 	defer p.writing.Unlock()
@@ -126,8 +126,8 @@ func (p *progress) stop() {
 	}
 }
 
-// comment returns a line that clients ignore. No blank line follows, which OpenAI's Go client takes
-// for an event.
+// comment returns a line that clients ignore. No blank line follows, since OpenAI's Go client would
+// take it for an event.
 func comment(text string) []byte {
 	line := append([]byte(": "), strings.Map(func(r rune) rune {
 		if r < ' ' {

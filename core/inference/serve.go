@@ -19,99 +19,99 @@ import (
 const (
 	// otherPatience bounds the dial to a worker while another worker can be asked.
 	otherPatience = 250 * time.Millisecond
-	// maxRetries bounds the further workers that a request is given to.
+	// maxRetries bounds the further workers that get a request.
 	maxRetries = 2
 	// retryRatio and retryReserve bound the retries of requests that a worker may have begun, as a
-	// part of the requests of the last half minute.
+	// share of the requests of the last half minute.
 	retryRatio, retryReserve = 0.2, 10
-	// maxRefusal bounds what is read of a refusal, in bytes.
+	// maxRefusal bounds how much of a refusal is read, in bytes.
 	maxRefusal = 16 << 10
-	// A worker with a full queue is asked again after fullBusy; one that says otherwise that it
-	// takes no request after the time it gives, at most maxBusy, or defaultBusy.
+	// A worker with a full queue is asked again after fullBusy. One that refuses for another reason
+	// is asked again after the delay it gives, at most maxBusy, or after defaultBusy.
 	fullBusy, defaultBusy, maxBusy = 250 * time.Millisecond, time.Second, 30 * time.Second
 
 	codeOverloaded = openai.CodeOverloaded
-	codeDraining   = "draining" // of a worker that is on its way out
+	codeDraining   = "draining" // of a worker that is stopping
 )
 
 // Request is one inference request.
 type Request struct {
-	ID   string // without line ends
+	ID   string // contains no line ends
 	Path string // of the worker's API: "/v1/chat/completions"
-	// Method is GET for what a worker tells of itself, which has Model and no Body; empty: POST.
+	// Method is GET for a query about the worker itself, which has Model and no Body; empty: POST.
 	Method string
-	Key    string // who asks: the id of a token; empty: unknown
-	// Weight is the share of Key in a busy model beside others; 0: admission.NormalWeight.
+	Key    string // token id of the client; empty: unknown
+	// Weight is the weight of Key against others in a busy model; 0: admission.NormalWeight.
 	Weight int64
 	Body   []byte // JSON as the client sent it
-	// Form is the body in place of Body where it is a form, whose parts are the worker's business;
-	// nil: Body is JSON and names its model.
+	// Form replaces Body if the request is a form, whose parts are up to the worker; nil: Body is
+	// JSON and names its model.
 	Form Form
-	// ContentType and Model are those of Form. ContentType has no line ends.
+	// ContentType and Model are those of Form. ContentType contains no line ends.
 	ContentType, Model string
-	// Otherwise is the model where Body names none; empty: it must.
+	// Otherwise is the model to use if Body names none; empty: Body must name one.
 	Otherwise string
 	At        time.Time
-	KeepAlive *time.Duration // see Query; nil: as Body says
-	// Terms are those that its body does not tell; Serve adds the others.
+	KeepAlive *time.Duration // see Query; nil: as in Body
+	// Terms holds the terms that the body does not contain; Serve adds the others.
 	Terms
-	// Allow returns the id of the model that a name means, where whoever asks may ask only some
-	// models; nil: all. Errors: NotFound for a model that is not among them, and for one that is
-	// not there; they do not tell which.
+	// Allow returns the id of the model that a name refers to, if the key may use only some models;
+	// nil: all. Errors: NotFound both for a model that is not allowed and for one that does not
+	// exist, without telling which.
 	Allow func(ctx context.Context, name string) (id string, err error)
-	// Limited is told how far whoever asks is with its limits, before anything of the answer; nil:
-	// nobody wants to know.
+	// Limited receives the key's state under its limits, before any part of the answer; nil: not
+	// wanted.
 	Limited func(rates []Rate)
-	// Release is called when a long Body is not read any more, before the request ends; nil: nobody
-	// wants to know.
+	// Release is called when a long Body is no longer needed, before the request ends; nil: not
+	// wanted.
 	Release func()
 }
 
-// FormError is the error of a Form's WriteTo where the form cannot be had to its end.
+// FormError is the error of a Form's WriteTo if the form cannot be read to its end.
 type FormError = conn.BodyError
 
-// Form is a body that is not held in memory as a whole.
+// Form is a body that is not held in memory whole.
 type Form interface {
 	conn.Body
-	// Head is the beginning of the body, which tells it from others.
+	// Head returns the beginning of the body, which distinguishes it from others.
 	Head() []byte
-	// Again reports that WriteTo can write it, for the first time or once more.
+	// Again reports whether WriteTo can write the body, for the first time or once more.
 	Again() bool
 }
 
 // call is one request on its way to a worker.
 type call struct {
 	s      *Service
-	ctx    context.Context // ends with the request, and with a cause when its owner gives it up
+	ctx    context.Context // ends with the request, with a cause if its owner cancels it
 	r      Request
 	facts  facts
 	client Client
 	record *routed
 
 	lease      Lease
-	dog        *watchdog     // over the attempt
-	attempts   int           // before the one that runs
-	queueUntil time.Time     // ends all waits for a free slot; zero: there was none
-	status     int           // that the client has seen; 0: none yet
+	dog        *watchdog     // watches the attempt
+	attempts   int           // attempts before the current one
+	queueUntil time.Time     // deadline of all waits for a free slot; zero: it has not waited
+	status     int           // status that the client has seen; 0: none yet
 	begun      bool          // a stream has begun: errors go into it
 	sent       bool          // an event with data was passed on
 	lastToken  time.Time     // zero: none yet
-	firstToken time.Duration // after r.At; 0: none came
-	events     int64         // that were passed on
-	tokens     int64         // that were generated
-	answered   bool          // there was a whole answer that is no stream and no refusal
-	usage      sse.Usage     // as the worker told it; zero: it has not
-	prompt     int64         // tokens of the prompt, about
-	queued     string        // name of the model in whose line it waited last; empty: it has not
-	paid       int64         // tokens that were taken for it there
+	firstToken time.Duration // time after r.At; 0: none yet
+	events     int64         // events passed on
+	tokens     int64         // tokens generated
+	answered   bool          // a whole answer arrived, neither a stream nor a refusal
+	usage      sse.Usage     // as the worker reported it; zero: not reported
+	prompt     int64         // estimated tokens of the prompt
+	queued     string        // name of the model in whose line it last waited; empty: it has not
+	paid       int64         // tokens charged for it there
 
-	print *admission.Fingerprint // of a request whose body was released; nil: not yet known
+	print *admission.Fingerprint // set once the body was released; nil: not yet known
 }
 
 // Serve finds a worker for a request and passes its answer to the client. It returns nil once the
-// client has a whole answer, a refusal by the worker included, and otherwise the error that the
-// client was told with Fail. ctx ends when nobody waits for the answer any more; where its cause is
-// Unavailable or Conflict, the client is told that cause.
+// client has a whole answer, including a refusal by the worker, and otherwise the error that it
+// passed to Fail. ctx ends when the client no longer waits for the answer; if its cause is
+// Unavailable or Conflict, the client gets that cause.
 func (s *Service) Serve(ctx context.Context, r Request, client Client) error {
 	f, err := facts{model: r.Model}, error(nil)
 	if r.Form == nil && r.Method == "" {
@@ -153,7 +153,7 @@ func (s *Service) Serve(ctx context.Context, r Request, client Client) error {
 	return err
 }
 
-// clipModel bounds the name that a client asked for.
+// clipModel truncates the model name of a request.
 func clipModel(name string) string {
 	const most = 128
 	if r := []rune(name); len(r) > most {
@@ -162,7 +162,7 @@ func clipModel(name string) string {
 	return name
 }
 
-// cutReason is why a stream was cut, for metrics.
+// cutReason returns why a stream was cut, for metrics.
 func cutReason(err error) string {
 	if errors.Is(err, ErrTold) {
 		return "worker_error"
@@ -170,9 +170,9 @@ func cutReason(err error) string {
 	return string(core.KindOf(err))
 }
 
-// run has workers asked until one answers. After the first byte of an answer, or a refusal that is
-// the request's own fault, it asks no other. It gives a request to two further workers at most, to
-// one at most after it was lost with a worker, and to none where the retry budget is spent.
+// run asks workers until one answers. After the first byte of an answer, or a refusal that is the
+// request's own fault, it asks no other. A request goes to at most two further workers, to at most
+// one after a worker was lost with it, and to none once the retry budget is spent.
 func (c *call) run() error {
 	if err := c.allow(); err != nil {
 		return err
@@ -213,7 +213,7 @@ func (c *call) run() error {
 		c.s.records.asked(c.record, c.lease.Worker, began, time.Now(), problem)
 		switch {
 		case again && failed.lost && c.lost():
-			return err // it kills workers
+			return err // the request kills workers
 		case again:
 			if failed.lost {
 				left = min(left, 1)
@@ -274,7 +274,7 @@ func (c *call) run() error {
 	}
 }
 
-// allow asks for the model that the request may ask, before anything is started for it.
+// allow checks which model the request may use, before anything is started for it.
 func (c *call) allow() error {
 	if c.r.Allow == nil {
 		return nil
@@ -289,7 +289,7 @@ func (c *call) allow() error {
 	return err
 }
 
-// refused ends with a worker's word that it takes no request now.
+// refused ends the request with a worker's answer that it accepts no request now.
 func (c *call) refused(b *busy) error {
 	if b.answer == nil || c.begun {
 		return b.err
@@ -299,7 +299,7 @@ func (c *call) refused(b *busy) error {
 	return nil
 }
 
-// attempt asks the worker of the lease and releases it.
+// attempt asks the leased worker and releases the lease.
 func (c *call) attempt(began time.Time) error {
 	w := c.lease.Worker
 	reason := c.lease.Reason
@@ -336,14 +336,14 @@ func (c *call) attempt(began time.Time) error {
 	log := c.s.log.With("request", c.r.ID, "worker", w.ID, "hive", w.Hive, "model", w.Model, "skipped", skipped)
 	if unreached {
 		log.Warn(message, "error", noConn)
-	} else { // the error may repeat the worker's words, and they the prompt
+	} else { // the error may quote the worker, and the worker the prompt
 		log.Warn(message, "kind", core.KindOf(err))
 	}
 	return err
 }
 
 func (c *call) ask(reason string) error {
-	// Its own context: an answer that is not read to its end is cancelled at the worker.
+	// A context per attempt: an answer that is not read to its end is cancelled at the worker.
 	ctx, cancelCause := context.WithCancelCause(c.ctx)
 	cancel := func() { cancelCause(nil) }
 	defer cancel()
@@ -380,7 +380,8 @@ func (c *call) ask(reason string) error {
 	return c.whole(resp)
 }
 
-// stream returns the form of a request; nil: it has none. While it is sent the worker lives.
+// stream returns the form of a request; nil: it has none. Sending it counts as a sign of life of
+// the worker.
 func (c *call) stream() conn.Body {
 	if c.r.Form == nil {
 		return nil
@@ -407,14 +408,15 @@ type writerFunc func([]byte) (int, error)
 
 func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
 
-// answered is the error for a status that is not passed on.
+// answered returns the error for a status that is not passed on.
 func answered(resp *http.Response) error {
 	head, _ := io.ReadAll(io.LimitReader(resp.Body, maxRefusal))
 	return core.Errorf(core.Unavailable, "the worker answered %d: %s", resp.StatusCode,
 		clip(openai.DecodeError(resp.StatusCode, head).Message, 500)).Hint(retryHint)
 }
 
-// busy reads the answer of a worker that takes no request now. That is no failure: it lives.
+// busy reads the answer of a worker that accepts no request now. That is not a failure: the worker
+// is alive.
 func (c *call) busy(resp *http.Response) error {
 	head, err := io.ReadAll(io.LimitReader(resp.Body, maxRefusal))
 	e := openai.DecodeError(resp.StatusCode, head)
@@ -437,7 +439,7 @@ func (c *call) busy(resp *http.Response) error {
 	return b
 }
 
-// noAnswer classifies the failure of a request that got no answer at all.
+// noAnswer classifies the failure of a request that got no answer.
 func (c *call) noAnswer(err error) error {
 	if body, ok := errors.AsType[*conn.BodyError](err); ok {
 		return body.Err

@@ -33,7 +33,7 @@ func fullText() string {
 	return fmt.Sprintf("HTTP/1.1 503 Busy\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
 }
 
-// behaviour is what a fake worker does with a request that it has read. nil: it cannot be reached.
+// behaviour is what a fake worker does with a request that it has read. nil: it is unreachable.
 type behaviour func(c net.Conn)
 
 func says(text string) behaviour {
@@ -45,9 +45,9 @@ func dies(net.Conn) {}
 // bench is a Service with fake workers of model "tiny", in the order in which they are chosen.
 type bench struct {
 	*Service
-	slots   int          // in all; 0: no limit
-	signs   func() Signs // of all workers; nil: none
-	context []int        // of each worker; nil: not said
+	slots   int          // total; 0: no limit
+	signs   func() Signs // of all workers; nil: no signs
+	context []int        // of each worker; nil: not reported
 
 	mu      sync.Mutex // guards below
 	workers []behaviour
@@ -140,7 +140,7 @@ func (b *bench) count() int {
 	return len(b.asked)
 }
 
-// ask sends a request and returns its end and the status that the client saw.
+// ask sends a request and returns its error and the status that the client saw.
 func (b *bench) ask(body string) (status int, err error) {
 	c := &sink{}
 	err = b.Serve(context.Background(), Request{ID: "r", Path: "/v1/chat/completions", Body: []byte(body), At: time.Now()}, c)
@@ -169,7 +169,7 @@ func (s *sink) Answer(a Answer) { s.status = a.Status }
 
 func (*sink) Fail(error) int { return 0 }
 
-// One request is not given to one worker after the other.
+// One request does not go through all workers in turn.
 func TestServeBoundsAttempts(t *testing.T) {
 	t.Parallel()
 	ok := says(wholeAnswer)
@@ -203,7 +203,7 @@ func TestServeBoundsAttempts(t *testing.T) {
 	}
 }
 
-// A search for a worker ends with its request, and without one it has its time.
+// The context that Route receives ends with the request.
 func TestServeRouteIsOver(t *testing.T) {
 	t.Parallel()
 	b := newBench(Options{}, says(streamAnswer+oneToken))
@@ -213,7 +213,7 @@ func TestServeRouteIsOver(t *testing.T) {
 	must.Error(t, b.routed.Err())
 }
 
-// A worker that cannot be reached is given up after five seconds.
+// Dialling an unreachable worker fails after five seconds.
 func TestServeDialDeadline(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -230,7 +230,7 @@ func TestServeDialDeadline(t *testing.T) {
 	})
 }
 
-// What fails is not repeated as often as it fails.
+// Failing requests are not all retried.
 func TestServeRetryBudget(t *testing.T) {
 	t.Parallel()
 	b := newBench(Options{}, says("HTTP/1.1 502 X\r\nContent-Length: 0\r\n\r\n"), says(wholeAnswer))
@@ -272,8 +272,8 @@ func TestServeRefusesDeadlyRequest(t *testing.T) {
 	})
 }
 
-// A request that killed two workers is refused to the one who sent it: another key's same words may
-// be anything but an attack.
+// A request that killed two workers is refused only to its own key: the same words from another key
+// need not be an attack.
 func TestServeDeadlyPerKey(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -289,7 +289,7 @@ func TestServeDeadlyPerKey(t *testing.T) {
 	})
 }
 
-// The body of a stream that has begun is given up, and still counts as deadly when its worker dies.
+// A stream releases its body once it has begun, and still counts as deadly when its worker dies.
 func TestServeReleasesBody(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -323,7 +323,7 @@ func TestServeReleasesBody(t *testing.T) {
 	})
 }
 
-// Answers that are not streamed have a limit, each and all together.
+// Answers that are not streamed are bounded, each and all together.
 func TestServeAnswerMemory(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -370,8 +370,7 @@ func TestServeAnswerMemory(t *testing.T) {
 	})
 }
 
-// Requests wait in order for a slot, not more than the line is long and not longer than the
-// timeout.
+// Requests wait for a slot in order, up to the line's limit and no longer than the timeout.
 func TestServeQueue(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -404,7 +403,7 @@ func TestServeQueue(t *testing.T) {
 		synctest.Wait()
 		must.NoError(t, ends[0])
 		must.Eq(t, 2*time.Second, took[0])
-		time.Sleep(4 * time.Second) // the next one runs, the last one has waited long enough
+		time.Sleep(4 * time.Second) // the next one runs, the last one has timed out
 		synctest.Wait()
 		late, ok := errors.AsType[*OverloadError](ends[2])
 		must.True(t, ok, must.Sprint(ends[2]))
@@ -421,7 +420,7 @@ func TestServeQueue(t *testing.T) {
 	})
 }
 
-// A client that leaves the line lets the next one move up.
+// When a client leaves the line, the next one moves up.
 func TestServeQueueClientGone(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -456,7 +455,7 @@ func TestServeQueueClientGone(t *testing.T) {
 	})
 }
 
-// A worker whose queue is full is neither failed nor tried: its request waits.
+// A full worker counts as neither failed nor tried: its request waits.
 func TestServeWorkerFull(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -491,8 +490,8 @@ func TestServeWorkerFull(t *testing.T) {
 	})
 }
 
-// A worker that refuses a request for its length is no failure: one with more room is asked, and
-// the refusal is passed on where there is none.
+// A refusal because of a request's length is not a failure: a worker with a longer context is
+// asked, and the refusal is passed on if there is none.
 func TestServeContextLength(t *testing.T) {
 	t.Parallel()
 	body := `{"error":{"message":"too long","type":"x","param":null,"code":"context_length_exceeded"}}`
@@ -538,7 +537,7 @@ func TestNotes(t *testing.T) {
 	must.LessEq(t, maxNotes, len(n.m))
 }
 
-// What a request demands of its worker holds for the next one as well.
+// The terms of a request also apply to its retries.
 func TestRetryKeepsTerms(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -10,11 +10,11 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// errStalled is the cause of the end of an attempt at a worker that hangs.
+// errStalled is the cause that ends an attempt at a hung worker.
 var errStalled = errors.New("the worker stopped answering")
 
-// watchdog ends an attempt at a worker that hangs: it sends nothing, and neither its state nor its
-// progress says that it works. Each byte counts, comments included.
+// watchdog ends an attempt at a hung worker: one that sends nothing while neither its state nor its
+// progress shows that it works. Each byte counts as a sign of life, comments included.
 type watchdog struct {
 	o        *Options
 	signs    func() Signs
@@ -22,7 +22,7 @@ type watchdog struct {
 	streamed bool
 	start    time.Time
 	heard    atomic.Int64 // nanoseconds from start to the last byte
-	token    atomic.Bool  // an event came
+	token    atomic.Bool  // an event arrived
 
 	mu    sync.Mutex // guards below
 	timer *time.Timer
@@ -41,7 +41,7 @@ func (d *watchdog) tick() time.Duration {
 	return min(d.o.HungTimeout, d.o.TokenTimeout, d.o.FirstTokenTimeout) / 3
 }
 
-// fed notes that the worker has sent something by now, and whether an event was in it.
+// fed records that the worker had sent something by now, and whether it included an event.
 func (d *watchdog) fed(now time.Time, event bool) {
 	d.heard.Store(int64(now.Sub(d.start)))
 	if event && !d.token.Load() {
@@ -49,7 +49,7 @@ func (d *watchdog) fed(now time.Time, event bool) {
 	}
 }
 
-// stop ends the watch. A look that runs may still cancel the attempt, which has ended.
+// stop ends the watch. A check already running may still cancel the attempt, which has ended.
 func (d *watchdog) stop() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -70,22 +70,22 @@ func (d *watchdog) look() {
 	}
 }
 
-// hangs reports whether a worker that has sent nothing for so long is to be given up.
+// hangs reports whether a worker that has been silent for quiet should be given up.
 func hangs(o *Options, streamed, token bool, quiet time.Duration, s Signs) bool {
 	switch {
 	case quiet >= o.HungTimeout && s.Silence >= o.HungTimeout:
-		return true // its process does nothing
+		return true // its process is inactive
 	case streamed && token:
 		return quiet >= o.TokenTimeout
-	case s.Progress: // it reads a long prompt, or writes a long answer
+	case s.Progress: // it evaluates a long prompt or writes a long answer
 		return quiet >= o.FirstTokenTimeout && s.Stalled >= o.FirstTokenTimeout
 	case streamed:
 		return quiet >= o.FirstTokenTimeout
 	}
-	return false // a whole answer takes its time, and nobody knows how far it is
+	return false // a whole answer takes time, and its progress is unknown
 }
 
-// lostBy is why an answer broke off with err.
+// lostBy returns the error for an answer that broke off with err.
 func lostBy(err error) error {
 	if errors.Is(err, errStalled) {
 		return core.Errorf(core.WorkerLost, "the worker stopped answering").Hint(retryHint)

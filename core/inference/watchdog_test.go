@@ -41,7 +41,7 @@ func TestHangs(t *testing.T) {
 	}
 }
 
-// hang says text and then nothing until the connection is closed.
+// hang sends text and then nothing until the connection is closed.
 func hang(text string) behaviour {
 	return func(c net.Conn) {
 		_, _ = io.WriteString(c, text)
@@ -49,7 +49,7 @@ func hang(text string) behaviour {
 	}
 }
 
-// FAULTS G-15: a worker that hangs costs a request the timeout, not for ever.
+// FAULTS G-15: a hung worker delays a request by the timeout, not indefinitely.
 func TestServeStalledWorker(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
@@ -88,7 +88,7 @@ func TestServeStalledWorker(t *testing.T) {
 	}
 }
 
-// A worker that reads a long prompt, as its progress says, is left alone.
+// A worker whose progress shows that it evaluates a long prompt is left alone.
 func TestServeLongPrompt(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

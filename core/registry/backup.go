@@ -12,10 +12,10 @@ import (
 	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
 )
 
-// snapshotChunk is the length of one message of a snapshot on its way between queens, in bytes.
+// snapshotChunk is the size of one message of a snapshot sent between queens, in bytes.
 const snapshotChunk = 256 << 10
 
-// SaveSnapshot writes the leader's registry to w, sealed. Errors: Unavailable, and w's.
+// SaveSnapshot writes the leader's registry to w, sealed. Errors: Unavailable, and those of w.
 func (r *Registry) SaveSnapshot(ctx context.Context, w io.Writer) error {
 	s := NewSealing(w)
 	if err := r.saveSnapshot(ctx, s); err != nil {
@@ -48,9 +48,9 @@ func (r *Registry) saveSnapshot(ctx context.Context, w io.Writer) error {
 	}
 }
 
-// RestoreSnapshot replaces the registry by a snapshot. It is read and checked whole before anything
-// changes. Errors: Integrity for what is no snapshot; Conflict for one of another cluster;
-// TooLarge; Unavailable.
+// RestoreSnapshot replaces the registry with a snapshot. It reads and checks the whole snapshot
+// before anything changes. Errors: Integrity for an invalid snapshot; Conflict for one of another
+// cluster; TooLarge; Unavailable.
 func (r *Registry) RestoreSnapshot(ctx context.Context, from io.Reader) (core.SnapshotInfo, error) {
 	data, info, err := ReadSealed(from)
 	if err != nil {
@@ -69,7 +69,7 @@ func (r *Registry) RestoreSnapshot(ctx context.Context, from io.Reader) (core.Sn
 	}
 	for chunk := range slices.Chunk(data, snapshotChunk) {
 		if err := stream.Send(&queenv1.RestoreSnapshotRequest{Data: chunk}); err != nil {
-			break // CloseAndRecv says why
+			break // CloseAndRecv returns the cause
 		}
 	}
 	resp, err := stream.CloseAndRecv()

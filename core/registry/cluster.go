@@ -2,11 +2,11 @@ package registry
 
 import "github.com/rbee-project/rbee/core"
 
-// Alone reports whether this agent is in no cluster.
+// Alone reports whether this agent belongs to no cluster.
 func (r *Registry) Alone() bool { return r.self == nil }
 
-// Cluster returns what the registry says of the cluster. Errors: Unsupported for an agent that is
-// in none; Unavailable before the registry has it.
+// Cluster returns the registry's record of the cluster. Errors: Unsupported for an agent outside
+// any cluster; Unavailable before the registry has the record.
 func (r *Registry) Cluster() (core.Cluster, error) {
 	if r.Alone() {
 		return core.Cluster{}, ErrAlone()
@@ -18,14 +18,14 @@ func (r *Registry) Cluster() (core.Cluster, error) {
 	return c, nil
 }
 
-// ErrAlone returns the error of an agent that is in no cluster, where it is asked about one.
+// ErrAlone returns the error for a cluster operation on an agent outside any cluster.
 func ErrAlone() error {
 	return core.Errorf(core.Unsupported, "this agent is in no cluster").Hint(
 		"Stop it, make a cluster with `rbee cluster init`, and start it again; its models and its registry stay.")
 }
 
-// ErrNoCAKey returns the error of a cluster whose certificates are made elsewhere, where it is
-// asked for one.
+// ErrNoCAKey returns the error for a certificate request in a cluster whose certificates are issued
+// elsewhere.
 func ErrNoCAKey() error {
 	return core.Errorf(core.Unsupported, "the key of this cluster's CA is not in its registry, so that no machine can join by token").Hint(
 		"Make the certificate of the machine where the CA's key is, with `rbee tls cert create`, and name its files in tls { … }.")

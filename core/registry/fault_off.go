@@ -2,5 +2,5 @@
 
 package registry
 
-// staleReads is off in every build that is meant to be used.
+// staleReads is off in every build meant for use.
 const staleReads = false

@@ -2,6 +2,6 @@
 
 package registry
 
-// staleReads has linearizable reads skip the check whether this queen still leads. It exists to
+// staleReads makes linearizable reads skip the check that this queen still leads. It exists to
 // prove that the linearizability test finds such a fault: `make linear`.
 const staleReads = true

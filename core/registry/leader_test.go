@@ -43,7 +43,8 @@ func (r *role) ReadIndex(ctx context.Context, verify bool) (uint64, error) {
 	return r.Raft.ReadIndex(ctx, verify)
 }
 
-// What only the leader may answer, no other queen answers: it says who leads, or why nobody does.
+// A queen that does not lead refuses what only the leader may answer, and names the leader or
+// explains why there is none.
 func TestNotLeader(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -68,7 +69,7 @@ func TestNotLeader(t *testing.T) {
 			_, sync := r.Sync(t.Context(), core.ConsistencyLinearizable)
 			for _, err := range []error{apply, read, sync, s.SaveSnapshot(nil, nil), s.RestoreSnapshot(nil), r.NotLeader()} {
 				must.Eq(t, core.Unavailable, core.KindOf(err), must.Sprint(name))
-				if !errors.Is(err, sync) { // that says that one may ask for what is known, too
+				if !errors.Is(err, sync) { // its hint also suggests a stale read
 					must.StrContains(t, core.HintOf(err), c.hint, must.Sprint(name))
 				}
 			}
@@ -107,8 +108,8 @@ func TestLeaderService(t *testing.T) {
 	})
 }
 
-// A command that cannot be written is refused before anybody hears of it, and one that can carries
-// the words that say what it is for.
+// A command that cannot be encoded is refused before it is proposed, and a valid one carries its
+// description.
 func TestWriteThroughLeader(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -130,7 +131,7 @@ func TestWriteThroughLeader(t *testing.T) {
 	})
 }
 
-// What the leader says is passed on as it is; only its silence is called so.
+// The leader's errors are passed on unchanged; only a missing answer is reported as silence.
 func TestLeaderRefuses(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -143,7 +144,7 @@ func TestLeaderRefuses(t *testing.T) {
 		_, err = r.Sync(t.Context(), core.Consistency(strings.Repeat("x", 60)))
 		must.ErrorContains(t, err, `"`+strings.Repeat("x", 40)+`"`)
 
-		// What is found needs no leader, and without one there is no second look.
+		// A hit needs no leader, and without a leader there is no second look-up.
 		looks := 0
 		look := func(err error) func() (int, error) { return func() (int, error) { looks++; return 3, err } }
 		v, err := registry.LookUp(t.Context(), r, look(nil))
@@ -157,8 +158,7 @@ func TestLeaderRefuses(t *testing.T) {
 	})
 }
 
-// A leader that is deposed while it looks asks the next one; one that still leads tells why it
-// cannot read.
+// A leader deposed during a look-up asks the next one; one that still leads returns its read error.
 func TestReadWhileLeadershipIsLost(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -179,7 +179,7 @@ func TestReadWhileLeadershipIsLost(t *testing.T) {
 		must.ErrorContains(t, err, "no majority")
 		must.SliceEmpty(t, l.calls)
 		n := asked
-		own.leads = func() bool { asked++; return asked < n+n } // lost at the last look
+		own.leads = func() bool { asked++; return asked < n+n } // lost at the last check
 		info, err = r.Sync(t.Context(), core.ConsistencyLinearizable)
 		must.NoError(t, err)
 		must.Eq(t, "q9", info.Leader)
@@ -194,7 +194,7 @@ func TestReadWhileLeadershipIsLost(t *testing.T) {
 	})
 }
 
-// upload is a snapshot on its way to the leader that breaks off.
+// upload is a snapshot upload to the leader that breaks off.
 type upload struct {
 	grpc.ServerStream
 	parts [][]byte
@@ -212,12 +212,12 @@ func (u *upload) Recv() (*queenv1.RestoreSnapshotRequest, error) {
 }
 func (u *upload) SendAndClose(*queenv1.RestoreSnapshotResponse) error { return nil }
 
-// failing is a writer that is full.
+// failing is a writer that always fails.
 type failing struct{ err error }
 
 func (f failing) Write([]byte) (int, error) { return 0, f.err }
 
-// fullOnce loses the first piece.
+// fullOnce fails on the first chunk.
 type fullOnce struct{ fail error }
 
 func (f *fullOnce) Write(b []byte) (int, error) {
@@ -226,7 +226,7 @@ func (f *fullOnce) Write(b []byte) (int, error) {
 	return len(b), err
 }
 
-// A snapshot of which not all comes, or that cannot be written, is none.
+// A snapshot that arrives incomplete, or cannot be written, is an error.
 func TestSnapshotBreaksOff(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -257,7 +257,7 @@ func TestSnapshotBreaksOff(t *testing.T) {
 	})
 }
 
-// caller is a context that knows who still waits for its end.
+// caller is a context that knows how many still wait for its end.
 type caller struct {
 	context.Context
 	done    chan struct{}
@@ -266,13 +266,14 @@ type caller struct {
 
 func (c *caller) Done() <-chan struct{} { return c.done }
 
-// AfterFunc is what package context calls for whoever derives another one.
+// AfterFunc is what package context calls to derive another context.
 func (c *caller) AfterFunc(func()) (stop func() bool) {
 	c.waiting.Add(1)
 	return sync.OnceValue(func() bool { c.waiting.Add(-1); return true })
 }
 
-// Whatever a call made for its own deadline is gone with it: callers live for long.
+// A call releases the context of its own deadline when it returns: callers' contexts are
+// long-lived.
 func TestDeadlinesAreLetGo(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

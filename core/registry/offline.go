@@ -18,16 +18,15 @@ import (
 // MaxGossipKeys bounds the gossip keys of a cluster.
 const MaxGossipKeys = 8
 
-// Snapshot is a snapshot of the registry that was read and checked, for a restore without a
-// cluster.
+// Snapshot is a snapshot of the registry, read and checked, for a restore without a cluster.
 type Snapshot struct {
 	Info    core.SnapshotInfo
-	Cluster core.Cluster // zero: of no cluster
+	Cluster core.Cluster // zero: belongs to no cluster
 
 	store *state.Store
 }
 
-// ReadSnapshot reads a snapshot whole. Errors: Integrity, Unsupported, TooLarge.
+// ReadSnapshot reads a whole snapshot. Errors: Integrity, Unsupported, TooLarge.
 func ReadSnapshot(r io.Reader) (*Snapshot, error) {
 	data, info, err := ReadSealed(r)
 	if err != nil {
@@ -41,26 +40,27 @@ func ReadSnapshot(r io.Reader) (*Snapshot, error) {
 	return &Snapshot{Info: info, Cluster: c, store: store}, nil
 }
 
-// Founding says how a snapshot becomes the registry of a cluster whose only queen is this machine.
+// Founding describes how a snapshot becomes the registry of a cluster whose only queen is this
+// machine.
 type Founding struct {
-	Dir      string        // the raft folder to make; there must be none
-	Identity *pki.Identity // this machine's; nil: it is in no cluster
-	Node     core.Node     // this machine as the registry has it; of one that is in no cluster the id counts
-	Old      string        // the raft folder that was; what is readable of it is heeded. It may be missing
+	Dir      string        // raft folder to create; it must not exist
+	Identity *pki.Identity // of this machine; nil: it belongs to no cluster
+	Node     core.Node     // this machine's registry entry; outside a cluster only the id counts
+	Old      string        // previous raft folder, honored if readable; may be missing
 	Now      time.Time
 	Logger   hclog.Logger
 }
 
-// Founded says what became of a snapshot.
+// Founded is the outcome of Snapshot.Found.
 type Founded struct {
-	Revoked  []string // ids of nodes that this machine stands in for
-	Problems []string // what could not be read of the old raft folder
+	Revoked  []string // ids of nodes that this machine replaces
+	Problems []string // what could not be read from the previous raft folder
 }
 
-// Found makes a raft folder out of the snapshot. What the old raft folder knows to be revoked stays
-// so, and the cluster's newest keys stay. A snapshot can be used once. Errors: Conflict for another
-// cluster's and on a machine that is revoked, Integrity where this machine's seal key is another
-// than the snapshot's, InUse, Unavailable.
+// Found creates a raft folder from the snapshot. Whatever the previous raft folder knows as revoked
+// stays revoked, and the cluster's newest keys stay. A snapshot can be used once. Errors: Conflict
+// for a snapshot of another cluster and on a revoked machine, Integrity when this machine's seal
+// key differs from the snapshot's, InUse, Unavailable.
 func (s *Snapshot) Found(o Founding) (Founded, error) {
 	address := "in-process/" + o.Node.ID
 	if id := o.Identity; id != nil {
@@ -94,11 +94,11 @@ func (s *Snapshot) Found(o Founding) (Founded, error) {
 	return done, node.Found(o.Dir, o.Node.ID, address, s.store, old, o.Now, o.Logger)
 }
 
-// checkKeys reports whether the machine's seal key opens what the snapshot has sealed: without that
-// the queen could sign no certificate.
+// checkKeys returns an error unless the machine's seal key opens the sealed parts of the snapshot:
+// otherwise the queen could not sign certificates.
 func (s *Snapshot) checkKeys(id *pki.Identity) error {
 	if len(s.Cluster.SealedCAKey) == 0 {
-		return nil // certificates are made elsewhere
+		return nil // certificates are issued elsewhere
 	}
 	if _, err := id.CA(s.Cluster.CACertificates, s.Cluster.SealedCAKey); err != nil {
 		return err
@@ -107,9 +107,9 @@ func (s *Snapshot) checkKeys(id *pki.Identity) error {
 	return err
 }
 
-// keepGossipKeys adds this machine's own gossip keys to the registry's. Neither need be the newest:
-// the machine's may come from a backup, and the snapshot may be older than a rotation. With all of
-// them the queen hears whoever is left, and tells them which keys count.
+// keepGossipKeys adds this machine's own gossip keys to the registry's. Neither set need be the
+// newest: the machine's may come from a backup, and the snapshot may predate a rotation. With all
+// keys the queen can hear every remaining node and tell it which keys are current.
 func (s *Snapshot) keepGossipKeys(id *pki.Identity) error {
 	c, ok := s.store.Snapshot().Cluster(nil)
 	if !ok || len(c.SealedGossipKeys) == 0 {

@@ -46,7 +46,7 @@ func newCluster(t *testing.T) *cluster {
 	return c
 }
 
-// init makes the registry anew.
+// init rebuilds the registry.
 func (c *cluster) init(t *testing.T, id string, sealedCAKey []byte) {
 	t.Helper()
 	c.reg = memregistry.New()
@@ -59,7 +59,7 @@ func (c *cluster) apply(t *testing.T, command *raftv1.Command) {
 	must.NoError(t, c.reg.Write(t.Context(), "", command))
 }
 
-// saved reads the registry as a snapshot that somebody kept.
+// saved reads the registry back as a stored snapshot.
 func (c *cluster) saved(t *testing.T) *registry.Snapshot {
 	t.Helper()
 	var file bytes.Buffer
@@ -71,7 +71,7 @@ func (c *cluster) saved(t *testing.T) *registry.Snapshot {
 	return snap
 }
 
-// founding is of a raft folder that is not there yet.
+// founding returns the options for a raft folder that does not exist yet.
 func (c *cluster) founding(t *testing.T) registry.Founding {
 	t.Helper()
 	return registry.Founding{
@@ -80,7 +80,7 @@ func (c *cluster) founding(t *testing.T) registry.Founding {
 	}
 }
 
-// contents are what a raft folder holds.
+// contents returns what a raft folder holds.
 func contents(t *testing.T, dir string) *state.Snapshot {
 	t.Helper()
 	found, err := node.Salvage(dir, hclog.NewNullLogger())
@@ -103,13 +103,13 @@ func TestFound(t *testing.T) {
 	_, ok := s.Hive(nil, "h1")
 	must.True(t, ok)
 	now, _ := s.Cluster(nil)
-	must.Eq(t, snap.Cluster, now) // its keys are the machine's: nothing is told anew
+	must.Eq(t, snap.Cluster, now) // its keys are the machine's own: no change is announced
 	n, _ := s.Node(nil, "aaaaaaaa")
 	must.Eq(t, c.node.RPCAddress, n.RPCAddress)
 	must.StrContains(t, configuration(t, o.Dir), `"127.0.0.1:7834"`)
 }
 
-// configuration is raft's own list of servers in a folder that was made from a snapshot.
+// configuration returns raft's own list of servers in a folder created from a snapshot.
 func configuration(t *testing.T, dir string) string {
 	t.Helper()
 	found, err := filepath.Glob(filepath.Join(dir, "snapshots", "*", "meta.json"))
@@ -120,7 +120,7 @@ func configuration(t *testing.T, dir string) string {
 	return string(b)
 }
 
-// A snapshot becomes the registry of no other cluster, nor of a machine that cannot use it.
+// A snapshot is refused by another cluster and by a machine that cannot use it.
 func TestFoundRefuses(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
@@ -164,7 +164,7 @@ func TestFoundRefuses(t *testing.T) {
 	}
 }
 
-// Where a cluster's certificates are made elsewhere, there is no key to check.
+// Where a cluster's certificates are issued elsewhere, there is no key to check.
 func TestFoundWithoutCAKey(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t)
@@ -173,7 +173,7 @@ func TestFoundWithoutCAKey(t *testing.T) {
 	must.NoError(t, err)
 }
 
-// A machine that is in no cluster takes the registry of one that was in none either.
+// A machine outside any cluster accepts the snapshot of another such machine.
 func TestFoundAlone(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t)
@@ -188,8 +188,7 @@ func TestFoundAlone(t *testing.T) {
 	must.True(t, ok)
 }
 
-// What was revoked since the snapshot stays so, also when the machine is a new one in another's
-// place.
+// Nodes revoked since the snapshot stay revoked, even when a new machine replaces another.
 func TestFoundKeepsRevocations(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t)
@@ -211,8 +210,8 @@ func TestFoundKeepsRevocations(t *testing.T) {
 	must.False(t, s.Revoked(nil, "bbbbbbbb"))
 }
 
-// With the keys of the machine and those of the snapshot the queen hears whoever is left: the
-// machine's come first, the registry has the same, and tells that they are new.
+// With the keys of the machine and those of the snapshot the queen can hear every remaining node.
+// The machine's keys come first, the registry has the same list, and the change is announced.
 func TestFoundGossipKeys(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t)
@@ -234,7 +233,7 @@ func TestFoundGossipKeys(t *testing.T) {
 	must.Eq(t, all, sealed)
 }
 
-// A machine that has lost its gossip keys takes those of the snapshot.
+// A machine that has lost its gossip keys takes the snapshot's.
 func TestFoundGossipKeysLost(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t)
@@ -248,7 +247,7 @@ func TestFoundGossipKeysLost(t *testing.T) {
 	must.Eq(t, were, are)
 }
 
-// No more keys than a cluster may have; the machine's own stay.
+// The number of keys stays within MaxGossipKeys; the machine's own are kept.
 func TestFoundGossipKeysBounded(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t)

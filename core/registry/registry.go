@@ -1,5 +1,5 @@
-// Package registry is the one door to the replicated registry: what this process knows of it,
-// writes to it, and how both catch up with the rest of the cluster.
+// Package registry is the only access to the replicated registry: it reads this process's copy,
+// writes to the cluster's, and lets both catch up with the leader.
 package registry
 
 import (
@@ -17,9 +17,9 @@ import (
 	"github.com/rbee-project/rbee/raft/state"
 )
 
-// Raft is what a Registry passes on from the raft node as it is; see raft/node.
+// Raft holds the methods that a Registry passes through to the raft node unchanged; see raft/node.
 type Raft interface {
-	ID() string // of the server in the raft configuration
+	ID() string // server id in the raft configuration
 	HasState() bool
 	IsLeader() bool
 	Leader() string
@@ -39,13 +39,13 @@ type Raft interface {
 }
 
 type (
-	// Members are the queens that Raft.Autopilot follows.
+	// Members is the queens that Raft.Autopilot follows.
 	Members = node.Membership
-	// Member is one of them.
+	// Member is one of the Members.
 	Member = node.Member
 )
 
-// NodeOf returns the node id of a raft id.
+// NodeOf returns the node id in a raft id.
 func NodeOf(raftID string) string { return node.OfRaftID(raftID) }
 
 // Registry reads and writes through one raft node. It is safe for concurrent use.
@@ -57,29 +57,30 @@ type Registry struct {
 	self  grpc.ClientConnInterface
 }
 
-// New returns the registry of a raft node. The node stays the caller's to shut down.
+// New returns the registry of a raft node. The caller still shuts down the node.
 func New(n *node.Node) *Registry {
 	return &Registry{Raft: n, node: n, id: n.NodeID(), leads: func() bool { return true }}
 }
 
-// Attach says how the queen of this registry knows that it has taken over the leadership, and where
-// methods that the leader answers are passed on; nil: it is alone. Call it before anything else.
+// Attach sets how this registry learns that its queen has taken over the leadership, and the
+// connection for methods that the leader answers; nil: this queen is alone. Call it before anything
+// else.
 func (r *Registry) Attach(leads func() bool, self grpc.ClientConnInterface) {
 	r.leads, r.self = leads, self
 }
 
-// View returns the registry as this node has it now. It is immutable and needs no release.
+// View returns the registry in this node's current state. It is immutable and needs no release.
 func (r *Registry) View() *state.Snapshot { return r.node.State().Snapshot() }
 
 // Replaced returns a channel that is closed when a snapshot replaces the whole registry.
 func (r *Registry) Replaced() <-chan struct{} { return r.node.State().Abandoned() }
 
-// Leads reports whether this queen has taken over the leadership and still has it. Raft knows of
-// its loss some milliseconds before the queen's own loop does: a read in between would be refused
-// here, instead of waiting for the next leader.
+// Leads reports whether this queen has taken over the leadership and still holds it. Raft learns of
+// a loss some milliseconds before the queen's own loop does: without the check, a read in between
+// would be refused here instead of waiting for the next leader.
 func (r *Registry) Leads() bool { return r.leads() && r.IsLeader() }
 
-// Silence returns for how long this queen has heard of no leader; 0 if it leads, and alone.
+// Silence returns how long this queen has heard from no leader; 0 if it leads or is alone.
 func (r *Registry) Silence() time.Duration {
 	if r.Alone() || r.Leads() {
 		return 0
@@ -87,7 +88,7 @@ func (r *Registry) Silence() time.Duration {
 	return r.LastContact()
 }
 
-// NotLeader returns the error of a queen that is asked what only a leader can answer.
+// NotLeader returns the error for a question that only a leader can answer.
 func (r *Registry) NotLeader() error {
 	err := core.Errorf(core.Unavailable, "this queen does not lead the cluster")
 	if leader := r.Leader(); leader != "" && leader != r.id {
@@ -100,15 +101,15 @@ func (r *Registry) NotLeader() error {
 }
 
 // Apply commits a command and returns once this node has applied it. Only the leader can. The
-// request id helps people who read logs; one that is too long is left out. Errors: those of the
-// state machine, Unavailable.
+// request id helps readers of logs; one that is too long is omitted. Errors: those of the state
+// machine, Unavailable.
 func (r *Registry) Apply(ctx context.Context, requestID string, c *raftv1.Command) (fsm.Result, error) {
 	label(c, requestID)
 	return r.node.Apply(ctx, c)
 }
 
-// Write commits a command through the leader, whoever that is, and returns once this node has
-// applied it. Errors: those of the state machine, Unavailable.
+// Write commits a command through the current leader and returns once this node has applied it.
+// Errors: those of the state machine, Unavailable.
 func (r *Registry) Write(ctx context.Context, requestID string, c *raftv1.Command) error {
 	if r.self == nil || r.Leads() {
 		_, err := r.Apply(ctx, requestID, c)

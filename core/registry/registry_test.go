@@ -19,7 +19,7 @@ import (
 	"github.com/rbee-project/rbee/raft/node"
 )
 
-// open runs a node of one in a bubble until its end, and returns its registry.
+// open runs a single node until the end of the bubble and returns its registry.
 func open(t *testing.T) *registry.Registry {
 	t.Helper()
 	r, _ := openNode(t)
@@ -43,12 +43,12 @@ func openNode(t *testing.T) (*registry.Registry, *node.Node) {
 	return r, n
 }
 
-// leader answers what is passed on to the leader.
+// leader answers the calls that are forwarded to the leader.
 type leader struct {
 	grpc.ClientConnInterface
 	r        *registry.Registry
 	calls    []string
-	requests []string // the ids of what it was to write
+	requests []string // request ids of the writes
 	fail     error
 	mute     bool // it never answers
 }
@@ -91,7 +91,7 @@ func TestRegistryAlone(t *testing.T) {
 		_, err = r.Sync(t.Context(), "sometimes")
 		must.Eq(t, core.Invalid, core.KindOf(err))
 
-		// Before it has taken over it answers with what it knows, and only where that is asked for.
+		// Before takeover it serves only stale reads.
 		r.Attach(func() bool { return false }, nil)
 		_, err = r.Sync(t.Context(), core.ConsistencyDefault)
 		must.Eq(t, core.Unavailable, core.KindOf(err))
@@ -116,7 +116,7 @@ func TestRegistryThroughLeader(t *testing.T) {
 		must.NoError(t, err)
 		must.Eq(t, "q9", info.Leader)
 
-		// What is not found is looked for again once this queen knows what the leader knows.
+		// On a miss, the registry catches up with the leader and looks again.
 		l.calls = nil
 		looks := 0
 		_, err = registry.LookUp(t.Context(), r, func() (int, error) {
@@ -135,8 +135,8 @@ func TestRegistryThroughLeader(t *testing.T) {
 	})
 }
 
-// A leader that never answers is not waited for for ever; what is only worth a second look has less
-// time than what was asked for.
+// A silent leader is not waited for indefinitely; a mere second look-up gets less time than an
+// explicit read.
 func TestSilentLeader(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -164,7 +164,7 @@ func TestSilentLeader(t *testing.T) {
 		must.Eq(t, registry.LookPatience, d)
 		must.Eq(t, core.NotFound, core.KindOf(err))
 
-		// A caller with less patience is told that it was his.
+		// A caller with less patience gets its own deadline error.
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		d, err = took(func() error { _, err := r.Sync(ctx, core.ConsistencyDefault); return err })
@@ -173,7 +173,7 @@ func TestSilentLeader(t *testing.T) {
 	})
 }
 
-// A channel of a view's query closes at the next change of its answer.
+// The channel of a view's query closes at the next change of its result.
 func TestWait(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -15,9 +15,9 @@ import (
 	raftv1 "github.com/rbee-project/rbee/proto/raft/v1"
 )
 
-// LeaderService answers what the registries of other queens ask of the leader's: it is what
-// ClusterService has of the registry. Its errors are classified; the gRPC server of core/rpc
-// carries them.
+// LeaderService answers the calls that other queens' registries make to the leader's: it is the
+// registry's part of ClusterService. Its errors are classified; the gRPC server of core/rpc carries
+// them.
 type LeaderService struct {
 	r   *Registry
 	log hclog.Logger
@@ -26,7 +26,7 @@ type LeaderService struct {
 // Service returns the service of the registry.
 func (r *Registry) Service(log hclog.Logger) *LeaderService { return &LeaderService{r: r, log: log} }
 
-// Apply commits a command where this queen leads. Errors: those of the state machine, Unavailable.
+// Apply commits a command if this queen leads. Errors: those of the state machine, Unavailable.
 func (s *LeaderService) Apply(ctx context.Context, req *queenv1.ApplyRequest) (*queenv1.ApplyResponse, error) {
 	if !s.r.Leads() {
 		return nil, s.r.NotLeader()
@@ -42,7 +42,7 @@ func (s *LeaderService) Apply(ctx context.Context, req *queenv1.ApplyRequest) (*
 	return &queenv1.ApplyResponse{Index: result.Index}, nil
 }
 
-// ReadIndex says how far a read must have come. Errors: Unavailable.
+// ReadIndex returns the index that a read must have reached. Errors: Unavailable.
 func (s *LeaderService) ReadIndex(ctx context.Context, req *queenv1.ReadIndexRequest) (*queenv1.ReadIndexResponse, error) {
 	if !s.r.Leads() {
 		return nil, s.r.NotLeader()
@@ -54,7 +54,7 @@ func (s *LeaderService) ReadIndex(ctx context.Context, req *queenv1.ReadIndexReq
 	return &queenv1.ReadIndexResponse{Index: index, Leader: s.r.id}, nil
 }
 
-// SaveSnapshot sends the registry of the leader. Errors: Unavailable.
+// SaveSnapshot sends the leader's registry. Errors: Unavailable.
 func (s *LeaderService) SaveSnapshot(_ *queenv1.SaveSnapshotRequest, stream queenv1.ClusterService_SaveSnapshotServer) error {
 	if !s.r.Leads() {
 		return s.r.NotLeader()
@@ -64,7 +64,7 @@ func (s *LeaderService) SaveSnapshot(_ *queenv1.SaveSnapshotRequest, stream quee
 	}))
 }
 
-// chunkWriter cuts what is written into messages.
+// chunkWriter splits what is written into messages.
 type chunkWriter func(p []byte) error
 
 func (w chunkWriter) Write(p []byte) (int, error) {
@@ -78,7 +78,7 @@ func (w chunkWriter) Write(p []byte) (int, error) {
 	return n, nil
 }
 
-// RestoreSnapshot replaces the registry of the leader. Errors: Integrity, TooLarge, Unavailable.
+// RestoreSnapshot replaces the leader's registry. Errors: Integrity, TooLarge, Unavailable.
 func (s *LeaderService) RestoreSnapshot(stream queenv1.ClusterService_RestoreSnapshotServer) error {
 	r := s.r
 	if !r.Leads() {

@@ -11,15 +11,15 @@ import (
 	"github.com/rbee-project/rbee/raft/state"
 )
 
-// Setting returns a setting of the cluster as this node has it now, or its default; set reports
-// whether somebody set it.
+// Setting returns a cluster setting in this node's current state, or its default; set reports
+// whether it was set.
 func Setting[T any](r interface{ View() *state.Snapshot }, s setting.Of[T]) (v T, set bool) {
 	row, ok := r.View().Setting(nil, s.Name)
 	return s.Value(row.Value, ok)
 }
 
-// Settings lists the settings of the cluster, sorted by name: those that this version knows, and
-// those that another version has set.
+// Settings lists the settings of the cluster, sorted by name: those known to this version, and
+// those set by another version.
 func (r *Registry) Settings() []core.Setting {
 	rows := r.View().Settings(nil)
 	list := []core.Setting{}
@@ -51,8 +51,8 @@ func describe(s setting.Spec, row state.Setting, set bool) core.Setting {
 	return v
 }
 
-// Set sets a setting of the cluster. Errors: NotFound for an unknown name, Invalid for a value that
-// it cannot have, Unsupported while an older queen lives, Unavailable.
+// Set changes a cluster setting. Errors: NotFound for an unknown name, Invalid for an invalid
+// value, Unsupported while an older queen runs, Unavailable.
 func (r *Registry) Set(ctx context.Context, name, value string) (core.Setting, error) {
 	s, err := setting.Find(name)
 	if err != nil {
@@ -67,8 +67,8 @@ func (r *Registry) Set(ctx context.Context, name, value string) (core.Setting, e
 	return describe(s, state.Setting{Value: value}, true), nil
 }
 
-// Reset returns a setting of the cluster to its default. One that this version does not know can be
-// reset if somebody set it. Errors: NotFound, Unsupported, Unavailable.
+// Reset returns a cluster setting to its default. It can also reset a setting unknown to this
+// version if it was set. Errors: NotFound, Unsupported, Unavailable.
 func (r *Registry) Reset(ctx context.Context, name string) (core.Setting, error) {
 	s, err := setting.Find(name)
 	if err != nil {

@@ -26,7 +26,7 @@ import (
 )
 
 // Settings that this version does not know, or whose values it does not accept, are listed and can
-// be reset: another version has set them.
+// be reset: another version set them.
 func TestSettings(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -87,7 +87,7 @@ func (s streams) RestoreSnapshot(stream grpc.ClientStreamingServer[queenv1.Resto
 	return s.s.RestoreSnapshot(stream)
 }
 
-// serve returns a connection with a server in memory.
+// serve returns a connection to an in-memory server.
 func serve(t *testing.T, s queenv1.ClusterServiceServer) *grpc.ClientConn {
 	t.Helper()
 	l := bufconn.Listen(1 << 20)
@@ -102,12 +102,12 @@ func serve(t *testing.T, s queenv1.ClusterServiceServer) *grpc.ClientConn {
 	return conn
 }
 
-// A snapshot that is longer than one message goes to the leader and comes from it whole.
+// A snapshot longer than one message reaches the leader, and returns from it, whole.
 func TestSnapshotsThroughLeader(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		leads, n := openNode(t)
-		follows := registry.New(n) // has what the leader has
+		follows := registry.New(n) // holds the same state as the leader
 		conn := serve(t, streams{s: leads.Service(hclog.NewNullLogger())})
 		follows.Attach(func() bool { return false }, conn)
 		ctx := t.Context()
@@ -131,7 +131,7 @@ func TestSnapshotsThroughLeader(t *testing.T) {
 		must.True(t, ok)
 
 		must.NoError(t, leads.Write(ctx, "", fsm.InitCluster(core.Cluster{ID: "c1", Name: "hill"}, nil, nil)))
-		_, err = follows.RestoreSnapshot(ctx, bytes.NewReader(theirs.Bytes())) // it is of no cluster
+		_, err = follows.RestoreSnapshot(ctx, bytes.NewReader(theirs.Bytes())) // of no cluster
 		must.Eq(t, core.Conflict, core.KindOf(err))
 		_, err = registry.InspectSnapshot(iotest.ErrReader(errors.New("gone")))
 		must.Eq(t, core.Invalid, core.KindOf(err))

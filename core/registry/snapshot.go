@@ -10,18 +10,18 @@ import (
 	"github.com/rbee-project/rbee/raft/fsm"
 )
 
-// A snapshot that a person keeps is the state machine's, and behind it a seal: these bytes and the
-// SHA-256 of all before them. Raft has checksums of its own for what it keeps; a file that was cut
-// off or changed on its way must not become the registry.
+// An exported snapshot is the state machine's snapshot followed by a seal: these bytes and the
+// SHA-256 of everything before them. Raft has its own checksums for what it stores; a file that was
+// truncated or altered in transit must not become the registry.
 const snapshotSeal = "\nrbee snapshot sha256\n"
 
-// Sealing passes on a snapshot that is written to it, and seals it at the end.
+// Sealing passes through the snapshot written to it and seals it at the end.
 type Sealing struct {
 	w   io.Writer
 	sum hash.Hash
 }
 
-// NewSealing returns a writer of a sealed snapshot to w.
+// NewSealing returns a writer that passes a snapshot to w and can seal it.
 func NewSealing(w io.Writer) *Sealing { return &Sealing{w, sha256.New()} }
 
 func (s *Sealing) Write(p []byte) (int, error) {
@@ -30,13 +30,13 @@ func (s *Sealing) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// Seal writes the seal of all that was written.
+// Seal writes the seal over everything written.
 func (s *Sealing) Seal() error {
 	_, err := s.w.Write(s.sum.Sum([]byte(snapshotSeal)))
 	return err
 }
 
-// unsealed is a snapshot without its seal. Errors: Integrity.
+// unsealed returns a snapshot without its seal. Errors: Integrity.
 func unsealed(data []byte) ([]byte, error) {
 	end := len(data) - len(snapshotSeal) - sha256.Size
 	const hint = "It is not what \"rbee operator snapshot save\" wrote, or not all of it. Use another one."
@@ -49,8 +49,8 @@ func unsealed(data []byte) ([]byte, error) {
 	return data[:end], nil
 }
 
-// ReadSealed reads a sealed snapshot whole, and returns it without its seal and with what it holds.
-// Errors: Integrity, TooLarge, Unsupported, r's as Invalid.
+// ReadSealed reads a whole sealed snapshot and returns it without its seal, and a summary of its
+// contents. Errors: Integrity, TooLarge, Unsupported, and r's as Invalid.
 func ReadSealed(r io.Reader) ([]byte, core.SnapshotInfo, error) {
 	data, err := io.ReadAll(io.LimitReader(r, MaxSnapshotBytes+1))
 	switch {
@@ -66,7 +66,7 @@ func ReadSealed(r io.Reader) ([]byte, core.SnapshotInfo, error) {
 	return data, info, err
 }
 
-// InspectSnapshot returns what a snapshot holds. Errors: Integrity, Unsupported, TooLarge.
+// InspectSnapshot summarizes the contents of a snapshot. Errors: Integrity, Unsupported, TooLarge.
 func InspectSnapshot(r io.Reader) (core.SnapshotInfo, error) {
 	_, info, err := ReadSealed(r)
 	return info, err
@@ -75,7 +75,7 @@ func InspectSnapshot(r io.Reader) (core.SnapshotInfo, error) {
 // MaxSnapshotBytes bounds a snapshot: ten times the registry of 10,000 hives with 4 workers each.
 const MaxSnapshotBytes = 512 << 20
 
-// ErrSnapshotSize returns the error of a snapshot that is longer than MaxSnapshotBytes.
+// ErrSnapshotSize returns the error for a snapshot longer than MaxSnapshotBytes.
 func ErrSnapshotSize() error {
 	return core.Errorf(core.TooLarge, "the snapshot is longer than %d bytes", MaxSnapshotBytes).Hint("Check that the file is a snapshot of rbee: `rbee operator snapshot inspect`.")
 }

@@ -9,7 +9,7 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// A snapshot file that was cut off or changed anywhere is not read.
+// A snapshot file that was truncated or altered anywhere is rejected.
 func TestSealedSnapshots(t *testing.T) {
 	t.Parallel()
 	var file bytes.Buffer
@@ -23,7 +23,7 @@ func TestSealedSnapshots(t *testing.T) {
 	data, err := unsealed(sealed)
 	must.NoError(t, err)
 	must.Eq(t, "the registry, in parts", string(data))
-	// Also one of nothing has a seal.
+	// An empty snapshot has a seal as well.
 	var none bytes.Buffer
 	must.NoError(t, NewSealing(&none).Seal())
 	data, err = unsealed(none.Bytes())

@@ -12,13 +12,13 @@ import (
 const (
 	// syncTimeout bounds the wait for a leader, and for this node to catch up with it.
 	syncTimeout = 5 * time.Second
-	// LookPatience bounds the same for an answer that comes in any case.
+	// LookPatience is that bound where an answer exists even without the leader.
 	LookPatience = time.Second
 )
 
-// Sync returns once this node's registry is as new as c asks: a View taken afterwards is. Errors:
-// Unavailable when there is no leader, or for a linearizable read no majority; Invalid for an
-// unknown consistency; ctx's.
+// Sync returns once this node's registry is as fresh as c requires: a View taken afterwards is.
+// Errors: Unavailable without a leader, or for a linearizable read without a majority; Invalid for
+// an unknown consistency; ctx's.
 func (r *Registry) Sync(ctx context.Context, c core.Consistency) (core.ReadInfo, error) {
 	switch c {
 	case core.ConsistencyStale:
@@ -42,8 +42,8 @@ func (r *Registry) Sync(ctx context.Context, c core.Consistency) (core.ReadInfo,
 	return core.ReadInfo{}, err
 }
 
-// CatchUp returns once this node knows what was acknowledged before, so that a change builds on
-// that: the caller may have made the last one at another queen.
+// CatchUp returns once this node knows everything acknowledged before, so that a change builds on
+// it: the caller may have made the last change at another queen.
 func (r *Registry) CatchUp(ctx context.Context) error {
 	if r.self == nil || r.Leads() {
 		return nil
@@ -57,9 +57,8 @@ func (r *Registry) CatchUp(ctx context.Context) error {
 	return err
 }
 
-// LookUp returns what find finds. Where it is not found this node catches up with the leader first
-// and looks again: what the caller names may have come to the registry a moment ago, at another
-// queen. Errors: find's.
+// LookUp returns what find finds. On a miss this node catches up with the leader and looks again:
+// the entry may just have been added at another queen. Errors: find's.
 func LookUp[T any](ctx context.Context, r *Registry, find func() (T, error)) (T, error) {
 	v, err := find()
 	if core.KindOf(err) != core.NotFound {
@@ -77,7 +76,7 @@ func (r *Registry) sync(ctx context.Context, verify bool) (core.ReadInfo, error)
 	switch {
 	case r.self == nil && !r.Leads():
 		return core.ReadInfo{}, r.NotLeader()
-	case r.self == nil: // what it has acknowledged it has applied, and there is nobody else
+	case r.self == nil: // alone: everything it acknowledged is applied
 		return core.ReadInfo{Index: r.AppliedIndex(), Leader: r.id}, nil
 	case r.Leads() && staleReads:
 		return core.ReadInfo{Index: r.AppliedIndex(), Leader: r.id}, nil
@@ -89,7 +88,7 @@ func (r *Registry) sync(ctx context.Context, verify bool) (core.ReadInfo, error)
 		if err == nil || ctx.Err() != nil || r.IsLeader() {
 			return core.ReadInfo{Index: r.AppliedIndex(), Leader: r.id}, err
 		}
-		// The leadership was lost meanwhile: the next leader knows.
+		// The leadership was lost meanwhile: ask the next leader.
 	}
 	resp, err := queenv1.NewClusterServiceClient(r.self).ReadIndex(ctx, &queenv1.ReadIndexRequest{Verify: verify})
 	if err != nil {

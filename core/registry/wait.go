@@ -8,8 +8,8 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// WatchSet collects the channels of queries of a View: each is closed when the answer may have
-// changed. It is memdb's WatchSet by structure, so that callers need not know the database.
+// WatchSet collects the channels of queries of a View: each is closed when the result may have
+// changed. It has the structure of memdb's WatchSet, so that callers need not know the database.
 type WatchSet = map[<-chan struct{}]struct{}
 
 // Wait returns nil at the next change, or the error of ctx.

@@ -20,14 +20,14 @@ import (
 // poolIdle is the idle time after which a worker's connections are dropped.
 const poolIdle = 5 * time.Minute
 
-// Pools holds the connections to each worker. It makes them when a worker is first asked. It is
-// safe for concurrent use.
+// Pools holds the connections to each worker, opened on its first request. It is safe for
+// concurrent use.
 type Pools struct {
 	dial    func(ctx context.Context, w core.Worker) (net.Conn, error)
 	timeout time.Duration
 
 	mu sync.Mutex       // guards below
-	m  map[string]*pool // by id and nonce: a restarted worker is another one
+	m  map[string]*pool // by id and nonce: a restarted worker gets a new pool
 }
 
 // NewPools returns Pools that dial workers with dial, each attempt bounded by timeout.
@@ -35,7 +35,7 @@ func NewPools(dial func(ctx context.Context, w core.Worker) (net.Conn, error), t
 	return &Pools{dial: dial, timeout: timeout, m: map[string]*pool{}}
 }
 
-// DialError reports that there was no connection, so that nothing was sent.
+// DialError reports that no connection could be made, so that nothing was sent.
 type DialError struct{ Err error }
 
 func (e *DialError) Error() string { return e.Err.Error() }
@@ -73,7 +73,7 @@ func (u *Pools) pool(w core.Worker) *pool {
 	return p
 }
 
-// Drop closes the idle connections to a worker. Running requests are not touched.
+// Drop closes the idle connections to a worker. Running requests are unaffected.
 func (u *Pools) Drop(w core.Worker) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -84,7 +84,7 @@ func (u *Pools) Drop(w core.Worker) {
 	}
 }
 
-// DropHive closes the idle connections to the workers of a hive. Running requests are not touched.
+// DropHive closes the idle connections to the workers of a hive. Running requests are unaffected.
 func (u *Pools) DropHive(hive string) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -96,8 +96,8 @@ func (u *Pools) DropHive(hive string) {
 	}
 }
 
-// DropGone closes the idle connections to workers of which alive says no: a worker that ends closes
-// its side alone. Running requests are not touched. alive must not call Pools.
+// DropGone closes the idle connections to workers for which alive returns false: a worker that ends
+// closes only its own side. Running requests are unaffected. alive must not call Pools.
 func (u *Pools) DropGone(alive func(core.Worker) bool) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -119,37 +119,36 @@ func (u *Pools) Close() {
 	}
 }
 
-// Body is the body of a request that is not held in memory as a whole. It is used by one goroutine
-// at a time.
+// Body is a request body that is not held in memory whole. Only one goroutine uses it at a time.
 type Body interface {
 	// Size is its length in bytes; negative: unknown.
 	Size() int64
-	// WriteTo writes all of it. Errors: *BodyError where it cannot be had to its end, otherwise
-	// those of w.
+	// WriteTo writes the whole body. Errors: *BodyError if the body cannot be read to its end,
+	// otherwise those of w.
 	WriteTo(w io.Writer) (int64, error)
 }
 
-// BodyError reports that a Body cannot be had to its end, which is not the worker's fault.
+// BodyError reports that a Body could not be read to its end, which is not the worker's fault.
 type BodyError struct{ Err error }
 
 func (e *BodyError) Error() string { return e.Err.Error() }
 
-// Unwrap returns why.
+// Unwrap returns the cause.
 func (e *BodyError) Unwrap() error { return e.Err }
 
-// Request is one request to a worker. It carries only what a worker needs: no headers of the
-// client, and so no credentials.
+// Request is one request to a worker. It carries only what a worker needs: no client headers, and
+// so no credentials.
 type Request struct {
 	Method           string // empty: POST
-	Path, Accept, ID string // written as they are: they hold no line ends
-	ContentType      string // likewise; empty: JSON
+	Path, Accept, ID string // written verbatim: they contain no line ends
+	ContentType      string // written verbatim; empty: JSON
 	Body             []byte
-	Stream           Body          // in place of Body; nil: Body
-	Patience         time.Duration // bounds the dial where another worker can be asked; 0: the pools' timeout
+	Stream           Body          // replaces Body; nil: Body is sent
+	Patience         time.Duration // bounds the dial if others can be asked; 0: the pools' timeout
 }
 
-// write sends the request. The writer of net/http takes several times as long, all of it before
-// the first token.
+// write sends the request. The writer of net/http takes several times as long, all of it before the
+// first token.
 func (q *Request) write(w *bufio.Writer) error {
 	size, framing := int64(len(q.Body)), "Content-Length: "
 	if q.Stream != nil {
@@ -184,8 +183,8 @@ func (q *Request) write(w *bufio.Writer) error {
 }
 
 // Post sends a request to a worker and returns the answer as soon as its header has arrived. The
-// caller closes the body. When ctx ends the connection is closed, which tells the worker. Errors:
-// *DialError where nothing was sent, *BodyError, the cause of ctx, any other where the connection
+// caller closes the body. When ctx ends, it closes the connection, which tells the worker to stop.
+// Errors: *DialError if nothing was sent, *BodyError, the cause of ctx, any other if the connection
 // was lost.
 func (u *Pools) Post(ctx context.Context, w core.Worker, q Request) (*http.Response, error) {
 	return u.pool(w).roundTrip(ctx, q)

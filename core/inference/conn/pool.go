@@ -27,25 +27,25 @@ const (
 )
 
 // pool holds the connections to one worker. A request and its answer stay on the caller's
-// goroutine: the transport of net/http hands both to goroutines of its own, and each hand-over
-// costs a wake-up before the first token. BenchmarkStream measures it.
+// goroutine: the transport of net/http hands both to other goroutines, and each hand-over costs a
+// wake-up before the first token. BenchmarkStream measures it.
 type pool struct {
 	dial   func(ctx context.Context, patience time.Duration) (*workerConn, error)
 	worker core.Worker
 	asked  time.Time // time of the last request; guarded by Pools.mu
 
 	mu     sync.Mutex    // guards below
-	idle   []*workerConn // the longest idle first
+	idle   []*workerConn // longest idle first
 	closed bool
 }
 
-// workerConn carries one request at a time.
+// workerConn is a connection that carries one request at a time.
 type workerConn struct {
 	net.Conn
 	r     *bufio.Reader
 	w     *bufio.Writer
 	left  int64     // bytes that may still be read
-	since time.Time // idle since
+	since time.Time // start of the idle time
 }
 
 func newWorkerConn(c net.Conn) *workerConn {
@@ -94,7 +94,7 @@ func (p *pool) put(c *workerConn) {
 	p.idle = append(p.idle, c)
 }
 
-// close drops the idle connections. Those in use are closed after their answers.
+// close drops the idle connections. Those in use close after their answers.
 func (p *pool) close() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -105,12 +105,12 @@ func (p *pool) close() {
 	p.idle = nil
 }
 
-// roundTrip sends a request and returns the answer as soon as its header has arrived. When ctx ends
-// it closes the connection. A worker may close an idle connection at any moment: roundTrip replaces
-// a used connection that was closed before the first byte of an answer, and never a fresh one. A
-// body that is not held is sent on a fresh one, as it can be sent only once.
+// roundTrip sends a request and returns the answer as soon as its header has arrived. When ctx
+// ends, it closes the connection. A worker may close an idle connection at any moment: roundTrip
+// retries on another connection if a reused one was closed before the first byte of an answer, and
+// never if a fresh one was. A streamed body uses a fresh connection, as it can be sent only once.
 func (p *pool) roundTrip(ctx context.Context, q Request) (*http.Response, error) {
-	var lost error // of a connection that had carried the whole request
+	var lost error // the error of a connection that had carried the whole request
 	for {
 		c, used := (*workerConn)(nil), true
 		if q.Stream == nil {
@@ -119,7 +119,7 @@ func (p *pool) roundTrip(ctx context.Context, q Request) (*http.Response, error)
 		if c == nil {
 			var err error
 			if c, err = p.dial(ctx, q.Patience); err != nil {
-				if lost != nil { // the worker may have died of the request: that is not "nothing was sent"
+				if lost != nil { // the request may have killed the worker
 					return nil, lost
 				}
 				return nil, err
@@ -149,7 +149,7 @@ func (p *pool) roundTrip(ctx context.Context, q Request) (*http.Response, error)
 // exchange sends the request and reads the header of the answer. sent reports that the whole
 // request was written, answered that at least one byte of the answer arrived.
 func (p *pool) exchange(ctx context.Context, c *workerConn, q Request) (resp *http.Response, sent, answered bool, err error) {
-	// The connection carries nothing else: closing it tells the worker that nobody waits.
+	// The connection carries nothing else: closing it tells the worker to stop.
 	stop := context.AfterFunc(ctx, func() { _ = c.Close() })
 	defer func() {
 		if err != nil {
@@ -163,7 +163,7 @@ func (p *pool) exchange(ctx context.Context, c *workerConn, q Request) (resp *ht
 		return nil, false, false, err
 	}
 	if !sent {
-		// It may have refused the request without reading all of it, and said why.
+		// The worker may have refused the request, with a reason, before reading all of it.
 		_ = c.SetReadDeadline(time.Now().Add(lateAnswer))
 	}
 	if _, peekErr := c.r.Peek(1); peekErr != nil {
@@ -174,7 +174,7 @@ func (p *pool) exchange(ctx context.Context, c *workerConn, q Request) (resp *ht
 			return nil, sent, true, unexpected(err)
 		}
 		if resp.StatusCode >= http.StatusOK {
-			break // an earlier one is informational
+			break // earlier responses are informational
 		}
 	}
 	c.left = math.MaxInt64
@@ -190,8 +190,8 @@ func unexpected(err error) error {
 	return err
 }
 
-// answerBody is the body of an answer. At its end the connection returns to the pool; Close before
-// that closes the connection.
+// answerBody is the body of an answer. At its end the connection returns to the pool; closing the
+// body earlier closes the connection.
 type answerBody struct {
 	body io.ReadCloser
 	ctx  context.Context // the request's
@@ -207,7 +207,7 @@ func (b *answerBody) Read(p []byte) (int, error) {
 	switch {
 	case err == nil || b.done:
 	case errors.Is(err, io.EOF):
-		b.end(b.keep && b.conn.r.Buffered() == 0) // bytes behind the answer belong to no request
+		b.end(b.keep && b.conn.r.Buffered() == 0) // bytes after the answer belong to no request
 	default:
 		b.end(false)
 		if b.ctx.Err() != nil {
@@ -226,7 +226,7 @@ func (b *answerBody) Close() error {
 
 func (b *answerBody) end(keep bool) {
 	b.done = true
-	// Once the context has ended, its function may close the connection at any moment.
+	// Once the context has ended, its AfterFunc may close the connection at any moment.
 	if b.stop() && keep {
 		b.pool.put(b.conn)
 		return

@@ -18,7 +18,7 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// worker answers connections on a unix socket by hand and counts them.
+// worker serves connections on a unix socket with serve and counts them.
 func worker(t *testing.T, serve func(n int, c net.Conn, r *bufio.Reader)) (p *pool, dials *atomic.Int64) {
 	t.Helper()
 	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
@@ -59,7 +59,7 @@ func post(t *testing.T, ctx context.Context, p *pool, body string) (string, erro
 	return string(b), err
 }
 
-// read takes one request off the connection.
+// read reads one request from the connection.
 func read(r *bufio.Reader) bool {
 	req, err := http.ReadRequest(r)
 	if err != nil {
@@ -89,7 +89,7 @@ func TestPoolKeepsConnection(t *testing.T) {
 func TestPoolReplacesClosedIdleConnection(t *testing.T) {
 	t.Parallel()
 	p, dials := worker(t, func(_ int, c net.Conn, r *bufio.Reader) {
-		if read(r) { // and then closes, though it did not say so
+		if read(r) { // then closes without announcing it
 			_, _ = c.Write([]byte(fine))
 		}
 	})
@@ -117,8 +117,8 @@ func TestPoolNeverRepeatsASentRequest(t *testing.T) {
 	}
 }
 
-// A worker that dies of a request on a used connection cannot be dialled any more. That is no
-// DialError, which would say that nothing was sent.
+// A worker that a request killed on a reused connection can no longer be dialled. That is not a
+// DialError, which would mean that nothing was sent.
 func TestPoolLostAfterSend(t *testing.T) {
 	t.Parallel()
 	far := make(chan net.Conn, 1)
@@ -181,7 +181,7 @@ func TestPoolClosesWithContext(t *testing.T) {
 	p, _ := worker(t, func(_ int, c net.Conn, r *bufio.Reader) {
 		read(r)
 		_, _ = c.Write([]byte("HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nhalf"))
-		_, err := r.ReadByte() // until the other end closes
+		_, err := r.ReadByte() // wait until the other end closes
 		if errors.Is(err, io.EOF) {
 			close(gone)
 		}
@@ -197,7 +197,7 @@ func TestPoolClosesWithContext(t *testing.T) {
 	must.Nil(t, p.take())
 }
 
-// The connections to a worker that is gone are closed, and those to others are not.
+// Only the connections to a worker that has ended are closed.
 func TestDropGone(t *testing.T) {
 	t.Parallel()
 	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))

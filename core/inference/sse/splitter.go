@@ -1,5 +1,5 @@
-// Package sse cuts the event streams of workers where events end, and counts events and tokens.
-// It leaves the bytes of events as they are.
+// Package sse splits the event streams of workers at event boundaries, and counts events and
+// tokens. It leaves the bytes of events unchanged.
 package sse
 
 import (
@@ -13,13 +13,13 @@ import (
 const (
 	firstBuffer = 8 << 10  // bytes of a new Splitter's buffer, which grows with the events
 	keptBuffer  = 64 << 10 // bytes of the largest buffer that Reset keeps
-	maxEvent    = 1 << 20  // bytes of one event, all its lines
+	maxEvent    = 1 << 20  // bytes of one event, all lines included
 )
 
 // ErrEventTooLarge is the error of Fill for an event of more than 1 MiB.
 var ErrEventTooLarge = errors.New("an event of the worker's stream is larger than 1 MiB")
 
-// Ending says how a stream of events has ended.
+// Ending is how a stream of events has ended.
 type Ending int
 
 // The endings.
@@ -29,29 +29,29 @@ const (
 	Failed        // data: {"error":…}
 )
 
-// Splitter cuts an event stream where events end. Line ends are LF, CRLF or CR. It allocates only
-// when an event does not fit its buffer. It is not safe for concurrent use.
+// Splitter splits an event stream at event boundaries. Line ends are LF, CRLF or CR. It allocates
+// only when an event does not fit its buffer. It is not safe for concurrent use.
 type Splitter struct {
 	buf   []byte
-	start int // of what Next has not returned yet
+	start int // start of what Next has not returned yet
 	line  int // start of the current line
-	seen  int // no line end after line lies before it
-	end   int // of what Fill has read
+	seen  int // no line end lies between line and here
+	end   int // end of what Fill has read
 
 	begun   bool // the stream was checked for a byte order mark
 	pending bool // the event at start has a line that is not a comment
 	data    bool // the event at start has a data line
 	last    Ending
 	ending  Ending // set once Next has returned the event that ends the stream
-	token   bool   // a token was seen: from then on every event counts as one
+	token   bool   // a token was seen: from here on every event counts as one
 	texts   int64  // events with text or a tool call
-	usage   Usage  // that an event told; zero: none has
+	usage   Usage  // as reported by an event; zero: not yet
 }
 
 // NewSplitter returns a Splitter with a buffer.
 func NewSplitter() *Splitter { return &Splitter{buf: make([]byte, firstBuffer)} }
 
-// Reset prepares s for another stream and keeps its buffer unless that has grown large.
+// Reset prepares s for another stream. It keeps its buffer unless that has grown large.
 func (s *Splitter) Reset() {
 	buf := s.buf
 	if len(buf) > keptBuffer {
@@ -67,8 +67,8 @@ func (s *Splitter) Ending() Ending { return s.ending }
 // counts as a token.
 func (s *Splitter) Token() bool { return s.token }
 
-// Tokens returns the number of tokens that were generated: as the stream tells it, otherwise that
-// of the events with text or a tool call, which is about the same.
+// Tokens returns the number of generated tokens: as the stream reports it, otherwise the number of
+// events with text or a tool call, which is about the same.
 func (s *Splitter) Tokens() int64 {
 	if s.usage.Completion > 0 {
 		return s.usage.Completion
@@ -76,7 +76,7 @@ func (s *Splitter) Tokens() int64 {
 	return s.texts
 }
 
-// Usage returns what the stream has told of its usage; zero: nothing.
+// Usage returns the usage that the stream has reported; zero: none.
 func (s *Splitter) Usage() Usage { return s.usage }
 
 func (s *Splitter) countTokens(data []byte) {
@@ -92,27 +92,28 @@ func (s *Splitter) countTokens(data []byte) {
 	}
 }
 
-// Usage is what an answer says that it took, in tokens.
+// Usage is what an answer reports that it used, in tokens.
 type Usage struct {
 	Prompt     int64
-	Cached     int64 // of the prompt, that were not evaluated again
+	Cached     int64 // tokens of the prompt that were not evaluated again
 	Completion int64
 }
 
-// UsageOf returns what an answer, or the end of a stream, tells; zero where it does not.
+// UsageOf returns the usage that an answer, or the end of a stream, reports; zero if none.
 func UsageOf(data []byte) Usage {
 	return Usage{Prompt: count(data, `"prompt_tokens":`), Cached: count(data, `"cached_tokens":`), Completion: CompletionTokens(data)}
 }
 
 // CompletionTokens returns the number of generated tokens that an answer, or the end of a stream,
-// tells; 0: it does not.
+// reports; 0 if none.
 func CompletionTokens(data []byte) int64 { return count(data, `"completion_tokens":`) }
 
-// count returns the number behind the last such key; 0: there is none. Within a string of JSON the
-// quotes of a key would be escaped.
+// count returns the number after the last occurrence of key; 0: it does not occur. Within a JSON
+// string the quotes of a key would be escaped.
 func count(data []byte, key string) (n int64) {
 	const digits = 12
-	// Index alone has an instruction of the processor for it, and nearly every event lacks the key.
+	// bytes.Index, unlike LastIndex, uses vector instructions, and nearly every event lacks the
+	// key.
 	if !bytes.Contains(data, []byte(key)) {
 		return 0
 	}
@@ -158,7 +159,7 @@ func (s *Splitter) Next() (block []byte, events int) {
 		bom := []byte("\ufeff")
 		if read := s.buf[s.start:s.end]; len(read) < len(bom) && bytes.HasPrefix(bom, read) {
 			return nil, 0
-		} else if bytes.HasPrefix(read, bom) { // valid only at the start, and comments may have been sent before it
+		} else if bytes.HasPrefix(read, bom) { // valid only at the start, but comments may have been sent before it
 			s.start, s.line, s.seen = s.start+len(bom), s.start+len(bom), s.start+len(bom)
 		}
 		s.begun = true
@@ -167,7 +168,7 @@ func (s *Splitter) Next() (block []byte, events int) {
 	for s.ending == Open {
 		eol, after := lineEnd(s.buf[s.seen:s.end])
 		if eol < 0 {
-			s.seen = max(s.seen, s.end-1) // the last byte may be a CR that waits for its LF
+			s.seen = max(s.seen, s.end-1) // the last byte may be a CR whose LF has yet to arrive
 			break
 		}
 		line := s.buf[s.line : s.seen+eol]
@@ -209,7 +210,7 @@ func (s *Splitter) take(line []byte) bool {
 	}
 	switch {
 	case s.data:
-		s.last = Open // neither of the two has several lines
+		s.last = Open // [DONE] and errors have one line only
 	case string(value) == "[DONE]":
 		s.last = Whole
 	case openai.ErrorIn(value) != nil:
@@ -222,7 +223,7 @@ func (s *Splitter) take(line []byte) bool {
 	return false
 }
 
-// Rest returns the end of a stream that lacks only its last line ends. "data: [DONE]" with nothing
+// Rest returns the end of a stream that lacks only its last line ends: "data: [DONE]" with nothing
 // after it completes an answer. It returns nil for any other end.
 func (s *Splitter) Rest() []byte {
 	line := bytes.TrimSuffix(s.buf[s.line:s.end], []byte("\r"))
@@ -236,7 +237,7 @@ func (s *Splitter) Rest() []byte {
 	return append(bytes.TrimRight(s.buf[s.start:s.end], "\r\n"), "\n\n"...)
 }
 
-// lineEnd finds the first line end in b and what follows it; -1 where there is none yet.
+// lineEnd returns the index of the first line end in b and of what follows it; -1: none yet.
 func lineEnd(b []byte) (eol, after int) {
 	i := bytes.IndexByte(b, '\n')
 	before := b
@@ -257,7 +258,7 @@ func lineEnd(b []byte) (eol, after int) {
 }
 
 // hasToken reports whether the data of an event carries text, a tool call or the end of the answer.
-// The first event usually has only the role.
+// The first event usually carries only the role.
 func hasToken(data []byte) bool {
 	return hasText(data) || bytes.Contains(data, []byte(`"finish_reason":"`))
 }

@@ -19,7 +19,7 @@ const (
 	doneEvent = "data: [DONE]\n\n"
 )
 
-// splitAll reads r to its end and returns what was passed on, and how it ended.
+// splitAll reads r to its end and returns what was passed on, and how the stream ended.
 func splitAll(r io.Reader) (string, int, Ending, error) {
 	s := Splitter{buf: make([]byte, 64)}
 	var out bytes.Buffer
@@ -90,14 +90,14 @@ func FuzzSplitter(f *testing.F) {
 		if err != nil {
 			return
 		}
-		// What is passed on is a beginning of what came, but for a byte order mark and the line
-		// ends of a last [DONE].
+		// The output is a prefix of the input, except for a byte order mark and the line ends of a
+		// final [DONE].
 		if want := strings.TrimPrefix(string(stream), "\ufeff"); !strings.HasPrefix(want, strings.TrimRight(out, "\r\n")) {
 			t.Fatalf("%q became %q", stream, out)
 		}
-		// A reader of it sees whole events only, and a [DONE] exactly where the stream is whole.
+		// A client sees whole events only, and a [DONE] exactly when the stream is complete.
 		if strings.ContainsRune(out, '\r') || strings.ContainsRune(out, 0) {
-			return // the reader below does not take CR alone
+			return // the reader below does not accept a lone CR
 		}
 		events, done := openai.NewEventReader(strings.NewReader(out)), false
 		for {
