@@ -8,15 +8,15 @@ import (
 	"github.com/rbee-project/rbee/core/operation"
 )
 
-// maxAdminBody bounds the request of an administrator, snapshots excluded, in bytes.
+// maxAdminBody bounds an admin request's body, in bytes; snapshots are excluded.
 const maxAdminBody = 64 << 10
 
-// done is the answer to what has nothing else to tell.
+// done is the answer of operations that return no result.
 var done = struct {
 	Status string `json:"status"`
 }{"done"}
 
-// admin is a route of those who look after a cluster.
+// admin wraps the handler of an admin route.
 func admin(handle func(*Gateway, Admin, *response, *http.Request) error) handler {
 	return func(g *Gateway, w *response, r *http.Request) error {
 		if g.o.Admin == nil {
@@ -30,7 +30,7 @@ func noCluster() error {
 	return core.Errorf(core.Unsupported, "this agent is in no cluster").Hint("`rbee cluster init` makes one, `rbee cluster join` has this machine join one.")
 }
 
-// ask is a route that only asks, by the values of its path.
+// ask returns the handler of a read-only admin route that is called with the path values.
 func ask[T any](f func(ctx context.Context, a Admin, r *http.Request) (T, error)) handler {
 	return admin(func(_ *Gateway, a Admin, w *response, r *http.Request) error {
 		v, err := f(r.Context(), a, r)
@@ -38,7 +38,7 @@ func ask[T any](f func(ctx context.Context, a Admin, r *http.Request) (T, error)
 	})
 }
 
-// askList is ask for a list.
+// askList is ask for lists.
 func askList[T any](f func(ctx context.Context, a Admin) ([]T, error)) handler {
 	return admin(func(_ *Gateway, a Admin, w *response, r *http.Request) error {
 		v, err := f(r.Context(), a)
@@ -46,7 +46,7 @@ func askList[T any](f func(ctx context.Context, a Admin) ([]T, error)) handler {
 	})
 }
 
-// adminRoutes are the routes of Admin.
+// adminRoutes returns the routes of Admin.
 func adminRoutes() []route {
 	queens := fresh(askList(func(ctx context.Context, a Admin) ([]core.Queen, error) { return a.Queens(ctx) }))
 	return []route{
@@ -79,7 +79,7 @@ func adminRoutes() []route {
 	}
 }
 
-// clusterInfo tells what all nodes share.
+// clusterInfo answers with what all nodes share.
 func (g *Gateway) clusterInfo(w *response, r *http.Request) error {
 	v, err := g.o.Cluster.Status(r.Context())
 	if err == nil && v.Cluster == nil {
@@ -153,7 +153,7 @@ func (g *Gateway) changeKeyring(a Admin, w *response, r *http.Request) error {
 	return answerOne(w, v, err)
 }
 
-// readObject reads the body of an administrator's request into v.
+// readObject reads the body of an admin request into v.
 func (g *Gateway) readObject(w *response, r *http.Request, v any, what string) error {
 	body, err := g.readBody(w, r, maxAdminBody)
 	if err != nil {

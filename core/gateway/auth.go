@@ -14,17 +14,17 @@ import (
 const scopeOpen core.Scope = "open"
 
 const (
-	maxToken = 512 // bytes of a token that is worth a look
+	maxToken = 512 // bytes; longer tokens are refused unchecked
 
-	// codeBadToken is OpenAI's code of a key that is missing or wrong.
+	// codeBadToken is OpenAI's error code for a missing or wrong key.
 	codeBadToken = "invalid_api_key"
-	// codeManyBadTokens is the code of an answer to one who has sent too many of them.
+	// codeManyBadTokens is the error code for a client that sent too many wrong tokens.
 	codeManyBadTokens = "too_many_bad_tokens"
 
 	tokenHint = "Send one as `Authorization: Bearer …`; the CLI takes it from RBEE_TOKEN. `rbee token create` makes one."
 )
 
-// The reasons of refusals, as metrics tell them.
+// The reasons for refusals, as metric labels.
 const (
 	refusedHost    = "host"
 	refusedOrigin  = "origin"
@@ -34,8 +34,8 @@ const (
 	refusedGuesses = "too_many_bad_tokens"
 )
 
-// authorize reports why a request may not go to a route that needs a scope; nil where it may. No
-// part of a token, and nothing that the Authorizer says of a token, is in the error: both end in
+// authorize returns an error unless the request may use a route that requires the scope. The error
+// contains no part of the token, and nothing that the Authorizer reports about it: errors end up in
 // logs of clients.
 func (g *Gateway) authorize(w *response, r *http.Request, need core.Scope) error {
 	if g.o.Auth == nil || need == scopeOpen {
@@ -53,8 +53,8 @@ func (g *Gateway) authorize(w *response, r *http.Request, need core.Scope) error
 		w.key, w.by, w.token = known.ID, known.Name, known
 		return nil
 	case core.Unauthenticated:
-		// Only now: a right token is let in whoever shares its address. Nobody guesses one of 160
-		// random bits.
+		// Only after the check: a valid token is admitted even if it shares its address with an
+		// attacker. Guessing one of 160 random bits is infeasible.
 		if wait := g.guesses.wrong(clientOf(r), time.Now()); wait > 0 {
 			g.metrics.refused.WithLabelValues(refusedGuesses).Inc()
 			return &apiError{code: codeManyBadTokens, retryAfter: int(wait/time.Second) + 1, err: core.Errorf(core.Overloaded, "too many wrong tokens came from this address").Hint("Wait before you try another one.")}
@@ -79,7 +79,7 @@ func (g *Gateway) authorize(w *response, r *http.Request, need core.Scope) error
 	}
 }
 
-// authority asks the Authorizer, unless the token is none on sight.
+// authority asks the Authorizer, unless the token is evidently invalid.
 func (g *Gateway) authority(ctx context.Context, token string, need core.Scope) (core.Token, error) {
 	if len(token) > maxToken {
 		return core.Token{}, core.Errorf(core.Unauthenticated, "the token is too long").Hint("%s", tokenHint)
@@ -87,8 +87,8 @@ func (g *Gateway) authority(ctx context.Context, token string, need core.Scope) 
 	return g.o.Auth.Authorize(ctx, token, need)
 }
 
-// tokenOf is the token of a request, from its headers alone: addresses end in logs and histories.
-// Some clients of other APIs send x-api-key. What cannot be a token gives one that nobody has.
+// tokenOf returns the token of a request, from its headers only: URLs end up in logs and histories.
+// Some clients of other APIs send x-api-key. Malformed headers yield a token that never exists.
 func tokenOf(h http.Header) string {
 	const nobodys = "?"
 	values, keys := h["Authorization"], h["X-Api-Key"]

@@ -26,7 +26,7 @@ import (
 	"github.com/rbee-project/rbee/core/operation"
 )
 
-// guarded is a gateway with tokens: for each scope "only-<scope>" and "all-but-<scope>", and
+// guarded returns a gateway with tokens: for each scope "only-<scope>" and "all-but-<scope>", and
 // "join".
 func guarded(log io.Writer) (*Gateway, *fakecluster.Cluster) {
 	tokens := map[string]core.Token{"rbee_join_secret": {Kind: core.TokenJoin, Scopes: core.Scopes()}}
@@ -45,7 +45,7 @@ func guarded(log io.Writer) (*Gateway, *fakecluster.Cluster) {
 
 var wildcard = regexp.MustCompile(`\{[^}]*\}`)
 
-// askFrom makes a request for a route from an address of its own.
+// askFrom requests a route from a client address that n determines.
 func askFrom(g *Gateway, n int, rt route, header, value string) *httptest.ResponseRecorder {
 	path := wildcard.ReplaceAllString(strings.ReplaceAll(rt.pattern, "{pid}", "12"), "h1")
 	r := httptest.NewRequest(rt.method, path, strings.NewReader("{}"))
@@ -56,14 +56,14 @@ func askFrom(g *Gateway, n int, rt route, header, value string) *httptest.Respon
 	}
 	w := httptest.NewRecorder()
 	func() {
-		defer func() { _ = recover() }() // answers that are cut
+		defer func() { _ = recover() }() // aborted answers panic
 		g.Handler().ServeHTTP(w, r)
 	}()
 	return w
 }
 
-// TestRouteScopes holds a second copy of who may call what, so that no edit of the table alone
-// opens a route.
+// TestRouteScopes keeps a second copy of the access rules, so that editing the route table alone
+// cannot open a route.
 func TestRouteScopes(t *testing.T) {
 	t.Parallel()
 	want := map[core.Scope][]string{
@@ -96,7 +96,7 @@ func TestRouteScopes(t *testing.T) {
 		},
 	}
 	for _, o := range operation.All() {
-		if o.Get != "" { // it only reads
+		if o.Get != "" { // read-only
 			want[core.ScopeRead] = append(want[core.ScopeRead], "GET "+o.Get)
 		}
 	}
@@ -112,7 +112,7 @@ func TestRouteScopes(t *testing.T) {
 	must.Eq(t, want, got)
 }
 
-// Every route is asked with every kind of token that there is.
+// Every route is called with every kind of token.
 func TestScopesOfEveryRoute(t *testing.T) {
 	t.Parallel()
 	var log syncBuffer
@@ -144,7 +144,7 @@ func TestScopesOfEveryRoute(t *testing.T) {
 			looks := auth.State().Lookups
 			w := askFrom(g, n, rt, a.header, a.value)
 			if a.name == "very long token" {
-				must.Eq(t, looks, auth.State().Lookups, what) // nobody hashes or looks up what cannot be a token
+				must.Eq(t, looks, auth.State().Lookups, what) // an impossible token is neither hashed nor looked up
 			}
 			refused := w.Code == 401 || w.Code == 403 || w.Code == 429
 			if open || a.status == 0 {
@@ -183,7 +183,7 @@ func TestScopesOfEveryRoute(t *testing.T) {
 	must.Eq(t, 2*closed, refused(refusedScope))
 }
 
-// refusals is what the metrics say of a reason.
+// refusals returns the metric's count for a reason.
 func refusals(t *testing.T, g *Gateway, reason string) int {
 	t.Helper()
 	families, err := g.Registry().Gather()
@@ -201,7 +201,7 @@ func refusals(t *testing.T, g *Gateway, reason string) int {
 	return 0
 }
 
-// A token in an address, and two at once, are none.
+// A token in the URL, or two tokens at once, do not authenticate.
 func TestTokensElsewhere(t *testing.T) {
 	t.Parallel()
 	g, auth := guarded(io.Discard)
@@ -226,8 +226,8 @@ func TestTokensElsewhere(t *testing.T) {
 	must.LessEq(t, 3, auth.State().Lookups)
 }
 
-// Who sends wrong tokens is soon told to wait, and a right token of the same address is let in all
-// the same, also one that was never seen before: a proxy in front gives everybody one address.
+// A client that sends many wrong tokens is soon told to wait. A valid token from the same address
+// is still admitted, even one never seen before: behind a proxy all clients share an address.
 func TestWrongTokensAreBounded(t *testing.T) {
 	t.Parallel()
 	g, auth := guarded(io.Discard)
@@ -253,7 +253,7 @@ func TestWrongTokensAreBounded(t *testing.T) {
 	must.Eq(t, 401, askFrom(g, 1, rt, "", "").Code)
 	must.Eq(t, 100, refusals(t, g, refusedGuesses))
 	auth.Change(func(s *fakecluster.State) { delete(s.Secrets, "rbee_only-read_secret") })
-	must.Eq(t, 429, ask(1, "rbee_only-read_secret").Code) // revoked, it is wrong like others
+	must.Eq(t, 429, ask(1, "rbee_only-read_secret").Code) // once revoked, it counts as wrong
 }
 
 func TestGuesses(t *testing.T) {
@@ -265,7 +265,7 @@ func TestGuesses(t *testing.T) {
 		must.Eq(t, 0, g.wrong(one, start.Add(time.Duration(i)*time.Second)))
 	}
 	must.Eq(t, wrongWindow-30*time.Second, g.wrong(one, start.Add(30*time.Second)))
-	must.Eq(t, one, clientOf(from("[2001:db8::ffff:1:2]:6"))) // one customer has all of them
+	must.Eq(t, one, clientOf(from("[2001:db8::ffff:1:2]:6"))) // one customer owns the whole prefix
 	must.NotEq(t, one, clientOf(from("[2001:db8:0:1::1]:5")))
 	must.Eq(t, clientOf(from("10.0.0.1:1")), clientOf(from("[::ffff:10.0.0.1]:2")))
 	must.NotEq(t, clientOf(from("10.0.0.1:1")), clientOf(from("10.0.0.2:1")))
@@ -276,13 +276,13 @@ func TestGuesses(t *testing.T) {
 		g.wrong(clientOf(from(fmt.Sprintf("10.%d.%d.%d:1", i>>16, i>>8&255, i&255))), start)
 	}
 	must.Eq(t, maxGuessers, len(g.wrongs))
-	g.wrong(clientOf(from("[2001:db8:9::1]:1")), start.Add(2*wrongWindow)) // the others' windows are over
+	g.wrong(clientOf(from("[2001:db8:9::1]:1")), start.Add(2*wrongWindow)) // the windows of the others have ended
 	must.Less(t, maxGuessers, len(g.wrongs))
 }
 
-// Without an Authorizer everything is allowed, whatever is sent.
-// The log says who changed something, and from where, for every route that changes; never with the
-// token, and never of those who read or infer.
+// Without an Authorizer everything is allowed, whatever token is sent. For every route that changes
+// something the log records who changed it and from where; it never contains the token, and has no
+// entries for reads and inference.
 func TestAudit(t *testing.T) {
 	t.Parallel()
 	for _, rt := range routes() {
@@ -310,7 +310,7 @@ func TestNoTokensWithoutAuthorizer(t *testing.T) {
 	}
 }
 
-// An Authorizer that cannot tell is no refusal, and no leak.
+// An Authorizer that fails neither refuses the token nor leaks details.
 func TestAuthorizerFails(t *testing.T) {
 	t.Parallel()
 	g := New(Options{Cluster: newCluster(), Auth: fakecluster.New(fakecluster.State{NoTokens: core.Errorf(core.Unavailable, "no answer about rbee_a_secret")})})

@@ -16,8 +16,8 @@ import (
 )
 
 // The benchmarks compare a worker asked directly over its unix socket with the same worker behind
-// the gateway, request by request in turn, so that both see the same machine. The direct client
-// pays one hop, the other two.
+// the gateway, alternating requests so that both see the same machine load. The direct client takes
+// one hop, the other takes two.
 
 func benchRig(b *testing.B, h http.HandlerFunc) (direct, through func(body string) (*http.Response, error)) {
 	r := newRig(b, nil)
@@ -39,7 +39,7 @@ func median(d []time.Duration) time.Duration {
 	return d[len(d)/2]
 }
 
-// BenchmarkUnary is the added time of a small answer: goal at most 200 µs in the middle.
+// BenchmarkUnary measures the time added to a small answer: the goal is a median of at most 200 µs.
 func BenchmarkUnary(b *testing.B) {
 	for name, size := range map[string]int{"1KB": 1 << 10, "100KB": 100 << 10} {
 		b.Run(name, func(b *testing.B) {
@@ -72,11 +72,11 @@ func BenchmarkUnary(b *testing.B) {
 	}
 }
 
-// BenchmarkStream is the rate of a stream through the gateway against the direct one: goal at least
-// 0.99 where the worker sets the pace, as an engine does; without a pace it shows what the relay
-// costs.
-// BenchmarkTranslated measures what a token of a translated stream costs beyond one that passes
-// through, in processor time of the whole process: the worker and the client are the same in both.
+// BenchmarkStream measures the throughput of a stream through the gateway relative to the direct
+// one. The goal is at least 0.99 when the worker sets the pace, as an engine does; without a pace
+// it shows the cost of the relay. BenchmarkTranslated measures what a token of a translated stream
+// costs beyond one that passes through, in processor time of the whole process: worker and client
+// are the same in both.
 func BenchmarkTranslated(b *testing.B) {
 	const tokens = 20_000
 	var events strings.Builder
@@ -90,7 +90,7 @@ func BenchmarkTranslated(b *testing.B) {
 	r.serve("w1", func(w http.ResponseWriter, req *http.Request) {
 		_, _ = io.Copy(io.Discard, req.Body)
 		w.Header().Set("Content-Type", "text/event-stream")
-		for rest := stream; len(rest) > 0; { // as several tokens arrive under load
+		for rest := stream; len(rest) > 0; { // several tokens per write, as under load
 			n := min(len(rest), 1<<10)
 			_, _ = w.Write(rest[:n])
 			_ = http.NewResponseController(w).Flush()
@@ -145,7 +145,7 @@ func BenchmarkStream(b *testing.B) {
 		{"5000-per-second", 200 * time.Microsecond, 500},
 		{"1000-per-second", time.Millisecond, 200},
 		{"no-pace", 0, 2000},
-		{"one-token", 0, 1}, // its added-ttft is without the wait of idle processors that a paced stream leaves
+		{"one-token", 0, 1}, // its added-ttft excludes the wake-up of processors that a paced stream leaves idle
 	} {
 		b.Run(c.name, func(b *testing.B) {
 			event := []byte(tokenEvent(1))
@@ -156,7 +156,7 @@ func BenchmarkStream(b *testing.B) {
 				start := time.Now()
 				for i := range c.tokens {
 					if wait := time.Until(start.Add(time.Duration(i) * c.pace)); wait > 0 {
-						time.Sleep(wait) // the pace of an engine, in a benchmark
+						time.Sleep(wait) // an engine's pace, in a benchmark
 					}
 					_, _ = w.Write(event)
 					_ = flush.Flush()

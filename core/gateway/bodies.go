@@ -10,21 +10,21 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// codeOverloaded is the code of an answer to a request that there is no room for at the moment.
+// codeOverloaded is the error code for a request that does not currently fit.
 const codeOverloaded = "overloaded"
 
-// bodies is the memory for the bodies of all requests that run. It is safe for concurrent use.
+// bodies tracks the memory for the bodies of all running requests. It is safe for concurrent use.
 type bodies struct {
 	total, perKey int64
 	wait          time.Duration // how long a body waits for room
-	// spare gives up memory that is kept without need and reports whether it did; nil: there is
-	// none. It is set before use.
+	// spare frees dispensable memory and reports whether it freed any; nil: there is none. It is
+	// set before use.
 	spare func(bytes int64) bool
 
 	mu    sync.Mutex // guards below
 	used  int64
 	keys  map[tokenDigest]int64
-	freed chan struct{} // closed, and made anew, whenever there is more room
+	freed chan struct{} // closed and replaced whenever room is freed
 }
 
 func newBodies(total, perKey int64, wait time.Duration) *bodies {
@@ -34,16 +34,15 @@ func newBodies(total, perKey int64, wait time.Duration) *bodies {
 // tokenDigest is the SHA-256 of a token.
 type tokenDigest [sha256.Size]byte
 
-// heldBody is what one request holds of bodies. The zero value holds nothing.
+// heldBody is one request's share of bodies. The zero value holds nothing.
 type heldBody struct {
 	of    *bodies
-	key   tokenDigest // zero: the client has no token and is not counted apart
+	key   tokenDigest // zero: the client has no token and no share of its own
 	held  int64
-	until time.Time // the end of all its waiting; zero: it has not waited
+	until time.Time // deadline of all its waiting; zero: it has not waited
 }
 
-// grow makes room for n bytes more, and waits for it for a bounded time. Errors: Overloaded,
-// Cancelled.
+// grow reserves n more bytes and waits for room, for a bounded time. Errors: Overloaded, Cancelled.
 func (h *heldBody) grow(ctx context.Context, n int64) error {
 	for {
 		freed, missing, err := h.try(n)
@@ -69,8 +68,8 @@ func (h *heldBody) grow(ctx context.Context, n int64) error {
 	}
 }
 
-// try takes n bytes if there is room for them, otherwise freed is closed when there is more.
-// missing is what all together have too much; 0: only this client has.
+// try reserves n bytes if they fit; otherwise freed is closed when room is freed. missing is the
+// shortfall of the total; 0: only this client is over its share.
 func (h *heldBody) try(n int64) (freed <-chan struct{}, missing int64, err error) {
 	b := h.of
 	b.mu.Lock()
@@ -89,7 +88,7 @@ func (h *heldBody) try(n int64) (freed <-chan struct{}, missing int64, err error
 	return nil, 0, nil
 }
 
-// shrink gives back n bytes.
+// shrink returns n bytes.
 func (h *heldBody) shrink(n int64) {
 	if n == 0 || h.of == nil {
 		return
@@ -108,10 +107,10 @@ func (h *heldBody) shrink(n int64) {
 	b.freed = make(chan struct{})
 }
 
-// release gives back everything.
+// release returns all bytes.
 func (h *heldBody) release() { h.shrink(h.held) }
 
-// room is the part of bodies that conversations take which are kept: it gives way to requests.
+// room is the share of bodies that kept conversations use: it yields to requests.
 type room struct{ held heldBody }
 
 // Take implements responses.Room.
@@ -123,7 +122,7 @@ func (r *room) Take(bytes int64) bool {
 // Give implements responses.Room.
 func (r *room) Give(bytes int64) { r.held.shrink(bytes) }
 
-// expireEvery is how often conversations are looked at that are kept for too long.
+// expireEvery is the interval at which expired conversations are dropped.
 const expireEvery = time.Minute
 
 func (g *Gateway) expireAnswers(ctx context.Context) {

@@ -15,25 +15,25 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
-// firstBody is the room that a body begins with, in bytes.
+// firstBody is the initial buffer size for a body, in bytes.
 const firstBody = 4 << 10
 
-// readBody reads a request's body of at most limit bytes. A longer one is not read to its end: the
-// connection is closed instead. What it takes is counted until w.body is released, and grows with
-// what has come: the stated length is not believed before its bytes are there.
+// readBody reads a request body of at most limit bytes. If the body is longer, it stops reading and
+// closes the connection instead. The memory is counted until w.body is released, and grows with the
+// bytes received: the stated length is not trusted until its bytes arrive.
 func (g *Gateway) readBody(w *response, r *http.Request, limit int64) ([]byte, error) {
 	if r.ContentLength > limit {
 		return nil, g.refuseBody(w, limit)
 	}
 	g.holdFor(w, r)
-	// The server's own writer is told, so that it gives the client time to read the answer before
-	// the connection is closed.
+	// MaxBytesReader gets the server's own writer, so that the client has time to read the answer
+	// before the connection closes.
 	from, done, err := decoded(r.Context(), http.MaxBytesReader(w.inner, r.Body, limit), r, &w.body, limit)
 	if err != nil {
 		return nil, g.closeAfter(w, err)
 	}
 	defer done()
-	length := r.ContentLength // of what is read; negative: unknown
+	length := r.ContentLength // length of the decoded body; negative: unknown
 	if _, inflated := from.(*bounded); inflated {
 		length = -1
 	}
@@ -41,27 +41,27 @@ func (g *Gateway) readBody(w *response, r *http.Request, limit int64) ([]byte, e
 	if err != nil {
 		return nil, err
 	}
-	_ = w.c.SetReadDeadline(time.Time{}) // from here on only the client's going away is waited for
+	_ = w.c.SetReadDeadline(time.Time{}) // from here on, reads only detect that the client disconnects
 	if encodingOf(r) == encodingZstd {
 		if body, err = g.inflate(w, r, body, limit); err != nil {
 			return nil, err
 		}
 	}
-	return bytes.TrimPrefix(body, []byte("\ufeff")), nil // some editors begin a file so
+	return bytes.TrimPrefix(body, []byte("\ufeff")), nil // some editors write a byte order mark
 }
 
-// holdFor counts what the body of a request takes for its client.
+// holdFor charges the memory of a request's body to its client.
 func (g *Gateway) holdFor(w *response, r *http.Request) {
 	w.body.of = g.bodies
 	if g.o.Auth != nil {
 		if token := tokenOf(r.Header); token != "" {
-			w.body.key = sha256.Sum256([]byte(token)) // it may be a right one: it stays nowhere
+			w.body.key = sha256.Sum256([]byte(token)) // only its hash is kept, as the token may be valid
 		}
 	}
 }
 
-// inflate decompresses a body that has come. Its window is held only meanwhile: a client that sends
-// slowly holds what it sent.
+// inflate decompresses a body that has arrived completely. Its window is held only during
+// decompression, so that a slow sender holds only what it has sent.
 func (g *Gateway) inflate(w *response, r *http.Request, packed []byte, limit int64) ([]byte, error) {
 	if err := w.body.grow(r.Context(), zstdWindow); err != nil {
 		return nil, err
@@ -75,9 +75,9 @@ func (g *Gateway) inflate(w *response, r *http.Request, packed []byte, limit int
 	return g.readAll(w, r, &bounded{r: d, left: limit, limit: limit}, -1, limit)
 }
 
-// readAll reads to the end of from, of which there are at most limit bytes, and of length bytes if
-// that is not negative. What it returns is counted by its capacity. Nothing is sent to a client
-// that sends too much but the refusal.
+// readAll reads from to its end: at most limit bytes, of which length is the expected count unless
+// negative. It charges the capacity of the result. A client that sends too much gets only the
+// refusal.
 func (g *Gateway) readAll(w *response, r *http.Request, from io.Reader, length, limit int64) ([]byte, error) {
 	size := int64(firstBody)
 	if length >= 0 {
@@ -109,7 +109,7 @@ func (g *Gateway) readAll(w *response, r *http.Request, from io.Reader, length, 
 				size = min(size, length+1)
 			}
 			size = max(size, old+1)
-			if err := w.body.grow(r.Context(), size); err != nil { // both are there while one is copied
+			if err := w.body.grow(r.Context(), size); err != nil { // both buffers exist while one is copied
 				return nil, g.closeAfter(w, err)
 			}
 			body = append(make([]byte, 0, size), body...)
@@ -118,10 +118,10 @@ func (g *Gateway) readAll(w *response, r *http.Request, from io.Reader, length, 
 	}
 }
 
-// closeAfter has the connection closed after the answer: what is left of the body is not read.
+// closeAfter closes the connection after the answer, without reading the rest of the body.
 func (g *Gateway) closeAfter(w *response, err error) error {
 	w.Header().Set("Connection", "close")
-	_ = w.c.SetReadDeadline(time.Now()) // else the server would read on, in the hope to keep the connection
+	_ = w.c.SetReadDeadline(time.Now()) // otherwise the server would read on to keep the connection
 	return err
 }
 

@@ -20,7 +20,7 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
-// http2Client returns a client of a rig's gateway that speaks HTTP/2.
+// http2Client returns an HTTP/2 client of a rig's gateway.
 func http2Client(t *testing.T, r *rig) (c *http.Client, url string) {
 	t.Helper()
 	addr, ca, _ := tlsRig(t, r)
@@ -31,8 +31,8 @@ func http2Client(t *testing.T, r *rig) (c *http.Client, url string) {
 	return &http.Client{Transport: transport}, "https://" + addr
 }
 
-// An answer may take longer than the timeouts of its body and of a write: before its first byte,
-// between two bytes, as a whole.
+// An answer may take longer than the body and write timeouts: before its first byte, between two
+// bytes, and as a whole.
 func TestSlowAnswers(t *testing.T) {
 	t.Parallel()
 	const limit = 100 * time.Millisecond
@@ -67,7 +67,7 @@ func TestSlowAnswers(t *testing.T) {
 				c     *http.Client
 				url   string
 				major int
-			}{{c, url, 2}, {r.client, r.url, 1}, {r.client, r.url, 1}} { // the last on the same connection
+			}{{c, url, 2}, {r.client, r.url, 1}, {r.client, r.url, 1}} { // the last two on one connection
 				resp, err := use.c.Post(use.url+"/v1/chat/completions", "application/json", strings.NewReader(tt.ask))
 				must.NoError(t, err)
 				must.Eq(t, use.major, resp.ProtoMajor)
@@ -81,7 +81,7 @@ func TestSlowAnswers(t *testing.T) {
 	}
 }
 
-// A client that takes nothing of its stream is given up, though its connection is fine.
+// A client that reads nothing of its stream is dropped, even if its connection is healthy.
 func TestSlowReaderHTTP2(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, func(o *rigOptions) { o.WriteTimeout = 200 * time.Millisecond })
@@ -111,7 +111,8 @@ func TestSlowReaderHTTP2(t *testing.T) {
 	must.Eq(t, 200, other.StatusCode)
 }
 
-// A request whose length may have been stated twice is the last of its connection, RFC 9112 6.1.
+// A request whose length may have been stated twice is the last one on its connection, RFC 9112
+// 6.1.
 func TestLengthAndChunksClose(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, nil)
@@ -124,21 +125,21 @@ func TestLengthAndChunksClose(t *testing.T) {
 
 func chunk(s string) string { return fmt.Sprintf("%x\r\n%s\r\n", len(s), s) }
 
-// padded is a request of n bytes.
+// padded returns a request body of n bytes.
 func padded(n int) string {
 	const head, tail = `{"model":"tiny","messages":[{"role":"user","content":"`, `"}]}`
 	return head + strings.Repeat("x", n-len(head)-len(tail)) + tail
 }
 
-// Bodies have a budget of memory: a request that finds no room is told to come again, or waits for
-// a moment.
+// Bodies have a memory budget: a request that exceeds it is refused with a retry delay, or waits
+// briefly.
 func TestBodyMemory(t *testing.T) {
 	t.Parallel()
 	for name, tt := range map[string]struct {
 		token  string
-		other  string // of the second request
+		other  string // path of the second request
 		wait   time.Duration
-		status int // of the second request
+		status int // status of the second request
 	}{
 		"all":        {status: 503},
 		"wait":       {wait: time.Minute, status: 200},
@@ -185,7 +186,7 @@ func TestBodyMemory(t *testing.T) {
 			go func() { second <- ask(tt.other) }()
 			if tt.status == 200 {
 				if tt.wait == 0 {
-					select { // it is not kept waiting
+					select { // it does not wait
 					case <-begun:
 					case resp := <-second:
 						t.Fatalf("status %d", resp.StatusCode)
@@ -203,14 +204,14 @@ func TestBodyMemory(t *testing.T) {
 				finish()
 			}
 			must.Eq(t, 200, (<-first).StatusCode)
-			r.stop() // and so waits for the handlers
+			r.stop() // which waits for the handlers
 			must.Eq(t, 0, r.bodies.used)
 			must.MapEmpty(t, r.bodies.keys)
 		})
 	}
 }
 
-// Who states a length and sends nothing holds next to nothing.
+// A client that states a length and sends nothing holds next to no memory.
 func TestSlowSenderHoldsWhatItSent(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, nil)
@@ -229,7 +230,7 @@ func TestSlowSenderHoldsWhatItSent(t *testing.T) {
 	eventually(t, "it holds nothing", func() bool { return used() == 0 })
 }
 
-// Idle connections make room for new ones; those that a request runs on do not.
+// Idle connections make room for new ones; connections with a running request do not.
 func TestConnectionLimit(t *testing.T) {
 	t.Parallel()
 	log := &syncBuffer{}
@@ -244,7 +245,7 @@ func TestConnectionLimit(t *testing.T) {
 		<-finished
 		streamOf(doneEvent)(w, q)
 	})
-	begin := func() *bufio.Reader { // nil: there is no room
+	begin := func() *bufio.Reader { // returns nil if there is no room
 		c, err := net.Dial("tcp", r.addr)
 		must.NoError(t, err)
 		t.Cleanup(func() { _ = c.Close() })
@@ -272,7 +273,7 @@ func TestConnectionLimit(t *testing.T) {
 	must.StrContains(t, log.String(), "too many connections: closed an idle one")
 	must.Eq(t, 1, strings.Count(log.String(), "\n"))
 
-	for range 3 { // with the first one, the half that one address may have
+	for range 3 { // together with the first, the half that one address may have
 		eventually(t, "the server has noted that others are idle", func() bool { return begin() != nil })
 	}
 	c, err := net.Dial("tcp", r.addr)

@@ -25,7 +25,7 @@ func newClient(t testing.TB, addresses ...string) *client.Client {
 	return c
 }
 
-// The project's own client understands every route.
+// The project's own client decodes every route.
 func TestClientReads(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, nil)
@@ -232,8 +232,8 @@ func TestClientJobs(t *testing.T) {
 	must.ErrorIs(t, c.FollowJob(t.Context(), "j1-h1", 0, func(core.Event) error { return enough }), enough)
 }
 
-// The queen that is followed goes away: the client goes on with another, without an event lost or
-// repeated.
+// The queen being followed goes down: the client continues at another one, without losing or
+// repeating an event.
 func TestFollowGoesOnElsewhere(t *testing.T) {
 	t.Parallel()
 	first, second := newRig(t, nil), newRig(t, nil)
@@ -268,11 +268,11 @@ func TestClientWithoutAgent(t *testing.T) {
 	_, err = c.Status(ctx)
 	must.Eq(t, core.Cancelled, core.KindOf(err))
 	r := newRig(t, nil)
-	_, err = newClient(t, l.Addr().String(), r.addr).Status(t.Context()) // the second one answers
+	_, err = newClient(t, l.Addr().String(), r.addr).Status(t.Context()) // the second queen answers
 	must.NoError(t, err)
 }
 
-// An agent of another make, or a proxy's page, is told apart from an answer.
+// The client distinguishes a foreign server, or a proxy's error page, from a valid answer.
 func TestClientAtAStranger(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, nil)

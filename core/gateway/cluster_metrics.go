@@ -12,13 +12,13 @@ import (
 )
 
 const (
-	// maxSeries bounds the workers and the hives that have series of their own; those beyond it
-	// share the label otherLabel.
+	// maxSeries bounds the workers and the hives with separate series; the rest share the label
+	// otherLabel.
 	maxSeries  = 256
 	otherLabel = "other"
 )
 
-// clusterMetrics are what `rbee ps`, `top` and `hive list` show, read when they are asked for: this
+// clusterMetrics holds the data of `rbee ps`, `top` and `hive list`, collected on each scrape: this
 // queen's view of the cluster.
 type clusterMetrics struct {
 	ctx     context.Context //nolint:containedctx // of one scrape; Collect has none
@@ -60,7 +60,7 @@ func (clusterMetrics) Describe(ch chan<- *prometheus.Desc) {
 	}
 }
 
-// sums adds values up by their labels.
+// sums adds up values by their labels.
 type sums map[gauge]map[string]float64
 
 func (s sums) add(g gauge, v float64, labels ...string) {
@@ -81,7 +81,7 @@ func (c clusterMetrics) Collect(ch chan<- prometheus.Metric) {
 	}
 	for g, values := range s {
 		for labels, v := range values {
-			if m, err := prometheus.NewConstMetric(g.desc, g.kind, v, strings.Split(labels, "\x00")...); err == nil { // labels are UTF-8 in a registry
+			if m, err := prometheus.NewConstMetric(g.desc, g.kind, v, strings.Split(labels, "\x00")...); err == nil { // registered labels are valid UTF-8
 				ch <- m
 			}
 		}
@@ -138,8 +138,8 @@ func (c clusterMetrics) workers(s sums, hives map[string]string) {
 	}
 }
 
-// limitedTo returns a function that gives the first names back as they are and otherLabel for those
-// beyond.
+// limitedTo returns a function that keeps the first names unchanged and maps all further ones to
+// otherLabel.
 func limitedTo(most int) func(string) string {
 	known := map[string]bool{}
 	return func(name string) string {

@@ -28,7 +28,7 @@ func scrape(t *testing.T, c Cluster) string {
 	return w.Body.String()
 }
 
-// The metrics tell what `ps` and `top` show, and what other packages have registered.
+// The metrics include what `ps` and `top` show, and what other packages have registered.
 func TestClusterMetrics(t *testing.T) {
 	t.Parallel()
 	text := scrape(t, fakecluster.New(fakecluster.State{
@@ -57,7 +57,7 @@ func TestClusterMetrics(t *testing.T) {
 	}
 }
 
-// However many there are, the labels are not more.
+// The number of labels is bounded, however many workers and hives there are.
 func TestClusterMetricsAreBounded(t *testing.T) {
 	t.Parallel()
 	var c fakecluster.State
@@ -74,7 +74,7 @@ func TestClusterMetricsAreBounded(t *testing.T) {
 	must.Eq(t, maxModelLabels+1, strings.Count(text, "\nrbee_cluster_workers{"))
 }
 
-// Workers beyond the bound are counted together, wherever they run.
+// Workers beyond the bound are counted together, on whichever hive they run.
 func TestClusterMetricsOfOneHive(t *testing.T) {
 	t.Parallel()
 	c := fakecluster.State{Hives: []core.Hive{{ID: "h", Status: core.HiveReady}}}

@@ -32,7 +32,7 @@ func TestConceal(t *testing.T) {
 	}
 }
 
-// TestConcealedError shows that kind and hint stay, the hint without what is concealed.
+// TestConcealedError checks that kind and hint are kept, the hint with secrets removed.
 func TestConcealedError(t *testing.T) {
 	t.Parallel()
 	_, err := net.Dial("unix", "/nowhere/at/all.sock")
@@ -44,6 +44,6 @@ func TestConcealedError(t *testing.T) {
 	must.Eq(t, "Look at (file) on (address).", e.Hint)
 	must.StrNotContains(t, e.Message, "nowhere")
 
-	e, _ = envelope(err) // operators see it all
+	e, _ = envelope(err) // operators see the full text
 	must.StrContains(t, e.Message, "/nowhere/at/all.sock")
 }

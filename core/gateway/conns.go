@@ -12,43 +12,42 @@ import (
 	"github.com/hashicorp/go-hclog"
 )
 
-// warnEvery is the time between two warnings about connections.
+// warnEvery is the least time between two warnings about connections.
 const warnEvery = 10 * time.Second
 
-// conns is a server's connections, and the listener that they come from. When there are as many as
-// there may be, a new one takes the place of one that no request runs on: of the address that has
-// the most, the one that has been idle for longest. Where a request runs on every other, it is
-// closed.
+// conns is a server's listener together with its connections. At the limit, a new connection
+// replaces one without a running request: of the address with the most connections, the longest
+// idle one. If every connection has a running request, the new one is closed.
 type conns struct {
 	net.Listener
-	max     int // in all
-	perHost int // of one address
+	max     int // connections in all
+	perHost int // connections of one address
 	log     hclog.Logger
 
 	mu     sync.Mutex // guards below
 	open   map[net.Conn]*openConn
 	hosts  map[string]int
-	warned time.Time // last
-	quiet  int       // closed since
+	warned time.Time // time of the last warning
+	quiet  int       // connections closed since
 }
 
 type openConn struct {
 	host  string
-	used  bool      // at least one request came
-	busy  bool      // a request runs
-	since time.Time // of the last change
+	used  bool      // it has received a request
+	busy  bool      // a request is running
+	since time.Time // time of the last change
 }
 
 func newConns(l net.Listener, most int, log hclog.Logger) *conns {
 	return &conns{Listener: l, max: most, perHost: max(most/2, 1), log: log, open: map[net.Conn]*openConn{}, hosts: map[string]int{}}
 }
 
-// Accept waits for a connection and finds a place for it.
+// Accept waits for a connection and makes room for it.
 func (c *conns) Accept() (net.Conn, error) {
 	for {
 		conn, err := c.Listener.Accept()
 		if err != nil {
-			if !errors.Is(err, net.ErrClosed) { // such as no more files
+			if !errors.Is(err, net.ErrClosed) { // such as running out of file descriptors
 				c.warn("failed to accept a connection", "error", err)
 			}
 			return nil, err
@@ -67,7 +66,8 @@ func (c *conns) Accept() (net.Conn, error) {
 	}
 }
 
-// enter notes a connection. out has to make room for it; not ok: there is none.
+// enter registers a connection. out must be closed to make room for it; if ok is false, there is no
+// room.
 func (c *conns) enter(conn net.Conn) (out net.Conn, ok bool) {
 	host := hostOf(conn.RemoteAddr())
 	c.mu.Lock()
@@ -92,7 +92,7 @@ func (c *conns) enter(conn net.Conn) (out net.Conn, ok bool) {
 	return out, true
 }
 
-// before reports whether a is to be closed before b.
+// before reports whether a should be closed before b.
 func (c *conns) before(a, b *openConn) bool {
 	if c.hosts[a.host] != c.hosts[b.host] {
 		return c.hosts[a.host] > c.hosts[b.host]
@@ -111,13 +111,13 @@ func (c *conns) forget(conn net.Conn) {
 	}
 }
 
-// changed is called by the server at every step of a connection's life.
+// changed is called by the server on every state change of a connection.
 func (c *conns) changed(conn net.Conn, state http.ConnState) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	of := c.open[conn]
 	if of == nil {
-		return // it had to make room
+		return // it was closed to make room
 	}
 	switch state {
 	case http.StateNew:
@@ -130,7 +130,7 @@ func (c *conns) changed(conn net.Conn, state http.ConnState) {
 	}
 }
 
-// warn logs at most one line in a while, with the number of those that were left out.
+// warn logs at most one line per warnEvery, with the number of lines skipped.
 func (c *conns) warn(message string, pairs ...any) {
 	c.mu.Lock()
 	now := time.Now()
@@ -145,7 +145,7 @@ func (c *conns) warn(message string, pairs ...any) {
 	c.log.Warn(message, pairs...)
 }
 
-// cut closes a connection without a goodbye, which could wait for the other end.
+// cut closes a connection without a TLS close message, which could block on the peer.
 func cut(conn net.Conn) {
 	if t, ok := conn.(*tls.Conn); ok {
 		conn = t.NetConn()
@@ -153,7 +153,8 @@ func cut(conn net.Conn) {
 	_ = conn.Close()
 }
 
-// hostOf returns what connections are counted by: the address, of IPv6 its /64.
+// hostOf returns the key by which connections are counted: the address, or the /64 of an IPv6
+// address.
 func hostOf(a net.Addr) string {
 	if a == nil {
 		return ""

@@ -11,7 +11,7 @@ import (
 	"github.com/shoenig/test/must"
 )
 
-// Addresses of one machine are counted together, and those of two are not.
+// Addresses of one machine are counted together, those of two machines are not.
 func TestHostOf(t *testing.T) {
 	t.Parallel()
 	for from, want := range map[string]string{
@@ -31,7 +31,7 @@ type addr string
 func (addr) Network() string  { return "tcp" }
 func (a addr) String() string { return string(a) }
 
-// from is a connection of an address.
+// from is a connection from an address.
 type from struct {
 	net.Conn
 	addr addr
@@ -39,8 +39,8 @@ type from struct {
 
 func (f from) RemoteAddr() net.Addr { return f.addr }
 
-// For a new connection the one makes room that has been idle longest, of the address that has most;
-// one that is busy never does.
+// A new connection replaces the longest idle one of the address with the most connections, and
+// never a busy one.
 func TestConnsMakeRoom(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -60,12 +60,12 @@ func TestConnsMakeRoom(t *testing.T) {
 		}
 		_, out, ok := enter("192.0.2.7")
 		must.True(t, ok)
-		must.True(t, out == all[1]) // the oldest of those that have three
+		must.True(t, out == all[1]) // the oldest of the address with three
 		c.changed(all[2], http.StateActive)
 		_, out, _ = enter("192.0.2.8")
-		must.True(t, out == all[3]) // the other one works
+		must.True(t, out == all[3]) // the other one is busy
 		c.changed(all[0], http.StateActive)
-		c.changed(all[0], http.StateIdle) // it has begun to be idle only now
+		c.changed(all[0], http.StateIdle) // it became idle only now
 		_, out, _ = enter("192.0.2.9")
 		must.True(t, out == all[4])
 		must.MapLen(t, 8, c.open)
@@ -82,7 +82,7 @@ func TestConnsMakeRoom(t *testing.T) {
 	})
 }
 
-// An address that has half of all makes room by its own.
+// An address that has half of all connections makes room among its own.
 func TestConnsOfOneAddress(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -10,14 +10,14 @@ import (
 )
 
 const (
-	readPatience   = 5 * time.Second // for a read to be as new as it must
-	statusPatience = time.Second     // the status is asked for when something is wrong: then it must come
+	readPatience   = 5 * time.Second // for a read to become as fresh as required
+	statusPatience = time.Second     // shorter: the status is requested when something is wrong, and must arrive
 )
 
 // handler answers one route.
 type handler func(*Gateway, *response, *http.Request) error
 
-// fresh is a read of the registry: it is made as new as ?consistency= asks before it is answered.
+// fresh wraps a registry read: it first makes the replica as fresh as ?consistency= requires.
 func fresh(handle handler) handler {
 	return func(g *Gateway, w *response, r *http.Request) error {
 		c, err := consistencyOf(r)
@@ -31,11 +31,12 @@ func fresh(handle handler) handler {
 	}
 }
 
-// local is a read that never waits for another queen. Its answer says so where no leader is known.
+// local wraps a read that never waits for another queen. Its answer is marked as stale if no leader
+// is known.
 func local(handle handler) handler {
 	return func(g *Gateway, w *response, r *http.Request) error {
 		if g.o.Reader != nil {
-			// A stale read asks nobody.
+			// A stale read asks no other queen.
 			if info, err := g.o.Reader.Sync(r.Context(), core.ConsistencyStale); err == nil && info.Leader == "" {
 				w.Header().Set("X-Rbee-Stale", "true")
 			}
@@ -44,7 +45,7 @@ func local(handle handler) handler {
 	}
 }
 
-// consistencyOf is what the client asks for, ConsistencyDefault where it asks for nothing.
+// consistencyOf returns the consistency that the client asks for, by default ConsistencyDefault.
 func consistencyOf(r *http.Request) (core.Consistency, error) {
 	if r.URL.RawQuery == "" {
 		return core.ConsistencyDefault, nil
@@ -60,7 +61,7 @@ func consistencyOf(r *http.Request) (core.Consistency, error) {
 		"There are default, stale and linearizable.")}
 }
 
-// sync makes the replica as new as c asks and tells the client how new it is.
+// sync makes the replica as fresh as c requires and reports its freshness to the client.
 func (g *Gateway) sync(ctx context.Context, w *response, c core.Consistency, patience time.Duration) (core.ReadInfo, error) {
 	if g.o.Reader == nil {
 		return core.ReadInfo{}, nil
@@ -85,8 +86,7 @@ func (g *Gateway) sync(ctx context.Context, w *response, c core.Consistency, pat
 	return info, nil
 }
 
-// status is a read of the registry that always comes: without a leader it is a stale one, and says
-// so.
+// status is a registry read that always succeeds: without a leader it is stale, and marked as such.
 func (g *Gateway) status(w *response, r *http.Request) error {
 	c, err := consistencyOf(r)
 	if err != nil {

@@ -50,7 +50,7 @@ func TestConsistencyOfEveryRoute(t *testing.T) {
 			asked := cluster.State().Reads[before:]
 			what := must.Sprintf("%s %s%s: %s", rt.method, rt.pattern, query, w.Body)
 			h := w.Header()
-			if !registry { // whoever serves models must never wait for another queen
+			if !registry { // routes that serve models must never wait for another queen
 				must.SliceNotContains(t, asked, core.ConsistencyDefault, what)
 				must.SliceNotContains(t, asked, core.ConsistencyLinearizable, what)
 				must.Eq(t, "", h.Get("X-Rbee-Stale"), what)
@@ -79,8 +79,8 @@ func TestConsistencyOfEveryRoute(t *testing.T) {
 	must.Eq(t, 4*len(registryReads), seen)
 }
 
-// Without a leader what must be new is refused with the way out, and what serves models goes on and
-// says so.
+// Without a leader, reads that must be fresh are refused with a hint, and routes that serve models
+// continue and mark their answers as stale.
 func TestReadsWithoutLeader(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, func(o *rigOptions) { o.Reader, o.Admin = o.Cluster.(*fakecluster.Cluster), newCluster() })
@@ -121,7 +121,7 @@ func TestReadsWithoutLeader(t *testing.T) {
 	}
 }
 
-// A leader that does not answer holds a read up for a moment, and the status for a shorter one.
+// A silent leader delays a read briefly, and the status even less.
 func TestReadsWithSilentLeader(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -139,7 +139,7 @@ func TestReadsWithSilentLeader(t *testing.T) {
 		must.Eq(t, readPatience, time.Since(start))
 		must.Eq(t, 503, served(g, "GET", "/v1/status?consistency=linearizable", "").Code)
 
-		ctx, cancel := context.WithTimeout(t.Context(), time.Second) // the client's own
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second) // the client's own deadline
 		defer cancel()
 		r := httptest.NewRequestWithContext(ctx, "GET", "/v1/hives", nil)
 		r.Host = "localhost"
@@ -213,7 +213,7 @@ func TestAdminRoutes(t *testing.T) {
 	}
 }
 
-// slowCluster takes its time for a snapshot that has arrived.
+// slowCluster takes long to apply a snapshot that has arrived.
 type slowCluster struct {
 	*fakecluster.Cluster
 	takes time.Duration
@@ -229,14 +229,14 @@ func (c slowCluster) RestoreSnapshot(ctx context.Context, r io.Reader) (core.Sna
 	}
 }
 
-// What has arrived in time may take longer to be put in place.
+// A snapshot that arrived in time may take longer to apply.
 func TestSlowRestore(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, func(o *rigOptions) {
 		o.BodyTimeout = 100 * time.Millisecond
 		o.Admin = slowCluster{newCluster(), 5 * o.BodyTimeout}
 	})
-	for range 2 { // on one connection
+	for range 2 { // both on one connection
 		resp, body, err := r.post("/v1/operator/snapshot", "octets")
 		must.NoError(t, err)
 		must.Eq(t, 200, resp.StatusCode, must.Sprint(body))
@@ -281,7 +281,7 @@ func TestSnapshotRoutes(t *testing.T) {
 	must.Eq(t, uint64(len(piece)), info.Index)
 	must.True(t, string(a.State().Restored) == piece)
 
-	// Slow but steady is no reason to give up.
+	// A slow but steady upload is not aborted.
 	pr, pw := io.Pipe()
 	go func() {
 		for range 8 {

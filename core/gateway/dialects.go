@@ -17,7 +17,7 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
-// failer tells an error in the words of the API that a request belongs to; nil: OpenAI's.
+// failer returns the function that formats errors for the API of a request; nil: OpenAI's.
 func failer(r *http.Request) func(*openai.Error, dialect.About) (int, []byte) {
 	switch path := r.URL.Path; {
 	case strings.HasPrefix(path, "/api/"):
@@ -30,10 +30,10 @@ func failer(r *http.Request) func(*openai.Error, dialect.About) (int, []byte) {
 	return nil
 }
 
-// fromAnthropic reports whether a client of Anthropic's API asks: all of them send its version.
+// fromAnthropic reports whether the client uses Anthropic's API: all such clients send its version.
 func fromAnthropic(r *http.Request) bool { return r.Header.Get("Anthropic-Version") != "" }
 
-// anthropicOr returns the handler of a path that Anthropic's API has as well.
+// anthropicOr returns the handler of a path that also exists in Anthropic's API.
 func anthropicOr(theirs, ours handler) handler {
 	return func(g *Gateway, w *response, r *http.Request) error {
 		if fromAnthropic(r) {
@@ -60,7 +60,7 @@ func (g *Gateway) anthropicModel(w *response, r *http.Request) error {
 	return writeJSON(w, http.StatusOK, anthropic.ModelOf(m))
 }
 
-// speak returns the handler of an inference route in another dialect than OpenAI's chat.
+// speak returns the handler of an inference route in another dialect than OpenAI's.
 func speak(d func(*Gateway) dialect.Dialect) handler {
 	return local(func(g *Gateway, w *response, r *http.Request) error { return g.translate(w, r, d(g)) })
 }
@@ -76,7 +76,7 @@ func (g *Gateway) translate(w *response, r *http.Request, d dialect.Dialect) err
 	if err != nil {
 		return err
 	}
-	if err := inference.CheckBody(body); err != nil { // so that no key can be read in two ways
+	if err := inference.CheckBody(body); err != nil { // so that no key is ambiguous
 		return err
 	}
 	values, err := openai.CheckValues(body)
@@ -100,7 +100,8 @@ func (g *Gateway) translate(w *response, r *http.Request, d dialect.Dialect) err
 	if err != nil {
 		return &inference.FieldError{Param: "keep_alive", Err: err}
 	}
-	// From here on there is the translated body, and what the encoder keeps: the client's is gone.
+	// From here on only the translated body, and what the encoder keeps, are in memory; the
+	// client's body is released.
 	held, kept := w.body.held, request.Kept
 	if err := w.body.grow(r.Context(), int64(len(request.Body))+max(0, kept-held)); err != nil {
 		return err
@@ -214,13 +215,13 @@ func writeBody(w http.ResponseWriter, status int, body []byte) {
 	h.Set("Content-Length", strconv.Itoa(len(body)))
 	h.Set("X-Content-Type-Options", "nosniff")
 	w.WriteHeader(status)
-	_, _ = w.Write(body) // where the client is gone there is nobody to tell
+	_, _ = w.Write(body) // if the client has disconnected, there is no one to inform
 }
 
 // Fail implements inference.Client.
 func (c *dialectClient) Fail(err error) (status int) {
 	return c.fail(err, func(e *openai.Error) {
-		if _, err := c.w.Write(c.encoder.Error(nil, e)); err == nil { // else the client is gone
+		if _, err := c.w.Write(c.encoder.Error(nil, e)); err == nil { // otherwise the client has disconnected
 			_ = c.w.c.Flush()
 		}
 	})

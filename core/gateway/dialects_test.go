@@ -41,7 +41,7 @@ var callStream = []string{
 	usageEvent, doneEvent,
 }
 
-// wholeOrStream answers as the request wants it, and gives what it was asked.
+// wholeOrStream answers in the form that the request asks for, and stores the request in asked.
 func wholeOrStream(asked *map[string]any) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		clear(*asked)
@@ -111,7 +111,7 @@ func TestAnthropicSDK(t *testing.T) {
 	must.StrContains(t, refused.RawJSON(), `"not_found_error"`)
 }
 
-// A stream that breaks ends with Anthropic's error event.
+// A stream that breaks off ends with Anthropic's error event.
 func TestAnthropicBrokenStream(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, nil)
@@ -177,15 +177,15 @@ func TestResponsesSDK(t *testing.T) {
 	for _, x := range asked["messages"].([]any) {
 		roles = append(roles, x.(map[string]any)["role"])
 	}
-	must.Eq(t, []any{"user", "assistant", "tool"}, roles) // instructions do not carry over
+	must.Eq(t, []any{"user", "assistant", "tool"}, roles) // instructions are not carried over
 	next.PreviousResponseID = openai.String(kept.ID)
 	_, err = c.Responses.New(t.Context(), next)
 	refused, ok := errors.AsType[*openai.Error](err)
 	must.True(t, ok)
-	must.Eq(t, "previous_response_not_found", refused.Code, must.Sprint(refused.RawJSON())) // it was not to be stored
+	must.Eq(t, "previous_response_not_found", refused.Code, must.Sprint(refused.RawJSON())) // it was sent with store false
 }
 
-// lines are the lines of an answer, each decoded.
+// lines returns the decoded lines of an answer.
 func lines(t *testing.T, body string) []map[string]any {
 	t.Helper()
 	var out []map[string]any
@@ -305,7 +305,7 @@ func TestOllamaGenerate(t *testing.T) {
 	must.StrContains(t, body, `{"error":"no model`)
 }
 
-// What Ollama's clients ask for before they chat.
+// The requests that Ollama's clients make before they chat.
 func TestOllamaModels(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, nil)
@@ -348,7 +348,7 @@ func TestOllamaModels(t *testing.T) {
 	must.Eq(t, 200, resp.StatusCode)
 }
 
-// The log names the job of what was changed, whatever API asked for it.
+// The log names the job behind a change, whichever API requested it.
 func TestOllamaChangesAudited(t *testing.T) {
 	t.Parallel()
 	log := &syncBuffer{}
@@ -370,7 +370,7 @@ func TestOllamaChangesAudited(t *testing.T) {
 	}
 }
 
-// A copy is a name of the cluster: it is listed like a model, and deleting it deletes no model.
+// A copy is an alias in the cluster: it is listed like a model, and deleting it deletes no model.
 func TestOllamaCopy(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, nil)
@@ -408,7 +408,7 @@ func TestOllamaCopy(t *testing.T) {
 	must.EqOp(t, "gpt", last().Name)
 }
 
-// What clients ask of a model: how much context it has now, how far it is, what it is called.
+// What clients read about a model: its current context, its loading progress, its name.
 func TestModelsAsClientsSeeThem(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, nil)
@@ -455,7 +455,7 @@ func TestEmbeddings(t *testing.T) {
 	must.NoError(t, err)
 	must.StrContains(t, body, `"embeddings":[[0.5,1],[1,0]]`)
 	must.StrContains(t, body, `"prompt_eval_count":4`)
-	must.Eq(t, any(-1.0), asked["truncate_prompt_tokens"]) // Ollama cuts unless it is told not to
+	must.Eq(t, any(-1.0), asked["truncate_prompt_tokens"]) // Ollama truncates unless told otherwise
 	_, body, err = r.post("/api/embed", `{"model":"tiny","input":"a","truncate":false}`)
 	must.NoError(t, err)
 	must.MapNotContainsKey(t, asked, "truncate_prompt_tokens")
@@ -465,7 +465,7 @@ func TestEmbeddings(t *testing.T) {
 	must.Eq(t, `{"embedding":[0.5,1]}`, strings.TrimSpace(body))
 }
 
-// The size of a request is asked for in the words of each API, of the same route of a worker.
+// Token counts are available in each API, all from the same route of a worker.
 func TestCountTokens(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, nil)
@@ -503,7 +503,7 @@ func TestCountTokens(t *testing.T) {
 	must.StrHasPrefix(t, `{"type":"error","error":{"type":"api_error"`, body)
 }
 
-// What workers answer beside OpenAI's routes passes through as it is.
+// Worker routes other than OpenAI's pass through unchanged.
 func TestRoutesOfLlamaServer(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, nil)

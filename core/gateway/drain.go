@@ -11,8 +11,8 @@ func (c *conns) none() bool {
 	return len(c.open) == 0
 }
 
-// closeUnused closes the connections that no request came on. Others that have none at the moment
-// are the server's to close.
+// closeUnused closes the connections that never received a request. The server closes other idle
+// ones itself.
 func (c *conns) closeUnused() {
 	c.mu.Lock()
 	var unused []net.Conn
@@ -27,9 +27,9 @@ func (c *conns) closeUnused() {
 	}
 }
 
-// lameDuck goes on to answer what comes on open connections, each answer with the word that the
-// connection is closed after it, until nothing has come for a while: then any client that still has
-// a connection does not use it, and closing it fails no request. It returns at end at the latest.
+// lameDuck keeps answering requests on open connections, each answer announcing that the connection
+// closes after it, until no request has arrived for a while. By then any client that still has a
+// connection does not use it, and closing it fails no request. It returns at end at the latest.
 func (g *Gateway) lameDuck(c *conns, end <-chan struct{}) {
 	tick := time.NewTicker(max(g.o.LameDuck/20, time.Millisecond))
 	defer tick.Stop()

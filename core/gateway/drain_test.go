@@ -29,7 +29,7 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
-// talk sends one request on a connection that is open and gives the answer.
+// talk sends one request on an open connection and returns the answer.
 func talk(t *testing.T, c net.Conn, br *bufio.Reader, request string) (*http.Response, string) {
 	t.Helper()
 	_, err := io.WriteString(c, request)
@@ -56,7 +56,7 @@ func askWith(body string) string {
 
 const health = "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
-// A server that stops answers on the connections that it has, each one once, and takes no new one.
+// A stopping server answers one request on each existing connection and accepts no new ones.
 func TestDrainAnswersOpenConnections(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, func(o *rigOptions) { o.LameDuck = 300 * time.Millisecond })
@@ -85,7 +85,7 @@ func TestDrainAnswersOpenConnections(t *testing.T) {
 	_, err := io.WriteString(streaming, askWith(streamAsk))
 	must.NoError(t, err)
 	<-begun
-	stream, err := http.ReadResponse(streamReader, nil) // had no word of the end yet
+	stream, err := http.ReadResponse(streamReader, nil) // the stop was not yet announced
 	must.NoError(t, err)
 	must.False(t, stream.Close)
 
@@ -132,11 +132,11 @@ func TestDrainAnswersOpenConnections(t *testing.T) {
 	<-stopped
 }
 
-// A rolling restart under clients with kept-alive connections, which send a request elsewhere only
-// where the connection was refused.
+// A rolling restart with clients on kept-alive connections, which retry elsewhere only if the
+// connection was refused.
 func TestDrainFailsNoRequest(t *testing.T) {
 	t.Parallel()
-	one := newRig(t, func(o *rigOptions) { o.LameDuck = 2 * time.Second }) // a client that does not run for so long meets a closed connection
+	one := newRig(t, func(o *rigOptions) { o.LameDuck = 2 * time.Second }) // a client that is descheduled for longer finds its connection closed
 	two := newRig(t, nil)
 	for _, r := range []*rig{one, two} {
 		r.serve("w1", answerJSON(200, wholeAnswer))
@@ -184,7 +184,7 @@ func TestDrainFailsNoRequest(t *testing.T) {
 	must.Zero(t, failed.Load())
 }
 
-// Whoever is in a hurry waits for no stream, and the stream is told all the same.
+// A hurried stop does not wait for streams, but still sends them an error event.
 func TestHurryEndsStreamsWithEvent(t *testing.T) {
 	t.Parallel()
 	hurry, begun := make(chan struct{}), make(chan struct{})
@@ -218,7 +218,7 @@ func TestHurryEndsStreamsWithEvent(t *testing.T) {
 	<-stopped
 }
 
-// tlsRig serves a rig's gateway with TLS too and gives the address and the certificate.
+// tlsRig also serves a rig's gateway over TLS and returns the address and the certificate.
 func tlsRig(t *testing.T, r *rig) (addr string, ca []byte, stop func()) {
 	t.Helper()
 	donor := httptest.NewTLSServer(nil)
@@ -241,8 +241,8 @@ func tlsRig(t *testing.T, r *rig) (addr string, ca []byte, stop func()) {
 	return tcp.Addr().String(), ca, stop
 }
 
-// With TLS clients speak HTTP/2: one connection for all, which must not be cut under a stream
-// either.
+// Over TLS, clients use HTTP/2: one connection for everything, which must not be closed while a
+// stream runs.
 func TestDrainWithHTTP2(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, nil)
@@ -290,7 +290,7 @@ func TestClientWithTLS(t *testing.T) {
 	r := newRig(t, func(o *rigOptions) { _, o.Auth = guarded(io.Discard) })
 	r.serve("w1", streamOf(tokenEvent(1), doneEvent))
 	addr, ca, _ := tlsRig(t, r)
-	other := httptest.NewTLSServer(nil) // of the same test certificate authority, but not reached by its name
+	other := httptest.NewTLSServer(nil) // of the same test certificate authority, under another name
 	other.Close()
 	use := func(o client.Options) (*client.Client, error) {
 		c, err := client.New(o)
@@ -342,7 +342,7 @@ func TestClientWithTLS(t *testing.T) {
 	must.Eq(t, core.Invalid, core.KindOf(err))
 }
 
-// The project's own client does everything that an administrator does.
+// The project's own client supports every admin operation.
 func TestClientAdmin(t *testing.T) {
 	t.Parallel()
 	a := newCluster()

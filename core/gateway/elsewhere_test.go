@@ -14,7 +14,7 @@ import (
 	"github.com/rbee-project/rbee/core/coretest/fakecluster"
 )
 
-// portions takes bytes as they are written, up to a number of writes.
+// portions accepts up to most writes and records their sizes.
 type portions struct {
 	sizes []int
 	bytes.Buffer
@@ -29,7 +29,7 @@ func (p *portions) Write(b []byte) (int, error) {
 	return p.Buffer.Write(b)
 }
 
-// A snapshot goes out in pieces, and who writes it is told how far it came.
+// A snapshot is sent in pieces, and a failed write returns how far it got.
 func TestPieces(t *testing.T) {
 	t.Parallel()
 	data := bytes.Repeat([]byte("0123456789"), writePiece/5)
@@ -45,7 +45,7 @@ func TestPieces(t *testing.T) {
 	must.Eq(t, writePiece, n)
 }
 
-// Other queens are asked only for what can be the id of an answer.
+// Other queens are asked only about well-formed answer ids.
 func TestElsewhereBounds(t *testing.T) {
 	t.Parallel()
 	asked := 0
@@ -62,19 +62,19 @@ func TestElsewhereBounds(t *testing.T) {
 		must.Eq(t, want, asked, must.Sprint(id))
 		must.Eq(t, want == 1, found)
 	}
-	// What they send is checked before it is kept.
+	// Their answers are validated before they are stored.
 	must.Eq(t, core.Internal, core.KindOf(g.fetchKept(t.Context(), &response{}, "resp_1")))
 	must.False(t, g.answers.Has("resp_1", ""))
 }
 
-// withoutModels is a cluster whose models cannot be asked for.
+// withoutModels is a cluster whose model list is unavailable.
 type withoutModels struct{ *fakecluster.Cluster }
 
 func (withoutModels) Models(context.Context) ([]core.Model, error) {
 	return nil, core.Errorf(core.Unavailable, "no hive answers")
 }
 
-// A list of models that cannot be had is an error, not an empty list.
+// An unavailable model list is an error, not an empty list.
 func TestModelsUnavailable(t *testing.T) {
 	t.Parallel()
 	g := New(Options{Cluster: withoutModels{newCluster()}})

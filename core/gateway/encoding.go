@@ -10,23 +10,23 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// What decompression takes beside the body, in bytes.
+// The memory for decompression besides the body, in bytes.
 const (
 	gzipMemory = 64 << 10
-	zstdWindow = 8 << 20 // what RFC 8878 recommends decoders to support
+	zstdWindow = 8 << 20 // the size that RFC 8878 recommends decoders to support
 )
 
-// encodingZstd is the Content-Encoding that is decompressed only when the body has come: its window
-// is large.
+// encodingZstd is the Content-Encoding that is decompressed only after the whole body has arrived:
+// its window is large.
 const encodingZstd = "zstd"
 
 func encodingOf(r *http.Request) string {
 	return strings.ToLower(strings.TrimSpace(strings.Join(r.Header.Values("Content-Encoding"), ", ")))
 }
 
-// decoded returns a reader of what a body is without its Content-Encoding, unless that is
-// encodingZstd, and what to call when it has been read. It returns at most limit bytes, then a
-// *http.MaxBytesError. Errors: Unsupported for an encoding that is not known, Overloaded.
+// decoded returns a reader of a body with its Content-Encoding removed, unless that is
+// encodingZstd, and a function to call after reading. The reader returns at most limit bytes, then
+// a *http.MaxBytesError. Errors: Unsupported for an unknown encoding, Overloaded.
 func decoded(ctx context.Context, from io.Reader, r *http.Request, held *heldBody, limit int64) (io.Reader, func(), error) {
 	encoding := encodingOf(r)
 	switch encoding {
@@ -44,7 +44,7 @@ func decoded(ctx context.Context, from io.Reader, r *http.Request, held *heldBod
 	}
 }
 
-// lateGzip reads the header of a gzip stream with the first Read, as that may wait for the client.
+// lateGzip reads the gzip header on the first Read, as that may wait for the client.
 type lateGzip struct {
 	from io.Reader
 	in   *gzip.Reader
@@ -61,7 +61,7 @@ func (l *lateGzip) Read(b []byte) (int, error) {
 	return l.in.Read(b)
 }
 
-// bounded fails when more than limit bytes come.
+// bounded fails once more than limit bytes arrive.
 type bounded struct {
 	r           io.Reader
 	left, limit int64

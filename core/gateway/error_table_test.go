@@ -24,33 +24,33 @@ import (
 	openaiwire "github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
-// An errorRow is one error of the inference API, as the clients of each dialect get it.
+// An errorRow is one error of the inference API, as the clients of each dialect see it.
 type errorRow struct {
 	name       string
 	status     int
-	typ, code  string // OpenAI's
-	param      string // of a chat; "-": it differs by dialect
-	anthropic  string // its error type
+	typ, code  string // of OpenAI's API
+	param      string // of a chat; "-": depends on the dialect
+	anthropic  string // Anthropic's error type
 	retryAfter string // seconds; empty: none
-	retries    bool   // OpenAI's and Anthropic's own clients ask again by themselves
+	retries    bool   // OpenAI's and Anthropic's own clients retry automatically
 
 	options func(*rigOptions)
 	prepare func(*rig)
 	header  http.Header
 	model   string // empty: "tiny"
-	body    string // replaces the request's whole body
+	body    string // replaces the whole request body
 	method  string // empty: POST
-	path    string // behind the dialect's own
+	path    string // appended to the dialect's own
 }
 
-// leaky is what errors of the machines behind the API say; none of it is a client's business.
+// leaky is an error text that reveals the machines behind the API; clients must see none of it.
 const leaky = "open /var/lib/rbee/run/w1/data.sock: dial tcp 10.9.8.7:7834: connect: refused; lookup hive-7.example.com on 10.9.8.53:53: no such host; [fd00::9]:7834; hive-7.example.com:7834"
 
-// leaks are the parts of it.
+// leaks are its revealing parts.
 var leaks = []string{"/var/lib", ".sock", "10.9.8", "hive-7", "fd00::9", "7834"}
 
-// routed is a row for an error of the router: of a cold start, a full device, a queen without a
-// leader.
+// routed returns a row for an error of the router: of a cold start, a full device, a queen without
+// a leader.
 func routed(kind core.Kind, status int, typ, anthropic, retryAfter string, retries bool) errorRow {
 	return errorRow{
 		name: "router: " + string(kind), status: status, typ: typ, code: string(kind), anthropic: anthropic, retryAfter: retryAfter, retries: retries,
@@ -62,14 +62,14 @@ func routed(kind core.Kind, status int, typ, anthropic, retryAfter string, retri
 	}
 }
 
-// worked is a row for what a worker answers.
+// worked returns a row for a worker's answer.
 func worked(name string, answer http.HandlerFunc, row errorRow) errorRow {
 	row.name = "worker: " + name
 	row.prepare = func(r *rig) { r.serve("w1", answer) }
 	return row
 }
 
-// refusing is a worker's answer in OpenAI's envelope.
+// refusing answers with an error in OpenAI's envelope.
 func refusing(status int, typ, param, code string) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.Copy(io.Discard, r.Body)
@@ -84,7 +84,7 @@ func errorTable() []errorRow {
 	bearer := func(token string) http.Header { return http.Header{"Authorization": {"Bearer " + token}} }
 	const invalid, server = openaiwire.TypeInvalidRequest, openaiwire.TypeServer
 	return []errorRow{
-		// Every kind of error, as whatever is behind the API may end a request with it.
+		// Every kind of error, as it may end a request.
 		routed(core.Internal, 500, server, "api_error", "", true),
 		routed(core.Invalid, 400, invalid, "invalid_request_error", "", false),
 		routed(core.Conflict, 409, invalid, "invalid_request_error", "", false),
@@ -99,7 +99,7 @@ func errorTable() []errorRow {
 		routed(core.DeadlineExceeded, 504, openaiwire.TypeTimeout, "timeout_error", "10", true),
 		routed(core.WorkerLost, 502, server, "api_error", "1", true),
 		routed(core.Cancelled, 499, server, "api_error", "", false),
-		// The router's NotFound is always about the model.
+		// The router's NotFound always concerns the model.
 		{name: "unknown model", model: "nobody", status: 404, typ: openaiwire.TypeNotFound, code: openaiwire.CodeModelNotFound, param: "model", anthropic: "not_found_error"},
 
 		{name: "no token", options: auth, status: 401, typ: openaiwire.TypeAuthentication, code: codeBadToken, anthropic: "authentication_error"},
@@ -157,8 +157,8 @@ func errorTable() []errorRow {
 	}
 }
 
-// asSDK lets a client of a library ask what the row says, and counts how often it does. It has no
-// time to wait.
+// asSDK makes the row's request for a client library and counts its attempts. Its waits are cut
+// short.
 type asSDK struct {
 	row   errorRow
 	base  http.RoundTripper
@@ -178,7 +178,7 @@ func (s *asSDK) RoundTrip(r *http.Request) (*http.Response, error) {
 	return resp, err
 }
 
-// change makes a good request the row's.
+// change turns a good request into the row's.
 func (row errorRow) change(r *http.Request) *http.Request {
 	r = r.Clone(r.Context())
 	r.Header.Del("Authorization")
@@ -198,8 +198,8 @@ func (row errorRow) change(r *http.Request) *http.Request {
 	return r
 }
 
-// TestErrorTable holds what each error is to the clients of each dialect: its status, type, code
-// and field, when to ask again, whether their own libraries do, and that it tells nothing of the
+// TestErrorTable checks how the clients of each dialect see each error: its status, type, code and
+// field, the retry delay, whether their own libraries retry, and that it reveals nothing about the
 // machines behind the API.
 func TestErrorTable(t *testing.T) {
 	t.Parallel()
@@ -219,7 +219,7 @@ func TestErrorTable(t *testing.T) {
 					row.prepare(r)
 				}
 				if row.path != "" && name == "responses" {
-					continue // it has paths of its own below
+					continue // it sets its own paths below
 				}
 				body := strings.ReplaceAll(d.body, "MODEL", cmp.Or(row.model, "tiny"))
 				req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, r.url+d.path, strings.NewReader(body))
@@ -309,7 +309,7 @@ func (row errorRow) checkRetries(t *testing.T) {
 	}
 }
 
-// An error that is found once the stream has begun has the same words, in an event of the dialect.
+// An error after the stream has begun has the same content, in an event of the dialect.
 func TestErrorsInStreams(t *testing.T) {
 	t.Parallel()
 	for path, c := range map[string]struct{ body, want string }{
@@ -324,7 +324,7 @@ func TestErrorsInStreams(t *testing.T) {
 				r := newRig(t, nil)
 				r.serve("w1", streamOf(slices.DeleteFunc([]string{roleEvent, tokenEvent(1), end}, func(s string) bool { return s == "" })...))
 				resp, body, err := r.post(path, c.body)
-				must.Error(t, err) // cut, so that nobody takes it for whole
+				must.Error(t, err) // cut off, so that it cannot be mistaken for complete
 				must.Eq(t, 200, resp.StatusCode)
 				must.StrContains(t, body, c.want)
 				for _, secret := range []string{r.dir, r.addr} {

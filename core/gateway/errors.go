@@ -12,19 +12,19 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
-// answer is how an error of one kind is told over HTTP.
+// answer is the HTTP form of an error kind.
 type answer struct {
 	status     int
 	typ        string // OpenAI's error type
 	retryAfter int    // seconds; 0: no Retry-After
-	final      bool   // OpenAI's own clients repeat 409 and every 5xx unless they are told that it is of no use
+	final      bool   // OpenAI's own clients retry 409 and every 5xx unless told that it is pointless
 }
 
-// statusClientGone is nginx's: nobody reads the answer, but logs and metrics show it.
+// statusClientGone is nginx's status: no client reads the answer, but logs and metrics show it.
 const statusClientGone = 499
 
-// answers has every kind. TooLarge is a model that does not fit; a request that is too long has its
-// own status, 413.
+// answers has an entry for every kind. TooLarge is a model that does not fit; a request that is too
+// long has its own status, 413.
 var answers = map[core.Kind]answer{
 	core.Internal:         {status: http.StatusInternalServerError, typ: openai.TypeServer},
 	core.Invalid:          {status: http.StatusBadRequest, typ: openai.TypeInvalidRequest},
@@ -43,7 +43,7 @@ var answers = map[core.Kind]answer{
 	core.WorkerLost:       {status: http.StatusBadGateway, typ: openai.TypeServer, retryAfter: 1},
 }
 
-// apiError gives an error another status, code or field than its kind has.
+// apiError overrides the status, code or field that an error's kind implies.
 type apiError struct {
 	err    error // classified
 	status int   // 0: the kind's
@@ -56,9 +56,9 @@ type apiError struct {
 func (e *apiError) Error() string { return e.err.Error() }
 func (e *apiError) Unwrap() error { return e.err }
 
-// envelope is err as OpenAI's error object. Its code is the kind unless err says more.
+// envelope converts err to OpenAI's error object. Its code is the kind unless err is more specific.
 func envelope(err error) (*openai.Error, answer) {
-	if e, ok := errors.AsType[*openai.Error](err); ok { // a translation's, about the request
+	if e, ok := errors.AsType[*openai.Error](err); ok { // from a translation, about the request
 		return e, answer{status: e.Status, typ: e.Type}
 	}
 	kind := core.KindOf(err)
@@ -90,7 +90,7 @@ func envelope(err error) (*openai.Error, answer) {
 	}
 	if full, ok := errors.AsType[*inference.OverloadError](err); ok {
 		code, a.retryAfter = full.Code, wholeSeconds(full.RetryAfter)
-		if kind == core.Overloaded { // 429 is for limits of who asks
+		if kind == core.Overloaded { // 429 is for limits of a key
 			a.status, a.typ = http.StatusServiceUnavailable, openai.TypeUnavailable
 		}
 	}
@@ -102,7 +102,7 @@ func envelope(err error) (*openai.Error, answer) {
 	return e, a
 }
 
-// wholeSeconds returns a time to wait for Retry-After: rounded up, and at least a second.
+// wholeSeconds returns a delay for Retry-After: rounded up, and at least a second.
 func wholeSeconds(d time.Duration) int { return max(1, int((d+time.Second-1)/time.Second)) }
 
 // fail answers with err. Nothing may have been written yet.
@@ -128,7 +128,7 @@ func noRoute(r *http.Request) error {
 		"OpenAI's routes are POST /v1/chat/completions, /v1/completions, /v1/responses and GET /v1/models, Anthropic's POST /v1/messages, Ollama's POST /api/chat and /api/generate; the others are in the documentation.")
 }
 
-// clip bounds text of a client that an error repeats.
+// clip truncates client text for use in an error.
 func clip(s string, n int) string {
 	if len(s) <= n {
 		return s

@@ -38,9 +38,9 @@ type fakeRouter struct {
 	workers []core.Worker
 	failed  []string
 	active  map[string]int
-	busy    map[string]time.Duration                                      // of workers that said so
-	slots   int                                                           // in all; 0: no limit
-	wait    func(ctx context.Context, progress func(core.Progress)) error // before a lease; nil: none
+	busy    map[string]time.Duration                                      // of workers that reported themselves busy
+	slots   int                                                           // total; 0: no limit
+	wait    func(ctx context.Context, progress func(core.Progress)) error // called before a lease; nil: no wait
 }
 
 func (f *fakeRouter) Route(ctx context.Context, q inference.Query) (inference.Lease, error) {
@@ -136,7 +136,7 @@ type rig struct {
 type rigOptions struct {
 	Options
 	inf   inference.Options
-	grace time.Duration // of Serve; 0: 1 second
+	grace time.Duration // for Serve; 0: 1 second
 }
 
 func newRig(t testing.TB, change func(*rigOptions)) *rig {
@@ -176,7 +176,7 @@ func newRig(t testing.TB, change func(*rigOptions)) *rig {
 		r.stop()
 		r.inference.Close()
 		_ = os.RemoveAll(dir)
-		r.answers.Spare(math.MaxInt64) // conversations that are kept are no request's
+		r.answers.Spare(math.MaxInt64) // stored conversations belong to no request
 		eventually(t, "requests have given back what they took", r.empty)
 	})
 	return r
@@ -185,8 +185,8 @@ func newRig(t testing.TB, change func(*rigOptions)) *rig {
 // schemas are compiled once for all tests.
 var schemas = sync.OnceValues(apischema.New)
 
-// validated checks what the gateway answers against the schemas of its APIs. What workers answer in
-// OpenAI's own API passes through, and tests make it up.
+// validated checks the gateway's answers against the schemas of its APIs. Answers of workers in
+// OpenAI's own API pass through, and tests invent them.
 func validated(t testing.TB, base http.RoundTripper) http.RoundTripper {
 	t.Helper()
 	if _, measured := t.(*testing.B); measured {
@@ -199,7 +199,7 @@ func validated(t testing.TB, base http.RoundTripper) http.RoundTripper {
 	}}
 }
 
-// empty reports whether no request holds anything any more.
+// empty reports whether no request holds any resource.
 func (r *rig) empty() bool {
 	r.bodies.mu.Lock()
 	held := r.bodies.used != 0 || len(r.bodies.keys) > 0
@@ -219,7 +219,7 @@ func (r *rig) dialWorker(ctx context.Context, w core.Worker) (net.Conn, error) {
 	return new(net.Dialer).DialContext(ctx, "unix", path)
 }
 
-// listen makes a worker of model "tiny" with a data socket and gives what listens on it.
+// listen adds a worker of model "tiny" with a data socket and returns its listener.
 func (r *rig) listen(id string) net.Listener {
 	r.t.Helper()
 	path := filepath.Join(r.dir, id)
@@ -240,7 +240,7 @@ func (r *rig) add(w core.Worker, path string) {
 	r.router.workers = append(r.router.workers, w)
 }
 
-// serve makes a worker that answers with h.
+// serve adds a worker that answers with h.
 func (r *rig) serve(id string, h http.HandlerFunc) *http.Server {
 	r.t.Helper()
 	l := r.listen(id)
@@ -257,7 +257,7 @@ func (r *rig) serve(id string, h http.HandlerFunc) *http.Server {
 	return srv
 }
 
-// raw makes a worker that answers each connection with f after it has read a whole request, then
+// raw adds a worker that answers each connection with f after it has read a whole request, then
 // closes it.
 func (r *rig) raw(id string, f func(c net.Conn)) {
 	r.t.Helper()
@@ -306,8 +306,8 @@ func readRequest(c net.Conn) error {
 	}
 }
 
-// post sends a body and returns status, headers and what came of the answer, with the error that
-// ended it.
+// post sends a body and returns status, headers and the received part of the answer, with the error
+// that ended it.
 func (r *rig) post(path, body string) (*http.Response, string, error) {
 	r.t.Helper()
 	req, err := http.NewRequestWithContext(context.Background(), http.MethodPost, r.url+path, strings.NewReader(body))
@@ -333,7 +333,7 @@ func (r *rig) do(req *http.Request) (*http.Response, string, error) {
 	return resp, string(body), err
 }
 
-// errorIn is the error of an envelope; the test fails where there is none.
+// errorIn returns the error of an envelope; the test fails if there is none.
 func errorIn(t testing.TB, body string) openai.Error {
 	t.Helper()
 	var env struct {
@@ -364,7 +364,7 @@ func tokenEvent(i int) string {
 	return fmt.Sprintf(`data: {"choices":[{"index":0,"delta":{"content":"t%d"},"finish_reason":null}]}`+"\n\n", i)
 }
 
-// streamOf is a worker that sends these blocks, each flushed, and ends in order.
+// streamOf returns a worker that sends these blocks, each flushed, and ends properly.
 func streamOf(blocks ...string) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/event-stream")
@@ -375,7 +375,7 @@ func streamOf(blocks ...string) http.HandlerFunc {
 	}
 }
 
-// eventually waits for what other goroutines bring about.
+// eventually waits until other goroutines make ok true.
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	deadline := time.NewTimer(5 * time.Second)
@@ -391,8 +391,8 @@ func eventually(t testing.TB, what string, ok func() bool) {
 	}
 }
 
-// newCluster is a cluster with one of each. It has every model, worker and catalog item that is
-// asked for by name.
+// newCluster returns a cluster with one object of each kind. Any model, worker and catalog item
+// requested by name exists.
 func newCluster() *fakecluster.Cluster {
 	c := fakecluster.New(fakecluster.State{
 		Status: core.Status{Version: "1.2.3"}, Hives: []core.Hive{{ID: "h1", Name: "desk"}}, Workers: []core.Worker{{ID: "w1"}},
@@ -423,8 +423,8 @@ type fakeJobs struct {
 	submitted []core.Request
 	cancelled []string
 	events    []core.Event
-	more      chan struct{} // closed and renewed when an event comes
-	fail      error         // of Events, after what there is
+	more      chan struct{} // closed and replaced on each event
+	fail      error         // returned by Events after the existing ones
 }
 
 func (f *fakeJobs) Submit(_ context.Context, r core.Request, _ bool) (core.Job, error) {

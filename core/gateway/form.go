@@ -21,8 +21,8 @@ const (
 	maxPartHeader  = 64 << 10 // bytes of one part, and of what precedes the first one
 	formRead       = 32 << 10 // bytes
 	formMemory     = 256 << 10
-	minFormRate    = 64 << 10 // bytes a second, beyond BodyTimeout
-	formReadWithin = 1 << 20  // bytes after which the deadline is set anew
+	minFormRate    = 64 << 10 // bytes per second, beyond BodyTimeout
+	formReadWithin = 1 << 20  // bytes after which the deadline is renewed
 )
 
 // SpoolFile is a file without a name.
@@ -32,10 +32,10 @@ type SpoolFile interface {
 	io.Closer
 }
 
-// form is a multipart form on its way from a client to a worker, byte for byte. It is read only
-// until its model is known: what has come until then is held, formMemory bytes of it in memory and
-// the rest in a file. What follows goes to the worker as it comes, so that it can be sent only
-// once. A form that has come whole by then can be sent again.
+// form is a multipart form that passes from a client to a worker, byte for byte. It is read only
+// until its model is known. What has arrived by then is held: formMemory bytes in memory and the
+// rest in a file. What follows goes to the worker as it arrives, so that it can be sent only once.
+// A form that has arrived completely by then can be sent again.
 //
 // It implements inference.Form, for one goroutine at a time.
 type form struct {
@@ -46,35 +46,35 @@ type form struct {
 	limit int64
 	done  func() // ends decompression
 
-	src   io.Reader // of what the client sends
+	src   io.Reader // reads what the client sends
 	parts *multipart.Reader
-	part  *multipart.Part // that is read; nil: before the first one and behind the last one
-	count int             // of parts
+	part  *multipart.Part // current part; nil: before the first one and after the last one
+	count int             // number of parts
 	buf   []byte
 
 	model string // empty: not known yet
-	found int64  // bytes that were read when it was
+	found int64  // bytes read when the model was found
 	whole bool   // everything was read
-	sent  bool   // bytes that are not held were sent
-	err   error  // that ended the reading
+	sent  bool   // bytes that are not held have been sent
+	err   error  // the error that ended reading
 
 	memory  []byte
 	spool   SpoolFile // nil: everything is in memory
 	spooled int64     // bytes
 	disk    heldBody
 
-	sink   io.Writer // of what is read: form.hold, then the worker
-	passed int64     // bytes that were read
+	sink   io.Writer // receives what is read: form.hold, then the worker
+	passed int64     // bytes read so far
 	head   int64     // bytes that may be read before a part begins; negative: any
-	dated  int64     // bytes that had come when the deadline was set
+	dated  int64     // bytes that had arrived when the deadline was set
 	start  time.Time
 }
 
-// openForm begins to read a form. The caller closes it.
+// openForm starts reading a form. The caller closes it.
 func (g *Gateway) openForm(w *response, r *http.Request, boundary string) (*form, error) {
 	limit := g.o.MaxFormBytes
 	f := &form{g: g, w: w, ctx: r.Context(), size: r.ContentLength, limit: limit, done: func() {}, start: time.Now()}
-	if encodingOf(r) == encodingZstd { // its window is large: it comes whole
+	if encodingOf(r) == encodingZstd { // its window is large: the whole form arrives first
 		body, err := g.readBody(w, r, g.o.MaxBodyBytes)
 		if err != nil {
 			return nil, err
@@ -104,19 +104,19 @@ func (g *Gateway) openForm(w *response, r *http.Request, boundary string) (*form
 	return f, nil
 }
 
-// close gives up what the form holds. What its memory takes is counted in the response's body.
+// close releases what the form holds. Its memory is counted in the response's body.
 func (f *form) close() {
 	f.done()
 	_ = f.w.c.SetReadDeadline(time.Time{})
 	f.memory = nil
 	if f.spool != nil {
-		_ = f.spool.Close() // it has no name: its bytes go with it
+		_ = f.spool.Close() // it has no name: closing it frees its bytes
 	}
 	f.disk.release()
 }
 
-// find reads until the model is known, and a little further, so that a short form, and one whose
-// model comes last, is checked as a whole before any worker sees it, and can be sent again.
+// find reads until the model is known, and a little further, so that a short form, or one whose
+// model comes last, is checked whole before any worker sees it, and can be sent again.
 func (f *form) find() error {
 	for !f.whole && !f.enough() {
 		if err := f.step(); err != nil {
@@ -127,7 +127,8 @@ func (f *form) find() error {
 	return nil
 }
 
-// enough reports that what was read can go to a worker. One step more always has room in memory.
+// enough reports whether the part read so far can go to a worker. One more step always fits in
+// memory.
 func (f *form) enough() bool {
 	switch {
 	case f.model == "":
@@ -138,7 +139,7 @@ func (f *form) enough() bool {
 	return f.passed >= f.found+maxPartHeader
 }
 
-// step reads a piece of the form: the header of a part, or some of what is in it.
+// step reads a piece of the form: the header of a part, or some of its content.
 func (f *form) step() error {
 	if f.part == nil {
 		return f.next()
@@ -158,7 +159,7 @@ func (f *form) step() error {
 	return f.fault(err)
 }
 
-// next goes to the next part, or to the end of the form.
+// next advances to the next part, or to the end of the form.
 func (f *form) next() error {
 	f.head = maxPartHeader
 	part, err := f.parts.NextRawPart()
@@ -168,7 +169,7 @@ func (f *form) next() error {
 		return badBody("model", "model is missing")
 	case errors.Is(err, io.EOF):
 		f.whole = true
-		_, err := io.CopyBuffer(io.Discard, onlyReader{(*formSource)(f)}, f.buf) // what is behind it belongs to it
+		_, err := io.CopyBuffer(io.Discard, onlyReader{(*formSource)(f)}, f.buf) // what follows it belongs to it
 		return f.fault(err)
 	case err != nil:
 		return f.fault(err)
@@ -180,7 +181,7 @@ func (f *form) next() error {
 	return nil
 }
 
-// field reads a part that decides where the form goes.
+// field reads a part that determines where the form goes.
 func (f *form) field(name string) error {
 	text, err := io.ReadAll(io.LimitReader(f.part, maxModelPart+1))
 	switch {
@@ -201,8 +202,8 @@ func (f *form) field(name string) error {
 	return nil
 }
 
-// fault tells a client why its form cannot be read on. Errors that were found on the way are told
-// as they are.
+// fault returns the error for a form that cannot be read further. Classified errors found on the
+// way pass through.
 func (f *form) fault(err error) error {
 	if err == nil {
 		return nil
@@ -219,7 +220,7 @@ func (f *form) fault(err error) error {
 	return badBody("", "the request's body is not a whole form")
 }
 
-// hold keeps what was read. Errors: Overloaded, TooLarge where there is no room on the disk.
+// hold stores what was read. Errors: Overloaded, TooLarge if there is no disk space.
 func (f *form) hold(p []byte) (int, error) {
 	n := len(p)
 	if f.spool == nil {
@@ -240,7 +241,7 @@ func (f *form) hold(p []byte) (int, error) {
 func (f *form) remember(p []byte) error {
 	if need := len(f.memory) + len(p); need > cap(f.memory) {
 		old, size := int64(cap(f.memory)), int64(min(max(2*cap(f.memory), need, firstBody), formMemory))
-		if err := f.w.body.grow(f.ctx, size); err != nil { // both are there while one is copied
+		if err := f.w.body.grow(f.ctx, size); err != nil { // both buffers exist while one is copied
 			return err
 		}
 		f.memory = append(make([]byte, 0, size), f.memory...)
@@ -250,7 +251,7 @@ func (f *form) remember(p []byte) error {
 	return nil
 }
 
-// modelFirst is what clients can do about a form that is held.
+// modelFirst is the hint for clients whose form must be held.
 const modelFirst = "Put the field model before the files."
 
 func (f *form) spill(p []byte) error {
@@ -289,8 +290,8 @@ func (f *form) Head() []byte { return f.memory }
 // Again implements inference.Form.
 func (f *form) Again() bool { return f.err == nil && !f.sent }
 
-// WriteTo implements inference.Form. What a worker may not be asked is found on the way as well:
-// then the worker gets no whole form.
+// WriteTo implements inference.Form. It also checks the rest of the form: on an error the worker
+// gets no complete form.
 func (f *form) WriteTo(w io.Writer) (int64, error) {
 	out := &counted{w: w}
 	if _, err := out.Write(f.memory); err != nil {
@@ -320,7 +321,7 @@ func (f *form) WriteTo(w io.Writer) (int64, error) {
 	return out.n, nil
 }
 
-// formSource is where the parser of a form reads. Everything that it reads goes to the sink.
+// formSource is the reader for the form's parser. Everything read from it also goes to the sink.
 type formSource form
 
 func (s *formSource) Read(p []byte) (int, error) {
@@ -335,7 +336,7 @@ func (s *formSource) Read(p []byte) (int, error) {
 		s.head -= int64(n)
 	}
 	s.passed += int64(n)
-	if s.passed-s.dated >= formReadWithin { // whoever sends steadily may go on
+	if s.passed-s.dated >= formReadWithin { // a steady sender may continue
 		s.dated = s.passed
 		_ = s.w.c.SetReadDeadline(s.start.Add(s.g.o.BodyTimeout + time.Duration(s.passed/minFormRate)*time.Second))
 	}
@@ -366,8 +367,8 @@ type writerFunc func([]byte) (int, error)
 
 func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
 
-// onlyReader and onlyWriter hide other methods from io.CopyBuffer, which would take a buffer of its
-// own.
+// onlyReader and onlyWriter hide other methods from io.CopyBuffer, which would use its own buffer
+// otherwise.
 type (
 	onlyReader struct{ io.Reader }
 	onlyWriter struct{ io.Writer }

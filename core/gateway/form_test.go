@@ -32,7 +32,8 @@ type zeros struct{}
 
 func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 
-// longForm is a form with a file of so many bytes between two runs of fields, and its length.
+// longForm returns a form with a file of the given size between two groups of fields, and its
+// length.
 func longForm(before string, file int64, after string) (body func() io.Reader, size int64) {
 	head := before + "--" + testBoundary + "\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a.wav\"\r\n\r\n"
 	tail := "\r\n" + after + "--" + testBoundary + "--\r\n"
@@ -63,10 +64,10 @@ func (r *rig) postForm(ctx context.Context, body io.Reader, size int64, header .
 	return resp, string(answer), err
 }
 
-// spools counts the files that forms are kept in.
+// spools counts the files that hold forms.
 type spools struct {
 	t    *testing.T
-	full int64 // bytes that have room in one; 0: any
+	full int64 // capacity of one, in bytes; 0: unlimited
 
 	mu   sync.Mutex // guards below
 	made int
@@ -113,9 +114,9 @@ func (f *spool) Close() error {
 	return f.File.Close()
 }
 
-// TestLongForms sends 64 MiB, with the model before and behind the file. They arrive as they were
-// sent and take less than 2 MiB, all that is allocated meanwhile counted: client, queen and worker.
-func TestLongForms(t *testing.T) { // not parallel: it counts what is allocated
+// TestLongForms sends 64 MiB, with the model before and after the file. The forms arrive unchanged
+// and take less than 2 MiB, including everything that client, queen and worker allocate meanwhile.
+func TestLongForms(t *testing.T) { // not parallel: it counts allocations
 	const size, most = 64 << 20, 2 << 20
 	s := &spools{t: t}
 	r := newRig(t, func(o *rigOptions) { o.Spool = s.make })
@@ -164,8 +165,8 @@ func TestLongForms(t *testing.T) { // not parallel: it counts what is allocated
 	}
 }
 
-// TestFormsWithoutRoom refuses forms whose model comes late where there is no room for them, before
-// any worker is asked, and tells nothing of where.
+// TestFormsWithoutRoom checks that forms whose model comes late are refused if there is no room for
+// them, before any worker is asked, and without revealing file paths.
 func TestFormsWithoutRoom(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
@@ -198,7 +199,7 @@ func TestFormsWithoutRoom(t *testing.T) {
 	}
 }
 
-// TestFormsGivenUp has clients go away while their form is held and while it is passed on.
+// TestFormsGivenUp disconnects clients while their form is held and while it is passed on.
 func TestFormsGivenUp(t *testing.T) {
 	t.Parallel()
 	for name, before := range map[string]string{"held": "", "passed on": formField("model", "tiny")} {
@@ -233,13 +234,13 @@ func TestFormsGivenUp(t *testing.T) {
 			})
 			made, _ := s.counts()
 			must.Eq(t, before == "", made == 1)
-			must.SliceEmpty(t, r.router.failures()) // it was not the worker
+			must.SliceEmpty(t, r.router.failures()) // not the worker's failure
 		})
 	}
 }
 
-// TestFormsAreCheckedOnTheWay refuses what is found in a form whose beginning a worker has already:
-// the worker gets no whole form.
+// TestFormsAreCheckedOnTheWay checks that faults in a form whose beginning a worker already has are
+// refused: the worker gets no complete form.
 func TestFormsAreCheckedOnTheWay(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, func(o *rigOptions) { o.MaxFormBytes = 4 << 20 })
@@ -282,7 +283,7 @@ func TestFormsAreCheckedOnTheWay(t *testing.T) {
 	must.SliceEmpty(t, r.router.failures())
 }
 
-// TestFormsAskAgain gives a form to another worker while it is held, and only then.
+// TestFormsAskAgain checks that a form is retried at another worker only while all of it is held.
 func TestFormsAskAgain(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
@@ -322,7 +323,7 @@ func TestFormsAskAgain(t *testing.T) {
 	}
 }
 
-// TestPackedForms unpacks forms. Their length is not known before.
+// TestPackedForms decompresses forms, whose length is unknown beforehand.
 func TestPackedForms(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, nil)
@@ -342,7 +343,7 @@ func TestPackedForms(t *testing.T) {
 	}
 }
 
-// TestFormsOfLimitedTokens holds forms to the models of a token and to its limits.
+// TestFormsOfLimitedTokens applies the models and limits of a token to forms.
 func TestFormsOfLimitedTokens(t *testing.T) {
 	t.Parallel()
 	limiter := &fakeLimiter{refuse: time.Second}
@@ -368,8 +369,8 @@ func TestFormsOfLimitedTokens(t *testing.T) {
 	must.Eq(t, 429, resp.StatusCode, must.Sprint(answer))
 }
 
-// FuzzForm reads forms in pieces. What is passed on is what came, and a form that is taken names
-// the model that the standard library finds in it.
+// FuzzForm reads forms in pieces. The bytes pass through unchanged, and an accepted form names the
+// model that the standard library finds in it.
 func FuzzForm(f *testing.F) {
 	body, _ := longForm(formField("model", "tiny"), 100, formField("stream", "false"))
 	whole, _ := io.ReadAll(body())
@@ -407,7 +408,7 @@ func FuzzForm(f *testing.F) {
 		must.Eq(t, int64(len(in)), form.Size())
 		std, err := multipart.NewReader(bytes.NewReader(in), testBoundary).ReadForm(1 << 20)
 		if err != nil {
-			return // it decodes files, and wants names of all parts
+			return // it decodes files, and requires a name for every part
 		}
 		defer func() { _ = std.RemoveAll() }()
 		if names := std.Value["model"]; len(names) > 0 && names[0] != form.model {
@@ -418,7 +419,7 @@ func FuzzForm(f *testing.F) {
 
 func status(err error) int { _, a := envelope(err); return a.status }
 
-// inPieces gives n bytes at a time.
+// inPieces returns n bytes per read.
 type inPieces struct {
 	left []byte
 	n    int

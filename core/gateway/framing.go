@@ -8,20 +8,20 @@ import (
 	"sync/atomic"
 )
 
-// framedConn counts the lengths that a client states, as net/http drops the one of a request that
-// comes in chunks without a word.
+// framedConn counts the lengths that a client states, as net/http silently drops the length of a
+// chunked request.
 type framedConn struct {
 	net.Conn
-	at     int          // how much of lengthName the line has so far; -1: it is another one
-	stated atomic.Int64 // lines that state a length, those within bodies too
-	used   atomic.Int64 // of which requests have had
+	at     int          // matched bytes of lengthName in this line; -1: no match
+	stated atomic.Int64 // lines that state a length, including lines within bodies
+	used   atomic.Int64 // those that belong to requests so far
 }
 
 const lengthName = "content-length:"
 
-// watchFraming wraps a connection whose bytes are those of the requests.
+// watchFraming wraps a plain-text connection.
 func watchFraming(c net.Conn) net.Conn {
-	if _, ok := c.(*tls.Conn); ok { // the server must see that it is one
+	if _, ok := c.(*tls.Conn); ok { // the server must see the *tls.Conn itself
 		return c
 	}
 	return &framedConn{Conn: c, at: -1}
@@ -47,7 +47,7 @@ func (c *framedConn) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// CloseWrite lets the server say that there is nothing more to come.
+// CloseWrite lets the server signal the end of its output.
 func (c *framedConn) CloseWrite() error {
 	if w, ok := c.Conn.(interface{ CloseWrite() error }); ok {
 		return w.CloseWrite()
@@ -61,14 +61,14 @@ func withFraming(ctx context.Context, c net.Conn) context.Context {
 	return context.WithValue(ctx, framingKey{}, c)
 }
 
-// framedTwice reports whether a request may have stated its length beside sending chunks: then its
-// connection must not be used again, RFC 9112 6.1. It is called once for each request.
+// framedTwice reports whether a chunked request may have stated a length as well: then its
+// connection must not be reused, RFC 9112 6.1. It is called once per request.
 func framedTwice(r *http.Request) bool {
 	c, ok := r.Context().Value(framingKey{}).(*framedConn)
 	chunked := len(r.TransferEncoding) > 0
 	switch {
 	case !ok:
-		return chunked && r.ProtoMajor == 1 // through TLS nobody can tell
+		return chunked && r.ProtoMajor == 1 // unknown under TLS
 	case !chunked:
 		if r.Header.Get("Content-Length") != "" {
 			c.used.Add(1)

@@ -16,65 +16,65 @@ import (
 	"github.com/rbee-project/rbee/core/inference"
 )
 
-// Options says what a Gateway serves and within which bounds. Inference, Cluster and Jobs are
-// required.
+// Options holds the backends and bounds of a Gateway. Inference, Cluster and Jobs are required.
 type Options struct {
 	Inference *inference.Service // its owner closes it
-	Metrics   *Metrics           // those that Inference counts in; nil: new ones
+	Metrics   *Metrics           // the Metrics that Inference uses; nil: new ones
 	Cluster   Cluster
 	Jobs      Jobs
 	Logger    hclog.Logger // nil: no log
-	Version   string       // of the program, for GET /version
+	Version   string       // program version, for GET /version
 
-	// Auth knows tokens; nil: everything is allowed, which is for an agent alone on loopback.
+	// Auth checks tokens; nil: everything is allowed, for a single agent on loopback.
 	Auth Authorizer
-	// Elsewhere asks the other queens for an answer of the Responses API that this one does not
-	// keep; nil: there are none.
+	// Elsewhere asks the other queens about an answer of the Responses API that this one does not
+	// have; nil: there are no other queens.
 	Elsewhere func(ctx context.Context, act core.KeptAct, id, key string) (answer []byte, found bool, err error)
-	// Reader makes reads of the registry as new as the client wants; nil: they are as new as the
-	// replica is.
+	// Reader makes registry reads as fresh as the client wants; nil: they are as fresh as the
+	// replica.
 	Reader Reader
-	// Admin does what people who look after a cluster do; nil: its routes answer Unsupported.
+	// Admin performs admin operations; nil: its routes answer Unsupported.
 	Admin Admin
 
-	// Hosts are the names, without port, that a request's Host header may have beside the loopback
-	// ones when it arrives on a loopback address. Requests that arrive on other addresses are not
-	// checked.
+	// Hosts are the host names, without port, that are accepted in the Host header besides the
+	// loopback ones when a request arrives on a loopback address. Requests on other addresses are
+	// not checked.
 	Hosts []string
-	// Origins are the origins of web pages that may call the API, beside its own; "*": all.
+	// Origins are the origins of web pages that may call the API, besides its own; "*": all.
 	Origins []string
 
-	// Spool makes the file for a form whose model comes late; nil: such forms are refused. It is
-	// gone once it is closed, or the process ends.
+	// Spool creates the file for a form whose model comes late; nil: such forms are refused. The
+	// file disappears when it is closed or the process ends.
 	Spool func() (SpoolFile, error)
 
-	// Hurry is closed when a server that stops is not to wait for the end of its grace; nil: never.
+	// Hurry is closed when a stopping server should not wait for the end of its grace period; nil:
+	// never.
 	Hurry <-chan struct{}
 
-	MaxBodyBytes     int64         // of an inference request; 0: 16 MiB
-	MaxFormBytes     int64         // of a form with files; 0: 256 MiB
+	MaxBodyBytes     int64         // bytes of an inference request; 0: 16 MiB
+	MaxFormBytes     int64         // bytes of a form with files; 0: 256 MiB
 	FormDisk         int64         // for forms whose model comes late, half of it for one token; 0: 1 GiB
-	BodyMemory       int64         // for the bodies of all requests that run, half of it for one token; 0: 256 MiB
+	BodyMemory       int64         // for the bodies of all running requests, half of it for one token; 0: 256 MiB
 	MaxConns         int           // open at a time, half of them from one address; 0: 4096
-	BodyWait         time.Duration // for a body that there is no memory for; 0: 2 seconds
-	MaxSnapshotBytes int64         // of a snapshot that is restored; 0: 4 GiB
+	BodyWait         time.Duration // for a body to get memory; 0: 2 seconds
+	MaxSnapshotBytes int64         // bytes of a restored snapshot; 0: 4 GiB
 	BodyTimeout      time.Duration // for a request's body to arrive; 0: 1 minute
 	WriteTimeout     time.Duration // for one write to a client that reads slowly; 0: 1 minute
 	KeepAlive        time.Duration // between comments of a silent job stream; 0: 15 seconds
-	LameDuck         time.Duration // quiet after the last request before a server that stops closes kept-alive connections; 0: 1 second
+	LameDuck         time.Duration // quiet time before a stopping server closes kept-alive connections; 0: 1 second
 }
 
 // Gateway is the public HTTP API. It is safe for concurrent use.
 type Gateway struct {
 	o       Options
 	log     hclog.Logger
-	hosts   map[string]bool // Options.Hosts, lower case
-	origins map[string]bool // Options.Origins, lower case
+	hosts   map[string]bool // Options.Hosts, in lower case
+	origins map[string]bool // Options.Origins, in lower case
 	mux     *http.ServeMux
 	metrics *Metrics
 	streams streams
 	bodies  *bodies
-	spooled *bodies // bytes of forms on the disk
+	spooled *bodies // bytes of forms on disk
 	guesses *guesses
 	answers responses.Store // for the Responses API
 	running running
@@ -135,16 +135,17 @@ func New(o Options) *Gateway {
 	return g
 }
 
-// Handler answers every route of the API. Serve uses it with the timeouts that a public server
+// Handler handles every route of the API. Serve uses it with the timeouts that a public server
 // needs.
 func (g *Gateway) Handler() http.Handler { return http.HandlerFunc(g.serve) }
 
-// Registry holds the gateway's metrics, which GET /metrics shows; others may add theirs, named
-// rbee_….
+// Registry returns the registry of the gateway's metrics, which GET /metrics shows; others may add
+// metrics named rbee_….
 func (g *Gateway) Registry() *prometheus.Registry { return g.metrics.registry }
 
-// serve is what every request goes through: an id, the guard, the routes, and one line in metrics
-// and log. Bodies, prompts, paths with names and what a client calls a model are never logged.
+// serve handles every request: it assigns an id, applies the guard, dispatches to the routes, and
+// records the request in metrics and the log. Bodies, prompts, paths with names and the client's
+// name for a model are never logged.
 func (g *Gateway) serve(inner http.ResponseWriter, r *http.Request) {
 	start := time.Now()
 	w := newResponse(inner, g.o.WriteTimeout)
@@ -154,7 +155,7 @@ func (g *Gateway) serve(inner http.ResponseWriter, r *http.Request) {
 	defer w.body.release()
 	w.Header().Set("X-Request-Id", w.id)
 	if r.ContentLength != 0 {
-		_ = w.c.SetReadDeadline(start.Add(g.o.BodyTimeout)) // a recorder in a test has none
+		_ = w.c.SetReadDeadline(start.Add(g.o.BodyTimeout)) // a test recorder has no deadline
 	}
 	if framedTwice(r) {
 		w.Header().Set("Connection", "close")
@@ -170,11 +171,11 @@ func (g *Gateway) serve(inner http.ResponseWriter, r *http.Request) {
 		g.log.Debug("request", "request", w.id, "route", w.route, "status", w.status, "model", w.model, "worker", w.worker, "took", took, "cut", cut)
 	}
 	if cut {
-		panic(http.ErrAbortHandler) // closes the connection without the mark of a whole answer
+		panic(http.ErrAbortHandler) // closes the connection without marking the answer complete
 	}
 }
 
-// run answers the request and says whether the answer must be cut.
+// run answers the request and reports whether the answer must be cut.
 func (g *Gateway) run(w *response, r *http.Request) (cut bool) {
 	defer func() {
 		v := recover()

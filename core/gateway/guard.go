@@ -13,7 +13,7 @@ import (
 
 const maxRequestID = 128
 
-// requestID is the client's own where it is harmless in a header and a log, else a new one.
+// requestID returns the client's own id if it is safe in a header and a log, otherwise a new one.
 func requestID(r *http.Request) string {
 	id := r.Header.Get("X-Request-Id")
 	if id == "" || len(id) > maxRequestID {
@@ -28,9 +28,9 @@ func requestID(r *http.Request) string {
 	return id
 }
 
-// guard refuses what a web page of a stranger can make a browser send: requests under another name
-// that resolves to loopback (DNS rebinding), and writes from another origin. It tells browsers
-// which pages may read the answer.
+// guard refuses what a hostile web page can make a browser send: requests under a foreign name that
+// resolves to loopback (DNS rebinding), and writes from another origin. It tells browsers which
+// pages may read the answer.
 func (g *Gateway) guard(w *response, r *http.Request) error {
 	if onLoopback(r) && !g.hostAllowed(r.Host) {
 		g.metrics.refused.WithLabelValues(refusedHost).Inc()
@@ -56,7 +56,7 @@ func (g *Gateway) guard(w *response, r *http.Request) error {
 		"Call the API from a program, or add the page's origin to http { allow_origins } in the configuration.")
 }
 
-// originAllowed reports whether the configuration lets the page that sent r call the API.
+// originAllowed reports whether the configuration allows the page that sent r to call the API.
 func (g *Gateway) originAllowed(r *http.Request) bool {
 	origins := r.Header.Values("Origin")
 	if len(origins) != 1 || origins[0] == "" {
@@ -65,19 +65,19 @@ func (g *Gateway) originAllowed(r *http.Request) bool {
 	return g.origins["*"] || g.origins[strings.ToLower(origins[0])]
 }
 
-// sameOrigin reports whether the page that sent r came from this server.
+// sameOrigin reports whether the page that sent r was served by this server.
 func sameOrigin(r *http.Request) bool {
 	u, err := url.Parse(r.Header.Get("Origin"))
 	return err == nil && u.Host != "" && strings.EqualFold(u.Host, r.Host) && len(r.Header.Values("Origin")) == 1 && r.Header.Get("Sec-Fetch-Site") != "cross-site"
 }
 
 const (
-	preflightAge = "600" // seconds for which a browser may remember the answer
-	maxPreflight = 1024  // bytes of the headers that a page asks for
+	preflightAge = "600" // seconds that a browser may cache the answer
+	maxPreflight = 1024  // bytes of the headers that a page requests
 )
 
-// preflight answers a browser that asks whether a page may send a request, and reports whether r is
-// such a question. The guard has let the page pass.
+// preflight answers a CORS preflight request, and reports whether r is one. The guard has already
+// accepted the page.
 func (g *Gateway) preflight(w *response, r *http.Request) bool {
 	if r.Method != http.MethodOptions || r.Header.Get("Access-Control-Request-Method") == "" || w.Header().Get("Access-Control-Allow-Origin") == "" {
 		return false
@@ -93,11 +93,11 @@ func (g *Gateway) preflight(w *response, r *http.Request) bool {
 	return true
 }
 
-// tidyPath puts right what joining a base URL and a route often makes: doubled slashes, and the
-// version twice.
+// tidyPath corrects frequent results of joining a base URL and a route: doubled slashes and a
+// doubled version.
 func tidyPath(u *url.URL) {
 	if u.RawPath != "" {
-		return // it has escapes, which stay as they are
+		return // it contains escapes, which stay unchanged
 	}
 	for strings.Contains(u.Path, "//") {
 		u.Path = strings.ReplaceAll(u.Path, "//", "/")
@@ -107,8 +107,8 @@ func tidyPath(u *url.URL) {
 	}
 }
 
-// onLoopback says whether r came in on a loopback address, where only programs of this machine,
-// browsers included, can be the client. What is not known counts as loopback; a unix socket does
+// onLoopback reports whether r arrived on a loopback address, where only programs of this machine,
+// browsers included, can be the client. An unknown address counts as loopback; a unix socket does
 // not, since no browser can reach it.
 func onLoopback(r *http.Request) bool {
 	addr, _ := r.Context().Value(http.LocalAddrContextKey).(net.Addr)
@@ -122,7 +122,7 @@ func onLoopback(r *http.Request) bool {
 }
 
 func (g *Gateway) hostAllowed(host string) bool {
-	if host == "" { // HTTP/1.0, as health checks of proxies send it; browsers cannot
+	if host == "" { // HTTP/1.0, as in health checks of proxies; browsers cannot send it
 		return true
 	}
 	name := host

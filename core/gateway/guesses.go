@@ -10,12 +10,12 @@ import (
 const (
 	maxWrong    = 20          // wrong tokens from one address within wrongWindow
 	wrongWindow = time.Minute // from the first of them
-	maxGuessers = 4096        // addresses that are remembered
+	maxGuessers = 4096        // addresses remembered
 )
 
-// guesses counts wrong tokens by address, so that who sends many of them is told to wait. It bounds
-// what is answered, not what is looked at: a right token of the same address is let in. Memory is
-// bounded as well: with very many addresses some are forgotten too early.
+// guesses counts wrong tokens by address, so that a client that sends many of them is told to wait.
+// It changes the answers, not the checks: a valid token from the same address is admitted. Memory
+// is bounded as well: with very many addresses some are forgotten too early.
 type guesses struct {
 	mu     sync.Mutex // guards below
 	wrongs map[netip.Prefix]wrongs
@@ -29,8 +29,8 @@ type wrongs struct {
 
 func newGuesses() *guesses { return &guesses{wrongs: map[netip.Prefix]wrongs{}} }
 
-// wrong notes a wrong token, and returns how long the client is to wait before the next; 0: not at
-// all.
+// wrong counts a wrong token and returns how long the client must wait before the next one; 0: no
+// wait.
 func (g *guesses) wrong(from netip.Prefix, now time.Time) time.Duration {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -49,8 +49,8 @@ func (g *guesses) wrong(from netip.Prefix, now time.Time) time.Duration {
 	return w.first.Add(wrongWindow).Sub(now)
 }
 
-// makeRoomLocked looks at a few addresses, whichever they are, and forgets those whose window is
-// over, or else the one with the fewest wrong tokens.
+// makeRoomLocked looks at a few arbitrary addresses and forgets those whose window has ended, or
+// else the one with the fewest wrong tokens.
 func (g *guesses) makeRoomLocked(now time.Time) {
 	looked, forgot := 0, false
 	var least netip.Prefix
@@ -71,7 +71,7 @@ func (g *guesses) makeRoomLocked(now time.Time) {
 	}
 }
 
-// clientOf is where a request comes from: an IPv4 address, or the 64 bits of an IPv6 address that
+// clientOf returns the origin of a request: an IPv4 address, or the /64 of an IPv6 address, which
 // one customer gets. Unix sockets share one.
 func clientOf(r *http.Request) netip.Prefix {
 	addr, err := netip.ParseAddrPort(r.RemoteAddr)

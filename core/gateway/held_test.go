@@ -24,7 +24,7 @@ func (r *rig) held() int64 {
 }
 
 // A request in another dialect holds its body no longer than one in OpenAI's: until the stream has
-// begun. Its answer goes on for long.
+// begun, which then runs for long.
 func TestTranslatedBodyIsGivenUp(t *testing.T) {
 	t.Parallel()
 	const size = 200 << 10
@@ -35,7 +35,7 @@ func TestTranslatedBodyIsGivenUp(t *testing.T) {
 	}{
 		"anthropic": {"/v1/messages", `{"model":"tiny","max_tokens":9,"stream":true,"messages":[{"role":"user","content":"` + text + `"}]}`, 0},
 		"ollama":    {"/api/chat", `{"model":"tiny","messages":[{"role":"user","content":"` + text + `"}]}`, 0},
-		// It keeps the conversation for previous_response_id.
+		// The conversation is stored for previous_response_id.
 		"responses": {"/v1/responses", `{"model":"tiny","stream":true,"input":"` + text + `"}`, 2*size + 10<<10},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -63,7 +63,7 @@ func TestTranslatedBodyIsGivenUp(t *testing.T) {
 			r.stop()
 			kept := int64(0)
 			if name == "responses" {
-				kept = size + 2<<10 // the conversation and its answer are counted until they go
+				kept = size + 2<<10 // the conversation and its answer are counted until dropped
 			}
 			must.LessEq(t, kept, r.held())
 			if kept > 0 {
@@ -75,7 +75,7 @@ func TestTranslatedBodyIsGivenUp(t *testing.T) {
 	}
 }
 
-// Conversations that are kept are counted with the bodies, and give way to them.
+// Stored conversations are counted with the bodies, and yield to them.
 func TestKeptAnswersGiveWay(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, func(o *rigOptions) { o.BodyMemory = 300 << 10 })
@@ -112,8 +112,8 @@ func TestSlowZstdHoldsWhatItSent(t *testing.T) {
 	eventually(t, "it holds nothing", func() bool { return r.held() == 0 })
 }
 
-// A connection lives on after a request in chunks, whatever came before it, but not after one whose
-// length was stated as well.
+// A connection stays usable after a chunked request, whatever preceded it, but not after one that
+// also stated its length.
 func TestChunksKeepTheConnection(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, nil)
@@ -160,7 +160,7 @@ func TestChunksKeepTheConnection(t *testing.T) {
 func TestOllamaDeleteNothing(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, nil)
-	// its hive has deleted it meanwhile
+	// the hive has deleted the model meanwhile
 	r.cluster.Change(func(s *fakecluster.State) { s.Models = []core.Model{{ID: "tiny"}} })
 	for _, name := range []string{"tiny", "nobody"} {
 		q, err := http.NewRequestWithContext(t.Context(), http.MethodDelete, r.url+"/api/delete", strings.NewReader(`{"model":"`+name+`"}`))

@@ -13,8 +13,8 @@ import (
 	"github.com/rbee-project/rbee/core/coretest/hostile"
 )
 
-// Floods of HTTP/2 frames at the public port take little memory and few goroutines, and others are
-// served meanwhile. Not parallel: it measures the process.
+// Floods of HTTP/2 frames at the public port take little memory and few goroutines, and other
+// clients are served meanwhile. Not parallel: it measures the process.
 func TestHostileFrames(t *testing.T) {
 	r := newRig(t, nil)
 	r.serve("w1", streamOf(tokenEvent(1), doneEvent))

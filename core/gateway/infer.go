@@ -24,8 +24,8 @@ func (g *Gateway) embeddings(w *response, r *http.Request) error {
 	return g.infer(w, r, "/v1/embeddings")
 }
 
-// The routes that follow are llama-server's, and the spellings of /v1/rerank are those of Jina,
-// Cohere and llama-server.
+// The routes below are llama-server's; /v1/rerank has the spellings of Jina, Cohere and
+// llama-server.
 
 func (g *Gateway) rerank(w *response, r *http.Request) error {
 	return g.infer(w, r, "/v1/rerank")
@@ -52,9 +52,8 @@ func (g *Gateway) infer(w *response, r *http.Request, path string) error {
 	return c.err
 }
 
-// begin counts an inference request among those that run, until end. It returns the HTTP request
-// with a context that also ends by cancel, and when the server shuts down. Errors: errRefused when
-// it already does.
+// begin registers a running inference request until end. It returns the HTTP request with a context
+// that also ends on cancel and on shutdown. Errors: errRefused if the server is already stopping.
 func (g *Gateway) begin(r *http.Request) (begun *http.Request, cancel context.CancelCauseFunc, end func(), err error) {
 	ctx, cancel := context.WithCancelCause(r.Context())
 	done, ok := g.streams.add(false, cancel)
@@ -65,8 +64,8 @@ func (g *Gateway) begin(r *http.Request) (begun *http.Request, cancel context.Ca
 	return r.WithContext(ctx), cancel, func() { done(); cancel(nil) }, nil
 }
 
-// relay has the inference request answered that an HTTP request stands for, in any dialect. It adds
-// what the HTTP request tells beside its body.
+// relay runs the inference request of an HTTP request, in any dialect. It adds what the HTTP
+// request contains besides its body.
 func (g *Gateway) relay(w *response, r *http.Request, q inference.Request, c inference.Client) {
 	q.ID, q.Key, q.Weight = w.id, w.key, w.token.Priority.Weight()
 	q.Limited = func(rates []inference.Rate) { tellRates(w.Header(), rates, time.Now()) }
@@ -76,13 +75,13 @@ func (g *Gateway) relay(w *response, r *http.Request, q inference.Request, c inf
 			return m.ID, err
 		}
 	}
-	_ = g.o.Inference.Serve(r.Context(), q, c) // c was told
+	_ = g.o.Inference.Serve(r.Context(), q, c) // c received the error
 }
 
 // openaiClient passes the answer of an inference request to a client of OpenAI's API.
 type openaiClient struct {
 	w   *response
-	err error // what is left for the route to answer, or http.ErrAbortHandler
+	err error // error left for the route to answer, or http.ErrAbortHandler
 }
 
 // Asked implements inference.Client.
@@ -120,19 +119,19 @@ func (c *openaiClient) Answer(a inference.Answer) {
 	}
 	h.Set("Content-Length", strconv.Itoa(len(a.Body)))
 	c.w.WriteHeader(a.Status)
-	_, _ = c.w.Write(a.Body) // where the client is gone there is nobody to tell
+	_, _ = c.w.Write(a.Body) // if the client has disconnected, there is no one to inform
 }
 
 // Fail implements inference.Client. A stream that has begun ends with an error event and without
-// the mark of a whole answer.
+// the mark of a complete answer.
 func (c *openaiClient) Fail(err error) (status int) {
 	return c.fail(err, func(e *openai.Error) {
-		_ = openai.NewEventWriter(c.w).Error(e) // the client may be gone; there is nobody else to tell
+		_ = openai.NewEventWriter(c.w).Error(e) // the client may have disconnected; there is no one else to inform
 	})
 }
 
-// fail leaves the error to the route, or where the answer has begun, has it told there, unless the
-// client knows or is gone.
+// fail leaves the error to the route or, if the answer has begun, passes it to tell, unless the
+// client knows it or has disconnected.
 func (c *openaiClient) fail(err error, tell func(e *openai.Error)) (status int) {
 	e, a := envelope(&concealed{err})
 	if c.w.status == 0 {

@@ -101,7 +101,7 @@ func TestRefusedBeforeAnyWorker(t *testing.T) {
 	}
 }
 
-// FAULTS G-17: a worker that says that it is busy lives. It is not avoided for that.
+// FAULTS G-17: a worker that reports itself busy is alive. It is not avoided for that.
 func TestNextWorkerBeforeFirstByte(t *testing.T) {
 	t.Parallel()
 	for _, stream := range []bool{false, true} {
@@ -198,7 +198,7 @@ func TestNoCandidateLeft(t *testing.T) {
 	}
 }
 
-// FAULTS G-04: what a client does wrong says nothing against a worker.
+// FAULTS G-04: a client's mistake does not count against a worker.
 func TestRefusalsOfAWorkerArePassedOn(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, nil)
@@ -240,7 +240,7 @@ func TestRefusalsOfAWorkerArePassedOn(t *testing.T) {
 	must.SliceEmpty(t, r.router.failures())
 }
 
-// The keep-alive trap: a worker that closes connections after an answer, without saying so.
+// The keep-alive trap: a worker that closes connections after an answer without announcing it.
 func TestStaleConnectionIsRetriedOnce(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, nil)
@@ -248,8 +248,8 @@ func TestStaleConnectionIsRetriedOnce(t *testing.T) {
 	r.raw("w1", func(c net.Conn) {
 		requests.Add(1)
 		_, _ = fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", len(wholeAnswer), wholeAnswer)
-		// A second request on the connection is read and then dropped without an answer: the worst
-		// moment to close it.
+		// A second request on the connection is read and then dropped unanswered: the worst moment
+		// to close it.
 		_ = readRequest(c)
 	})
 	for range 50 {
@@ -261,7 +261,7 @@ func TestStaleConnectionIsRetriedOnce(t *testing.T) {
 	must.SliceEmpty(t, r.router.failures())
 }
 
-// FAULTS G-05, in short: the worker knows within 100 ms that nobody listens any more.
+// FAULTS G-05, in short: the worker learns within 100 ms that the client has disconnected.
 func TestClientGoneCancelsTheWorker(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
@@ -314,7 +314,7 @@ func TestClientGoneCancelsTheWorker(t *testing.T) {
 	}
 }
 
-// FAULTS G-05 d: a client that only closes its sending half is gone as well.
+// FAULTS G-05 d: a client that only closes its sending half counts as disconnected.
 func TestHalfCloseCancelsTheWorker(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, nil)
@@ -339,7 +339,7 @@ func TestHalfCloseCancelsTheWorker(t *testing.T) {
 	}
 }
 
-// FAULTS G-05 a: while a worker is being started.
+// FAULTS G-05 a: while a worker is starting.
 func TestClientGoneEndsTheWait(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, func(o *rigOptions) { o.inf.ProgressAfter, o.inf.ProgressInterval = time.Millisecond, time.Millisecond })
@@ -365,7 +365,7 @@ func TestClientGoneEndsTheWait(t *testing.T) {
 func TestWaitForAWorkerToBeStarted(t *testing.T) {
 	t.Parallel()
 	fast := func(o *rigOptions) { o.inf.ProgressAfter, o.inf.ProgressInterval = time.Millisecond, time.Millisecond }
-	// slow gives back control when the client has seen a comment.
+	// slow returns control once the client has seen a comment.
 	slow := func(r *rig, then error) (seen chan struct{}) {
 		seen = make(chan struct{})
 		r.router.wait = func(ctx context.Context, progress func(core.Progress)) error {

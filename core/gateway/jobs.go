@@ -14,11 +14,11 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
-// maxJobBody bounds the request of a job, in bytes.
+// maxJobBody bounds the body of a job request, in bytes.
 const maxJobBody = 1 << 20
 
-// attemptHeader counts how often a client has sent a request with an id of its own making. Without
-// it the request may be a repeat.
+// attemptHeader numbers a client's attempts to send a request with an id of its choice. Without it
+// the request may be a repeat.
 const attemptHeader = "X-Rbee-Attempt"
 
 func (g *Gateway) submit(w *response, r *http.Request) error {
@@ -33,7 +33,7 @@ func (g *Gateway) submit(w *response, r *http.Request) error {
 	if key := r.Header.Get("Idempotency-Key"); request.RequestID == "" {
 		request.RequestID = key
 	}
-	// The route needs the scope operate, and so does what is no operation.
+	// The route requires the scope operate, and so does an unknown operation.
 	if spec, err := operation.Find(request.Operation); err == nil && spec.Needs(request) != core.ScopeOperate {
 		if err := g.authorize(w, r, spec.Needs(request)); err != nil {
 			return err
@@ -51,7 +51,7 @@ func (g *Gateway) submit(w *response, r *http.Request) error {
 	return writeJSON(w, http.StatusAccepted, job)
 }
 
-// operations tells which operations a job can be of, and what each takes.
+// operations lists the operations that a job can run, and their parameters.
 func (g *Gateway) operations(w *response, _ *http.Request) error {
 	return answerList(w, operation.Describe(), nil)
 }
@@ -86,16 +86,16 @@ func (g *Gateway) cancelJob(w *response, r *http.Request) error {
 	return writeJSON(w, http.StatusAccepted, job)
 }
 
-// jobStream sends a job's events as server-sent events, from the one after Last-Event-ID or ?after=
-// on, and ends after the end event. A stream that ends without one was cut: the client asks again
-// with the number of its last event.
+// jobStream sends a job's events as server-sent events, starting after Last-Event-ID or ?after=,
+// and ends after the end event. A stream that ends without it was cut: the client asks again with
+// the number of its last event.
 func (g *Gateway) jobStream(w *response, r *http.Request) error {
 	after, err := eventsAfter(r)
 	if err != nil {
 		return err
 	}
 	id := r.PathValue("id")
-	if _, err := g.o.Jobs.Job(r.Context(), id); err != nil { // while it can still be told as a status
+	if _, err := g.o.Jobs.Job(r.Context(), id); err != nil { // while the error can still be a status
 		return err
 	}
 	ctx, cancel := context.WithCancelCause(r.Context())
@@ -123,7 +123,7 @@ func (g *Gateway) jobStream(w *response, r *http.Request) error {
 	wg.Wait()
 	if err != nil && !stopped {
 		e, _ := envelope(err)
-		_ = s.failure(e) // the client may be gone; there is nobody else to tell
+		_ = s.failure(e) // the client may have disconnected; there is no one else to inform
 	}
 	if err != nil {
 		return http.ErrAbortHandler
@@ -132,7 +132,7 @@ func (g *Gateway) jobStream(w *response, r *http.Request) error {
 }
 
 func eventsAfter(r *http.Request) (int64, error) {
-	s := r.Header.Get("Last-Event-ID") // a client that resumes repeats the address, so the header is newer than the query
+	s := r.Header.Get("Last-Event-ID") // a resuming client repeats the URL, so the header is newer than the query
 	if s == "" {
 		s = r.URL.Query().Get("after")
 	}
@@ -146,7 +146,8 @@ func eventsAfter(r *http.Request) (int64, error) {
 	return after, nil
 }
 
-// eventStream writes job events; a keep-alive goroutine writes beside the one that has the events.
+// eventStream writes job events; a keep-alive goroutine writes concurrently with the one that emits
+// the events.
 type eventStream struct {
 	mu  sync.Mutex // guards below
 	w   *response
@@ -170,8 +171,8 @@ func (s *eventStream) event(e core.Event) error {
 	return s.sendLocked(s.buf)
 }
 
-// failure tells why a stream is cut. It has no id, so that a client resumes behind the last real
-// event.
+// failure sends the reason why a stream is cut. It has no id, so that a client resumes after the
+// last real event.
 func (s *eventStream) failure(e *openai.Error) error {
 	data, err := json.Marshal(map[string]*openai.Error{"error": e})
 	if err != nil {
@@ -196,8 +197,8 @@ func (s *eventStream) sendLocked(b []byte) error {
 	return nil
 }
 
-// keepAlive sends comments until ctx ends, so that neither side nor a proxy between takes silence
-// for death.
+// keepAlive sends comments until ctx ends, so that neither the client nor a proxy mistakes silence
+// for a dead connection.
 func (s *eventStream) keepAlive(ctx context.Context, every time.Duration, cancel context.CancelCauseFunc) {
 	tick := time.NewTicker(every)
 	defer tick.Stop()

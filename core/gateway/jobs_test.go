@@ -149,7 +149,7 @@ func TestJobStreamThatBreaksIsCut(t *testing.T) {
 	must.StrContains(t, body, "id: 1\n")
 }
 
-// A job stream holds no stop up: it can be resumed elsewhere.
+// A job stream does not delay a stop: it can be resumed elsewhere.
 func TestStopEndsJobStreams(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, nil)
@@ -165,7 +165,8 @@ func TestStopEndsJobStreams(t *testing.T) {
 	must.ErrorIs(t, err, io.ErrUnexpectedEOF)
 }
 
-// An operation that needs another scope than operate asks for it, before anything is submitted.
+// An operation that requires another scope than operate is checked for it before anything is
+// submitted.
 func TestJobScope(t *testing.T) {
 	t.Parallel()
 	g, auth := guarded(io.Discard)

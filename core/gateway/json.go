@@ -14,7 +14,7 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
-// list is the form of every list of the API, which is OpenAI's.
+// list is the form of every list in the API, as in OpenAI's.
 type list[T any] struct {
 	Object string `json:"object"` // "list"
 	Data   []T    `json:"data"`
@@ -33,12 +33,12 @@ func writeJSON(w http.ResponseWriter, status int, v any) error {
 	h.Set("Content-Length", strconv.Itoa(len(body)+1))
 	h.Set("X-Content-Type-Options", "nosniff")
 	w.WriteHeader(status)
-	_, _ = w.Write(append(body, '\n')) // where the client is gone there is nobody to tell
+	_, _ = w.Write(append(body, '\n')) // if the client has disconnected, there is no one to inform
 	return nil
 }
 
-// decodeObject reads a request's body into v. It is strict: a field that is misspelt would silently
-// do something else than was asked.
+// decodeObject reads a request's body into v. It is strict: a misspelled field would otherwise
+// silently be ignored.
 func decodeObject(body []byte, v any, what string) error {
 	dec := json.NewDecoder(bytes.NewReader(body))
 	dec.DisallowUnknownFields()

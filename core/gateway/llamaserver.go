@@ -15,8 +15,8 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
-// llamaServerRoutes are those of llama-server that tools rely on. Its clients know of one model, so
-// that they may leave out which one they mean.
+// llamaServerRoutes returns llama-server's routes that tools rely on. Its clients assume a single
+// model, so they may omit its name.
 func llamaServerRoutes() []route {
 	out := []route{
 		{"GET", "/props", core.ScopeInfer, local((*Gateway).props)},
@@ -51,8 +51,8 @@ func (g *Gateway) native(w *response, r *http.Request, path string) error {
 	return c.err
 }
 
-// onlyModel returns the id of the only model that is served, or else of the only one that there is;
-// empty: there are several, or none.
+// onlyModel returns the id of the only served model, or else of the only existing one; empty: there
+// are several, or none.
 func (g *Gateway) onlyModel(ctx context.Context) (string, error) {
 	workers, err := g.o.Cluster.Workers(ctx)
 	if err != nil {
@@ -72,14 +72,14 @@ func (g *Gateway) onlyModel(ctx context.Context) (string, error) {
 		}
 	}
 	slices.Sort(ids)
-	if ids = slices.Compact(ids); len(ids) == 1 { // the id of a worker whose model is unknown is empty
+	if ids = slices.Compact(ids); len(ids) == 1 { // a worker of an unknown model has an empty model id
 		return ids[0], nil
 	}
 	return "", nil
 }
 
-// nativeClient passes on the answer to a request in llama-server's own form, whose streams end
-// without the mark of OpenAI's.
+// nativeClient passes on the answer to a request in llama-server's own form, whose streams have no
+// final [DONE].
 type nativeClient struct{ openaiClient }
 
 // Send implements inference.Client.
@@ -90,8 +90,8 @@ func (c *nativeClient) Send(block []byte) error {
 	return c.openaiClient.Send(block)
 }
 
-// props tells what llama-server tells of its model, and without a model's name, where there are
-// several, what its router tells.
+// props answers like llama-server about its model or, if several models exist and none is named,
+// like its router.
 func (g *Gateway) props(w *response, r *http.Request) error {
 	model, err := g.asked(r)
 	if err != nil {
@@ -108,7 +108,7 @@ func (g *Gateway) props(w *response, r *http.Request) error {
 		if err := json.Unmarshal(body, &all); err != nil {
 			return nil, core.Wrap(err, core.Internal, "read the worker's answer")
 		}
-		for _, key := range []string{ // nothing else, so that nothing tells where files are
+		for _, key := range []string{ // only these, so that no file path is revealed
 			"default_generation_settings", "total_slots", "modalities", "chat_template", "chat_template_caps", "bos_token", "eos_token", "build_info", "is_sleeping",
 			"endpoint_slots",
 		} {
@@ -125,7 +125,7 @@ func (g *Gateway) props(w *response, r *http.Request) error {
 	})
 }
 
-// slots tells which slots of a worker of a model are busy.
+// slots answers which slots of a model's worker are busy.
 func (g *Gateway) slots(w *response, r *http.Request) error {
 	model, err := g.asked(r)
 	if err != nil {
@@ -153,7 +153,7 @@ func (g *Gateway) slots(w *response, r *http.Request) error {
 	})
 }
 
-// loraAdapters tells which adapters a worker of a model has. Their paths are nobody's business.
+// loraAdapters lists the adapters of a model's worker, without their paths.
 func (g *Gateway) loraAdapters(w *response, r *http.Request) error {
 	model, err := g.asked(r)
 	if err != nil {
@@ -171,7 +171,7 @@ func (g *Gateway) loraAdapters(w *response, r *http.Request) error {
 	}, func(core.Model) (any, error) { return []openai.LoRAAdapter{}, nil })
 }
 
-// asked returns the model that a GET names, or else the only one.
+// asked returns the model named in a GET, or else the only one.
 func (g *Gateway) asked(r *http.Request) (string, error) {
 	if name := r.URL.Query().Get("model"); name != "" {
 		return name, nil
@@ -179,9 +179,9 @@ func (g *Gateway) asked(r *http.Request) (string, error) {
 	return g.onlyModel(r.Context())
 }
 
-// look answers with what a worker of a model tells of itself, or, where no worker has loaded it,
-// with unloaded, as llama-server tells of a model that sleeps. It loads nothing, and keeps nothing
-// loaded: programs ask every few seconds.
+// look answers with a worker's own report or, if no worker has loaded the model, with unloaded, as
+// llama-server does for a sleeping model. It neither loads a model nor keeps one loaded: programs
+// poll every few seconds.
 func (g *Gateway) look(w *response, r *http.Request, path, model string, shown func(model string, body []byte) ([]byte, error), unloaded func(m core.Model) (any, error)) error {
 	r, _, end, err := g.begin(r)
 	if err != nil {
@@ -208,7 +208,7 @@ func (g *Gateway) look(w *response, r *http.Request, path, model string, shown f
 	return writeJSON(w, http.StatusOK, v)
 }
 
-// lookClient answers with what is shown of a worker's answer.
+// lookClient answers with the visible part of a worker's answer.
 type lookClient struct {
 	openaiClient
 	shown    func(model string, body []byte) ([]byte, error)

@@ -14,7 +14,7 @@ import (
 	"github.com/rbee-project/rbee/core/coretest/fakecluster"
 )
 
-// TestPropsOfModel asks for what a worker tells of its model: where its files are is not told.
+// TestPropsOfModel reads a worker's report about its model, which must not reveal file paths.
 func TestPropsOfModel(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, nil)
@@ -37,7 +37,7 @@ func TestPropsOfModel(t *testing.T) {
 	must.NoError(t, json.Unmarshal([]byte(body), &got))
 	must.Eq(t, map[string]any{"model_alias": "tiny", "model_path": "tiny", "total_slots": 2.0, "chat_template": "t", "default_generation_settings": map[string]any{"n_ctx": 64.0}}, got)
 
-	// Its clients know of one model: where there is one, it need not be named.
+	// Clients of llama-server assume a single model: if there is only one, they need not name it.
 	resp, body = r.get("/props")
 	must.Eq(t, 200, resp.StatusCode)
 	must.StrContains(t, body, `"role":"router"`)
@@ -67,8 +67,8 @@ func TestPropsOfModel(t *testing.T) {
 	must.StrContains(t, body, `"status":"ok"`)
 }
 
-// TestPollsLoadNothing asks, as programs do every few seconds, about a model that no worker has
-// loaded. What is known of it is told, and nothing is started.
+// TestPollsLoadNothing polls a model that no worker has loaded, as programs do every few seconds.
+// The answer has what is known of the model, and nothing is started.
 func TestPollsLoadNothing(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, nil)
@@ -109,7 +109,7 @@ func TestPollsLoadNothing(t *testing.T) {
 }
 
 // TestNativeRequests passes requests on in llama-server's form: they need not name the only model,
-// and their streams have no mark at the end.
+// and their streams have no final mark.
 func TestNativeRequests(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, nil)
@@ -135,7 +135,7 @@ func TestNativeRequests(t *testing.T) {
 			must.Eq(t, `data: {"content":"a","stop":false}`+"\n\n"+`data: {"content":"","stop":true}`+"\n\n", body)
 		}
 	}
-	// A name that is given is not replaced.
+	// A name in the request is not replaced.
 	resp, _, err := r.post("/completion", `{"model":"other","prompt":"x"}`)
 	must.NoError(t, err)
 	must.Eq(t, 404, resp.StatusCode)

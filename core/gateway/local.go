@@ -16,35 +16,35 @@ import (
 	"github.com/rbee-project/rbee/core/operation"
 )
 
-// LocalTokens makes tokens for the people of a queen's own machine. Whoever may read its data
-// folder has the keys of the cluster, so that a token gives them nothing, and a cluster whose last
-// operator token was lost is not lost with it. That they may read it they prove by each request:
-// plugins, which run as the same user and can reach the socket, may not.
+// LocalTokens creates tokens for users of a queen's own machine. Anyone who can read its data
+// folder has the keys of the cluster, so that a token gives them no further power, and a cluster
+// can recover from the loss of its last operator token. Each request proves this read access:
+// plugins, which run as the same user and can reach the socket, must not get tokens.
 type LocalTokens struct {
 	Create func(ctx context.Context, r core.TokenRequest) (core.NewToken, error)
 	Proof  func(message []byte) []byte                // pki.Identity.Proof
-	Told   func(ctx context.Context, made core.Token) // is told of each token; must not block
+	Told   func(ctx context.Context, made core.Token) // called with each token; must not block
 }
 
-// ProofHeader has LocalProof's text.
+// ProofHeader is the header that carries a LocalProof.
 const ProofHeader = "X-Rbee-Proof"
 
-// proofLife bounds the age of a proof; each serves once.
+// proofLife bounds the age of a proof; each proof is valid once.
 const proofLife = time.Minute
 
-// LocalProof is the proof for a request with a body, made now.
+// LocalProof returns a proof for a request with the given body, made at now.
 func LocalProof(body []byte, now time.Time, proof func(message []byte) []byte) string {
 	at := strconv.FormatInt(now.UnixNano(), 10)
 	return at + "." + fmt.Sprintf("%x", proof([]byte(at+"\n"+string(body))))
 }
 
-// usedProofs remembers proofs for twice proofLife, so that each serves once.
+// usedProofs remembers proofs for twice proofLife, so that each is accepted once.
 type usedProofs struct {
 	mu   sync.Mutex // guards below
 	seen map[string]time.Time
 }
 
-// check reports why a proof is none. Errors: Forbidden.
+// check returns an error for an invalid proof. Errors: Forbidden.
 func (u *usedProofs) check(text string, body []byte, now time.Time, proof func([]byte) []byte) error {
 	at, _, _ := strings.Cut(text, ".")
 	nanos, err := strconv.ParseInt(at, 10, 64)
@@ -62,10 +62,10 @@ func (u *usedProofs) check(text string, body []byte, now time.Time, proof func([
 	return nil
 }
 
-// LocalHandler serves what a hive knows of itself, read-only, in the form of the public API with
-// core.LocalHive as the hive, what became of the machine's membership, and on a queen the making of
-// tokens. Each of h, tokens and standing may be nil.
-// It is for a socket that only the agent's user can open: it asks for no token.
+// LocalHandler serves what a hive knows about itself, read-only, in the form of the public API with
+// core.LocalHive as the hive, the state of the machine's membership, and, on a queen, the creation
+// of tokens. Each of h, tokens and standing may be nil. It is for a socket that only the agent's
+// user can open: it requires no token.
 func LocalHandler(h operation.Answerer, tokens *LocalTokens, standing func() core.Standing) http.Handler {
 	mux := http.NewServeMux()
 	if standing != nil {

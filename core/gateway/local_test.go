@@ -39,7 +39,7 @@ func (loneHive) Answer(_ context.Context, r core.Request) (any, error) {
 	return s.Zero(), err
 }
 
-// What a hive says of itself is read by the same client as what a queen says.
+// A client reads a hive's own answers as it reads a queen's.
 func TestLocalHandler(t *testing.T) {
 	t.Parallel()
 	s := httptest.NewServer(gateway.LocalHandler(loneHive{}, nil, nil))
@@ -64,7 +64,7 @@ func TestLocalHandler(t *testing.T) {
 	must.NoError(t, err)
 	must.Eq(t, "cpu@1.0", b.ID)
 
-	// Nothing else, no other hive, and nothing that changes anything.
+	// Nothing else is served: no other hive, and nothing that makes changes.
 	for _, r := range []struct{ method, path string }{
 		{http.MethodGet, "/v1/hives/other/processes"},
 		{http.MethodGet, "/v1/workers"},
@@ -91,8 +91,8 @@ func TestLocalHandler(t *testing.T) {
 	}
 }
 
-// A queen makes tokens for who proves that he may read its data folder, with a proof of each
-// request that serves once.
+// A queen creates tokens for clients that prove read access to its data folder, with a single-use
+// proof per request.
 func TestLocalTokens(t *testing.T) {
 	t.Parallel()
 	proof := func(message []byte) []byte { sum := sha256.Sum256(append([]byte("key"), message...)); return sum[:] }
@@ -133,6 +133,6 @@ func TestLocalTokens(t *testing.T) {
 	}
 	must.Eq(t, 0, made)
 	must.Eq(t, http.StatusCreated, post(body, good))
-	must.Eq(t, http.StatusForbidden, post(body, good)) // once
+	must.Eq(t, http.StatusForbidden, post(body, good)) // valid only once
 	must.Eq(t, []core.Token{{ID: "t1", Name: "alice", Kind: core.TokenAPI}}, told)
 }

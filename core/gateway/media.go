@@ -10,7 +10,7 @@ import (
 	"github.com/rbee-project/rbee/core/inference"
 )
 
-// mediaRoutes are the routes beside text, which workers have that say so.
+// mediaRoutes returns the non-text routes, for workers with the matching capability.
 func mediaRoutes() []route {
 	var out []route
 	for _, path := range inference.MediaPaths() {
@@ -21,13 +21,13 @@ func mediaRoutes() []route {
 	return append(out, route{"GET", "/v1/realtime", core.ScopeInfer, refuse}, route{"POST", "/v1/realtime", core.ScopeInfer, refuse}, route{"POST", "/v1/realtime/{rest...}", core.ScopeInfer, refuse})
 }
 
-// realtime refuses a session of sound in both directions.
+// realtime refuses realtime sessions, with audio in both directions.
 func (g *Gateway) realtime(*response, *http.Request) error {
 	return core.Errorf(core.Unsupported, "realtime sessions are not supported").Hint(
 		"Use POST /v1/audio/transcriptions, /v1/chat/completions with stream, and /v1/audio/speech, with models that can.")
 }
 
-// media passes a request on whose body is a form, or JSON, and whose answer may be anything.
+// media passes on a request whose body is a form or JSON, and whose answer may have any type.
 func (g *Gateway) media(w *response, r *http.Request, path string) error {
 	if m, _ := inference.MediaOf(path); !m.Form {
 		return g.infer(w, r, path)
@@ -53,7 +53,7 @@ func (g *Gateway) media(w *response, r *http.Request, path string) error {
 	c := &openaiClient{w: w}
 	g.relay(w, r, inference.Request{
 		Path: path, Form: f, At: start, Model: f.model,
-		ContentType: mime.FormatMediaType(typ, map[string]string{"boundary": params["boundary"]}), // what it says, and no more
+		ContentType: mime.FormatMediaType(typ, map[string]string{"boundary": params["boundary"]}), // only the known parameters
 	}, c)
 	return c.err
 }

@@ -17,7 +17,7 @@ import (
 	"github.com/rbee-project/rbee/core/inference"
 )
 
-// makeForm makes a form of fields, name and text by turns, and a file.
+// makeForm returns a form with fields, alternating names and texts, and a file.
 func makeForm(t *testing.T, fields ...string) (contentType string, body []byte) {
 	t.Helper()
 	var b bytes.Buffer
@@ -33,7 +33,7 @@ func makeForm(t *testing.T, fields ...string) (contentType string, body []byte) 
 	return w.FormDataContentType(), b.Bytes()
 }
 
-// Sound, pictures and moderation pass through, as bytes, for the workers that can.
+// Audio, images and moderation pass through as bytes, to workers that support them.
 func TestMediaSDK(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, nil)
@@ -81,8 +81,7 @@ func TestMediaSDK(t *testing.T) {
 	must.Eq(t, "AA==", drawn.Data[0].B64JSON)
 }
 
-// A form goes on byte for byte, and is refused before any worker where it could be read in two
-// ways.
+// A form passes through byte for byte; an ambiguous one is refused before any worker sees it.
 func TestMediaForms(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, func(o *rigOptions) { o.MaxFormBytes = 20000 })
@@ -150,7 +149,8 @@ func TestMediaForms(t *testing.T) {
 	must.Eq(t, 1, asked)
 }
 
-// What no worker of a model can do is 501, and sessions of realtime are, whatever the model.
+// A request that no worker of a model can serve gets 501, and so does a realtime session, whatever
+// the model.
 func TestMediaRefused(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, func(o *rigOptions) { o.inf.Router = unable{} })
@@ -176,7 +176,7 @@ func TestMediaRefused(t *testing.T) {
 	}
 }
 
-// unable is a router whose workers cannot do what is needed.
+// unable is a router whose workers lack the needed capability.
 type unable struct{}
 
 func (unable) Route(_ context.Context, q inference.Query) (inference.Lease, error) {

@@ -15,19 +15,18 @@ import (
 
 var _ inference.Meter = (*Metrics)(nil)
 
-// maxModelLabels bounds the series of metrics that are told by model; models beyond it share the
-// label "other".
+// maxModelLabels bounds the models with separate series; the rest share the label "other".
 const maxModelLabels = 100
 
-// maxUsages bounds the pairs of token and model with series of their own; those beyond share the
-// label otherLabel.
+// maxUsages bounds the pairs of token and model with separate series; the rest share the label
+// otherLabel.
 const maxUsages = 500
 
-// Metrics are the gateway's and, as an inference.Meter, those of inference. Labels have values that
-// the program chooses, never text of a client. They are safe for concurrent use.
+// Metrics holds the metrics of the gateway and, as an inference.Meter, those of inference. The
+// program chooses all label values, which never contain client text. It is safe for concurrent use.
 type Metrics struct {
 	registry   *prometheus.Registry
-	requests   *prometheus.CounterVec   // by route and class of status
+	requests   *prometheus.CounterVec   // by route and status class
 	duration   *prometheus.HistogramVec // by route
 	inFlight   prometheus.Gauge
 	ttft       prometheus.Histogram
@@ -39,16 +38,16 @@ type Metrics struct {
 	failovers  prometheus.Counter
 	waits      prometheus.Counter
 	refused    *prometheus.CounterVec // by reason
-	used       *prometheus.CounterVec // tokens by id of a token, model and kind
-	asked      *prometheus.CounterVec // requests by id of a token and model
+	used       *prometheus.CounterVec // tokens, by token id, model and kind
+	asked      *prometheus.CounterVec // requests, by token id and model
 	limited    prometheus.Counter
 
 	mu     sync.Mutex // guards below
 	models map[string]bool
-	usages map[[2]string]bool // id of a token, model
+	usages map[[2]string]bool // by token id and model
 }
 
-// NewMetrics returns metrics in a registry of their own.
+// NewMetrics returns metrics in a separate registry.
 func NewMetrics() *Metrics {
 	const ns = "rbee_gateway"
 	latency := []float64{.001, .002, .005, .01, .02, .05, .1, .2, .5, 1, 2, 5, 10, 30, 60, 120, 300, 600}
@@ -76,11 +75,11 @@ func NewMetrics() *Metrics {
 	return m
 }
 
-// Registerer takes the metrics of other packages: each registers its own.
+// Registerer registers the metrics of other packages.
 func (m *Metrics) Registerer() prometheus.Registerer { return m.registry }
 
 func (m *Metrics) request(route string, status int, took time.Duration) {
-	class := "none" // the client was gone before there was a status
+	class := "none" // the client disconnected before there was a status
 	if status != 0 {
 		class = strconv.Itoa(status/100) + "xx"
 	}
@@ -88,7 +87,7 @@ func (m *Metrics) request(route string, status int, took time.Duration) {
 	m.duration.WithLabelValues(route).Observe(took.Seconds())
 }
 
-// model is the label of a model.
+// model returns the label for a model.
 func (m *Metrics) model(id string) string {
 	m.mu.Lock()
 	defer m.mu.Unlock()

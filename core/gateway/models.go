@@ -9,7 +9,7 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
-// modelsFor lists the models that the token of a request may ask.
+// modelsFor lists the models that the token of a request may use.
 func (g *Gateway) modelsFor(ctx context.Context, w *response) ([]core.Model, error) {
 	models, err := g.o.Cluster.Models(ctx)
 	if err != nil || len(w.token.Models) == 0 {
@@ -18,8 +18,8 @@ func (g *Gateway) modelsFor(ctx context.Context, w *response) ([]core.Model, err
 	return slices.DeleteFunc(slices.Clone(models), func(m core.Model) bool { return !w.token.MayAsk(m.ID) }), nil
 }
 
-// findModel finds a model by any of its names, among those that the token of a request may ask.
-// Of the others it does not tell whether they are there.
+// findModel finds a model by any of its names, among those that the token of a request may use. It
+// does not reveal whether other models exist.
 func (g *Gateway) findModel(ctx context.Context, w *response, name string) (core.Model, error) {
 	m, err := operation.ModelGet.Ask(ctx, g.o.Cluster, core.Request{Model: name})
 	kind := core.KindOf(err)

@@ -12,7 +12,7 @@ import (
 	"github.com/rbee-project/rbee/core/coretest/fakecluster"
 )
 
-// as asks with a token.
+// as makes a request with a token.
 func (r *rig) as(token, method, path, body string) (*http.Response, string) {
 	r.t.Helper()
 	req, err := http.NewRequestWithContext(context.Background(), method, r.url+path, strings.NewReader(body))
@@ -23,8 +23,8 @@ func (r *rig) as(token, method, path, body string) (*http.Response, string) {
 	return resp, text
 }
 
-// A token of one model sees that one alone, whichever API it asks by, and has no other one
-// started. What it is told of another one is the same as of one that is not there.
+// A token limited to one model sees only that one, in every API, and cannot start another. A model
+// outside the token looks like one that does not exist.
 func TestTokenOfOneModel(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, func(o *rigOptions) {
@@ -81,7 +81,7 @@ func TestTokenOfOneModel(t *testing.T) {
 	must.Eq(t, http.StatusNotFound, resp.StatusCode)
 }
 
-// withoutID takes the id of the request out of an error.
+// withoutID removes the request id from an error.
 func withoutID(text string) string {
 	before, _, _ := strings.Cut(text, `"request_id"`)
 	return before

@@ -20,10 +20,10 @@ func openaiResponses(g *Gateway) dialect.Dialect { return responses.New(&g.answe
 
 func openaiResponsesSize(g *Gateway) dialect.Dialect { return responses.CountTokens(&g.answers) }
 
-// greeting is what clients of Ollama ask for to see whether a server is there.
+// greeting answers the request by which Ollama's clients check that a server runs.
 func (g *Gateway) greeting(w *response, _ *http.Request) error {
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-	_, _ = w.Write([]byte("rbee is running\n")) // the client may be gone
+	_, _ = w.Write([]byte("rbee is running\n")) // the client may have disconnected
 	return nil
 }
 
@@ -51,10 +51,10 @@ func (g *Gateway) ollamaRunning(w *response, r *http.Request) error {
 	return answerOne(w, ollama.RunningOf(workers, models, time.Now()), err)
 }
 
-// named is the body of Ollama's routes about one model.
+// named is the body of Ollama's routes for one model.
 type named struct {
 	Model  string `json:"model"`
-	Name   string `json:"name"` // older clients
+	Name   string `json:"name"` // sent by older clients
 	Stream *bool  `json:"stream"`
 }
 
@@ -86,7 +86,7 @@ func (g *Gateway) ollamaShow(w *response, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	for _, hive := range m.Hives { // one hive's own answer has the facts of the file
+	for _, hive := range m.Hives { // a hive's own answer has the file details
 		if whole, err := operation.ModelGet.Ask(r.Context(), g.o.Cluster, core.Request{Hive: hive, Model: m.ID}); err == nil {
 			m.Facts = whole.Facts
 			break
@@ -95,7 +95,7 @@ func (g *Gateway) ollamaShow(w *response, r *http.Request) error {
 	return writeJSON(w, http.StatusOK, ollama.ShowOf(m))
 }
 
-// ollamaCopy gives a model one more name.
+// ollamaCopy adds an alias for a model.
 func (g *Gateway) ollamaCopy(w *response, r *http.Request) error {
 	var c struct {
 		Source      string `json:"source"`
@@ -121,8 +121,8 @@ func (g *Gateway) ollamaCopy(w *response, r *http.Request) error {
 	return nil
 }
 
-// ollamaDelete deletes a model from every hive that has it. An alias, which a copy makes, is
-// deleted alone.
+// ollamaDelete deletes a model from every hive that has it. For an alias, which a copy creates, it
+// deletes only the alias.
 func (g *Gateway) ollamaDelete(w *response, r *http.Request) error {
 	n, err := g.readNamed(w, r)
 	if err != nil {
@@ -143,7 +143,7 @@ func (g *Gateway) ollamaDelete(w *response, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	if len(m.Hives) == 0 { // its files went meanwhile
+	if len(m.Hives) == 0 { // its files were deleted meanwhile
 		return &apiError{err: core.Errorf(core.NotFound, "no model %q: no hive has its files", clip(n.Model, 100)), code: openai.CodeModelNotFound, param: "model"}
 	}
 	for _, hive := range m.Hives {
@@ -155,7 +155,7 @@ func (g *Gateway) ollamaDelete(w *response, r *http.Request) error {
 	return nil
 }
 
-// pullLine is one line of the progress of a pull.
+// pullLine is one progress line of a pull.
 type pullLine struct {
 	Status    string `json:"status,omitempty"`
 	Digest    string `json:"digest,omitempty"`
@@ -164,7 +164,7 @@ type pullLine struct {
 	Error     string `json:"error,omitempty"`
 }
 
-// ollamaPull downloads a model and tells how far it is.
+// ollamaPull downloads a model and reports the progress.
 func (g *Gateway) ollamaPull(w *response, r *http.Request) error {
 	n, err := g.readNamed(w, r)
 	if err != nil {
@@ -221,8 +221,8 @@ func (g *Gateway) ollamaPull(w *response, r *http.Request) error {
 }
 
 // runJob submits a job, waits for its end and returns the error that it ended with. progress is
-// called for each progress event; nil: not wanted. Where the client leaves, the job goes on: others
-// may wait for it.
+// called for each progress event; nil: not wanted. If the client disconnects, the job continues:
+// others may wait for it.
 func (g *Gateway) runJob(ctx context.Context, w *response, r core.Request, progress func(core.Progress) error) error {
 	job, err := g.o.Jobs.Submit(ctx, r, false)
 	if err != nil {

@@ -16,7 +16,7 @@ import (
 	"github.com/rbee-project/rbee/core/coretest/fakecluster"
 )
 
-// sdk is OpenAI's own client on the gateway.
+// sdk returns OpenAI's own client, connected to the gateway.
 func sdk(r *rig) openai.Client {
 	return openai.NewClient(option.WithBaseURL(r.url+"/v1"), option.WithAPIKey("any"), option.WithHTTPClient(r.client), option.WithMaxRetries(0))
 }
@@ -52,7 +52,7 @@ func TestOpenAISDK(t *testing.T) {
 		r.serve("w1", streamOf(": ping\n\n", roleEvent, tokenEvent(1), ": ping\n\n", tokenEvent(2), doneEvent))
 		slow := make(chan struct{})
 		r.router.wait = func(ctx context.Context, _ func(core.Progress)) error {
-			<-slow // with progress comments before the first event
+			<-slow // progress comments precede the first event
 			return nil
 		}
 		time.AfterFunc(30*time.Millisecond, func() { close(slow) })

@@ -9,8 +9,8 @@ import (
 	"github.com/rbee-project/rbee/core/inference"
 )
 
-// tellRates tells a client how far it is with its limits, as clients of OpenAI's and Anthropic's
-// APIs read it. Of several windows the one of which least is left, in proportion, is told.
+// tellRates sets the rate limit headers that clients of OpenAI's and Anthropic's APIs read. If
+// there are several windows, it reports the one with proportionally the least left.
 func tellRates(h http.Header, rates []inference.Rate, now time.Time) {
 	for _, of := range []core.LimitOf{core.LimitRequests, core.LimitTokens} {
 		var told *inference.Rate

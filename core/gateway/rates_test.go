@@ -17,9 +17,9 @@ import (
 	"github.com/rbee-project/rbee/core/inference"
 )
 
-// fakeLimiter lets all requests in, or refuses them for a time, and notes what they used.
+// fakeLimiter admits all requests, or refuses them for a while, and records their usage.
 type fakeLimiter struct {
-	refuse time.Duration // 0: it does not
+	refuse time.Duration // 0: admits all
 
 	mu    sync.Mutex // guards below
 	keys  []string
@@ -53,8 +53,9 @@ func (f *fakeLimiter) settled() []int64 {
 	return slices.Clone(f.used)
 }
 
-// The headers are those that clients of OpenAI and Anthropic read, in every dialect, and tell the
-// window of which least is left. What a request used is what its worker says, or else about.
+// The headers are those that clients of OpenAI and Anthropic read, in every dialect, and report the
+// window with the least left. The usage of a request is what its worker reports, or else an
+// estimate.
 func TestRates(t *testing.T) {
 	t.Parallel()
 	limiter := &fakeLimiter{}
@@ -111,7 +112,7 @@ func TestRates(t *testing.T) {
 	must.Eq(t, int64(len(body))/4+40, limiter.about[3])
 }
 
-// However many tokens and models there are, the series are not.
+// The number of series is bounded, however many tokens and models exist.
 func TestUsageMetricsBounded(t *testing.T) {
 	t.Parallel()
 	m := NewMetrics()

@@ -16,7 +16,7 @@ import (
 	"github.com/shoenig/test/must"
 )
 
-// rawAsk writes bytes to the gateway and gives the first answer and whether the connection was
+// rawAsk writes bytes to the gateway and returns the first answer and whether the connection was
 // closed after it.
 func rawAsk(t *testing.T, addr, request string) (*http.Response, string, bool) {
 	t.Helper()
@@ -39,7 +39,7 @@ func isTimeout(err error) bool {
 	return ok && ne.Timeout()
 }
 
-// FAULTS G-11: bodies that are too long, or lie about their length.
+// FAULTS G-11: bodies that are too long, or whose stated length is wrong.
 func TestBodyLimits(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, func(o *rigOptions) { o.MaxBodyBytes, o.BodyTimeout = 1<<10, 200*time.Millisecond })
@@ -66,7 +66,7 @@ func TestBodyLimits(t *testing.T) {
 	}
 }
 
-// countingListener counts what its connections read.
+// countingListener counts the bytes that its connections read.
 type countingListener struct {
 	net.Listener
 	n atomic.Int64
@@ -88,7 +88,7 @@ func (c *countingConn) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// FAULTS G-11: beyond the limit next to nothing is read.
+// FAULTS G-11: almost nothing is read beyond the limit.
 func TestTooLongIsNotReadToItsEnd(t *testing.T) {
 	t.Parallel()
 	for name, framing := range map[string]string{"stated": "Content-Length: 10000000\r\n\r\n", "chunked": "Transfer-Encoding: chunked\r\n\r\n989680\r\n"} {
@@ -107,7 +107,7 @@ func TestTooLongIsNotReadToItsEnd(t *testing.T) {
 	}
 }
 
-// A lying length must not reserve what was never sent.
+// A wrong length must not reserve memory for bytes never sent.
 func TestStatedLengthIsNotBelieved(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, nil)
@@ -123,7 +123,8 @@ func TestStatedLengthIsNotBelieved(t *testing.T) {
 	c.Close()
 }
 
-// FAULTS G-13: what could be two requests is none, or exactly one at the worker.
+// FAULTS G-13: bytes that could be read as two requests are refused, or reach the worker as exactly
+// one.
 func TestSmuggling(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, nil)
@@ -149,7 +150,7 @@ func TestSmuggling(t *testing.T) {
 		status        int
 		seen          int32
 	}{
-		"CL and TE":             {length + "Transfer-Encoding: chunked\r\n", chunk, 200, 1}, // the length is dropped, as RFC 9112 says
+		"CL and TE":             {length + "Transfer-Encoding: chunked\r\n", chunk, 200, 1}, // the length is dropped, as RFC 9112 requires
 		"two lengths":           {length + "Content-Length: 3\r\n", askTiny, 400, 0},
 		"length with a plus":    {"Content-Length: +3\r\n", "abc", 400, 0},
 		"TE twice":              {"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n", chunk, 501, 0},
@@ -173,7 +174,7 @@ func TestSmuggling(t *testing.T) {
 	must.SliceEmpty(t, r.jobs.submitted)
 }
 
-// DNS rebinding, and writes from pages of strangers.
+// DNS rebinding, and writes from foreign pages.
 func TestGuard(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, func(o *rigOptions) { o.Hosts = []string{"Desk.Lan"} })
@@ -197,7 +198,7 @@ func TestGuard(t *testing.T) {
 		{"GET", "0.0.0.0" + port, "", 200},
 		{"GET", "[::]", "", 200},
 		{"POST", "0.0.0.0" + port, "Origin: http://evil.example\r\n", 403},
-		{"GET", "localhost", "Origin: http://evil.example\r\n", 200}, // it cannot read the answer: no CORS
+		{"GET", "localhost", "Origin: http://evil.example\r\n", 200}, // the page cannot read the answer: no CORS headers
 		{"POST", "localhost" + port, "", 202},
 		{"POST", "localhost" + port, "Origin: http://localhost" + port + "\r\n", 202},
 		{"POST", "localhost" + port, "Origin: http://localhost" + port + "\r\nSec-Fetch-Site: same-origin\r\n", 202},
@@ -243,7 +244,7 @@ func TestServerLimits(t *testing.T) {
 	must.True(t, closed)
 }
 
-// rawConn is a client's connection that sends what it is told.
+// rawConn is a client connection for raw requests.
 type rawConn struct {
 	t  *testing.T
 	c  net.Conn
@@ -259,7 +260,7 @@ func dialRaw(t *testing.T, addr string) *rawConn {
 	return &rawConn{t, c, bufio.NewReader(c)}
 }
 
-// ask sends a request and returns the answer, which was read to its end.
+// ask sends a request and returns the answer, read to its end.
 func (c *rawConn) ask(request string) *http.Response {
 	c.t.Helper()
 	_, err := io.WriteString(c.c, request)
@@ -272,7 +273,8 @@ func (c *rawConn) ask(request string) *http.Response {
 	return resp
 }
 
-// isClosed reports whether the server has closed the connection; otherwise it answers once more.
+// isClosed reports whether the server has closed the connection; if not, the server answers once
+// more.
 func (c *rawConn) isClosed() bool {
 	_, _ = io.WriteString(c.c, "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
 	_, err := c.br.ReadByte()

@@ -11,13 +11,13 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
-// modelObject is OpenAI's model with what rbee knows of it beside.
+// modelObject is OpenAI's model object with additional fields of rbee.
 type modelObject struct {
 	Object  string `json:"object"`
 	Created int64  `json:"created"` // seconds since 1970
 	OwnedBy string `json:"owned_by"`
-	// ContextLength and MaxModelLen are what clients of other servers read: the tokens that a
-	// request may have where the model is loaded, else those that it was trained for.
+	// ContextLength and MaxModelLen are fields that clients of other servers read: the context of a
+	// request where the model is loaded, otherwise the context that the model was trained for.
 	ContextLength int `json:"context_length,omitempty"`
 	MaxModelLen   int `json:"max_model_len,omitempty"`
 	core.Model
@@ -49,7 +49,7 @@ func (g *Gateway) model(w *response, r *http.Request) error {
 	return writeJSON(w, http.StatusOK, modelObjectOf(m))
 }
 
-// answerOne answers with what a question about the cluster gives, answerList with a list of it.
+// answerOne answers with the result of a cluster query, answerList with a list.
 func answerOne[T any](w *response, v T, err error) error {
 	if err != nil {
 		return err
@@ -61,7 +61,7 @@ func answerList[T any](w *response, items []T, err error) error {
 	return answerOne(w, listOf(items), err)
 }
 
-// answering is the route of an operation that only reads.
+// answering returns the handler of a read-only operation.
 func answering(s operation.Spec) handler {
 	return func(g *Gateway, w *response, r *http.Request) error {
 		request, err := s.RequestOf(r)
@@ -87,11 +87,11 @@ func answerOf(w http.ResponseWriter, s operation.Spec, v any, err error) error {
 	return writeJSON(w, http.StatusOK, v)
 }
 
-// operationRoutes are the GET routes of the operations.
+// operationRoutes returns the GET routes of the operations.
 func operationRoutes() []route {
 	own := map[core.Operation]handler{
 		core.OpStatus:          (*Gateway).status,
-		core.OpActiveWorkerGet: (*Gateway).worker, // with what this queen sent to it
+		core.OpActiveWorkerGet: (*Gateway).worker, // adds the requests that this queen sent to it
 	}
 	var out []route
 	for _, s := range operation.All() {
@@ -119,7 +119,7 @@ func (g *Gateway) ready(w *response, r *http.Request) error {
 		return errStopping
 	}
 	if err := g.o.Cluster.Ready(r.Context()); err != nil {
-		return &apiError{err: err, status: http.StatusServiceUnavailable} // whatever is missing, it is not ready
+		return &apiError{err: err, status: http.StatusServiceUnavailable} // not ready, for any cause
 	}
 	return writeJSON(w, http.StatusOK, map[string]string{"status": "ready"})
 }

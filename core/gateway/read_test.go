@@ -200,7 +200,7 @@ func TestRequestID(t *testing.T) {
 	}
 }
 
-// What clients write, and what models answer, is in no log and no metric.
+// What clients write, and what models answer, appears in no log and no metric.
 func TestPromptsAreNotLogged(t *testing.T) {
 	t.Parallel()
 	const canary = "CANARY-7f3a"
@@ -214,7 +214,7 @@ func TestPromptsAreNotLogged(t *testing.T) {
 		case 1:
 			streamOf(answer, doneEvent)(w, req)
 		case 2:
-			streamOf(answer)(w, req) // cut
+			streamOf(answer)(w, req) // the stream is cut
 		case 3:
 			answerJSON(400, `{"error":{"message":"cannot read `+canary+`","type":"x"}}`)(w, req)
 		case 4:

@@ -12,7 +12,7 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// askAs sends a request with an id and returns what the queen remembers of it.
+// askAs sends a request with an id and returns the queen's record of it.
 func (r *rig) askAs(id, body string) core.RouteRecord {
 	r.t.Helper()
 	req, err := http.NewRequestWithContext(r.t.Context(), http.MethodPost, r.url+"/v1/chat/completions", strings.NewReader(body))
@@ -39,7 +39,7 @@ func TestRouteIsRemembered(t *testing.T) {
 	t.Run("failover", func(t *testing.T) {
 		t.Parallel()
 		r := newRig(t, nil)
-		r.raw("w1", func(net.Conn) {}) // takes the request and is gone
+		r.raw("w1", func(net.Conn) {}) // accepts the request, then disconnects
 		r.serve("w2", streamOf(roleEvent, tokenEvent(1), tokenEvent(2), doneEvent))
 		v := r.askAs("a/b:1", secretStream)
 		must.Eq(t, "tiny", v.Model)
@@ -59,7 +59,7 @@ func TestRouteIsRemembered(t *testing.T) {
 		must.Positive(t, v.Events)
 		must.Eq(t, int64(2), v.Tokens)
 
-		// The counts of the worker that failed name the request.
+		// The counts of the failed worker name the request.
 		var d core.WorkerDetails
 		_, text := r.get("/v1/workers/w1")
 		must.NoError(t, json.Unmarshal([]byte(text), &d))

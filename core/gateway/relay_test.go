@@ -14,7 +14,8 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
-// lastError is the error event that ends a stream; the test fails where the stream ends otherwise.
+// lastError returns the error event that ends a stream; the test fails if the stream ends
+// otherwise.
 func lastError(t testing.TB, body string) openai.Error {
 	t.Helper()
 	must.StrNotContains(t, body, "[DONE]")
@@ -39,7 +40,7 @@ func hex(n int) string {
 	return string(out)
 }
 
-// FAULTS G-03 and G-16: an answer that is not whole never looks whole.
+// FAULTS G-03 and G-16: an incomplete answer never looks complete.
 func TestBrokenStreams(t *testing.T) {
 	t.Parallel()
 	some := roleEvent + tokenEvent(1)
@@ -75,7 +76,7 @@ func TestBrokenStreams(t *testing.T) {
 			t.Parallel()
 			r := newRig(t, nil)
 			r.raw("w1", c.worker)
-			r.serve("w2", streamOf(doneEvent)) // must not be asked: the client has seen a part
+			r.serve("w2", streamOf(doneEvent)) // must not be asked: the client has seen part of the answer
 			resp, body, err := r.post("/v1/chat/completions", streamAsk)
 			must.Eq(t, 200, resp.StatusCode)
 			must.ErrorIs(t, err, io.ErrUnexpectedEOF, must.Sprint("the framing must be cut"))
@@ -93,7 +94,7 @@ func TestBrokenStreams(t *testing.T) {
 	}
 }
 
-// FAULTS G-14 and G-16: what is odd but valid passes byte for byte.
+// FAULTS G-14 and G-16: unusual but valid streams pass byte for byte.
 func TestOddStreamsPassAsTheyAre(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
@@ -128,7 +129,7 @@ func TestOddStreamsPassAsTheyAre(t *testing.T) {
 			if want == "" {
 				want = strings.Join(c.parts, "")
 			}
-			for range 3 { // also over a connection that was used
+			for range 3 { // also on a reused connection
 				resp, body, err := r.post("/v1/chat/completions", streamAsk)
 				must.NoError(t, err)
 				must.Eq(t, 200, resp.StatusCode)
@@ -141,7 +142,7 @@ func TestOddStreamsPassAsTheyAre(t *testing.T) {
 	}
 }
 
-// Each event is there before the next one is written.
+// Each event arrives before the next one is written.
 func TestEventsAreNotHeldBack(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, nil)
@@ -189,8 +190,8 @@ func TestDoneEndsTheAnswer(t *testing.T) {
 	<-gone
 }
 
-// FAULTS G-06, in short: a client that does not read is given up at the limit, and its worker with
-// it.
+// FAULTS G-06, in short: a client that does not read is dropped at the limit, and its request to
+// the worker with it.
 func TestClientThatDoesNotReadIsGivenUp(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, func(o *rigOptions) { o.WriteTimeout = 200 * time.Millisecond })
@@ -242,7 +243,7 @@ func TestMetricsOfStreams(t *testing.T) {
 	must.Eq(t, "tiny", r.metrics.model("tiny"))
 }
 
-// At the end of the grace a stream hears why it ends.
+// At the end of the grace period, a stream ends with the reason.
 func TestShutdownTellsStreams(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, nil)

@@ -12,8 +12,8 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// A worker whose machine does not answer costs a moment while there is another one, and gets its
-// time where there is none.
+// A worker on an unresponsive machine costs a moment while another worker exists, and gets the full
+// timeout otherwise.
 func TestDialGoesOnToTheNextCandidate(t *testing.T) {
 	t.Parallel()
 	var (
@@ -29,14 +29,14 @@ func TestDialGoesOnToTheNextCandidate(t *testing.T) {
 			gave[w.ID] = time.Until(deadline)
 			mu.Unlock()
 			if w.Hive == "dark" {
-				<-ctx.Done() // no answer, no refusal
+				<-ctx.Done() // neither answers nor refuses
 				return nil, ctx.Err()
 			}
 			return r.dialWorker(ctx, w)
 		}
 	})
 	r.add(core.Worker{ID: "w0", Hive: "dark", Model: "tiny", Nonce: "n"}, "")
-	r.add(core.Worker{ID: "w1", Hive: "gone", Model: "tiny", Nonce: "n"}, "") // is refused
+	r.add(core.Worker{ID: "w1", Hive: "gone", Model: "tiny", Nonce: "n"}, "") // refused
 	r.serve("w2", answerJSON(200, wholeAnswer))
 	start := time.Now()
 	resp, _, err := r.post("/v1/chat/completions", askTiny)

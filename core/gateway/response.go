@@ -12,51 +12,51 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
-// response remembers what was answered, and bounds how long a write to the client may take. The
-// bound begins when there is something to write: an answer may take as long as it takes.
+// response records what was answered, and bounds each write to the client. The bound starts when
+// there is something to write: generating an answer may take any time.
 type response struct {
 	inner http.ResponseWriter
-	conn  *http.ResponseController // of inner
-	c     *http.ResponseController // of the response itself
-	limit time.Duration            // of one write
-	lame  *atomic.Bool             // the connection is to be closed after the answer; nil: never
+	conn  *http.ResponseController // controls inner
+	c     *http.ResponseController // controls the response itself
+	limit time.Duration            // for one write
+	lame  *atomic.Bool             // true: the connection closes after the answer; nil: never
 
-	id     string // of the request
-	route  string // its name for metrics and logs
-	status int    // 0: nothing was sent yet
-	model  string // core.Model.ID, once it is known: never what the client wrote
+	id     string // request id
+	route  string // route name for metrics and logs
+	status int    // 0: nothing sent yet
+	model  string // core.Model.ID, once known: never the client's text
 	worker string
-	key    string     // the id of the token that it was asked with; empty: none
-	by     string     // the name of that token
+	key    string     // id of the request's token; empty: none
+	by     string     // name of that token
 	token  core.Token // zero: none
-	job    core.Job   // that it began; zero: none
+	job    core.Job   // job that the request started; zero: none
 	body   heldBody
-	// fail tells an error in the words of another API; nil: OpenAI's.
+	// fail formats an error for another API; nil: OpenAI's.
 	fail func(*openai.Error, dialect.About) (int, []byte)
 
-	start time.Time    // of the response
-	began atomic.Int64 // nanoseconds from start to when the write that runs began; 0: none runs
+	start time.Time    // start of the response
+	began atomic.Int64 // nanoseconds from start to the beginning of the current write; 0: no write
 
 	mu    sync.Mutex  // guards below
-	timer *time.Timer // looks at began, a limit after it last did at most; nil: nothing was written
+	timer *time.Timer // checks began, at least once per limit; nil: nothing was written
 	ended bool
 }
 
 // newResponse returns the response to a request. The caller ends it. net/http clears the deadline
-// of the connection's earlier request.
+// left by the connection's previous request.
 func newResponse(inner http.ResponseWriter, limit time.Duration) *response {
 	w := &response{inner: inner, conn: http.NewResponseController(inner), limit: limit, start: time.Now()}
 	w.c = http.NewResponseController(w)
 	return w
 }
 
-// Header is part of http.ResponseWriter.
+// Header implements http.ResponseWriter.
 func (w *response) Header() http.Header { return w.inner.Header() }
 
 // Unwrap lets an http.ResponseController reach the server's own writer.
 func (w *response) Unwrap() http.ResponseWriter { return w.inner }
 
-// WriteHeader is part of http.ResponseWriter.
+// WriteHeader implements http.ResponseWriter.
 func (w *response) WriteHeader(status int) {
 	if w.status != 0 {
 		return
@@ -68,7 +68,7 @@ func (w *response) WriteHeader(status int) {
 	w.inner.WriteHeader(status)
 }
 
-// Write is part of http.ResponseWriter.
+// Write implements http.ResponseWriter.
 func (w *response) Write(b []byte) (int, error) {
 	if w.status == 0 {
 		w.WriteHeader(http.StatusOK)
@@ -78,7 +78,7 @@ func (w *response) Write(b []byte) (int, error) {
 	return w.inner.Write(b)
 }
 
-// send writes b and flushes it, as one write of the bound.
+// send writes b and flushes it, as one bounded write.
 func (w *response) send(b []byte) error {
 	if w.status == 0 {
 		w.WriteHeader(http.StatusOK)
@@ -94,18 +94,18 @@ func (w *response) send(b []byte) error {
 	return nil
 }
 
-// FlushError sends what was written. An http.ResponseController calls it.
+// FlushError flushes the written bytes. An http.ResponseController calls it.
 func (w *response) FlushError() error {
 	w.arm()
 	defer w.disarm()
 	return w.conn.Flush()
 }
 
-// arm bounds the write that begins. A stream writes for every token, so that a write only leaves
-// the time and the timer looks for it.
+// arm starts the bound of a write. A stream writes for every token, so a write only stores the
+// time, and the timer checks it.
 func (w *response) arm() {
 	w.began.Store(int64(max(time.Since(w.start), 1)))
-	if w.timer == nil { // nobody else sets it
+	if w.timer == nil { // only this goroutine sets it
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		w.timer = time.AfterFunc(w.limit, w.look)
@@ -114,7 +114,8 @@ func (w *response) arm() {
 
 func (w *response) disarm() { w.began.Store(0) }
 
-// look ends a write that runs too long, and comes back when the one that runs, or the next, would.
+// look ends a write that takes too long; otherwise it schedules the next check, when the current or
+// the next write would expire.
 func (w *response) look() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -130,7 +131,7 @@ func (w *response) look() {
 	}
 }
 
-// end gives the client the limit to take what the server has still in its buffers.
+// end gives the client one more limit to read what the server still buffers.
 func (w *response) end() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -142,5 +143,5 @@ func (w *response) end() {
 }
 
 // deadline sets the write deadline of the connection or, in HTTP/2, of the stream, where it fires
-// whether something is written or not. A recorder in a test has none.
+// even while nothing is written. A test recorder has none.
 func (w *response) deadline(t time.Time) { _ = w.conn.SetWriteDeadline(t) }

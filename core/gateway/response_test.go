@@ -10,12 +10,12 @@ import (
 	"github.com/shoenig/test/must"
 )
 
-// slowWriter is a client's connection on which a write takes the time that the test says, or until
+// slowWriter is a client's connection on which a write takes the time that the test sets, or until
 // its deadline.
 type slowWriter struct {
 	*httptest.ResponseRecorder
 	takes time.Duration
-	cut   chan struct{} // gets the deadlines that are over
+	cut   chan struct{} // receives the deadlines that have passed
 }
 
 func (s *slowWriter) Write(b []byte) (int, error) {
@@ -34,7 +34,7 @@ func (s *slowWriter) SetWriteDeadline(t time.Time) error {
 	return nil
 }
 
-// Each write has the limit from when it begins, whenever that is, and pauses have none.
+// Each write has the full limit from its own start, and pauses are not limited.
 func TestWriteLimit(t *testing.T) {
 	t.Parallel()
 	const limit = time.Minute
@@ -53,7 +53,7 @@ func TestWriteLimit(t *testing.T) {
 			must.ErrorIs(t, err, os.ErrDeadlineExceeded)
 			must.Eq(t, limit, time.Since(began), must.Sprint(pause))
 			w.end()
-			time.Sleep(10 * limit) // nobody looks any more, or the bubble would not end
+			time.Sleep(10 * limit) // no check remains, otherwise the bubble would not end
 		})
 	}
 }

@@ -13,19 +13,19 @@ import (
 // errCancelled ends a response that its client cancels by its id.
 var errCancelled = &apiError{code: "response_cancelled", err: core.Errorf(core.Conflict, "the response was cancelled")}
 
-// running knows the answers that are being made, by the ids that clients can cancel them by. The
-// zero value is ready. It is safe for concurrent use.
+// running tracks the answers in progress, by the ids under which clients can cancel them. The zero
+// value is ready. It is safe for concurrent use.
 type running struct {
 	mu      sync.Mutex // guards below
 	answers map[string]runningAnswer
 }
 
 type runningAnswer struct {
-	key    string // of who asked for it
+	key    string // token id of its client
 	cancel context.CancelCauseFunc
 }
 
-// add adds an answer; the caller calls done when it has ended.
+// add registers an answer; the caller calls done when it has ended.
 func (r *running) add(id, key string, cancel context.CancelCauseFunc) (done func()) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -40,7 +40,7 @@ func (r *running) add(id, key string, cancel context.CancelCauseFunc) (done func
 	}
 }
 
-// cancel ends an answer and reports whether the key had one of this id.
+// cancel ends an answer and reports whether the key had one with this id.
 func (r *running) cancel(id, key string) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -52,7 +52,7 @@ func (r *running) cancel(id, key string) bool {
 	return true
 }
 
-// Kept does what another queen asks for with an answer that this one keeps or makes.
+// Kept performs another queen's action on an answer that this queen stores or is generating.
 func (g *Gateway) Kept(act core.KeptAct, id, key string) (answer []byte, found bool) {
 	switch act {
 	case core.KeptGet:
@@ -65,7 +65,7 @@ func (g *Gateway) Kept(act core.KeptAct, id, key string) (answer []byte, found b
 	return nil, false
 }
 
-// elsewhere asks the other queens to act on a kept response. Errors: Unavailable when no queen that
+// elsewhere asks the other queens to act on a stored response. Errors: Unavailable if no queen that
 // answered has it and others did not answer.
 func (g *Gateway) elsewhere(ctx context.Context, act core.KeptAct, id, key string) (answer []byte, found bool, err error) {
 	if g.o.Elsewhere == nil || !strings.HasPrefix(id, "resp_") || len(id) > maxAnswerID {
@@ -74,11 +74,11 @@ func (g *Gateway) elsewhere(ctx context.Context, act core.KeptAct, id, key strin
 	return g.o.Elsewhere(ctx, act, id, key)
 }
 
-// maxAnswerID bounds the ids that other queens are asked for, in bytes.
+// maxAnswerID bounds the answer ids that other queens are asked about, in bytes.
 const maxAnswerID = 64
 
-// fetchKept keeps an answer here that another queen keeps, so that a request can go on from it.
-// Where none does, the request is refused later.
+// fetchKept copies an answer stored at another queen to this one, so that a request can continue
+// it. If no queen has it, the request is refused later.
 func (g *Gateway) fetchKept(ctx context.Context, w *response, id string) error {
 	if id == "" || g.answers.Has(id, w.key) {
 		return nil
@@ -93,7 +93,7 @@ func (g *Gateway) fetchKept(ctx context.Context, w *response, id string) error {
 	return nil
 }
 
-// getResponse answers with a response that is kept, as its client got it.
+// getResponse answers with a stored response, as sent to its client.
 func (g *Gateway) getResponse(w *response, r *http.Request) error {
 	id := r.PathValue("id")
 	if err := g.fetchKept(r.Context(), w, id); err != nil {
@@ -107,7 +107,7 @@ func (g *Gateway) getResponse(w *response, r *http.Request) error {
 	return nil
 }
 
-// responseItems lists what a response was made from.
+// responseItems lists the input items of a response.
 func (g *Gateway) responseItems(w *response, r *http.Request) error {
 	id := r.PathValue("id")
 	if err := g.fetchKept(r.Context(), w, id); err != nil {
@@ -117,7 +117,7 @@ func (g *Gateway) responseItems(w *response, r *http.Request) error {
 	return answerOne(w, list, err)
 }
 
-// deleteResponse forgets a response, at every queen that keeps it.
+// deleteResponse deletes a response from every queen that stores it.
 func (g *Gateway) deleteResponse(w *response, r *http.Request) error {
 	id := r.PathValue("id")
 	here := g.answers.Delete(id, w.key)
@@ -131,7 +131,7 @@ func (g *Gateway) deleteResponse(w *response, r *http.Request) error {
 	return writeJSON(w, http.StatusOK, responses.Deleted{ID: id, Object: "response", Deleted: true})
 }
 
-// cancelResponse ends a response that is being made: its client gets an error that says so.
+// cancelResponse ends a response in progress: its client gets an error event with that reason.
 func (g *Gateway) cancelResponse(w *response, r *http.Request) error {
 	id := r.PathValue("id")
 	cancelled := g.running.cancel(id, w.key)

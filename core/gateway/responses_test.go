@@ -16,7 +16,7 @@ import (
 	"github.com/rbee-project/rbee/core/coretest/fakecluster"
 )
 
-// ask sends a request without a body, or with one.
+// ask sends a request without a body.
 func (r *rig) ask(t *testing.T, method, path string) (status int, body string) {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), method, r.url+path, nil)
@@ -26,7 +26,7 @@ func (r *rig) ask(t *testing.T, method, path string) (status int, body string) {
 	return resp.StatusCode, body
 }
 
-// A response that is kept can be looked at, listed and deleted by its id.
+// A stored response can be read, listed and deleted by its id.
 func TestKeptResponses(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, nil)
@@ -86,10 +86,10 @@ func TestKeptResponses(t *testing.T) {
 		must.StrContains(t, body, `"code":"response_not_found"`)
 	}
 	status, _ = r.ask(t, http.MethodGet, "/v1/responses/"+second)
-	must.Eq(t, 200, status) // its conversation is its own
+	must.Eq(t, 200, status) // its conversation is stored separately
 }
 
-// A response that is being made ends when it is cancelled by its id, with an event that says so.
+// A response in progress that is cancelled by its id ends with an event that gives the reason.
 func TestCancelResponse(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, nil)
@@ -119,7 +119,7 @@ func TestCancelResponse(t *testing.T) {
 	must.StrContains(t, string(rest), `"code":"response_cancelled"`)
 }
 
-// Clients of Anthropic's API get its lists of models, and its errors.
+// Clients of Anthropic's API get model lists and errors in its form.
 func TestAnthropicModels(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, nil)
@@ -148,7 +148,7 @@ func TestAnthropicModels(t *testing.T) {
 	must.StrContains(t, body, `"object":"model"`)
 }
 
-// The answer that a message must have is a JSON schema, in both places where clients put it.
+// The required answer format is a JSON schema, in both places where clients put it.
 func TestAnthropicStructuredOutput(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, nil)
@@ -168,9 +168,9 @@ func TestAnthropicStructuredOutput(t *testing.T) {
 	must.Eq(t, 400, resp.StatusCode, must.Sprint(body))
 }
 
-// What one queen keeps is found from another by its id: for previous_response_id, to be looked at,
-// to be cancelled and deleted. Another token does not find it, and where a queen cannot be asked
-// that is said.
+// A response stored at one queen is found from another by its id: to continue it with
+// previous_response_id, read it, cancel it and delete it. Another token does not find it, and an
+// unreachable queen is reported.
 func TestResponsesOfAnotherQueen(t *testing.T) {
 	t.Parallel()
 	first := newRig(t, nil)
@@ -195,7 +195,7 @@ func TestResponsesOfAnotherQueen(t *testing.T) {
 	status, again := second.ask(t, http.MethodGet, "/v1/responses/"+v.ID)
 	must.Eq(t, 200, status)
 	must.Eq(t, strings.TrimSpace(body), strings.TrimSpace(again))
-	second.answers.Spare(1 << 30) // it took it over
+	second.answers.Spare(1 << 30) // it stores a copy
 	resp, body, err := second.post("/v1/responses", `{"model":"tiny","previous_response_id":"`+v.ID+`","input":"b"}`)
 	must.NoError(t, err)
 	must.Eq(t, 200, resp.StatusCode, must.Sprint(body))

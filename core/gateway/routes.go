@@ -11,16 +11,16 @@ import (
 )
 
 // route is one method of one path, for tokens with a scope. An error that handle returns is
-// answered in OpenAI's envelope, unless the answer has begun: then it is cut.
+// answered in OpenAI's envelope, unless the answer has begun: then the connection is cut.
 type route struct {
 	method  string
-	pattern string // of http.ServeMux, without method
+	pattern string // for http.ServeMux, without the method
 	scope   core.Scope
 	handle  handler
 }
 
-// routes is the whole API. HEAD goes where GET goes. The GET routes of operations come from their
-// registration.
+// routes returns the whole API. HEAD uses the GET handlers. The GET routes of operations come from
+// their registration.
 func routes() []route {
 	return append(slices.Concat(adminRoutes(), operationRoutes(), mediaRoutes(), llamaServerRoutes()), []route{
 		{"POST", "/v1/chat/completions", core.ScopeInfer, local((*Gateway).chat)},
@@ -87,7 +87,7 @@ func routes() []route {
 	}...)
 }
 
-// buildMux turns the table into a handler. Methods are told apart here and not by http.ServeMux,
+// buildMux turns the table into a handler. Methods are dispatched here and not by http.ServeMux,
 // whose own 404 and 405 are plain text.
 func (g *Gateway) buildMux(table []route) *http.ServeMux {
 	byPath := map[string]map[string]route{}
@@ -117,11 +117,11 @@ func allowed(methods map[string]route) string {
 	return strings.Join(list, ", ")
 }
 
-// dispatch answers one path. It is only ever called with a *response.
+// dispatch answers one path. Its writer is always a *response.
 type dispatch struct {
 	g       *Gateway
 	pattern string
-	methods map[string]route // none: an unknown path
+	methods map[string]route // empty: an unknown path
 	allow   string
 }
 
@@ -149,7 +149,7 @@ func (d dispatch) ServeHTTP(hw http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// audit tells the log who changed something: one line for each request that may, with the token's
+// audit logs who changed something: one line per request that may change state, with the token's
 // name and id, never the token.
 func (g *Gateway) audit(w *response, r *http.Request, rt route) {
 	if rt.method == http.MethodGet || rt.scope != core.ScopeOperate && rt.scope != core.ScopeAdmin {
@@ -169,20 +169,19 @@ func (g *Gateway) audit(w *response, r *http.Request, rt route) {
 	g.log.Info("request to change something", pairs...)
 }
 
-// answer runs a handler and answers with its error.
+// answer runs a handler and writes its error as the answer.
 func (g *Gateway) answer(w *response, r *http.Request, handle handler) {
 	err := handle(g, w, r)
 	if err == nil {
 		return
 	}
-	if w.status != 0 { // the answer has begun: a cut is the only honest end
+	if w.status != 0 { // the answer has begun: it can only be cut off
 		panic(http.ErrAbortHandler)
 	}
 	fail(w, err)
 }
 
-// cleanPath says whether http.ServeMux takes the path as it is. Others it answers with a redirect
-// in HTML.
+// cleanPath reports whether http.ServeMux accepts the path unchanged. It redirects others, in HTML.
 func cleanPath(escaped string) bool {
 	if !strings.HasPrefix(escaped, "/") || strings.Contains(escaped, "//") {
 		return false

@@ -14,11 +14,12 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// lastWords is how long streams that are cut at the end of the grace get to send their error event.
+// lastWords is how long streams that are cut at the end of the grace period have to send their
+// error event.
 const lastWords = time.Second
 
-// Server returns an http.Server with the limits that a public one needs; those of bodies and
-// answers are the handler's. Serve uses it; others need it only to serve the handler in their own
+// Server returns an http.Server with the limits that a public server needs; the handler bounds
+// bodies and answers itself. Serve uses it; call it directly only to serve the handler in another
 // way.
 func (g *Gateway) Server() *http.Server {
 	return &http.Server{
@@ -37,12 +38,12 @@ func (g *Gateway) Server() *http.Server {
 	}
 }
 
-// Serve answers connections of l until ctx ends. Then it takes no new one, so that clients go
-// elsewhere; requests that come on open connections are answered, and the connection is closed with
-// the answer; a connection on which nothing comes is closed after a while. What runs may go on
-// until the end of grace, or until Options.Hurry is closed. Inference streams that still run then
-// get an error event; job streams end at once, since they can be resumed elsewhere. It closes l and
-// returns nil after an orderly end. It is called once.
+// Serve serves connections of l until ctx ends. Then it stops accepting, so that clients go
+// elsewhere. Requests on open connections are still answered, and each connection closes with its
+// answer; a connection without requests closes after a while. Running requests may continue until
+// the end of grace, or until Options.Hurry is closed. Inference streams still running then get an
+// error event; job streams end at once, since they can be resumed elsewhere. It closes l and
+// returns nil after an orderly stop. Call it once.
 func (g *Gateway) Serve(ctx context.Context, l net.Listener, grace time.Duration) error {
 	srv, open := g.Server(), newConns(l, g.o.MaxConns, g.log)
 	srv.ConnState, srv.ConnContext = open.changed, withFraming
@@ -60,7 +61,7 @@ func (g *Gateway) Serve(ctx context.Context, l net.Listener, grace time.Duration
 	case <-ctx.Done():
 	}
 	g.log.Info("http server stops", "grace", grace)
-	// The deadlines of a shutdown must outlive the context that asks for it.
+	// The deadlines of a shutdown must outlive the context that triggers it.
 	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), grace)
 	defer cancel()
 	wg.Go(func() {
@@ -71,7 +72,7 @@ func (g *Gateway) Serve(ctx context.Context, l net.Listener, grace time.Duration
 		}
 	})
 	g.streams.drain()
-	_ = l.Close() // the server's own way to stop would close connections under requests that are on their way
+	_ = l.Close() // the server's own shutdown would close connections with requests in transit
 	if err := <-ended; !errors.Is(err, net.ErrClosed) {
 		g.log.Warn("http server stopped taking connections", "error", err)
 	}
@@ -87,6 +88,6 @@ func (g *Gateway) Serve(ctx context.Context, l net.Listener, grace time.Duration
 	if err != nil && !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, context.Canceled) {
 		g.log.Warn("http server did not stop in order", "error", err)
 	}
-	_ = srv.Close() // what Shutdown left is cut
+	_ = srv.Close() // closes what Shutdown left open
 	return nil
 }

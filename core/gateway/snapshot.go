@@ -11,18 +11,18 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
-// writePiece is how much is written to a client before the time for it begins anew, in bytes.
+// writePiece is how much is written to a client before its write deadline is renewed, in bytes.
 const writePiece = 64 << 10
 
-// saveSnapshot sends the leader's registry. A failure in the middle cuts the answer, so that nobody
-// takes a part for the whole.
+// saveSnapshot sends the leader's registry. A failure midway cuts the answer, so that a partial
+// snapshot cannot be mistaken for a whole one.
 func (g *Gateway) saveSnapshot(a Admin, w *response, r *http.Request) error {
 	h := w.Header()
 	h.Set("Content-Type", "application/octet-stream")
 	h.Set("Content-Disposition", `attachment; filename="rbee.snapshot"`)
 	h.Set("Cache-Control", "no-store")
 	h.Set("X-Content-Type-Options", "nosniff")
-	if r.Method == http.MethodHead { // it would be made for nothing
+	if r.Method == http.MethodHead { // it would be created for nothing
 		w.WriteHeader(http.StatusOK)
 		return nil
 	}
@@ -33,7 +33,7 @@ func (g *Gateway) saveSnapshot(a Admin, w *response, r *http.Request) error {
 	return err
 }
 
-// pieces writes what is long in pieces, each of which has its time.
+// pieces splits long writes into pieces, each with its own deadline.
 type pieces struct{ w io.Writer }
 
 func (p pieces) Write(b []byte) (int, error) {
@@ -49,14 +49,14 @@ func (p pieces) Write(b []byte) (int, error) {
 	return n, nil
 }
 
-// restoreSnapshot replaces the registry by what the client sends.
+// restoreSnapshot replaces the registry with the snapshot that the client sends.
 func (g *Gateway) restoreSnapshot(a Admin, w *response, r *http.Request) error {
 	if r.ContentLength > g.o.MaxSnapshotBytes {
 		return g.refuseSnapshot(w)
 	}
 	up := &upload{w: w, from: http.MaxBytesReader(w.inner, r.Body, g.o.MaxSnapshotBytes), timeout: g.o.BodyTimeout}
 	v, err := a.RestoreSnapshot(r.Context(), up)
-	if up.err != nil { // whatever was made of it
+	if up.err != nil { // whatever error that caused
 		w.Header().Set("Connection", "close")
 		switch _, tooLong := errors.AsType[*http.MaxBytesError](up.err); {
 		case tooLong:
@@ -81,19 +81,19 @@ type upload struct {
 	w       *response
 	from    io.Reader
 	timeout time.Duration
-	err     error // that ended it before its end
+	err     error // the error that ended it early
 }
 
 func (u *upload) Read(p []byte) (int, error) {
 	if u.err != nil {
 		return 0, u.err
 	}
-	_ = u.w.c.SetReadDeadline(time.Now().Add(u.timeout)) // a recorder in a test has none
+	_ = u.w.c.SetReadDeadline(time.Now().Add(u.timeout)) // a test recorder has no deadline
 	n, err := u.from.Read(p)
 	switch {
 	case err == io.EOF:
-		// Putting it in place may take its time. net/http lifts the deadline as well, but does not
-		// promise it.
+		// Applying it may take long. net/http clears the deadline as well, but does not guarantee
+		// it.
 		_ = u.w.c.SetReadDeadline(time.Time{})
 	case err != nil:
 		u.err = err

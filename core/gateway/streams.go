@@ -9,30 +9,30 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// codeStopping is the code of an answer that refuses a request before anything was done for it: it
-// can be sent elsewhere, whatever it asks.
+// codeStopping is the error code for a request refused before it had any effect: it can be sent
+// elsewhere, whatever it is.
 const codeStopping = "stopping"
 
 var (
-	// errStopping is why what runs is ended when the server stops.
+	// errStopping is the cause that ends running requests when the server stops.
 	errStopping = core.Errorf(core.Unavailable, "this server is stopping").Hint("Ask again in a moment, or ask another queen.")
-	// errRefused is errStopping for what has not begun.
+	// errRefused is errStopping for requests that have not begun.
 	errRefused = &apiError{err: errStopping, code: codeStopping}
 )
 
-// streams knows what runs, so that a stop can wait for it, and end it with a reason instead of a
-// silent cut. The zero value is ready.
+// streams tracks running requests, so that a stop can wait for them, and end them with a reason
+// instead of a silent cut. The zero value is ready.
 type streams struct {
-	lame   atomic.Bool  // the server stops: clients that get an answer are told to connect to another one
-	active atomic.Int64 // requests of all kinds that are being answered
-	last   atomic.Int64 // when the last request began or ended, in nanoseconds since 1970; kept only while lame
+	lame   atomic.Bool  // the server is stopping: answers tell clients to connect elsewhere
+	active atomic.Int64 // requests of all kinds in progress
+	last   atomic.Int64 // time of the last start or end of a request, in nanoseconds since 1970; updated only while lame
 
 	mu      sync.Mutex // guards below
-	stop    bool       // no new ones
+	stop    bool       // accepts no new ones
 	running map[*stream]struct{}
 }
 
-// stream is one inference request or one job stream that runs.
+// stream is one running inference request or job stream.
 type stream struct {
 	job    bool
 	cancel context.CancelCauseFunc
@@ -55,7 +55,7 @@ func (s *streams) touch() {
 	}
 }
 
-// quiet says for how long there has been no request; 0 while there is one.
+// quiet returns how long there has been no request; 0 while there is one.
 func (s *streams) quiet(now time.Time) time.Duration {
 	if s.active.Load() > 0 {
 		return 0
@@ -63,8 +63,8 @@ func (s *streams) quiet(now time.Time) time.Duration {
 	return now.Sub(time.Unix(0, s.last.Load()))
 }
 
-// add registers what is cancelled by cancel; false where it must not begin any more. done must be
-// called at its end.
+// add registers a stream that cancel cancels; it returns false if no more streams may begin. done
+// must be called at its end.
 func (s *streams) add(job bool, cancel context.CancelCauseFunc) (done func(), ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -85,8 +85,8 @@ func (s *streams) add(job bool, cancel context.CancelCauseFunc) (done func(), ok
 
 func (s *streams) stopping() bool { return s.lame.Load() }
 
-// drain ends job streams, which go on elsewhere, and refuses new ones. Everything else is answered
-// as before.
+// drain ends job streams, which can be resumed elsewhere, and refuses new ones. Everything else is
+// answered as before.
 func (s *streams) drain() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -99,7 +99,7 @@ func (s *streams) drain() {
 	}
 }
 
-// cut refuses new ones and ends all that still run.
+// cut refuses new streams and ends all that still run.
 func (s *streams) cut() {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -56,7 +56,7 @@ func TestCORS(t *testing.T) {
 	must.Eq(t, "null", resp.Header.Get("Access-Control-Allow-Origin"))
 }
 
-// A 403 names the setting that opens the door.
+// A 403 names the setting that would allow the request.
 func TestGuardNamesSetting(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, nil)
@@ -137,7 +137,7 @@ func TestBodyEncodings(t *testing.T) {
 	must.Eq(t, 0, int(r.bodies.used))
 }
 
-// What joining a base URL and a route often makes.
+// Frequent results of joining a base URL and a route.
 func TestTidyPath(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, nil)
@@ -148,6 +148,6 @@ func TestTidyPath(t *testing.T) {
 	for path, want := range map[string]string{"//api/chat": `{"error":"`, "/v1/v1/messages": `{"type":"error"`} {
 		_, body, err := r.post(path, "{}")
 		must.NoError(t, err)
-		must.StrHasPrefix(t, want, body, must.Sprint(path)) // in the words of the API
+		must.StrHasPrefix(t, want, body, must.Sprint(path)) // in the form of the API
 	}
 }

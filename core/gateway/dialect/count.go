@@ -6,10 +6,10 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
-// Count is the Encoder of a route that tells how many tokens a request has, which is never a
+// Count is the Encoder of a route that returns the number of tokens of a request, never as a
 // stream. The zero value is ready.
 type Count struct {
-	Object string // of the answer; empty: it has none
+	Object string // object type of the answer; empty: none
 	Fail   func(e *openai.Error, about About) (status int, body []byte)
 	About  About
 }
@@ -23,7 +23,7 @@ func (Count) Chunk(dst []byte, _ Chunk) []byte { return dst }
 // End implements Encoder.
 func (Count) End(dst []byte) []byte { return append(dst, '\n') }
 
-// Alive implements Encoder. Blanks before a JSON value mean nothing.
+// Alive implements Encoder. Whitespace before a JSON value has no meaning.
 func (Count) Alive(dst []byte) []byte { return append(dst, '\n') }
 
 // Error implements Encoder.

@@ -1,7 +1,7 @@
-// Package dialect holds what the translations of other APIs share. Each API that people speak has a
-// package of its own below: it decodes a request into one of OpenAI's, which workers answer, and
-// encodes the worker's answer as its clients expect it. A translation is pure: it does no I/O and
-// keeps nothing beyond one request.
+// Package dialect holds what the translations of other APIs share. Each supported API has its own
+// package below: it decodes a request into one of OpenAI's, which workers answer, and encodes the
+// worker's answer as its clients expect it. A translation is pure: it does no I/O and keeps nothing
+// beyond one request.
 package dialect
 
 import (
@@ -18,29 +18,29 @@ import (
 // The routes of OpenAI's API that workers answer.
 const (
 	PathChat        = "/v1/chat/completions"
-	PathInputTokens = "/v1/chat/completions/input_tokens" // llama.cpp's: the size of a chat's prompt
+	PathInputTokens = "/v1/chat/completions/input_tokens" // llama.cpp's: counts the tokens of a chat's prompt
 	PathCompletion  = "/v1/completions"
 	PathEmbedding   = "/v1/embeddings"
 )
 
 // Dialect translates one route of an API. Its functions are safe for concurrent use.
 type Dialect struct {
-	// Decode translates the body of a request. The error is an *openai.Error about the request.
+	// Decode translates the body of a request. Its error is an *openai.Error about the request.
 	Decode func(body []byte, about About) (Request, Encoder, error)
-	// Fail returns the status and the body of an answer that is an error. The error has a status.
+	// Fail returns the status and body of an error answer. e has a status.
 	Fail func(e *openai.Error, about About) (status int, body []byte)
-	// Name returns the id by which a client can cancel the answer while it is made; nil: it cannot.
+	// Name returns the id by which a client can cancel a running answer; nil: it cannot.
 	Name func(about About) string
-	// Previous returns the id of the kept answer that a request goes on from; empty: none, or the
-	// body cannot be read. nil: the dialect keeps none.
+	// Previous returns the id of the stored answer that a request continues; empty: none, or the
+	// body cannot be read. nil: the dialect stores no answers.
 	Previous func(body []byte) string
 }
 
-// About says what a translation must know beside the body.
+// About is what a translation needs to know besides the body.
 type About struct {
-	ID      string // of the answer: random, so that nobody can choose another one's
-	Request string // the id of the request, for people who look into logs
-	Key     string // of who asks: the id of a token; empty: unknown
+	ID      string // of the answer: random, so that it cannot be guessed
+	Request string // id of the request, for readers of logs
+	Key     string // token id of the client; empty: unknown
 	Now     func() time.Time
 }
 
@@ -48,25 +48,26 @@ type About struct {
 type Request struct {
 	Path   string // one of the Path constants
 	Body   []byte
-	Stream bool // the client wants a stream; Body asks for the same
-	// KeepAlive is how long the model is to be kept after the request, as JSON in Ollama's form;
-	// nil: the request does not say.
+	Stream bool // the client wants a stream; Body matches
+	// KeepAlive is how long to keep the model after the request, as JSON in Ollama's form; nil: not
+	// given.
 	KeepAlive json.RawMessage
-	// Kept is about how many bytes the encoder holds until the answer ends, beside Body.
+	// Kept is the approximate number of bytes that the encoder holds until the answer ends, besides
+	// Body.
 	Kept int64
 }
 
 // Encoder writes one answer. It is not safe for concurrent use.
 type Encoder interface {
-	// ContentType is that of a stream.
+	// ContentType returns the content type of a stream.
 	ContentType() string
-	// Chunk appends what a chunk of a stream is to dst. The result may be dst itself.
+	// Chunk appends the encoding of a chunk to dst. The result may be dst itself.
 	Chunk(dst []byte, c Chunk) []byte
-	// End appends what follows the last chunk of a whole stream.
+	// End appends what follows the last chunk of a complete stream.
 	End(dst []byte) []byte
-	// Error appends the error that cuts a stream.
+	// Error appends the error that ends a stream early.
 	Error(dst []byte, e *openai.Error) []byte
-	// Alive appends what keeps a silent stream open; nothing where the dialect has no such thing.
+	// Alive appends what keeps a silent stream open; nothing if the dialect has no such element.
 	Alive(dst []byte) []byte
 	// Whole returns the body of an answer that is not a stream.
 	Whole(a Answer) ([]byte, error)
@@ -77,11 +78,11 @@ type Chunk struct {
 	Text      string
 	Reasoning string
 	Calls     []CallPart
-	Finish    string // one of OpenAI's finish reasons; empty until the answer ends
+	Finish    string // OpenAI's finish reason; empty until the answer ends
 	Usage     *openai.Usage
 }
 
-// CallPart is a part of a tool call. The first part of a call has its ID and Name.
+// CallPart is a part of a tool call. The first part carries the ID and Name.
 type CallPart struct {
 	Index     int
 	ID, Name  string
@@ -101,9 +102,9 @@ type Answer struct {
 	Calls     []Call
 	Finish    string
 	Usage     *openai.Usage
-	// Vectors are the embeddings, each a JSON array, of an answer that is one.
+	// Vectors are the embeddings of an embedding answer, each a JSON array.
 	Vectors []json.RawMessage
-	// InputTokens is the answer to a request of PathInputTokens; nil in others.
+	// InputTokens is the answer to a request for PathInputTokens; nil in other answers.
 	InputTokens *int
 }
 
@@ -141,10 +142,10 @@ type vector struct {
 	Embedding json.RawMessage `json:"embedding"`
 }
 
-// vectors are the embeddings of an answer: at most as many as a request may have texts.
+// vectors are the embeddings of an answer, at most as many as a request may have texts.
 type vectors []vector
 
-// UnmarshalJSON counts them before they take memory.
+// UnmarshalJSON counts them before it allocates memory.
 func (v *vectors) UnmarshalJSON(b []byte) error {
 	if n := openai.Elements(b); n > openai.MaxInputs {
 		return fmt.Errorf("the answer has %d embeddings, and at most %d are read", n, openai.MaxInputs)
@@ -166,11 +167,11 @@ func (m message) reasoning() string {
 	return *m.Reasoning
 }
 
-// ParseChunk reads the data of one event of a chat's or a completion's stream. Only the first
-// choice counts: no dialect asks for more.
+// ParseChunk reads the data of one event of a chat or completion stream. Only the first choice
+// counts: no dialect requests more.
 func ParseChunk(data []byte) (Chunk, error) {
 	var e envelope
-	if _, err := openai.CheckValues(data); err != nil { // a worker is not trusted with memory
+	if _, err := openai.CheckValues(data); err != nil { // a worker's answer may not exhaust memory
 		return Chunk{}, err
 	}
 	if err := json.Unmarshal(data, &e); err != nil {
@@ -193,10 +194,10 @@ func ParseChunk(data []byte) (Chunk, error) {
 	return c, nil
 }
 
-// ParseAnswer reads the body of a whole answer of a chat or a completion.
+// ParseAnswer reads the body of a whole chat or completion answer.
 func ParseAnswer(body []byte) (Answer, error) {
 	var e envelope
-	if _, err := openai.CheckValues(body, "data"); err != nil { // embeddings are numbers
+	if _, err := openai.CheckValues(body, "data"); err != nil { // embeddings consist of many numbers
 		return Answer{}, err
 	}
 	if err := json.Unmarshal(body, &e); err != nil {
@@ -204,7 +205,7 @@ func ParseAnswer(body []byte) (Answer, error) {
 	}
 	a := Answer{Usage: e.Usage, InputTokens: e.InputTokens}
 	for i, d := range e.Data {
-		if d.Index == i { // they come in order
+		if d.Index == i { // they arrive in order
 			a.Vectors = append(a.Vectors, d.Embedding)
 		}
 	}
@@ -224,16 +225,16 @@ func ParseAnswer(body []byte) (Answer, error) {
 	return a, nil
 }
 
-// Calls joins the parts of tool calls as they come. The zero value is empty.
+// Calls joins the parts of tool calls as they arrive. The zero value is empty.
 type Calls struct{ list []openCall }
 
-// openCall is a call whose arguments still come.
+// openCall is a call whose arguments are still arriving.
 type openCall struct {
 	id, name  string
 	arguments []byte
 }
 
-// MaxCalls bounds the tool calls of one answer: a worker's index is not trusted.
+// MaxCalls bounds the tool calls of one answer: a worker's index is untrusted.
 const MaxCalls = 128
 
 // Add adds parts.
@@ -282,8 +283,8 @@ func Unmarshal(body []byte, v any) error {
 	return openai.NewError(http.StatusBadRequest, openai.TypeInvalidRequest, "", "", "the request's body is not valid JSON of this route")
 }
 
-// Marshal returns v as JSON in which letters that HTML reads stay as they are: what a model wrote
-// comes back to it unchanged in the next turn.
+// Marshal returns v as JSON without escaping HTML characters: what a model wrote must return to it
+// unchanged in the next turn.
 func Marshal(v any) ([]byte, error) {
 	var b bytes.Buffer
 	e := json.NewEncoder(&b)
@@ -294,7 +295,7 @@ func Marshal(v any) ([]byte, error) {
 	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), nil
 }
 
-// Object returns raw where it is a JSON object, and an empty object otherwise.
+// Object returns raw if it is a JSON object, and an empty object otherwise.
 func Object(raw string) json.RawMessage {
 	var m map[string]json.RawMessage
 	if json.Unmarshal([]byte(raw), &m) != nil || m == nil {
@@ -303,7 +304,7 @@ func Object(raw string) json.RawMessage {
 	return json.RawMessage(raw)
 }
 
-// Chat is a request of OpenAI's chat that a dialect fills in. Fields that are left out stay out.
+// Chat is an OpenAI chat request that a dialect fills in. Unset fields are omitted.
 type Chat struct {
 	Model    string    `json:"model"`
 	Messages []Message `json:"messages,omitempty"`
@@ -378,7 +379,7 @@ type Function struct {
 	Arguments string `json:"arguments"`
 }
 
-// Tool makes OpenAI's form of a tool.
+// Tool returns a tool in OpenAI's form.
 func Tool(name, description string, parameters json.RawMessage, strict *bool) map[string]any {
 	f := map[string]any{"name": name}
 	if description != "" {
@@ -393,12 +394,12 @@ func Tool(name, description string, parameters json.RawMessage, strict *bool) ma
 	return map[string]any{"type": "function", "function": f}
 }
 
-// NewCall makes a ToolCall.
+// NewCall returns a ToolCall.
 func NewCall(id, name, arguments string) ToolCall {
 	return ToolCall{ID: id, Type: "function", Function: Function{Name: name, Arguments: arguments}}
 }
 
-// Encode returns the request. stream says what the client wants.
+// Encode returns the encoded request. stream reports whether the client wants a stream.
 func (c *Chat) Encode(path string, stream bool) (Request, error) {
 	c.Stream = stream
 	if stream {
@@ -411,5 +412,5 @@ func (c *Chat) Encode(path string, stream bool) (Request, error) {
 	return Request{Path: path, Body: body, Stream: stream, KeepAlive: c.KeepAlive}, nil
 }
 
-// Data returns the URL of an image whose bytes are given in base64.
+// Data returns a data URL for an image given in base64.
 func Data(mime, base64 string) *ImageURL { return &ImageURL{URL: "data:" + mime + ";base64," + base64} }

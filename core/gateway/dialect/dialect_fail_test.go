@@ -10,7 +10,7 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
-// What the server cannot do is not the client's fault.
+// What the server cannot do is not reported as the client's error.
 func TestAnthropicErrorTypes(t *testing.T) {
 	t.Parallel()
 	for status, want := range map[int]string{

@@ -21,7 +21,7 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
-// dialects are all of them, with a request that each takes.
+// dialects returns all dialects, each with a request that it accepts.
 func dialects() map[string]struct {
 	d    dialect.Dialect
 	body string
@@ -94,8 +94,8 @@ func TestDecodeRefuses(t *testing.T) {
 	}
 }
 
-// Tools of OpenAI's servers are left out where the model is free to choose, as Codex sends them
-// with every request.
+// Tools that run on OpenAI's servers are dropped if the model is free to choose, as Codex sends
+// them with every request.
 func TestResponsesHostedTools(t *testing.T) {
 	t.Parallel()
 	for choice, want := range map[string]string{
@@ -110,10 +110,10 @@ func TestResponsesHostedTools(t *testing.T) {
 	}
 	r, _, err := responses.New(nil).Decode([]byte(`{"model":"m","input":"a","tools":[{"type":"web_search"}],"tool_choice":"auto"}`), about())
 	must.NoError(t, err)
-	must.StrNotContains(t, string(r.Body), "tool") // a choice without tools would be refused
+	must.StrNotContains(t, string(r.Body), "tool") // a tool choice without tools would be refused
 }
 
-// chunks is an answer of every kind of part, cut as a worker may cut it.
+// chunks is an answer with every kind of part, split as a worker may split it.
 func chunks() []dialect.Chunk {
 	return []dialect.Chunk{
 		{},
@@ -129,14 +129,14 @@ func chunks() []dialect.Chunk {
 	}
 }
 
-// told is what a client finds in an answer, whatever its dialect.
+// told is what a client reads from an answer, in any dialect.
 type told struct {
 	text, reasoning string
 	calls           []string
 	out             float64
 }
 
-// read understands the lines and events of every dialect as a client does.
+// read parses the lines and events of every dialect as a client does.
 func read(t *testing.T, body string) told {
 	t.Helper()
 	var all told
@@ -218,14 +218,14 @@ func TestStreams(t *testing.T) {
 		body = enc.End(enc.Alive(body))
 		want := told{"c\ndé", `a"b`, []string{`f{"x":1}`, `g{}`}, 4}
 		if name == "generate" {
-			want.calls = nil // it takes no tools
+			want.calls = nil // it supports no tools
 		}
 		must.Eq(t, want, read(t, string(body)), must.Sprintf("%s: %s", name, body))
 		must.StrContains(t, string(enc.Error(nil, openai.Invalid("a", "wrong"))), "wrong")
 	}
 }
 
-// What a client is sent back says the same as what it sent.
+// An answer that a client sends back as history keeps its meaning.
 func TestHistories(t *testing.T) {
 	t.Parallel()
 	const want = `[{"role":"system","content":"s"},{"role":"user","content":"q"},` +
@@ -256,8 +256,8 @@ func TestHistories(t *testing.T) {
 	}
 }
 
-// Blocks in the result of a tool have no blocks of their own: a reader that looked for them would
-// read the innermost once for each level.
+// Blocks in a tool result have no nested blocks: decoding them would read the innermost once per
+// level.
 func TestMessagesResultBlocks(t *testing.T) {
 	t.Parallel()
 	ask := func(content string) error {
@@ -270,7 +270,7 @@ func TestMessagesResultBlocks(t *testing.T) {
 	must.Eq(t, "messages[0].content[0].content", *refusal(ask(`5`)).Param)
 }
 
-// The size of a request is asked for with the same conversation as its answer.
+// A count request has the same conversation as the request for its answer.
 func TestCounts(t *testing.T) {
 	t.Parallel()
 	store := &responses.Store{}
@@ -317,8 +317,9 @@ func TestParseManyValues(t *testing.T) {
 	must.Len(t, 0, got.Vectors)
 }
 
-// The arguments of a call come in many small parts: joining them takes no more than their length.
-func TestCallsMemory(t *testing.T) { // not parallel: it counts what is allocated
+// The arguments of a call arrive in many small parts: joining them takes memory linear in their
+// length.
+func TestCallsMemory(t *testing.T) { // not parallel: it counts allocations
 	const n = 1 << 16
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
@@ -364,7 +365,7 @@ func FuzzDecode(f *testing.F) {
 	})
 }
 
-// FuzzChunk gives encoders what a hostile worker may send.
+// FuzzChunk feeds encoders what a hostile worker may send.
 func FuzzChunk(f *testing.F) {
 	f.Add([]byte(`{"choices":[{"index":0,"delta":{"tool_calls":[{"index":-1},{"index":9999999,"id":"a"}]},"finish_reason":"x"}],"usage":{}}`))
 	all := dialects()
@@ -387,7 +388,7 @@ func FuzzChunk(f *testing.F) {
 	})
 }
 
-// TestAnthropicContinues has an answer go on from a last message of the assistant, as the API does.
+// TestAnthropicContinues continues an answer from the assistant's last message, as the API does.
 func TestAnthropicContinues(t *testing.T) {
 	t.Parallel()
 	for last, want := range map[string]bool{
@@ -401,20 +402,20 @@ func TestAnthropicContinues(t *testing.T) {
 	}
 }
 
-// FuzzRoundTrip sends an answer back to where it came from: what a client gets, whole, and repeats
-// as part of the conversation says what the worker said.
+// FuzzRoundTrip sends an answer back as history: what the client received whole, repeated in the
+// conversation, keeps the worker's meaning.
 func FuzzRoundTrip(f *testing.F) {
 	f.Add("text", "thought", "f", `{"x":1}`)
 	f.Add("", "", "a_b-c", `{}`)
 	f.Add("a\u2028\"\\\n", "", "", "")
 	f.Fuzz(func(t *testing.T, text, reasoning, name, arguments string) {
-		for _, s := range []string{text, reasoning, name, arguments} { // their halves may make a letter together
+		for _, s := range []string{text, reasoning, name, arguments} { // two halves may combine into one letter
 			if !utf8.ValidString(s) {
-				return // workers send JSON
+				return // workers send valid JSON
 			}
 		}
 		if text == "" && name == "" {
-			return // an answer says something
+			return // an answer is never empty
 		}
 		answer := dialect.Answer{Text: text, Reasoning: reasoning, Finish: openai.FinishStop}
 		if name != "" {
@@ -427,7 +428,7 @@ func FuzzRoundTrip(f *testing.F) {
 		}
 		for dialectName, c := range map[string]struct {
 			d    dialect.Dialect
-			body string // of the first request
+			body string // body of the first request
 			next func(whole map[string]json.RawMessage) string
 		}{
 			"anthropic": {anthropic.Messages, `{"model":"m","max_tokens":9,"thinking":{"type":"enabled"},"messages":[{"role":"user","content":"q"}]}`, func(w map[string]json.RawMessage) string {
@@ -473,7 +474,8 @@ func FuzzRoundTrip(f *testing.F) {
 	})
 }
 
-// BenchmarkChunk is what a token costs more than OpenAI's own stream, whose bytes pass through.
+// BenchmarkChunk measures the cost of a token beyond that of OpenAI's own stream, which passes
+// through.
 func BenchmarkChunk(b *testing.B) {
 	event := []byte(`{"id":"chatcmpl-0123456789ab","object":"chat.completion.chunk","created":1700000000,"model":"m","choices":[{"index":0,"delta":{"content":" token"},"finish_reason":null}]}`)
 	for name, c := range dialects() {

@@ -8,7 +8,7 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
-// The kinds of a content block, and what of an answer is open.
+// The kinds of content blocks, also the state of an open block.
 const (
 	blockNone     = ""
 	blockText     = "text"
@@ -21,13 +21,13 @@ type encoder struct {
 	model  string // as the client wrote it
 	id     string
 	about  dialect.About
-	thinks bool // thinking was asked for: it is passed on
+	thinks bool // the client asked for thinking: it is passed on
 
 	begun  bool
-	open   string // the kind of the block that is open
-	index  int    // of that block, or of the next one
-	call   int    // OpenAI's index of the call that is open
-	calls  int    // seen so far
+	open   string // kind of the open block
+	index  int    // index of that block, or of the next one
+	call   int    // OpenAI's index of the open call
+	calls  int    // calls seen so far
 	finish string
 	usage  *openai.Usage
 }
@@ -49,7 +49,7 @@ func (e *encoder) Error(dst []byte, err *openai.Error) []byte {
 // event appends one event with v as its data.
 func event(dst []byte, name string, v any) []byte {
 	data, err := dialect.Marshal(v)
-	if err != nil { // everything that is written here marshals
+	if err != nil { // all values written here can be marshalled
 		return dst
 	}
 	dst = append(append(dst, "event: "...), name...)
@@ -69,14 +69,14 @@ func usageOf(u *openai.Usage) usage {
 		return usage{}
 	}
 	out := usage{Input: u.PromptTokens, Output: u.CompletionTokens}
-	if u.PromptTokensDetails != nil { // Anthropic counts them apart
+	if u.PromptTokensDetails != nil { // Anthropic counts them separately
 		out.CacheRead = u.PromptTokensDetails.CachedTokens
 		out.Input -= out.CacheRead
 	}
 	return out
 }
 
-// answer is a whole message, and what a stream begins with.
+// answer is a whole message, and the first object of a stream.
 type answer struct {
 	ID           string  `json:"id"`
 	Type         string  `json:"type"` // "message"
@@ -100,7 +100,7 @@ type textBlock struct {
 type thinkingBlock struct {
 	Type      string `json:"type"`
 	Thinking  string `json:"thinking"`
-	Signature string `json:"signature"` // empty: only Anthropic's servers sign
+	Signature string `json:"signature"` // empty: only Anthropic's servers can sign
 }
 
 type toolBlock struct {
@@ -119,7 +119,7 @@ func (e *encoder) begin(dst []byte) []byte {
 	return event(dst, "message_start", map[string]any{"type": "message_start", "message": e.message()})
 }
 
-// enter closes the open block where it is of another kind, and opens one of this kind.
+// enter closes the open block if its kind differs, and opens one of the given kind.
 func (e *encoder) enter(dst []byte, kind string, body any) []byte {
 	if e.open == kind && kind != blockTool {
 		return dst
@@ -139,7 +139,8 @@ func (e *encoder) leave(dst []byte) []byte {
 	return dst
 }
 
-// delta appends what is added to the open block. It is written by hand, as each token passes here.
+// delta appends an addition to the open block. It is hand-written, as every token passes through
+// it.
 func (e *encoder) delta(dst []byte, kind, field, text string) []byte {
 	dst = append(dst, "event: content_block_delta\ndata: {\"type\":\"content_block_delta\",\"index\":"...)
 	dst = strconv.AppendInt(dst, int64(e.index), 10)
@@ -190,8 +191,8 @@ func (e *encoder) End(dst []byte) []byte {
 	return event(dst, "message_stop", map[string]any{"type": "message_stop"})
 }
 
-// reason translates a finish reason. Workers do not say which stop sequence ended an answer, so
-// that one which did is end_turn too.
+// reason translates a finish reason. Workers do not report which stop sequence ended an answer, so
+// those answers also get end_turn.
 func reason(finish string) string {
 	switch finish {
 	case openai.FinishLength:

@@ -20,7 +20,7 @@ type Model struct {
 	MaxInputTokens int       `json:"max_input_tokens,omitempty"`
 }
 
-// Models is a part of the list of models.
+// Models is a page of the list of models.
 type Models struct {
 	Data    []Model `json:"data"`
 	FirstID *string `json:"first_id"`
@@ -38,8 +38,8 @@ func ModelOf(m core.Model) Model {
 	return Model{Type: "model", ID: m.ID, DisplayName: m.ID, CreatedAt: m.CreatedAt.UTC().Truncate(time.Second), MaxInputTokens: m.ContextTokens}
 }
 
-// ModelsOf lists models by their ids. The query has the list's limit, and after_id or before_id,
-// the model beside which it begins or ends. Errors: *openai.Error.
+// ModelsOf lists models sorted by id. The query has the list's limit, and after_id or before_id,
+// the model after which it begins or before which it ends. Errors: *openai.Error.
 func ModelsOf(models []core.Model, query url.Values) (Models, error) {
 	out, limit := Models{Data: []Model{}}, defaultModels
 	if l := query.Get("limit"); l != "" {

@@ -19,10 +19,10 @@ var (
 	CountTokens = dialect.Dialect{Decode: decodeCount, Fail: Fail}
 )
 
-// StatusOverloaded is Anthropic's own status of a server that has too much to do.
+// StatusOverloaded is Anthropic's own status for an overloaded server.
 const StatusOverloaded = 529
 
-// errorTypes are the error types by status. Other statuses are api_error.
+// errorTypes maps statuses to error types. Other statuses are api_error.
 var errorTypes = map[int]string{
 	http.StatusBadRequest:            "invalid_request_error",
 	http.StatusUnauthorized:          "authentication_error",
@@ -64,10 +64,10 @@ func failureOf(e *openai.Error, about dialect.About) (int, failure) {
 	return status, failure{Type: "error", Error: failureWhy{Type: typ, Message: text}, RequestID: about.Request}
 }
 
-// Fail returns an error as Anthropic's API tells it.
+// Fail returns an error in the form of Anthropic's API.
 func Fail(e *openai.Error, about dialect.About) (status int, body []byte) {
 	status, f := failureOf(e, about)
-	b, _ := dialect.Marshal(f) // strings always marshal
+	b, _ := dialect.Marshal(f) // strings can always be marshalled
 	return status, append(b, '\n')
 }
 
@@ -85,14 +85,14 @@ type request struct {
 	ToolChoice    *toolChoice     `json:"tool_choice"`
 	Thinking      *thinking       `json:"thinking"`
 	OutputConfig  outputConfig    `json:"output_config"`
-	OutputFormat  *outputFormat   `json:"output_format"` // where it was before output_config
+	OutputFormat  *outputFormat   `json:"output_format"` // the field that output_config replaced
 	Metadata      struct {
 		UserID string `json:"user_id"`
 	} `json:"metadata"`
 }
 
 type tool struct {
-	Type        string          `json:"type"` // "custom" or empty; others are run by Anthropic's servers
+	Type        string          `json:"type"` // "custom" or empty; other types run on Anthropic's servers
 	Name        string          `json:"name"`
 	Description string          `json:"description"`
 	InputSchema json.RawMessage `json:"input_schema"`
@@ -105,7 +105,7 @@ type toolChoice struct {
 	DisableParallel bool   `json:"disable_parallel_tool_use"`
 }
 
-// outputConfig says what the answer is like. Its effort is a hint for models that think.
+// outputConfig describes the form of the answer. Its effort is a hint for models that think.
 type outputConfig struct {
 	Format *outputFormat `json:"format"`
 	Effort string        `json:"effort"`
@@ -158,7 +158,7 @@ type block struct {
 	Input     json.RawMessage `json:"input"`
 	ToolUseID string          `json:"tool_use_id"`
 	IsError   bool            `json:"is_error"`
-	Content   json.RawMessage `json:"content"` // of a tool's result; raw, as each level of decoders would read all below it
+	Content   json.RawMessage `json:"content"` // of a tool's result; raw, as each level of decoders would read all levels below it
 	Source    *source         `json:"source"`
 }
 
@@ -182,7 +182,7 @@ func decode(body []byte, about dialect.About) (dialect.Request, dialect.Encoder,
 	return r, &encoder{model: in.Model, id: "msg_" + about.ID, about: about, thinks: in.thinks()}, err
 }
 
-// decodeCount decodes a message of which only the size is wanted: it needs no max_tokens.
+// decodeCount decodes a message whose size alone is wanted: it needs no max_tokens.
 func decodeCount(body []byte, about dialect.About) (dialect.Request, dialect.Encoder, error) {
 	var in request
 	if err := dialect.Unmarshal(body, &in); err != nil {
@@ -214,7 +214,7 @@ func (in *request) chat() (*dialect.Chat, error) {
 	}
 	out := &dialect.Chat{
 		Model: in.Model, MaxTokens: in.MaxTokens, Temperature: in.Temperature, TopP: in.TopP, TopK: in.TopK, User: in.Metadata.UserID,
-		// Models that think do so only where it is asked for, as Anthropic's own.
+		// Models that can think do so only if asked, as Anthropic's own do.
 		TemplateKwargs: map[string]any{"enable_thinking": in.thinks()},
 	}
 	if stops := slices.DeleteFunc(slices.Clone(in.StopSequences), func(s string) bool { return s == "" }); len(stops) > 0 {
@@ -243,12 +243,12 @@ func (in *request) chat() (*dialect.Chat, error) {
 	}
 	last := out.Messages[len(out.Messages)-1]
 	if text, ok := last.Content.(string); ok && last.Role == "assistant" && len(last.ToolCalls) == 0 && strings.TrimSpace(text) != "" {
-		out.ContinueFinalMessage, out.AddGenerationPrompt = true, new(false) // as the API has it
+		out.ContinueFinalMessage, out.AddGenerationPrompt = true, new(false) // as in Anthropic's API
 	}
 	return out, in.tools(out)
 }
 
-// form translates what the answer must be like.
+// form translates the required form of the answer.
 func (in *request) form(out *dialect.Chat) error {
 	if in.thinks() && slices.Contains(openai.Efforts, in.OutputConfig.Effort) {
 		out.ReasoningEffort = in.OutputConfig.Effort
@@ -330,8 +330,8 @@ func (c content) text(where string) (string, error) {
 	return b.String(), nil
 }
 
-// messages translates one message. Results of tools become messages of their own, before what the
-// user says beside them.
+// messages translates one message. Tool results become separate messages, before the user's own
+// text.
 func (m *message) messages(where string) ([]dialect.Message, error) {
 	switch m.Role {
 	case "user":
@@ -378,7 +378,7 @@ func (m *message) user(where string) ([]dialect.Message, error) {
 	return out, nil
 }
 
-// plain is the text alone where there is nothing else, which every template takes.
+// plain returns the bare text if there is nothing else, as every template accepts that.
 func plain(parts []dialect.Part) any {
 	var texts []string
 	for _, p := range parts {
@@ -433,7 +433,7 @@ func (m *message) assistant(where string) ([]dialect.Message, error) {
 			texts = append(texts, b.Text)
 		case "thinking":
 			thoughts = append(thoughts, b.Thinking)
-		case "redacted_thinking": // nobody but who made it can read it
+		case "redacted_thinking": // only its author can read it
 		case "tool_use":
 			if b.ID == "" || b.Name == "" {
 				return nil, dialect.Invalid(at, "%s needs an id and a name", at)

@@ -13,12 +13,12 @@ import (
 type encoder struct {
 	model    string // as the client wrote it
 	chat     bool   // /api/chat, else /api/generate
-	loadOnly bool   // the model was to be loaded: the answer has no text
-	unloads  bool   // and then not kept
+	loadOnly bool   // load request: the answer has no text
+	unloads  bool   // and unloads the model afterwards
 	now      func() time.Time
 
 	began  time.Time
-	first  time.Time // zero: nothing came yet
+	first  time.Time // zero: nothing arrived yet
 	calls  dialect.Calls
 	finish string
 	usage  *openai.Usage
@@ -31,7 +31,7 @@ func newEncoder(model string, about dialect.About, chat bool) *encoder {
 // ContentType implements dialect.Encoder.
 func (e *encoder) ContentType() string { return "application/x-ndjson" }
 
-// Alive implements dialect.Encoder: a line that is not an answer would confuse clients.
+// Alive implements dialect.Encoder: a line that is not part of an answer would confuse clients.
 func (e *encoder) Alive(dst []byte) []byte { return dst }
 
 // Error implements dialect.Encoder.
@@ -40,8 +40,8 @@ func (e *encoder) Error(dst []byte, err *openai.Error) []byte {
 	return append(dst, line...)
 }
 
-// Chunk implements dialect.Encoder. Tool calls are kept until they are whole, as Ollama gives them
-// in one piece.
+// Chunk implements dialect.Encoder. Tool calls are buffered until complete, as Ollama sends them in
+// one piece.
 func (e *encoder) Chunk(dst []byte, c dialect.Chunk) []byte {
 	if e.first.IsZero() && (c.Text != "" || c.Reasoning != "" || len(c.Calls) > 0) {
 		e.first = e.now()
@@ -95,7 +95,7 @@ func callsOf(list []dialect.Call) []byte {
 		out[i].Function.Name, out[i].Function.Arguments = c.Name, dialect.Object(c.Arguments)
 	}
 	b, err := dialect.Marshal(out)
-	if err != nil { // both parts marshal
+	if err != nil { // both parts can be marshalled
 		return []byte("[]")
 	}
 	return b
@@ -112,7 +112,7 @@ func (e *encoder) End(dst []byte) []byte {
 	return append(e.final(dst, "", "", nil), '\n')
 }
 
-// final appends the object that ends an answer, with the text that goes with it.
+// final appends the object that ends an answer, with the given text.
 func (e *encoder) final(dst []byte, text, reasoning string, calls []dialect.Call) []byte {
 	dst = e.head(dst)
 	if e.chat {
@@ -169,7 +169,7 @@ func (e *encoder) reason() string {
 	case e.finish == openai.FinishLength:
 		return "length"
 	}
-	return "stop" // also for tool calls
+	return "stop" // also after tool calls
 }
 
 // Whole implements dialect.Encoder.

@@ -60,7 +60,7 @@ func embedRequest(model string, keepAlive, input json.RawMessage, truncate bool,
 	return dialect.Request{Path: dialect.PathEmbedding, Body: b, KeepAlive: keepAlive}, enc, nil
 }
 
-// vectors writes the answer to a request for embeddings, which is never a stream.
+// vectors encodes the answer to a request for embeddings, which is never a stream.
 type vectors struct {
 	about dialect.About
 	model string

@@ -8,7 +8,7 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// Version is the version of Ollama's API that this package follows: clients compare it.
+// Version is the version of Ollama's API that this package implements: clients compare it.
 const Version = "0.12.0"
 
 // Tags is the answer of GET /api/tags.
@@ -25,13 +25,13 @@ type Tag struct {
 	Digest     string    `json:"digest"`
 	Details    Details   `json:"details"`
 
-	// Of Running only.
+	// Only in Running.
 	ExpiresAt     time.Time `json:"expires_at,omitzero"`
 	SizeVRAM      *int64    `json:"size_vram,omitempty"` // bytes
 	ContextLength int       `json:"context_length,omitempty"`
 }
 
-// Details describe a model.
+// Details describes a model.
 type Details struct {
 	ParentModel       string   `json:"parent_model"`
 	Format            string   `json:"format"`
@@ -53,8 +53,8 @@ type Show struct {
 	ModifiedAt   time.Time      `json:"modified_at,omitzero"`
 }
 
-// TagsOf lists the models that need no download, and after each one the cluster's names for it: a
-// copy is a model like any other here.
+// TagsOf lists the models that need no download, each followed by its aliases: a copy looks like
+// any other model here.
 func TagsOf(models []core.Model, aliases []core.Alias) Tags {
 	out := Tags{Models: []Tag{}}
 	for _, m := range models {
@@ -73,8 +73,8 @@ func TagsOf(models []core.Model, aliases []core.Alias) Tags {
 	return out
 }
 
-// RunningOf lists the models that workers have loaded. A worker stays until it is stopped, so that
-// no model expires: ExpiresAt is a hundred years from now, as clients want a time.
+// RunningOf lists the models that workers have loaded. A worker without an unload time stays until
+// it is stopped; as clients expect a time, its ExpiresAt is a hundred years from now.
 func RunningOf(workers []core.Worker, models []core.Model, now time.Time) Tags {
 	byID := map[string]core.Model{}
 	for _, m := range models {
@@ -86,11 +86,11 @@ func RunningOf(workers []core.Worker, models []core.Model, now time.Time) Tags {
 		if w.State != core.WorkerReady {
 			continue
 		}
-		expires := now.AddDate(100, 0, 0) // it stays
+		expires := now.AddDate(100, 0, 0) // no unload time
 		if at, ok := w.Load.UnloadsAt(); ok {
 			expires = at
 		}
-		if i, ok := seen[w.Model]; ok { // replicas are one model
+		if i, ok := seen[w.Model]; ok { // replicas count as one model
 			out.Models[i].ContextLength = min(out.Models[i].ContextLength, w.ContextTokens)
 			if expires.After(out.Models[i].ExpiresAt) {
 				out.Models[i].ExpiresAt = expires
@@ -157,8 +157,8 @@ func ShowOf(m core.Model) Show {
 	return s
 }
 
-// capabilitiesOf says in Ollama's words what a model's workers can do. While none runs, the file
-// tells: a model with a chat template can have tools.
+// capabilitiesOf returns a model's capabilities in Ollama's terms. While no worker runs, the file
+// decides: a model with a chat template may support tools.
 func capabilitiesOf(m core.Model) []string {
 	out := []string{}
 	for _, c := range []struct{ ours, theirs string }{

@@ -1,5 +1,5 @@
-// Package ollama translates Ollama's API: /api/chat and /api/generate, and the shapes in which it
-// lists models. Its form is that of Ollama's own documentation (docs/api.md of the project).
+// Package ollama translates Ollama's API: /api/chat and /api/generate, and the formats in which it
+// lists models. It follows Ollama's own documentation (docs/api.md of the project).
 package ollama
 
 import (
@@ -21,13 +21,13 @@ var (
 	Generate = dialect.Dialect{Decode: decodeGenerate, Fail: Fail}
 )
 
-// Fail returns an error as Ollama tells it.
+// Fail returns an error in Ollama's form.
 func Fail(e *openai.Error, _ dialect.About) (status int, body []byte) {
 	text := e.Message
 	if e.Hint != "" {
 		text += ". " + e.Hint
 	}
-	b, _ := dialect.Marshal(map[string]string{"error": text}) // strings always marshal
+	b, _ := dialect.Marshal(map[string]string{"error": text}) // strings can always be marshalled
 	return e.Status, append(b, '\n')
 }
 
@@ -41,8 +41,8 @@ type common struct {
 	KeepAlive json.RawMessage `json:"keep_alive"`
 }
 
-// options are Ollama's names of what OpenAI's request has at its top. What is about loading a model
-// (num_ctx, num_gpu, num_thread, …) is not a request's business here and is ignored.
+// options are Ollama's names for top-level fields of OpenAI's request. Options about loading a
+// model (num_ctx, num_gpu, num_thread, …) are ignored: a request does not control them here.
 type options struct {
 	NumPredict       json.Number     `json:"num_predict"`
 	Temperature      json.RawMessage `json:"temperature"`
@@ -112,7 +112,7 @@ func responseFormat(raw json.RawMessage) (json.RawMessage, error) {
 	return nil, dialect.Invalid("format", `format must be "json" or a JSON schema`)
 }
 
-// Name is a model's name without Ollama's tag for a model that has no other.
+// Name returns a model's name without the tag that Ollama adds to models without one.
 func Name(s string) string { return strings.TrimSuffix(s, ":latest") }
 
 type chatRequest struct {
@@ -158,8 +158,9 @@ func decodeChat(body []byte, about dialect.About) (dialect.Request, dialect.Enco
 	return r, newEncoder(in.Model, about, true), err
 }
 
-// messages gives calls and results the ids that OpenAI's messages need: a result belongs to the
-// first call of its name that has none yet, or to the first call at all where it has no name.
+// messages assigns calls and results the ids that OpenAI's messages need: a result belongs to the
+// first call of its name that has no result yet, or to the first such call of any name if it has no
+// name.
 func messages(in []message) ([]dialect.Message, error) {
 	type open struct{ id, name string }
 	var waiting []open
@@ -266,8 +267,8 @@ func decodeGenerate(body []byte, about dialect.About) (dialect.Request, dialect.
 	return r, enc, err
 }
 
-// load asks for one token, so that the model is loaded, and drops it: a request without a prompt
-// means that.
+// load asks for one token, to load the model, and discards it: that is what a request without a
+// prompt means.
 func load(out *dialect.Chat, stream bool, enc *encoder) (dialect.Request, dialect.Encoder, error) {
 	one, text := int64(1), "."
 	*out = dialect.Chat{Model: out.Model, KeepAlive: out.KeepAlive, MaxTokens: &one, Prompt: &text}

@@ -28,16 +28,16 @@ const (
 type encoder struct {
 	store *Store
 	in    *request
-	items []item // the conversation that the answer belongs to
+	items []item // conversation that the answer belongs to
 	about dialect.About
 	id    string
 	at    int64 // seconds since 1970
 
 	begun  bool
 	seq    int64
-	output []*output // whole items, then the open one
+	output []*output // completed items, then the open one
 	open   bool
-	call   int // OpenAI's index of the call that is open
+	call   int // OpenAI's index of the open call
 	finish string
 	usage  *openai.Usage
 }
@@ -46,7 +46,7 @@ type encoder struct {
 type output struct {
 	typ, id      string
 	status       string
-	text         []byte // of a message or of reasoning
+	text         []byte // text of a message or of reasoning
 	callID, name string
 	arguments    []byte
 }
@@ -58,8 +58,8 @@ func newEncoder(store *Store, in *request, items []item, about dialect.About) *e
 // ContentType implements dialect.Encoder.
 func (e *encoder) ContentType() string { return "text/event-stream" }
 
-// Alive implements dialect.Encoder. Clients of this API trip over events that they do not know, and
-// over a comment with an empty line behind it.
+// Alive implements dialect.Encoder. Clients of this API fail on events that they do not know, and
+// on a comment followed by an empty line.
 func (e *encoder) Alive(dst []byte) []byte { return append(dst, ": alive\n"...) }
 
 func (o *output) MarshalJSON() ([]byte, error) {
@@ -86,7 +86,7 @@ func textPart(text string) map[string]any {
 	return map[string]any{"type": "output_text", "text": text, "annotations": []any{}, "logprobs": []any{}}
 }
 
-// response is the whole object, with what there is of it so far.
+// response returns the whole object, with the output so far.
 func (e *encoder) response(status string, failure any) map[string]any {
 	in := e.in
 	out := map[string]any{
@@ -148,12 +148,12 @@ func usageOf(u *openai.Usage) map[string]any {
 	}
 }
 
-// event appends a named event; v gets its type and number.
+// event appends a named event; it adds the type and the sequence number to v.
 func (e *encoder) event(dst []byte, name string, v map[string]any) []byte {
 	v["type"], v["sequence_number"] = name, e.seq
 	e.seq++
 	data, err := dialect.Marshal(v)
-	if err != nil { // everything that is written here was JSON before
+	if err != nil { // all values written here were JSON before
 		return dst
 	}
 	dst = append(append(dst, "event: "...), name...)
@@ -170,10 +170,10 @@ func (e *encoder) begin(dst []byte) []byte {
 	return e.event(dst, "response.in_progress", map[string]any{"response": e.response(inProgress, nil)})
 }
 
-// last is the item that was begun last; there is one.
+// last returns the item begun last; there must be one.
 func (e *encoder) last() *output { return e.output[len(e.output)-1] }
 
-// enter returns the open item of a type, after it has closed another one and opened it.
+// enter returns the open item if it has the given type; otherwise it closes it and opens a new one.
 func (e *encoder) enter(dst []byte, typ string, part dialect.CallPart) []byte {
 	if e.open && e.last().typ == typ && (typ != typeCall || part.Index == e.call) {
 		return dst
@@ -190,7 +190,7 @@ func (e *encoder) enter(dst []byte, typ string, part dialect.CallPart) []byte {
 	return dst
 }
 
-// where adds the place of the open item's text.
+// where adds the position of the open item's text.
 func (e *encoder) where(v map[string]any) map[string]any {
 	v["item_id"], v["output_index"], v["content_index"] = e.last().id, len(e.output)-1, 0
 	return v
@@ -221,7 +221,7 @@ func (e *encoder) leave(dst []byte) []byte {
 	return e.event(dst, "response.output_item.done", map[string]any{"output_index": len(e.output) - 1, "item": o})
 }
 
-// delta appends what is added to the open item. It is written by hand, as each token passes here.
+// delta appends an addition to the open item. It is hand-written, as every token passes through it.
 func (e *encoder) delta(dst []byte, name, text string, content bool) []byte {
 	dst = append(append(dst, "event: "...), name...)
 	dst = append(append(append(dst, "\ndata: {\"type\":\""...), name...), `","sequence_number":`...)
@@ -279,7 +279,7 @@ func (e *encoder) End(dst []byte) []byte {
 	dst = e.leave(e.begin(dst))
 	status := e.status()
 	b, err := dialect.Marshal(e.response(status, nil))
-	if err != nil { // everything that is written here was JSON before
+	if err != nil { // all values written here were JSON before
 		return dst
 	}
 	e.keep(b)
@@ -328,8 +328,8 @@ func (e *encoder) Whole(a dialect.Answer) ([]byte, error) {
 	return append(b, '\n'), err
 }
 
-// keep keeps the conversation with the answer, where the client did not say otherwise. Instructions
-// are not part of it, as the API has it.
+// keep stores the conversation with the answer, unless the client opted out. Instructions are not
+// part of it, as in OpenAI's API.
 func (e *encoder) keep(response []byte) {
 	if !e.stores() {
 		return

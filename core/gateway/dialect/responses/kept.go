@@ -11,26 +11,26 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
-// NotKept is the error for an id under which nothing is kept.
+// NotKept returns the error for an id with no stored answer.
 func NotKept(id string) *openai.Error {
 	return openai.NewError(http.StatusNotFound, openai.TypeInvalidRequest, "response_id", "response_not_found",
 		"the response %s is not kept: the queen that gave it has it in memory for a while, unless store was false", clip(id))
 }
 
-// NotRunning is the error for the cancelling of an answer that has ended.
+// NotRunning returns the error for cancelling an answer that has ended.
 func NotRunning(id string) *openai.Error {
 	return openai.Invalid("response_id", "the response %s has ended: only one that is being made can be cancelled", clip(id))
 }
 
-// Deleted is the answer to the deletion of a response.
+// Deleted is the answer to deleting a response.
 type Deleted struct {
 	ID      string `json:"id"`
 	Object  string `json:"object"` // "response"
 	Deleted bool   `json:"deleted"`
 }
 
-// Cancelled is a response that was cancelled while it was made: what there is of it went to the
-// client that asked for it.
+// Cancelled is a response that was cancelled while running: its partial output went to the client
+// that requested it.
 type Cancelled struct {
 	ID     string `json:"id"`
 	Object string `json:"object"` // "response"
@@ -38,7 +38,7 @@ type Cancelled struct {
 	Output []any  `json:"output"`
 }
 
-// ItemList is a list of the items that a response was made from.
+// ItemList is a list of the input items of a response.
 type ItemList struct {
 	Object  string `json:"object"` // "list"
 	Data    []any  `json:"data"`
@@ -52,7 +52,7 @@ const (
 	maxItems     = 100
 )
 
-// Inputs lists the items before the answer that is kept under an id. The query has the list's
+// Inputs lists the items before the stored answer with the given id. The query has the list's
 // limit, order and after. Errors: *openai.Error.
 func (s *Store) Inputs(id, key string, query url.Values) (ItemList, error) {
 	out := ItemList{Object: openai.ObjectList, Data: []any{}}
@@ -96,7 +96,7 @@ func (s *Store) Inputs(id, key string, query url.Values) (ItemList, error) {
 	return out, nil
 }
 
-// itemID is the id of an item at a place; clients need not give one.
+// itemID returns the id of the item at a position; clients need not set one.
 func itemID(response string, it item, place int) string {
 	if it.ID != "" {
 		return it.ID
@@ -104,8 +104,8 @@ func itemID(response string, it item, place int) string {
 	return "item_" + response + "_" + strconv.Itoa(place)
 }
 
-// shown is an item as a list has it: with an id, a type and a status, and a message's content as
-// parts.
+// shown returns an item in its list form: with an id, a type and a status, and a message's content
+// as parts.
 func shown(response string, it item, place int) any {
 	it.ID = itemID(response, it, place)
 	if it.Type == "" {

@@ -34,14 +34,15 @@ func previous(body []byte) string {
 	var in struct {
 		ID string `json:"previous_response_id"`
 	}
-	_ = json.Unmarshal(body, &in) // it is read again, with an error
+	_ = json.Unmarshal(body, &in) // decoded again later, which reports the error
 	return in.ID
 }
 
-// ID is the id of the answer that is made now.
+// ID returns the id of the answer being generated.
 func ID(about dialect.About) string { return "resp_" + about.ID }
 
-// CountTokens returns POST /v1/responses/input_tokens: the size of what New's route would ask.
+// CountTokens returns POST /v1/responses/input_tokens: the token count of the same request to New's
+// route.
 func CountTokens(store *Store) dialect.Dialect {
 	return dialect.Dialect{
 		Decode: func(body []byte, about dialect.About) (dialect.Request, dialect.Encoder, error) {
@@ -60,7 +61,7 @@ func CountTokens(store *Store) dialect.Dialect {
 
 // Fail returns an error in OpenAI's envelope.
 func Fail(e *openai.Error, _ dialect.About) (status int, body []byte) {
-	b, _ := dialect.Marshal(map[string]any{"error": e}) // strings always marshal
+	b, _ := dialect.Marshal(map[string]any{"error": e}) // strings can always be marshalled
 	return e.Status, append(b, '\n')
 }
 
@@ -138,13 +139,13 @@ func decode(store *Store, body []byte, about dialect.About) (dialect.Request, di
 	if err != nil {
 		return dialect.Request{}, nil, err
 	}
-	in.Input = nil // the items have it
+	in.Input = nil // the items contain it
 	r, err := out.Encode(dialect.PathChat, in.Stream)
 	r.Kept = int64(sizeOf(items) + len(body))
 	return r, newEncoder(store, &in, items, about), err
 }
 
-// decode reads the request and translates it, with the items that its answer follows.
+// decode reads and translates the request, and returns the items that precede its answer.
 func (in *request) decode(store *Store, body []byte, about dialect.About) (*dialect.Chat, []item, error) {
 	if err := dialect.Unmarshal(body, in); err != nil {
 		return nil, nil, err
@@ -188,8 +189,9 @@ func (in *request) unsupported() error {
 	return in.forced()
 }
 
-// forced refuses a request whose model must use a tool of OpenAI's servers. Where the model is free
-// to choose, such tools are left out: it has one tool fewer. Codex sends them with every request.
+// forced refuses a request that forces the model to use a tool of OpenAI's servers. If the model is
+// free to choose, such tools are dropped: it has one tool less. Codex sends them with every
+// request.
 func (in *request) forced() error {
 	hosted := slices.IndexFunc(in.Tools, func(t tool) bool { return t.Type != typeFunction })
 	if hosted < 0 || len(in.ToolChoice) == 0 {
@@ -209,7 +211,7 @@ func (in *request) forced() error {
 // typeFunction is the type of the tools that the client runs.
 const typeFunction = "function"
 
-// items is the input as a list.
+// items returns the input as a list.
 func (in *request) items() ([]item, error) {
 	if len(in.Input) == 0 || string(in.Input) == "null" {
 		return nil, dialect.Invalid("input", "input is missing")
@@ -275,7 +277,7 @@ func (in *request) chat(items []item) (*dialect.Chat, error) {
 
 func toolChoice(raw json.RawMessage) (json.RawMessage, error) {
 	if len(raw) == 0 || raw[0] != '{' {
-		return raw, nil // a mode, which chat has as well
+		return raw, nil // a mode, which chats support as well
 	}
 	var c struct {
 		Type string `json:"type"`
@@ -288,8 +290,7 @@ func toolChoice(raw json.RawMessage) (json.RawMessage, error) {
 	return b, err
 }
 
-// add translates one item. Calls and reasoning belong to the assistant's message that is being
-// written.
+// add translates one item. Calls and reasoning join the assistant's current message.
 func add(out *dialect.Chat, it item, where string) error {
 	switch it.Type {
 	case "", "message":
@@ -336,7 +337,7 @@ func add(out *dialect.Chat, it item, where string) error {
 	return nil
 }
 
-// speaking is the assistant's message that is being written, or nil.
+// speaking returns the assistant's current message, or nil.
 func speaking(out *dialect.Chat) *dialect.Message {
 	if n := len(out.Messages); n > 0 && out.Messages[n-1].Role == "assistant" {
 		return &out.Messages[n-1]
@@ -344,7 +345,7 @@ func speaking(out *dialect.Chat) *dialect.Message {
 	return nil
 }
 
-// thoughts are the text of a reasoning item: its content where it has one, else its summary.
+// thoughts returns the text of a reasoning item: its content if present, otherwise its summary.
 func (it *item) thoughts() string {
 	list := it.Summary
 	var content []part
@@ -358,7 +359,7 @@ func (it *item) thoughts() string {
 	return strings.Join(texts, "\n")
 }
 
-// contentOf translates a string or a list of parts. Text alone becomes a string.
+// contentOf translates a string or a list of parts. A single text becomes a string.
 func contentOf(raw json.RawMessage, where string) (any, error) {
 	switch {
 	case len(raw) == 0 || string(raw) == "null":

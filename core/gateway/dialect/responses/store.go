@@ -11,33 +11,33 @@ import (
 )
 
 const (
-	maxKept      = 64 << 20 // bytes of all conversations that are kept
-	maxKeptOne   = 4 << 20  // bytes of one
+	maxKept      = 64 << 20 // bytes of all stored conversations
+	maxKeptOne   = 4 << 20  // bytes of one conversation
 	maxKeptCount = 10_000
-	maxExported  = 3 << 20        // bytes of one that another queen is given; a message between queens has 4 MiB
-	keptFor      = 12 * time.Hour // after the last use
+	maxExported  = 3 << 20        // bytes of one conversation sent to another queen; messages between queens are limited to 4 MiB
+	keptFor      = 12 * time.Hour // since the last use
 )
 
-// Room is memory that a Store shares with others. Its methods are safe for concurrent use, and call
-// nothing of the Store.
+// Room is memory that a Store shares with others. Its methods are safe for concurrent use and do
+// not call the Store.
 type Room interface {
-	// Take takes bytes, or none and reports false.
+	// Take reserves all of the bytes and returns true, or none and returns false.
 	Take(bytes int64) bool
-	// Give gives bytes back.
+	// Give returns bytes.
 	Give(bytes int64)
 }
 
-// Store keeps the conversations of answers, so that a request can go on from one by its id. It
-// holds them in memory, the least recently used are dropped first, and gives one only to the key
-// that made it. The zero value is empty. It is safe for concurrent use.
+// Store keeps the conversations of answers in memory, so that a request can continue one by its id.
+// It drops the least recently used first, and returns a conversation only to the key that created
+// it. The zero value is empty. It is safe for concurrent use.
 type Store struct {
-	// Room is what the conversations are counted in, beside the store's own bounds; nil: nowhere.
-	// It is set before use.
+	// Room is charged for the conversations, in addition to the store's own bounds; nil: no shared
+	// limit. It is set before use.
 	Room Room
 
 	mu    sync.Mutex // guards below
 	byID  map[string]*list.Element
-	order list.List // of *kept, the most recently used first
+	order list.List // *kept values, most recently used first
 	bytes int
 }
 
@@ -45,17 +45,17 @@ type kept struct {
 	id, key string
 	answer
 	bytes int
-	used  time.Time // last
+	used  time.Time // time of the last use
 }
 
-// answer is what is kept of one answer.
+// answer is one stored answer.
 type answer struct {
-	Items    []item          `json:"items"`    // the conversation, with the answer
-	Inputs   int             `json:"inputs"`   // how many of Items came before the answer
-	Response json.RawMessage `json:"response"` // as the client got it
+	Items    []item          `json:"items"`    // the conversation, including the answer
+	Inputs   int             `json:"inputs"`   // number of Items before the answer
+	Response json.RawMessage `json:"response"` // as sent to the client
 }
 
-// put keeps an answer. One that is too large is not kept.
+// put stores an answer, unless it is too large.
 func (s *Store) put(id, key string, a answer) {
 	k := &kept{id: id, key: key, answer: a, bytes: sizeOf(a.Items) + len(a.Response), used: time.Now()}
 	if k.bytes > maxKeptOne {
@@ -92,8 +92,8 @@ func (s *Store) dropLocked(e *list.Element) {
 	}
 }
 
-// Spare drops conversations until so many bytes are given back, the least recently used first, and
-// reports whether any were.
+// Spare drops the least recently used conversations until the given bytes are freed, and reports
+// whether any were.
 func (s *Store) Spare(bytes int64) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -104,7 +104,7 @@ func (s *Store) Spare(bytes int64) bool {
 	return s.bytes < before
 }
 
-// Expire drops the conversations that nobody has used for half a day.
+// Expire drops the conversations unused for half a day.
 func (s *Store) Expire(now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -116,7 +116,7 @@ func (s *Store) Expire(now time.Time) {
 	}
 }
 
-// get returns an answer. It must not be changed.
+// get returns an answer, which callers must not change.
 func (s *Store) get(id, key string) (answer, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -129,7 +129,7 @@ func (s *Store) get(id, key string) (answer, bool) {
 	return k.answer, true
 }
 
-// findLocked returns what is kept under an id; nil: nothing that this key made.
+// findLocked returns the entry with an id; nil: this key has none.
 func (s *Store) findLocked(id, key string) *kept {
 	e, ok := s.byID[id]
 	if !ok {
@@ -141,20 +141,20 @@ func (s *Store) findLocked(id, key string) *kept {
 	return nil
 }
 
-// Has reports whether an answer that the key made is kept.
+// Has reports whether the key has an answer stored under the id.
 func (s *Store) Has(id, key string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.findLocked(id, key) != nil
 }
 
-// Response returns the body of an answer, as its client got it. It must not be changed.
+// Response returns the body of an answer, as sent to its client. Callers must not change it.
 func (s *Store) Response(id, key string) ([]byte, bool) {
 	a, ok := s.get(id, key)
 	return a.Response, ok
 }
 
-// Delete forgets an answer and reports whether it was kept.
+// Delete removes an answer and reports whether it was stored.
 func (s *Store) Delete(id, key string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -165,7 +165,7 @@ func (s *Store) Delete(id, key string) bool {
 	return true
 }
 
-// Export returns all that is kept under an id, for the Import of another store.
+// Export returns everything stored under an id, for Import by another store.
 func (s *Store) Export(id, key string) ([]byte, bool) {
 	a, ok := s.get(id, key)
 	if !ok {
@@ -175,7 +175,7 @@ func (s *Store) Export(id, key string) ([]byte, bool) {
 	return b, err == nil && len(b) <= maxExported
 }
 
-// Import keeps what another store has exported.
+// Import stores what another store has exported.
 func (s *Store) Import(id, key string, exported []byte) error {
 	var a answer
 	if len(exported) > maxExported {
@@ -191,7 +191,7 @@ func (s *Store) Import(id, key string, exported []byte) error {
 	return nil
 }
 
-// sizeOf is about what items take.
+// sizeOf returns the approximate size of items, in bytes.
 func sizeOf(items []item) int {
 	n := 0
 	for _, it := range items {

@@ -23,7 +23,7 @@ func TestStore(t *testing.T) {
 	large := []item{{Arguments: strings.Repeat("x", maxKeptOne-1000)}}
 	for i := range 2 * maxKept / maxKeptOne {
 		s.put(strconv.Itoa(i), "bob", answer{Items: large})
-		_, ok := s.get("0", "bob") // used again and again, it stays
+		_, ok := s.get("0", "bob") // used repeatedly, it stays
 		must.True(t, ok)
 	}
 	must.LessEq(t, maxKept, s.bytes)
@@ -43,7 +43,7 @@ func TestStore(t *testing.T) {
 	must.Eq(t, maxKeptCount, many.order.Len())
 }
 
-// fakeRoom has room for a number of bytes.
+// fakeRoom has room for left bytes.
 type fakeRoom struct{ left int64 }
 
 func (r *fakeRoom) Take(n int64) bool {
@@ -56,7 +56,8 @@ func (r *fakeRoom) Take(n int64) bool {
 
 func (r *fakeRoom) Give(n int64) { r.left += n }
 
-// A store takes its memory from what it shares, drops its oldest for a new one, and gives way.
+// A store charges its shared room, drops its oldest entry for a new one, and yields memory on
+// request.
 func TestStoreRoom(t *testing.T) {
 	t.Parallel()
 	room := &fakeRoom{10_000}
@@ -71,7 +72,7 @@ func TestStoreRoom(t *testing.T) {
 	}
 	must.Eq(t, 2000, room.left)
 	must.False(t, has("a"))
-	s.put("b", "k", answer{Items: items}) // again
+	s.put("b", "k", answer{Items: items}) // put again
 	must.Eq(t, 2000, room.left)
 	s.put("d", "k", answer{Items: []item{{Arguments: strings.Repeat("x", 20_000)}}})
 	must.False(t, has("d"))
@@ -87,7 +88,7 @@ func TestStoreRoom(t *testing.T) {
 	must.Eq(t, 10_000, room.left)
 }
 
-// What nobody goes on from is not kept for ever.
+// Conversations that are no longer continued expire.
 func TestStoreExpires(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
