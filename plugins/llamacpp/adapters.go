@@ -12,20 +12,21 @@ import (
 
 const (
 	mostAdapters = 64
-	mostScale    = 100 // either way
+	mostScale    = 100 // the absolute value of a scale
 )
 
-// adapter is a LoRA adapter of a model.
+// adapter is a LoRA adapter loaded beside a model.
 type adapter struct {
-	name  string // of its file, without .gguf
+	name  string // the file name without .gguf
 	path  string
-	scale float64 // where a request says nothing
+	scale float64 // used when a request sets none
 }
 
-// adapters are those of a model; their places are their ids.
+// adapters lists a model's adapters; an adapter's index is its id.
 type adapters []adapter
 
-// parseAdapters reads the setting lora: files, each with a scale behind a colon or without.
+// parseAdapters parses the setting lora: a list of files, each optionally followed by a colon and a
+// scale.
 func parseAdapters(list []string) (adapters, error) {
 	if len(list) > mostAdapters {
 		return nil, fmt.Errorf("lora names %d adapters; a worker takes %d", len(list), mostAdapters)
@@ -61,7 +62,7 @@ func (list adapters) named(name string) (id int, ok bool) {
 	return 0, false
 }
 
-// load gives the adapters to a loaded model.
+// load loads the adapters into a loaded model.
 func (list adapters) load(m *native.Model) error {
 	for _, a := range list {
 		if err := m.LoadAdapter(a.path); err != nil {
@@ -71,8 +72,9 @@ func (list adapters) load(m *native.Model) error {
 	return nil
 }
 
-// chosen spells the adapters that a request wants. One that says nothing gets what the worker was
-// started with; one that does, as with llama-server, only those that it names.
+// chosen encodes the scales of the adapters that a request wants. Without a list the request gets
+// the adapters that the worker was started with. With one it gets only those that it names, as in
+// llama-server.
 func (list adapters) chosen(asked *[]openai.LoRA) (string, error) {
 	if len(list) == 0 && (asked == nil || len(*asked) == 0) {
 		return "", nil

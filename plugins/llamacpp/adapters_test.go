@@ -16,8 +16,8 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
-// Requests choose their adapters, are answered beside each other as they are alone, and do not go
-// on from what was read with other adapters.
+// Each request is answered with the adapters it names, concurrent requests get the same answers as
+// alone, and no request reuses a prefix read with other adapters.
 func TestAdapters(t *testing.T) {
 	path, one, two := synthetic(t), synthetic(t, "-lora", "4", "-seed", "2"), synthetic(t, "-lora", "8", "-seed", "3")
 	dir := t.TempDir()
@@ -61,7 +61,7 @@ func TestAdapters(t *testing.T) {
 	}
 	wg.Wait()
 	for i, n := range same {
-		must.Positive(t, n, must.Sprint(kinds[i])) // rounding may decide a near tie otherwise
+		must.Positive(t, n, must.Sprint(kinds[i])) // rounding may flip a near tie
 	}
 
 	for body, want := range map[string]string{
@@ -80,7 +80,7 @@ func TestAdapters(t *testing.T) {
 	must.StrContains(t, e.Message, "no lora adapters")
 }
 
-// An adapter of another architecture, or of another shape, is refused with the reason.
+// Adapters of another architecture or shape are refused with the reason.
 func TestAdaptersThatDoNotFit(t *testing.T) {
 	path := synthetic(t)
 	for name, args := range map[string][]string{

@@ -31,7 +31,7 @@ type Backend struct {
 	version string
 	log     hclog.Logger
 	gate    gate
-	cores   int // of the machine, for those who compute
+	cores   int // cores of the machine, for CPU workers
 
 	mu        sync.Mutex // guards below
 	config    config
@@ -40,24 +40,24 @@ type Backend struct {
 	state     worker.State
 	problem   string
 	loaded    chan struct{} // closed when Start has returned; nil before Start
-	stopLoad  bool          // Stop was called while a model loads
+	stopLoad  bool          // Stop was called during the load
 	served    *served
 }
 
-// served is what a successful Start leaves: owned by the engine's goroutine until it is done, then
-// by Stop.
+// served is the result of a successful Start. The engine's goroutine owns it until it ends, then
+// Stop does.
 type served struct {
 	model   *model
-	engine  *engine   // nil: the model only reads
-	embeds  *embedder // nil: the model has neither embeddings nor scores
-	limit   int       // tokens of a slot, or of a text that is read
-	threads int       // at first
-	draft   *draft    // nil: there is none
-	hashes  bool      // block hashes are reported
+	engine  *engine   // nil for a model that cannot generate
+	embeds  *embedder // nil for a model without embeddings and scores
+	limit   int       // maximum tokens of a slot or of a text to embed
+	threads int       // initial number of threads
+	draft   *draft    // nil without a draft model
+	hashes  bool      // report block hashes
 	adapters
 }
 
-// capabilities returns what requests may ask for, sorted.
+// capabilities returns what requests may use, sorted.
 func (s *served) capabilities() []worker.Capability {
 	list := s.model.capabilities()
 	switch {
@@ -71,8 +71,8 @@ func (s *served) capabilities() []worker.Capability {
 	return list
 }
 
-// Share implements worker.Sharer: where nobody said a number of threads, the worker takes another
-// part of the cores with its next step.
+// Share implements worker.Sharer: unless a number of threads is configured, the worker uses its new
+// share of the cores from its next step.
 func (b *Backend) Share(cpuWorkers int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -94,7 +94,7 @@ func (s *served) setThreads(n int) {
 	}
 }
 
-// Info says who the plugin is and which engine it needs here.
+// Info describes the plugin and the engine that it needs on this system.
 func (b *Backend) Info(context.Context) (sdk.Info, error) {
 	info := sdk.Info{Name: string(b.flavour), Kind: sdk.KindWorker, Version: b.version, Summary: b.flavour.summary(), Formats: []string{sdk.FormatGGUF}}
 	if engines := enginesFor(b.flavour, runtime.GOOS, runtime.GOARCH); len(engines) > 0 {
@@ -103,10 +103,10 @@ func (b *Backend) Info(context.Context) (sdk.Info, error) {
 	return info, nil
 }
 
-// Schema says what may stand in the config block.
+// Schema describes the config block.
 func (b *Backend) Schema(context.Context) (sdk.Schema, error) { return schema(b.flavour), nil }
 
-// Configure takes the config block.
+// Configure stores the config block.
 func (b *Backend) Configure(_ context.Context, c sdk.Config) (sdk.Diagnostics, error) {
 	conf, diags, err := decodeConfig(b.flavour, c.JSON)
 	if err != nil || diags.HasErrors() {
@@ -118,7 +118,7 @@ func (b *Backend) Configure(_ context.Context, c sdk.Config) (sdk.Diagnostics, e
 	return diags, nil
 }
 
-// Start loads the model and returns what answers its requests.
+// Start loads the model and returns the handler that serves its requests.
 func (b *Backend) Start(ctx context.Context, spec worker.StartSpec, progress func(worker.Progress) error) (http.Handler, error) {
 	b.mu.Lock()
 	if b.state != worker.StateIdle {
@@ -147,7 +147,7 @@ func (b *Backend) Start(ctx context.Context, spec worker.StartSpec, progress fun
 	}
 	b.served = s
 	if s.engine != nil {
-		go s.engine.Run() // ended and awaited by Stop
+		go s.engine.Run() // stopped and awaited by Stop
 	}
 	if b.state == worker.StateLoading {
 		b.state = worker.StateReady
@@ -159,7 +159,7 @@ func (b *Backend) Start(ctx context.Context, spec worker.StartSpec, progress fun
 	return srv.handler(), nil
 }
 
-// load loads engine and model and makes the context.
+// load loads the engine and the model and creates the context.
 func (b *Backend) load(ctx context.Context, spec worker.StartSpec, conf config, progress func(worker.Progress) error) (*served, error) {
 	report := func(p worker.Progress) error {
 		if err := ctx.Err(); err != nil {
@@ -221,7 +221,8 @@ func (b *Backend) load(ctx context.Context, spec worker.StartSpec, conf config, 
 	return s, nil
 }
 
-// device finds the engine's device for a Device.ID. There is no falling back to another kind.
+// device returns the engine's device for a Device.ID. It never falls back to another kind of
+// device.
 func (b *Backend) device(id string) (native.Device, error) {
 	list := ofFlavour(native.Devices(), b.flavour)
 	if len(list) == 0 {
@@ -245,7 +246,7 @@ func (b *Backend) device(id string) (native.Device, error) {
 	return native.Device{}, fmt.Errorf("start: there is no device %q; the engine sees %s:0 to %s:%d: %w", id, b.flavour, b.flavour, len(list)-1, sdk.ErrNotFound)
 }
 
-// devices returns those that share a model: what the configuration names, else the one that the
+// devices returns the devices that share a model: those of the configuration, else the one that the
 // worker is started on.
 func (b *Backend) devices(id string, conf config) ([]native.Device, error) {
 	ids := conf.Devices
@@ -271,7 +272,7 @@ func names(devices []native.Device) string {
 	return strings.Join(out, ", ")
 }
 
-// loadModel reads the model's file. report's error ends it.
+// loadModel loads the model file. An error from report aborts the load.
 func (b *Backend) loadModel(path string, devices []native.Device, conf config, report func(worker.Progress) error) (*native.Model, error) {
 	if b.flavour == CPU {
 		devices = nil
@@ -289,8 +290,8 @@ func (b *Backend) loadModel(path string, devices []native.Device, conf config, r
 	return loaded, nil
 }
 
-// prepare makes the context and the engine around it. It frees small, the draft model if there is
-// one, where it fails.
+// prepare creates the context and the engine on it. When it fails, it frees small, the draft model,
+// which may be nil.
 func (b *Backend) prepare(loaded, small *native.Model, list adapters, spec worker.StartSpec, conf config) (*served, error) {
 	m := describe(loaded)
 	limit := spec.ContextTokens
@@ -304,9 +305,9 @@ func (b *Backend) prepare(loaded, small *native.Model, list adapters, spec worke
 	if loaded.Reads() {
 		return prepareReader(m, conf, limit, threads)
 	}
-	step := max(conf.BatchTokens, spec.Slots) // every slot has a place in every step
+	step := max(conf.BatchTokens, spec.Slots) // every slot needs a place in every step
 	drafts := 0
-	if (conf.Speculation || small != nil) && !loaded.Recurrent() { // wrong draft tokens are cut off
+	if (conf.Speculation || small != nil) && !loaded.Recurrent() { // rejected draft tokens are cut from the cache
 		drafts = min(maxDraft, step-spec.Slots)
 	}
 	var d *draft
@@ -318,7 +319,7 @@ func (b *Backend) prepare(loaded, small *native.Model, list adapters, spec worke
 	}
 	ctx, err := loaded.NewContext(native.ContextParams{
 		Sequences: spec.Slots, Tokens: limit, BatchTokens: step, Threads: threads, KVType: conf.KVCacheType, Flash: conf.FlashAttention,
-		OutputTokens: spec.Slots + drafts, // rows of logits of a step
+		OutputTokens: spec.Slots + drafts, // rows of logits in a step
 	})
 	if err != nil {
 		err = fmt.Errorf("load model: a context of %d slots with %d tokens each cannot be made: %w: %w", spec.Slots, limit, err, sdk.ErrTooLarge)
@@ -339,7 +340,8 @@ func (b *Backend) prepare(loaded, small *native.Model, list adapters, spec worke
 	return &served{model: m, engine: e, embeds: newEmbedder(loaded, conf, min(limit, maxEmbedTokens), threads), limit: limit, threads: threads, draft: d, hashes: len(spec.PrefixKey) > 0}, nil
 }
 
-// keeping returns what an earlier worker kept of conversations, and what keeps it for a later one.
+// keeping returns the conversations that an earlier worker saved, and a function that saves those
+// of this one.
 func (b *Backend) keeping(spec worker.StartSpec, conf config, m *model, limit int, list adapters) ([]batch.Sequence, func(iter.Seq[batch.Sequence])) {
 	fingerprint, ok := keepFingerprint(spec.ModelDigest, b.flavour, conf, m, limit, list)
 	if spec.StateFile == "" || !conf.KeepState || !ok {
@@ -365,12 +367,12 @@ func (b *Backend) keeping(spec worker.StartSpec, conf config, m *model, limit in
 	}
 }
 
-// maxDraft bounds the draft tokens of a step. Each takes a row of logits: 600 KB with the
-// largest vocabularies.
+// maxDraft bounds the draft tokens of a step. Each needs a row of logits: 600 KB with the largest
+// vocabularies.
 const maxDraft = 32
 
-// warmUp evaluates one token, so that a model whose file makes the engine end the process does so
-// before anybody asks, and the first request does not wait for the weights to be read.
+// warmUp evaluates one token. A model file that crashes the engine then does so before the first
+// request, which also does not wait for the weights to be read.
 func warmUp(ctx *native.Context, m *model) error {
 	if err := ctx.Decode([]batch.Entry{{Token: max(0, m.bos), Logits: true}}); err != nil {
 		return err
@@ -381,7 +383,7 @@ func warmUp(ctx *native.Context, m *model) error {
 	return nil
 }
 
-// prepareReader makes ready what a model has that only reads.
+// prepareReader prepares a model that cannot generate for embeddings or scores.
 func prepareReader(m *model, conf config, limit, threads int) (*served, error) {
 	e := newEmbedder(m.native, conf, limit, threads)
 	if e == nil {
@@ -401,7 +403,7 @@ func (b *Backend) loadStopped() bool {
 	return b.stopLoad
 }
 
-// Status reports state and load.
+// Status reports the state and the load.
 func (b *Backend) Status(ctx context.Context) (worker.Status, error) {
 	b.mu.Lock()
 	st := worker.Status{WorkerID: b.spec.WorkerID, Nonce: b.spec.Nonce, ModelID: b.spec.ModelID, State: b.state, Problem: b.problem, Slots: b.spec.Slots}
@@ -412,7 +414,7 @@ func (b *Backend) Status(ctx context.Context) (worker.Status, error) {
 	}
 	st.ContextTokens, st.Capabilities = s.limit, s.capabilities()
 	s.report(&st)
-	if b.flavour == CPU { // the processor's memory is the process's
+	if b.flavour == CPU { // CPU memory is process memory
 		if p, err := process.NewProcessWithContext(ctx, int32(os.Getpid())); err == nil {
 			if info, err := p.MemoryInfoWithContext(ctx); err == nil {
 				st.MemoryBytes = int64(info.RSS)
@@ -422,7 +424,7 @@ func (b *Backend) Status(ctx context.Context) (worker.Status, error) {
 	return st, nil
 }
 
-// report adds what the requests take.
+// report adds the load of the requests.
 func (s *served) report(st *worker.Status) {
 	if s.engine == nil {
 		n := s.embeds.load()
@@ -443,7 +445,7 @@ func (s *served) report(st *worker.Status) {
 	}
 }
 
-// Drain refuses new requests and returns when the last one is answered.
+// Drain refuses new requests and returns when the last running one has been answered.
 func (b *Backend) Drain(ctx context.Context) error {
 	b.gate.close()
 	b.mu.Lock()
@@ -457,10 +459,10 @@ func (b *Backend) Drain(ctx context.Context) error {
 	return nil
 }
 
-// settleTime is how long the handlers of ended requests may take to tell their clients.
+// settleTime bounds how long the handlers of ended requests may take to answer their clients.
 const settleTime = 2 * time.Second
 
-// Stop lets running requests end within grace, ends the others and frees the model.
+// Stop waits up to grace for running requests, ends the remaining ones and frees the model.
 func (b *Backend) Stop(ctx context.Context, grace time.Duration) error {
 	b.gate.close()
 	b.mu.Lock()
@@ -475,7 +477,7 @@ func (b *Backend) Stop(ctx context.Context, grace time.Duration) error {
 	loaded := b.loaded
 	b.mu.Unlock()
 	if loaded != nil {
-		select { // the load ends at its next report of progress
+		select { // the load aborts at its next progress report
 		case <-loaded:
 		case <-ctx.Done():
 			return fmt.Errorf("stop: the model is still loading: %w", ctx.Err())
@@ -483,7 +485,7 @@ func (b *Backend) Stop(ctx context.Context, grace time.Duration) error {
 	}
 	if grace > 0 {
 		graceCtx, cancel := context.WithTimeout(ctx, grace)
-		_ = b.gate.wait(graceCtx) // those that are left are ended below
+		_ = b.gate.wait(graceCtx) // remaining requests are ended below
 		cancel()
 	}
 	b.mu.Lock()
@@ -501,8 +503,8 @@ func (b *Backend) Stop(ctx context.Context, grace time.Duration) error {
 	settle, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleTime)
 	defer cancel()
 	if err := b.gate.wait(settle); err != nil {
-		// A handler that still waits for its client may be inside the model. The process ends soon
-		// and frees all.
+		// A handler still blocked on its client may be using the model, so it is not freed. The
+		// process exits soon and releases everything.
 		b.log.Warn("model not freed: a client does not take its answer")
 		return nil
 	}
@@ -513,14 +515,14 @@ func (b *Backend) Stop(ctx context.Context, grace time.Duration) error {
 	return errors.Join(freed, s.embeds.free(), s.draft.free(), s.model.native.Free())
 }
 
-// stopEngine ends the engine's goroutine, if there is one.
+// stopEngine stops the engine's goroutine; e may be nil.
 func (b *Backend) stopEngine(ctx context.Context, e *engine) error {
 	if e == nil {
 		return nil
 	}
 	e.Stop()
 	select {
-	case <-e.Done(): // after the step that is running
+	case <-e.Done(): // once the current step has finished
 	case <-ctx.Done():
 		return fmt.Errorf("stop: the engine is still busy: %w", ctx.Err())
 	}

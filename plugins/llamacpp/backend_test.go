@@ -107,7 +107,7 @@ func TestOfFlavour(t *testing.T) {
 	must.Eq(t, []native.Device{all[4]}, ofFlavour(all, CPU))
 	must.Len(t, 0, ofFlavour(all[3:], CUDA))
 	must.Len(t, 0, ofFlavour(all, Vulkan))
-	must.Len(t, 1, ofFlavour([]native.Device{{Name: "Vulkan0", Registry: "Vulkan", GPU: true}, {Name: "Vulkan1", Registry: "Vulkan"}}, Vulkan)) // a software renderer is none
+	must.Len(t, 1, ofFlavour([]native.Device{{Name: "Vulkan0", Registry: "Vulkan", GPU: true}, {Name: "Vulkan1", Registry: "Vulkan"}}, Vulkan)) // a software renderer does not count
 }
 
 func TestEngineNames(t *testing.T) {
@@ -117,7 +117,7 @@ func TestEngineNames(t *testing.T) {
 		os, arch   string
 		ref        string
 		prefix     string
-		llama, ggl string // the links' targets
+		llama, ggl string // symlink targets
 	}{
 		{CPU, "linux", "amd64", "npm:@node-llama-cpp/linux-x64@3.22.1", "package/bins/linux-x64/", "libllama.v0.5.0.so", "libggml.v0.5.0.so"},
 		{CPU, "linux", "arm64", "npm:@node-llama-cpp/linux-arm64@3.22.1", "package/bins/linux-arm64/", "libllama.v0.5.0.so", "libggml.v0.5.0.so"},
@@ -148,7 +148,7 @@ func TestEngineNames(t *testing.T) {
 		Name: "llama.cpp", Version: "v0.4.0", Ref: "npm:@node-llama-cpp/linux-x64@3.21.1", Prefix: "package/bins/linux-x64/",
 		Links: map[string]string{"libllama.so": "libllama.v0.4.0.so", "libggml.so": "libggml.v0.4.0.so"},
 	}, list[1])
-	for _, e := range list { // what is offered is what the canary lets pass
+	for _, e := range list { // every package on offer passes the canary
 		must.SliceContains(t, native.KnownVersions(), strings.TrimPrefix(e.Version, "v"))
 	}
 }
@@ -158,7 +158,7 @@ func TestConfigure(t *testing.T) {
 	for name, c := range map[string]struct {
 		flavour Flavour
 		json    string
-		path    string // of the one error; empty: taken
+		path    string // path of the only error; empty: accepted
 	}{
 		"nothing":           {CPU, ``, ""},
 		"empty":             {CPU, `{}`, ""},
@@ -193,7 +193,7 @@ func TestConfigure(t *testing.T) {
 	must.ErrorIs(t, err, sdk.ErrInvalid)
 }
 
-// The schema's defaults are the ones that an empty block gets.
+// The schema's defaults equal those of an empty config block.
 func TestSchemaDefaults(t *testing.T) {
 	t.Parallel()
 	for _, f := range []Flavour{CPU, CUDA, Metal, Vulkan} {
@@ -225,12 +225,12 @@ func TestThreads(t *testing.T) {
 	}
 }
 
-// A running worker takes another part of the cores when it is told of other workers, unless
-// somebody said how many threads it has.
+// A running worker takes its new share of the cores when told about other workers, unless its
+// number of threads is configured.
 func TestShareWhileItRuns(t *testing.T) {
 	b, spec := newWorkerOf(t, tinyModel(t), 1, 64, `{"pooling":"mean"}`)
 	b.cores, spec.Threads, spec.CPUWorkers = 9, 0, 8
-	b.Share(1) // too early: there is nothing yet
+	b.Share(1) // no model is loaded yet
 	w, _ := serveWorker(t, b, spec)
 	threads := func() []int {
 		t.Helper()

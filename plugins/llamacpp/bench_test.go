@@ -18,7 +18,7 @@ import (
 // benchTokens is the length of an answer in the benchmarks.
 const benchTokens = 256
 
-// BenchmarkStream is the whole worker, over HTTP.
+// BenchmarkStream measures the whole worker, over HTTP.
 func BenchmarkStream(b *testing.B) {
 	for _, slots := range []int{1, 8} {
 		b.Run(fmt.Sprint(slots), func(b *testing.B) {
@@ -51,7 +51,7 @@ func BenchmarkStream(b *testing.B) {
 	}
 }
 
-// read sends a request and reads its answer as a client does that does nothing with it.
+// read sends a request and discards its answer as it arrives.
 func (w *testWorker) read(ctx context.Context, body string) error {
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, w.url+"/v1/chat/completions", strings.NewReader(body))
 	if err != nil {
@@ -66,8 +66,8 @@ func (w *testWorker) read(ctx context.Context, body string) error {
 	return err
 }
 
-// BenchmarkToken is the handler's own work for a token, without engine and sockets: from its event
-// to the bytes of a chunk.
+// BenchmarkToken measures the handler's own work per token, without engine and sockets: from the
+// event to the bytes of a chunk.
 func BenchmarkToken(b *testing.B) {
 	req := newRequest()
 	srv := &server{model: new(model)}

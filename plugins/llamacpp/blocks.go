@@ -8,9 +8,9 @@ import (
 	"github.com/rbee-project/rbee/plugins/llamacpp/internal/batch"
 )
 
-// blockHash returns the hash of blocks of tokens under a key: the first 8 bytes of HMAC-SHA256 of
-// the hash before, the adapters and the tokens. Without the key nobody can try out what was read.
-// nil: there is no key.
+// blockHash returns the hash of token blocks under a key: the first 8 bytes of HMAC-SHA256 over the
+// previous hash, the adapters and the tokens. Without the key, nobody can test guesses of what was
+// read. It returns nil without a key.
 func blockHash(key []byte) batch.HashFunc {
 	if len(key) == 0 {
 		return nil

@@ -11,30 +11,30 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
-// ask is what an HTTP request asks for.
+// ask is the generation that an HTTP request asks for.
 type ask struct {
-	request  *request // what all answers have in common
+	request  *request // shared by all answers
 	prompts  [][]token
-	count    int // answers to each prompt that the client gets
-	best     int // answers to each prompt that are generated; the client gets the likeliest of them
+	count    int // answers per prompt that the client gets
+	best     int // answers per prompt to generate; the client gets the likeliest ones
 	format   format
 	sampling *openai.Sampling
 }
 
-// answer is one answer to an HTTP request, as it comes.
+// answer is one answer to an HTTP request while it is being generated.
 type answer struct {
 	*request
 	format format
-	began  bool // a part of it was streamed
+	began  bool // part of it has been streamed
 	end    event
 
-	// Of an answer that is not streamed.
+	// Only used without streaming.
 	text    strings.Builder
 	shown   []shownToken
-	logProb float64 // of all its tokens, where it is ranked
+	logProb float64 // sum over all tokens, when answers are ranked
 }
 
-// take adds what an event says.
+// take adds an event to the answer.
 func (a *answer) take(e event, m *model) {
 	a.text.WriteString(e.text)
 	a.shown = append(a.shown, a.tokens.take(e, a.shownPieces(m))...)
@@ -46,10 +46,10 @@ func (a *answer) take(e event, m *model) {
 	}
 }
 
-// meanLogProb returns the mean log probability of the tokens of a whole answer.
+// meanLogProb returns the mean log probability of the tokens of a finished answer.
 func (a *answer) meanLogProb() float64 { return a.logProb / float64(max(1, a.end.tokens)) }
 
-// count says how many answers a client gets to each prompt, and how many are generated for that.
+// count returns how many answers per prompt a client gets, and how many are generated for that.
 func (s *server) count(sampling *openai.Sampling, bestOf *openai.Int, prompts int) (count, best int, err error) {
 	count, param := 1, "n"
 	if sampling.N != nil {
@@ -75,9 +75,8 @@ func (s *server) count(sampling *openai.Sampling, bestOf *openai.Int, prompts in
 	return count, best, nil
 }
 
-// answers returns the answers to generate: all those to one prompt, then all those to the next one.
-// Those to one prompt differ in their random numbers; the first has those of a request for one
-// answer.
+// answers returns the answers to generate, grouped by prompt. Answers to one prompt differ in their
+// seeds; the first one uses the seed that a request for a single answer would use.
 func (a *ask) answers() []*answer {
 	var list []*answer
 	for _, prompt := range a.prompts {
@@ -92,7 +91,7 @@ func (a *ask) answers() []*answer {
 	return list
 }
 
-// chosen returns those of the whole answers that the client gets, in their order.
+// chosen returns those of the finished answers that the client gets, in order.
 func (a *ask) chosen(list []*answer) []*answer {
 	if a.best == a.count {
 		return list
@@ -109,7 +108,7 @@ func (a *ask) chosen(list []*answer) []*answer {
 	return out
 }
 
-// usage sums up the answers: a prompt counts once, and all tokens that were generated count.
+// usage sums up the answers: each prompt counts once, every generated token counts.
 func (a *ask) usage(list []*answer) *openai.Usage {
 	u := &openai.Usage{PromptTokensDetails: &openai.PromptTokensDetails{}}
 	var predicted openai.CompletionTokensDetails
@@ -117,7 +116,7 @@ func (a *ask) usage(list []*answer) *openai.Usage {
 		u.CompletionTokens += x.end.tokens
 		predicted.AcceptedPredictionTokens += x.end.right
 		predicted.RejectedPredictionTokens += x.end.drafted - x.end.right
-		if i%a.best == 0 { // the others take the prompt from this one
+		if i%a.best == 0 { // the others reuse this one's prompt
 			u.PromptTokens += len(x.prompt)
 			u.PromptTokensDetails.CachedTokens += x.end.reused
 		}
@@ -129,14 +128,14 @@ func (a *ask) usage(list []*answer) *openai.Usage {
 	return u
 }
 
-// closing tells the format how an answer ended.
+// closing passes the end of the answer to its format.
 func (a *answer) closing(m *model) {
 	if f, ok := a.format.(*nativeFormat); ok {
 		f.word = a.end.finish == openai.FinishStop && (a.end.chosen < 0 || !m.ends[a.end.chosen])
 	}
 }
 
-// timings tells how long answers took so far, together.
+// timings returns the combined timings of the answers so far.
 func (a *ask) timings(list []*answer) *openai.Timings {
 	t := &openai.Timings{}
 	var read, said time.Duration
@@ -145,7 +144,7 @@ func (a *ask) timings(list []*answer) *openai.Timings {
 		t.PredictedN += x.end.tokens
 		t.DraftN += x.end.drafted
 		t.DraftAccepted += x.end.right
-		if i%a.best == 0 { // the others take the prompt from this one
+		if i%a.best == 0 { // the others reuse this one's prompt
 			t.CacheN += x.end.reused
 			t.PromptN += len(x.prompt) - x.end.reused
 		}
@@ -155,7 +154,7 @@ func (a *ask) timings(list []*answer) *openai.Timings {
 	return t
 }
 
-// joined puts whole answers of one format together.
+// joined merges finished answers of one format into one response.
 func joined(list []any) any {
 	switch first := list[0].(type) {
 	case openai.ChatResponse:
@@ -179,7 +178,7 @@ func joined(list []any) any {
 	return list[0]
 }
 
-// textPrompts makes the tokens of the prompts of a legacy completion.
+// textPrompts tokenizes the prompts of a legacy completion.
 func (m *model) textPrompts(p openai.Prompt, limit int) ([][]token, error) {
 	var list []openai.Prompt
 	for _, text := range p.Texts {
@@ -211,7 +210,7 @@ func (m *model) textPrompts(p openai.Prompt, limit int) ([][]token, error) {
 	return out, nil
 }
 
-// checkPrompt refuses a prompt to which there is no answer.
+// checkPrompt rejects a prompt that is empty or too long to answer.
 func checkPrompt(tokens []token, limit int) error {
 	switch {
 	case len(tokens) == 0:

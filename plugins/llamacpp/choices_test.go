@@ -22,7 +22,7 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
-// several sends a request that must succeed, and reads its answer into out.
+// several sends a request that must succeed and decodes its answer into out.
 func (w *testWorker) several(t testing.TB, path, body string, out any) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
@@ -40,7 +40,7 @@ func (w *testWorker) severalWithin(ctx context.Context, t testing.TB, path, body
 	must.NoError(t, json.Unmarshal(b, out))
 }
 
-// choices returns the answers to a chat, and how many prompt tokens were evaluated for them.
+// choices returns the answers to a chat and the number of prompt tokens evaluated for them.
 func (w *testWorker) choices(t testing.TB, body string) (out openai.ChatResponse, evaluated int) {
 	t.Helper()
 	before := w.served.engine.Stats().PromptEvaluated
@@ -61,20 +61,20 @@ func (w *testWorker) completions(t testing.TB, body string) (out openai.Completi
 	return out
 }
 
-// sampled makes the body of a chat at temperature 1 with a seed.
+// sampled returns the body of a seeded chat request at temperature 1.
 func sampled(more string) string {
 	return `{"temperature":1,"seed":5,"max_tokens":24,"messages":[{"role":"user","content":"Tell me a short story about a bee named Pip."}]` + more + `}`
 }
 
-// Answers with a seed depend on their index only: not on how many there are, nor on how many slots
-// they share. The first is that of a request for one. Their prompt is evaluated once.
+// Seeded answers depend on their index alone, not on the number of answers or of slots. The first
+// one equals that of a request for a single answer. The prompt is evaluated once.
 func TestChoicesWithSeed(t *testing.T) {
 	var want []openai.ChatChoice
 	for _, slots := range []int{1, 2, 6} {
 		w := startWorker(t, slots, 512, `{"prefix_store_mib":0}`)
 		five, evaluated := w.choices(t, sampled(`,"n":5,"logprobs":true`))
 		must.Len(t, 5, five.Choices)
-		must.Eq(t, five.Usage.PromptTokens+4, evaluated) // the last token of each, for its logits
+		must.Eq(t, five.Usage.PromptTokens+4, evaluated) // the last token is evaluated again for each, for its logits
 		must.Eq(t, 0, five.Usage.PromptTokensDetails.CachedTokens)
 		if want == nil {
 			want = five.Choices
@@ -110,7 +110,7 @@ func TestChoicesAtTemperatureZero(t *testing.T) {
 	must.Eq(t, 4*20, four.Usage.CompletionTokens)
 }
 
-// Streamed answers are the whole ones, in chunks that carry their index.
+// Streamed answers equal the unstreamed ones, in chunks that carry their index.
 func TestChoicesStreamed(t *testing.T) {
 	w := startWorker(t, 3, 512, "")
 	for name, more := range map[string]string{"plain": "", "with log probabilities": `,"logprobs":true,"top_logprobs":2`} {
@@ -118,7 +118,7 @@ func TestChoicesStreamed(t *testing.T) {
 	}
 }
 
-// sameStreamed sends a request for four answers, whole and streamed.
+// sameStreamed sends a request for four answers, unstreamed and streamed, and compares them.
 func sameStreamed(t *testing.T, w *testWorker, body string) {
 	t.Helper()
 	whole, _ := w.choices(t, body)
@@ -168,7 +168,7 @@ func sameStreamed(t *testing.T, w *testWorker, body string) {
 	must.Greater(t, 4, turns) // interleaved
 }
 
-// Each answer follows the request's form, and has its own calls.
+// Each answer follows the requested format and has its own calls.
 func TestChoicesWithForm(t *testing.T) {
 	w := startWorker(t, 2, 1024, "")
 	form := regexp.MustCompile(`^[a-z]{3} [0-9]{2}$`)
@@ -190,7 +190,7 @@ func TestChoicesWithForm(t *testing.T) {
 	must.MapLen(t, 3, ids)
 }
 
-// With echo each answer begins with its prompt, streamed or not, and with no answer at all.
+// With echo each answer begins with its prompt: streamed, unstreamed, and with no generated token.
 func TestEcho(t *testing.T) {
 	w := startWorker(t, 4, 512, "")
 	const ask = `{"prompt":["A bee is","The queen of a hive has"],"temperature":1,"seed":9,"max_tokens":5,"n":2`
@@ -267,7 +267,7 @@ func TestSeveralPrompts(t *testing.T) {
 	}
 }
 
-// The best answers are those whose tokens are the likeliest ones in the mean, and come first.
+// The best answers are those with the highest mean log probability, likeliest first.
 func TestBestOf(t *testing.T) {
 	w := startWorker(t, 2, 512, "")
 	const more = `"prompt":["A bee is","The queen"],"temperature":1.2,"seed":9,"max_tokens":10,"ignore_eos":true`
@@ -299,7 +299,7 @@ func TestBestOf(t *testing.T) {
 	}
 }
 
-// A client that leaves ends all its answers, those in slots and those that wait.
+// When a client disconnects, all its answers end, running and queued.
 func TestClientOfChoicesGone(t *testing.T) {
 	w := startWorker(t, 2, 4096, "")
 	ctx, cancel := context.WithCancel(t.Context())
@@ -316,7 +316,7 @@ func sampledEndless(n int) string {
 	return fmt.Sprintf(`{"messages":[{"role":"user","content":"Tell me a story"}],"n":%d%s}`, n, endless)
 }
 
-// More answers than there is room for at the moment are refused, with none of them begun.
+// A request for more answers than currently fit is refused before any of them starts.
 func TestChoicesWithoutRoom(t *testing.T) {
 	w := startWorker(t, 1, 4096, `{"queue":2}`)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -339,7 +339,7 @@ func TestChoicesWithoutRoom(t *testing.T) {
 	must.Len(t, 3, out.Choices)
 }
 
-// An answer that fails ends the others.
+// When one answer fails, the others end.
 func TestOneChoiceFails(t *testing.T) {
 	w := startWorker(t, 2, 4096, "")
 	m := w.served.model

@@ -9,14 +9,14 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
-// Each class of models answers as the plain loop does, and goes on from what it has read of a
-// prompt that begins alike, in its cache or at a checkpoint.
+// Each class of models answers as the plain loop does, and reuses the prefix of a prompt that
+// begins alike, from its cache or from a checkpoint.
 func TestReuseByClass(t *testing.T) {
 	for _, c := range []struct {
 		class  string
 		args   []string
-		reused int  // of a prompt that shares 150 tokens of 160
-		jumpy  bool // which experts are chosen turns on the last digit
+		reused int  // of a prompt that shares 150 of its 160 tokens
+		jumpy  bool // the choice of experts depends on the last digit of the logits
 	}{
 		{"biases", []string{"-arch", "qwen2"}, 150, false},
 		{"norms of heads", []string{"-arch", "qwen3"}, 150, false},
@@ -54,7 +54,7 @@ func TestReuseByClass(t *testing.T) {
 			first := text(160, 3)
 			must.Eq(t, 0, say(first))
 			if w.served.model.native.Recurrent() {
-				// The checkpoint is four tokens before the end.
+				// The checkpoint lies four tokens before the end.
 				must.Eq(t, 156, say(append(first[:157:157], text(30, 7)...)))
 				must.Eq(t, 156, say(first))
 				must.Eq(t, 0, say(append(first[:150:150], text(30, 11)...)))

@@ -52,12 +52,12 @@ func defaultConfig() config {
 	}
 }
 
-// kvTypes are the cache types on offer, the default first.
+// kvTypes returns the supported cache types, the default first.
 func kvTypes() []string {
 	return []string{"f16", "bf16", "f32", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"}
 }
 
-// choice is a setting that has one of some values, the default first.
+// choice is a setting with a fixed set of values, the default first.
 type choice struct {
 	name   string
 	values []string
@@ -65,7 +65,7 @@ type choice struct {
 	get    func(config) string
 }
 
-// choices are those settings, for schema and check alike.
+// choices returns those settings, for the schema and for validation.
 func choices(f Flavour) []choice {
 	list := []choice{
 		{"kv_cache_type", kvTypes(), "Number type of the context cache. q8_0 takes half the memory of f16, q4_0 a quarter, f32 twice. Types that are not of floating point need flash attention.", func(c config) string { return c.KVCacheType }},
@@ -79,10 +79,10 @@ func choices(f Flavour) []choice {
 	return list
 }
 
-// threads returns the number of threads for a worker: what was asked for, else the config's, else
-// its share of so many cores minus one, which so many workers divide among them (0: not known). A
-// thread that loses its core makes all the others wait for it, so that using every core is slower
-// by far on a machine that does anything else.
+// threads returns the number of threads of a worker: asked if positive, else the configured number,
+// else the worker's share of cores minus one, divided among workers (0: not known). A thread that
+// loses its core makes all others wait, so using every core is much slower on a machine that does
+// anything else.
 func (c config) threads(asked, workers, cores int) int {
 	if asked > 0 {
 		return asked
@@ -102,16 +102,16 @@ func machineCores() int {
 	return min(cores, runtime.NumCPU())
 }
 
-// shareOf returns a worker's part of so many cores. One is left to all else.
+// shareOf returns a worker's share of the cores. One core stays free for everything else.
 func shareOf(cores, workers int) int { return max(1, (cores-1)/max(1, workers)) }
 
-// The store of prefixes, where the config does not say.
+// Defaults for the size of the prefix store.
 const (
-	storeShare = 16   // it takes one part in so many of the free memory
+	storeShare = 16   // divisor of the free memory
 	storeMost  = 1024 // MiB
 )
 
-// storeBytes returns the size of the store of prefixes.
+// storeBytes returns the size of the prefix store, in bytes.
 func (c config) storeBytes() int64 {
 	if c.PrefixStore >= 0 {
 		return int64(c.PrefixStore) << 20
@@ -123,8 +123,8 @@ func (c config) storeBytes() int64 {
 	return min(int64(m.Available/storeShare), storeMost<<20)
 }
 
-// beside returns what each worker takes of its device beside its model. A store of prefixes that
-// nobody gave a size takes a part of what is free, so that there is always room for it.
+// beside returns what each worker loads or allocates on its device beside its model. A prefix store
+// of unconfigured size is not counted: it takes a fraction of the free memory, so it always fits.
 func (c config) beside(f Flavour) (files []worker.ModelFile, bytes int64) {
 	list, err := parseAdapters(c.LoRA)
 	if err == nil {
@@ -135,13 +135,13 @@ func (c config) beside(f Flavour) (files []worker.ModelFile, bytes int64) {
 	if c.Draft != "" {
 		files = append(files, worker.ModelFile{Path: c.Draft, Role: worker.RoleDraft})
 	}
-	if f == CPU && c.PrefixStore > 0 { // others' devices have memory of their own
+	if f == CPU && c.PrefixStore > 0 { // for other devices the store is not in device memory
 		bytes = int64(c.PrefixStore) << 20
 	}
 	return files, bytes
 }
 
-// poolingOfModel takes what the model's file says.
+// poolingOfModel takes the pooling from the model's file.
 const poolingOfModel = "model"
 
 // poolingNames are the values of pooling, the default first.
@@ -154,7 +154,7 @@ type field struct {
 	get      func(config) int
 }
 
-// fields are the numbers of the config block, for schema and check alike.
+// fields returns the numeric settings, for the schema and for validation.
 func fields(f Flavour) []field {
 	list := []field{
 		{"threads", "CPU threads of a worker, where the spawn request does not say. 0: the physical cores minus one.", 0, 1024, func(c config) int { return c.Threads }},
@@ -221,7 +221,7 @@ func schema(f Flavour) sdk.Schema {
 	return s
 }
 
-// decodeConfig reads a config block, as the host decoded it. Null means the default.
+// decodeConfig decodes a config block that the host has converted to JSON. Null means the default.
 func decodeConfig(f Flavour, raw json.RawMessage) (config, sdk.Diagnostics, error) {
 	c := defaultConfig()
 	if len(bytes.TrimSpace(raw)) > 0 {

@@ -14,7 +14,7 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/worker"
 )
 
-// options are what the conformance suite needs to know of the worker type cpu.
+// options returns the conformance suite's options for the worker type cpu.
 func options(t *testing.T) sdktest.WorkerOptions {
 	t.Helper()
 	dir := os.Getenv("RBEE_TEST_ENGINE_DIR")

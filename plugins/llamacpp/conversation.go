@@ -10,7 +10,7 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
-// toolsOf returns the functions that a request offers as the dialogue knows them.
+// toolsOf converts the functions that a request offers to dialogue's tools.
 func toolsOf(offered []openai.Function) []dialogue.Tool {
 	tools := make([]dialogue.Tool, len(offered))
 	for i, f := range offered {
@@ -19,21 +19,21 @@ func toolsOf(offered []openai.Function) []dialogue.Tool {
 	return tools
 }
 
-// conversation returns the messages of a request in the form that the template takes.
+// conversation returns the messages of a request in the form that the template accepts.
 func (t *chatTemplate) conversation(req *openai.ChatRequest) []openai.Message {
 	out := make([]openai.Message, 0, len(req.Messages)+1)
 	if offered := req.Offered(); len(offered) > 0 && !t.dialogue.TakesTools {
 		out = append(out, openai.Message{Role: "system", Content: openai.TextContent(dialogue.Describe(toolsOf(offered)))})
 	}
-	names := map[string]string{} // of the functions, by the ids of their calls
+	names := map[string]string{} // function names by call id
 	for _, m := range req.Messages {
-		if m.Role == "developer" { // the newer name of the same thing
+		if m.Role == "developer" { // the newer name of the same role
 			m.Role = "system"
 		}
 		for _, c := range m.ToolCalls {
 			names[c.ID] = c.Function.Name
 		}
-		if m.Role == "tool" && m.Name == "" { // templates ask for the name
+		if m.Role == "tool" && m.Name == "" { // templates require the name
 			m.Name = names[m.ToolCallID]
 		}
 		switch {
@@ -46,7 +46,7 @@ func (t *chatTemplate) conversation(req *openai.ChatRequest) []openai.Message {
 				continue
 			}
 		}
-		if n := len(out); m.Role == "system" && n == 1 && out[0].Role == "system" { // behind the description of tools
+		if n := len(out); m.Role == "system" && n == 1 && out[0].Role == "system" { // after the description of the tools
 			out[0].Content = join(m.Content, out[0].Content)
 			continue
 		}
@@ -58,7 +58,7 @@ func (t *chatTemplate) conversation(req *openai.ChatRequest) []openai.Message {
 	return out
 }
 
-// writtenCalls returns an assistant's message with its calls as text.
+// writtenCalls returns an assistant's message with its calls written as text.
 func writtenCalls(m openai.Message) openai.Message {
 	text := openai.Content{}
 	for _, c := range m.ToolCalls {
@@ -68,7 +68,7 @@ func writtenCalls(m openai.Message) openai.Message {
 	return m
 }
 
-// writtenResult returns the result of a call as a message of the user.
+// writtenResult returns the result of a call as a user message.
 func writtenResult(m openai.Message) openai.Message {
 	head := "Result:"
 	if m.Name != "" {
@@ -77,7 +77,7 @@ func writtenResult(m openai.Message) openai.Message {
 	return openai.Message{Role: "user", Content: join(openai.TextContent(head), m.Content)}
 }
 
-// withoutSystem puts the text of the first system messages in front of the first user's.
+// withoutSystem moves the text of leading system messages to the start of the first user message.
 func withoutSystem(list []openai.Message) []openai.Message {
 	var system openai.Content
 	for len(list) > 0 && list[0].Role == "system" {
@@ -94,7 +94,7 @@ func withoutSystem(list []openai.Message) []openai.Message {
 	return list
 }
 
-// join returns two contents, one below the other.
+// join concatenates two contents, one below the other.
 func join(a, b openai.Content) openai.Content {
 	switch {
 	case a.Text == "" && len(a.Parts) == 0:
@@ -114,7 +114,8 @@ func join(a, b openai.Content) openai.Content {
 	return openai.Content{Parts: append(append(list, openai.Part{Type: "text", Text: "\n"}), parts(b)...)}
 }
 
-// callID returns the id of a call as the template takes it: some take nine letters and digits only.
+// callID returns the id of a call in the form that the template accepts: some allow only nine
+// letters and digits.
 func (t *chatTemplate) callID(id string) string {
 	if !t.wants.shortIDs || len(id) == 9 && strings.Trim(id, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789") == "" {
 		return id
@@ -123,7 +124,7 @@ func (t *chatTemplate) callID(id string) string {
 	return base32.StdEncoding.EncodeToString(sum[:])[:9]
 }
 
-// tools returns functions as templates take them; nil: none.
+// tools returns functions in the form that templates accept; nil without any.
 func (t *chatTemplate) tools(offered []openai.Function) any {
 	if len(offered) == 0 || !t.wants.tools {
 		return nil
@@ -146,8 +147,8 @@ func (t *chatTemplate) tools(offered []openai.Function) any {
 	return list
 }
 
-// addEffort tells the template how much to think, in the variables of the families. The client's
-// own variables come first.
+// addEffort sets the reasoning effort in the variables of the model families. Variables set by the
+// client take precedence.
 func addEffort(data map[string]any, effort string) {
 	if effort == "" {
 		return

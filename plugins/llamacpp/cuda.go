@@ -10,7 +10,7 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/worker"
 )
 
-// cudaDriver is what can be asked of NVIDIA's driver without taking memory on a card.
+// cudaDriver is the part of NVIDIA's driver API that works without allocating memory on a card.
 type cudaDriver interface {
 	count() (int, error)
 	name(i int) (string, error)
@@ -18,7 +18,7 @@ type cudaDriver interface {
 	free(i int) (int64, bool) // false: unknown
 }
 
-// cudaDevices lists the cards, or says in one sentence why there are none.
+// cudaDevices lists the cards, or explains in one sentence why there are none.
 func cudaDevices(open func() (cudaDriver, error)) ([]worker.Device, string) {
 	driver, err := open()
 	if err != nil {
@@ -43,15 +43,15 @@ func cudaDevices(open func() (cudaDriver, error)) ([]worker.Device, string) {
 		if free, ok := driver.free(i); ok {
 			d.FreeBytes = free
 		} else {
-			d.FreeBytes = d.TotalBytes // nothing better is known
+			d.FreeBytes = d.TotalBytes // best available estimate
 		}
 		out = append(out, d)
 	}
 	return out, ""
 }
 
-// realCUDA asks libcuda, and libnvidia-ml for the free memory: libcuda tells that only to who has
-// taken some already.
+// realCUDA queries libcuda, and libnvidia-ml for the free memory: libcuda reports that only after
+// allocating some.
 type realCUDA struct {
 	deviceCount func(n *int32) int32
 	deviceGet   func(device *int32, index int32) int32
@@ -88,7 +88,8 @@ func openCUDA() (cudaDriver, error) {
 	return r, nil
 }
 
-// openNVML is for the free memory alone; without it the cards can be used all the same.
+// openNVML opens libnvidia-ml, which is needed for the free memory only; without it the cards work
+// all the same.
 func (r *realCUDA) openNVML() {
 	lib, err := purego.Dlopen("libnvidia-ml.so.1", purego.RTLD_NOW|purego.RTLD_LOCAL)
 	if err != nil {

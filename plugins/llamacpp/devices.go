@@ -7,10 +7,10 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk"
 )
 
-// mostDevices is how many devices can share a model.
+// mostDevices bounds the devices that can share a model.
 const mostDevices = 16
 
-// checkDevices says what is wrong with the settings of several devices.
+// checkDevices validates the multi-device settings.
 func checkDevices(f Flavour, c config) (diags sdk.Diagnostics) {
 	if f == CPU {
 		return nil
@@ -46,8 +46,8 @@ func checkDevices(f Flavour, c config) (diags sdk.Diagnostics) {
 	return diags
 }
 
-// placement returns how a model lies on devices, as the binding wants it; devices are those that
-// share it, none for a processor.
+// placement returns the binding's placement of a model on the devices that share it. devices is
+// empty for CPU.
 func (c config) placement(devices []native.Device) native.Placement {
 	p := native.Placement{Devices: devices, GPULayers: c.GPULayers, CPUExpertLayers: c.CPUExperts, LoadMode: c.LoadMode}
 	if len(devices) > 1 {

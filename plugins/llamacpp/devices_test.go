@@ -11,15 +11,15 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/worker"
 )
 
-// Every cache type, load mode and way of attention that the settings offer works on a processor,
-// or says why it cannot; the answer to a plain question is a near tie with the usual one.
+// Every cache type, load mode and attention mode that the settings offer works on a CPU or fails
+// with a reason. Answers to a plain question differ from the usual one only at near ties.
 func TestEngineSettings(t *testing.T) {
 	var configs []string
 	for _, kind := range kvTypes() {
 		configs = append(configs, `{"kv_cache_type":"`+kind+`"}`)
 	}
 	for _, mode := range native.LoadModes() {
-		if mode != "mlock" && mode != "mmap+mlock" { // it takes the right to lock memory
+		if mode != "mlock" && mode != "mmap+mlock" { // mlock needs the right to lock memory
 			configs = append(configs, `{"load_mode":"`+mode+`"}`)
 		}
 	}
@@ -68,7 +68,7 @@ func TestDeviceSettings(t *testing.T) {
 	must.SliceEmpty(t, one.TensorSplit)
 }
 
-// A worker type says what its settings load beside each model.
+// A worker type reports what its settings load beside each model.
 func TestBesideOfSettings(t *testing.T) {
 	t.Parallel()
 	b := newTestBackend(t, CPU)

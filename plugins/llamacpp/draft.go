@@ -11,19 +11,19 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk"
 )
 
-// draft is a smaller model that drafts what a larger one will say.
+// draft is a smaller model that drafts the next tokens of a larger one.
 type draft struct {
 	model *native.Model
 	ctx   *native.Context
-	vocab int // tokens that it has in common with the larger model: those below
+	vocab int // tokens below this are shared with the larger model
 }
 
-// mostPadding bounds by how many tokens vocabularies may differ in length: files of one family are
-// padded to different multiples.
+// mostPadding bounds the difference in vocabulary size, in tokens: files of one family are padded
+// to different multiples.
 const mostPadding = 128
 
-// openDraft makes a loaded model ready to draft for another one. It owns the model, and frees it
-// where it fails.
+// openDraft prepares a loaded model to draft for another one. It takes ownership of the model and
+// frees it on failure.
 func openDraft(small *native.Model, large *model, slots, tokens, threads int) (*draft, error) {
 	d := &draft{model: small}
 	err := d.fits(large)
@@ -37,7 +37,8 @@ func openDraft(small *native.Model, large *model, slots, tokens, threads int) (*
 	return d, nil
 }
 
-// fits says why the draft model cannot draft for the large one. It sets the common vocabulary.
+// fits returns an error when the draft model cannot draft for the large one. It sets the common
+// vocabulary.
 func (d *draft) fits(large *model) error {
 	small := d.model
 	if small.Reads() || small.Recurrent() {

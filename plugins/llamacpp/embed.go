@@ -16,34 +16,34 @@ import (
 )
 
 const (
-	// maxEmbedTokens bounds a text, and what the texts of one step have together: the memory of a
-	// step grows with it.
+	// maxEmbedTokens bounds a text, and the total of the texts in one step: the memory of a step
+	// grows with it.
 	maxEmbedTokens = 2048
-	// embedTexts is how many texts are read in one step.
+	// embedTexts bounds the texts read in one step.
 	embedTexts = 16
 )
 
-// embedder answers embedding requests one step after the other. Its context is made for the first
-// of them: a model that only chats does not pay for it.
+// embedder answers embedding requests one step at a time. The first request creates its context, so
+// a model that only chats does not pay for it.
 type embedder struct {
 	model   *native.Model
 	pooling string
 	limit   int // tokens of a text
 	places  int // requests that may wait or run
 
-	threads atomic.Int32 // from the next step on
+	threads atomic.Int32 // applied at the next step
 
-	turn     chan struct{} // capacity 1: who holds it has the context
-	stopping chan struct{} // closed when no step begins any more
+	turn     chan struct{} // capacity 1; its holder may use the context
+	stopping chan struct{} // closed when no further step may begin
 
 	mu      sync.Mutex // guards below
 	waiting int
 
-	ctx *native.Embedder // nil: not made yet; of who has the turn
+	ctx *native.Embedder // nil until created; used by the holder of turn
 }
 
-// newEmbedder returns nil for a model that has neither embeddings nor scores. A text has at most
-// limit tokens.
+// newEmbedder returns nil for a model that has neither embeddings nor scores. limit bounds the
+// tokens of a text.
 func newEmbedder(loaded *native.Model, conf config, limit, threads int) *embedder {
 	pooling := loaded.Pooling()
 	if pooling != native.Rank && conf.Pooling != poolingOfModel {
@@ -60,11 +60,11 @@ func newEmbedder(loaded *native.Model, conf config, limit, threads int) *embedde
 	return e
 }
 
-// ranks reports whether the model scores texts, and has no embeddings.
+// ranks reports whether the model scores texts instead of embedding them.
 func (e *embedder) ranks() bool { return e.pooling == native.Rank }
 
-// open makes the context and reads one token, so that a model whose file makes the engine end the
-// process does so before anybody asks.
+// open creates the context and reads one token, so that a model file that crashes the engine does
+// so before the first request.
 func (e *embedder) open() error {
 	if err := e.makeLocked(); err != nil {
 		return err
@@ -73,7 +73,7 @@ func (e *embedder) open() error {
 	return err
 }
 
-// makeLocked makes the context. The caller has the turn.
+// makeLocked creates the context. The caller holds the turn.
 func (e *embedder) makeLocked() (err error) {
 	if e.ctx == nil {
 		e.ctx, err = e.model.NewEmbedder(e.limit, min(embedTexts, e.limit), int(e.threads.Load()), e.pooling)
@@ -81,22 +81,22 @@ func (e *embedder) makeLocked() (err error) {
 	return err
 }
 
-// load returns the number of requests that wait or run.
+// load returns the number of waiting and running requests.
 func (e *embedder) load() int {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return e.waiting
 }
 
-// stop lets no step begin any more.
+// stop prevents further steps from beginning.
 func (e *embedder) stop() {
 	if e != nil {
 		close(e.stopping)
 	}
 }
 
-// enter takes a place, which a request keeps until all its texts are read: one that has begun is
-// not refused half-way. The caller gives it back with leave.
+// enter takes a place, which a request keeps until all its texts are read, so that a started
+// request is not refused halfway. The caller releases it with leave.
 func (e *embedder) enter() *openai.Error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -113,7 +113,7 @@ func (e *embedder) leave() {
 	e.mu.Unlock()
 }
 
-// begin waits for the turn of a step. The caller, who has a place, ends it with end.
+// begin waits for the turn of a step. The caller must hold a place, and calls end after the step.
 func (e *embedder) begin(ctx context.Context) *openai.Error {
 	select {
 	case <-e.stopping:
@@ -132,7 +132,7 @@ func (e *embedder) begin(ctx context.Context) *openai.Error {
 
 func (e *embedder) end() { <-e.turn }
 
-// free frees the context. Nothing may be asked afterwards.
+// free frees the context. The embedder must not be used afterwards.
 func (e *embedder) free() error {
 	if e == nil || e.ctx == nil {
 		return nil
@@ -140,7 +140,8 @@ func (e *embedder) free() error {
 	return e.ctx.Free()
 }
 
-// embed returns the vectors of texts that are not too long, each of length one.
+// embed returns the vectors of texts, each normalized to length one. The texts must be within the
+// limit.
 func (e *embedder) embed(ctx context.Context, texts [][]token) ([][]float32, *openai.Error) {
 	if err := e.enter(); err != nil {
 		return nil, err
@@ -162,7 +163,8 @@ func (e *embedder) embed(ctx context.Context, texts [][]token) ([][]float32, *op
 	return out, nil
 }
 
-// step reads some texts. Other requests come in between, so that a long list holds up nobody.
+// step reads some texts. Other requests get their turn in between, so a long list does not hold
+// them up.
 func (e *embedder) step(ctx context.Context, texts [][]token) ([][]float32, *openai.Error) {
 	if err := e.begin(ctx); err != nil {
 		return nil, err
@@ -178,7 +180,7 @@ func (e *embedder) step(ctx context.Context, texts [][]token) ([][]float32, *ope
 	}
 	for _, v := range vectors {
 		for _, x := range v {
-			if math.IsNaN(float64(x)) || math.IsInf(float64(x), 0) { // JSON has no such number
+			if math.IsNaN(float64(x)) || math.IsInf(float64(x), 0) { // not representable in JSON
 				return nil, engineFailed("it computed a vector that is not one of numbers")
 			}
 		}
@@ -186,7 +188,7 @@ func (e *embedder) step(ctx context.Context, texts [][]token) ([][]float32, *ope
 	return vectors, nil
 }
 
-// normalize makes a vector's length one, as OpenAI's are. A vector of zeros stays.
+// normalize scales a vector to length one, as OpenAI's are. It leaves a zero vector unchanged.
 func normalize(v []float32) {
 	sum := 0.0
 	for _, x := range v {
@@ -247,7 +249,7 @@ func (s *server) embed(ctx context.Context, req *openai.EmbeddingRequest) (*open
 	return out, nil
 }
 
-// encodeVector returns a vector as OpenAI sends it in base64: float32, least byte first.
+// encodeVector encodes a vector as OpenAI does: base64 of little-endian float32.
 func encodeVector(v []float32) string {
 	b := make([]byte, 0, 4*len(v))
 	for _, x := range v {
@@ -256,7 +258,7 @@ func encodeVector(v []float32) string {
 	return base64.StdEncoding.EncodeToString(b)
 }
 
-// embedTokens returns the tokens of each input, none of them empty or too long.
+// embedTokens tokenizes each input; none may be empty or too long.
 func (s *server) embedTokens(req *openai.EmbeddingRequest) ([][]token, error) {
 	e := s.embedder
 	limit := e.limit

@@ -53,7 +53,7 @@ func floats(t testing.TB, raw json.RawMessage) []float32 {
 	return v
 }
 
-// cosine is the likeness of two vectors of length one.
+// cosine returns the cosine similarity of two vectors of length one.
 func cosine(a, b []float32) float64 {
 	sum := 0.0
 	for i := range a {
@@ -62,7 +62,7 @@ func cosine(a, b []float32) float64 {
 	return sum
 }
 
-// Between the steps of a long list another request may have its turn, and not its place.
+// Between the steps of a long list another request may take the turn, but not the place.
 func TestEmbedderKeepsPlace(t *testing.T) {
 	t.Parallel()
 	e := &embedder{places: 2, turn: make(chan struct{}, 1)}
@@ -76,7 +76,7 @@ func TestEmbedderKeepsPlace(t *testing.T) {
 	gone, cancel := context.WithCancel(t.Context())
 	cancel()
 	must.Nil(t, e.begin(t.Context()))
-	must.NotNil(t, e.begin(gone)) // the turn is another's
+	must.NotNil(t, e.begin(gone)) // another request holds the turn
 	e.end()
 	must.NotNil(t, e.enter()) // both keep their places
 	e.leave()
@@ -90,7 +90,7 @@ func TestEmbeddings(t *testing.T) {
 	must.SliceContains(t, st.Capabilities, worker.CapabilityEmbeddings)
 
 	texts := []string{"Hello, how are you?", "The cat sat on the mat.", "x"}
-	for i := range 40 { // more than one step takes
+	for i := range 40 { // more than fit into one step
 		texts = append(texts, fmt.Sprintf("Sentence number %d is about the sea.", i))
 	}
 	body, err := json.Marshal(map[string]any{"model": "rbee-tiny", "input": texts})
@@ -102,7 +102,7 @@ func TestEmbeddings(t *testing.T) {
 	for i, text := range texts {
 		v := floats(t, together[i])
 		must.InDelta(t, 1, cosine(v, v), 1e-4)
-		if i%7 == 0 { // beside others and alone it is the same
+		if i%7 == 0 { // the same in a batch as alone
 			one, err := json.Marshal(map[string]any{"model": "rbee-tiny", "input": text})
 			must.NoError(t, err)
 			alone, _ := w.embed(t, string(one))
@@ -129,7 +129,7 @@ func TestEmbeddings(t *testing.T) {
 	must.InDelta(t, float64(want[0]/want[1]), float64(v[0]/v[1]), 1e-3)
 }
 
-// Embeddings and answers at once: none disturbs the other.
+// Embeddings and answers run at once without disturbing each other.
 func TestEmbeddingsBesideAnswers(t *testing.T) {
 	w := startWorker(t, 2, 256, `{"pooling":"mean"}`)
 	const ask = `{"model":"rbee-tiny","temperature":0,"max_tokens":40,"messages":[{"role":"user","content":"Tell me a story."}]}`

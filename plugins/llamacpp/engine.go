@@ -10,8 +10,8 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
-// engine answers requests with one context of a model. It is what the HTTP handlers see of the
-// scheduler: requests and errors of OpenAI's API.
+// engine answers requests with one context of a model. It adapts the scheduler to the HTTP
+// handlers: requests and errors of OpenAI's API.
 type engine struct {
 	*batch.Scheduler
 
@@ -19,13 +19,13 @@ type engine struct {
 	ctx      *native.Context
 	limit    int          // positions per slot
 	parallel int          // slots
-	work     sampler.Work // of the choosers, which the scheduler calls one after the other
+	work     sampler.Work // shared by the choosers, which the scheduler calls one at a time
 
-	samplesAll bool // also what has no alternative: for comparison
+	samplesAll bool // sample even without alternatives, for comparison
 }
 
-// submit queues requests, all of them or none. The events of each come to its out until the last
-// one.
+// submit queues requests, all of them or none. Each request's events arrive in its out, up to the
+// last one.
 func (e *engine) submit(list ...*request) *openai.Error {
 	work := make([]*batch.Request, len(list))
 	for i, r := range list {
@@ -39,8 +39,8 @@ func (e *engine) submit(list ...*request) *openai.Error {
 	return apiError(e.Submit(work...))
 }
 
-// speller returns what makes the tokens of a text that must come next. Markers are control tokens
-// where the constraint knows them by their texts.
+// speller returns a function that tokenizes text that must follow. With markers, control tokens in
+// the text become tokens, as the constraint knows them by their text.
 func (e *engine) speller(markers bool) func(text []byte) []int {
 	if e.samplesAll {
 		return nil
@@ -55,7 +55,7 @@ func (e *engine) speller(markers bool) func(text []byte) []int {
 	}
 }
 
-// cancel ends a submitted request whose answer nobody wants any more. No event follows.
+// cancel ends a submitted request whose answer is no longer wanted. No event follows.
 func (e *engine) cancel(r *request) { e.Cancel(r.work) }
 
 // load returns the number of requests in slots and in the queue, and why the engine failed.
@@ -64,7 +64,7 @@ func (e *engine) load() (active, queued int, failure string) {
 	return st.Active, st.Queued, st.Failure
 }
 
-// apiError returns what a client is told of an error of the scheduler; nil: there is none.
+// apiError converts an error of the scheduler to the API error for the client; nil stays nil.
 func apiError(err error) *openai.Error {
 	if err == nil {
 		return nil

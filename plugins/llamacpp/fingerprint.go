@@ -15,10 +15,10 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/worker"
 )
 
-// fingerprintEvery is how often devices are looked at again. The contract allows 30 s.
+// fingerprintEvery is the interval between device checks. The contract allows 30 s.
 const fingerprintEvery = 20 * time.Second
 
-// Fingerprint reports devices and health at once and then again and again.
+// Fingerprint reports devices and health at once, and then at every fingerprintEvery.
 func (b *Backend) Fingerprint(ctx context.Context, emit func(worker.Fingerprint) error) error {
 	return worker.Look(ctx, fingerprintEvery, b.fingerprint, emit)
 }
@@ -46,8 +46,7 @@ func (b *Backend) fingerprint(ctx context.Context) worker.Fingerprint {
 	if f.Problem != "" || dir == "" {
 		return f
 	}
-	// The engine has the last word: without its backend there is nothing to work with, and the
-	// processor is no substitute.
+	// The engine decides: without its backend the type cannot work, and the CPU is no substitute.
 	err := native.Load(dir, b.log)
 	if c, looked := native.ABICheck(); looked {
 		f.Checks = append(f.Checks, c)
@@ -58,7 +57,7 @@ func (b *Backend) fingerprint(ctx context.Context) worker.Fingerprint {
 	case len(ofFlavour(native.Devices(), b.flavour)) == 0:
 		f.Problem = b.noDevice()
 	case b.flavour == Vulkan:
-		f.Devices = memoryOf(Vulkan) // in the engine's order, which may leave out a card
+		f.Devices = memoryOf(Vulkan) // in the engine's order; it may omit a card
 	}
 	if f.Problem != "" {
 		for i := range f.Devices {
@@ -68,7 +67,7 @@ func (b *Backend) fingerprint(ctx context.Context) worker.Fingerprint {
 	return f
 }
 
-// ofFlavour returns the devices of a flavour. Device n of them has the id "<flavour>:n", or "cpu".
+// ofFlavour returns the devices of a flavour. The id of device n is "<flavour>:n", or "cpu".
 func ofFlavour(devices []native.Device, f Flavour) []native.Device {
 	var out []native.Device
 	for _, d := range devices {
@@ -94,7 +93,7 @@ func memoryOf(f Flavour) []worker.Device {
 	return out
 }
 
-// elsewhere says what to use where a flavour does not exist.
+// elsewhere suggests what to use on systems where a flavour does not exist.
 func (f Flavour) elsewhere() string {
 	switch f {
 	case CUDA:
@@ -108,7 +107,7 @@ func (f Flavour) elsewhere() string {
 	}
 }
 
-// noDevice says why the engine, which is loaded, has no device of the flavour.
+// noDevice explains why the loaded engine has no device of the flavour.
 func (b *Backend) noDevice() string {
 	switch b.flavour {
 	case CUDA:
@@ -153,7 +152,7 @@ func processorName(ctx context.Context) string {
 func metalDevice(ctx context.Context) worker.Device {
 	d := worker.Device{ID: "metal:0", Kind: string(Metal), Name: processorName(ctx) + " GPU"}
 	if m, err := mem.VirtualMemoryWithContext(ctx); err == nil {
-		// macOS lets the graphics processor have about three quarters.
+		// macOS lets the GPU use about three quarters.
 		d.TotalBytes = int64(m.Total / 4 * 3)
 		d.FreeBytes = min(int64(m.Available), d.TotalBytes)
 	}

@@ -2,7 +2,7 @@
 // the engine of the worker types cpu, cuda, metal and vulkan.
 //
 // One process serves one model. The requests of all slots share every step of the engine
-// (continuous batching); each has a cache of its own.
+// (continuous batching); each slot has its own cache.
 package llamacpp
 
 import (
@@ -54,15 +54,14 @@ func New(f Flavour, opts ...Option) worker.Backend {
 	return b
 }
 
-// release is one release of the engine's packages whose layouts are those that the binding was made
-// for.
+// release is a release of the engine's packages whose struct layouts match the binding.
 type release struct {
 	packages string // version of the npm packages
 	engine   string // version of llama.cpp
 }
 
-// releasesFor lists the releases that a system can have, the best first. The older one is the
-// newest that is served for macOS.
+// releasesFor lists the releases available for a system, the best first. macOS gets an older one,
+// the newest published for it.
 func releasesFor(goos string) []release {
 	newer, older := release{"3.22.1", "v0.5.0"}, release{"3.21.1", "v0.4.0"}
 	if goos == "darwin" {
@@ -72,7 +71,7 @@ func releasesFor(goos string) []release {
 }
 
 // enginesFor returns the engines that a flavour can use on an operating system and architecture,
-// the best first; none where it does not exist.
+// the best first; nil where the flavour does not exist.
 func enginesFor(f Flavour, goos, goarch string) []sdk.Engine {
 	type target struct {
 		Flavour
@@ -83,7 +82,7 @@ func enginesFor(f Flavour, goos, goarch string) []sdk.Engine {
 		{CPU, "linux", "arm64"}:    "linux-arm64",
 		{CUDA, "linux", "amd64"}:   "linux-x64-cuda",
 		{Vulkan, "linux", "amd64"}: "linux-x64-vulkan",
-		{CPU, "darwin", "arm64"}:   "mac-arm64-metal", // there is no package without Metal
+		{CPU, "darwin", "arm64"}:   "mac-arm64-metal", // no package without Metal exists
 		{Metal, "darwin", "arm64"}: "mac-arm64-metal",
 		{CPU, "darwin", "amd64"}:   "mac-x64",
 	}[target{f, goos, goarch}]
@@ -94,7 +93,7 @@ func enginesFor(f Flavour, goos, goarch string) []sdk.Engine {
 	if goos == "darwin" {
 		ext = "dylib"
 	}
-	gpu := "" // GPU packages have the GPU's name in the names of their libraries
+	gpu := "" // library names in GPU packages contain the GPU's name
 	for _, g := range []Flavour{CUDA, Metal, Vulkan} {
 		if strings.HasSuffix(platform, "-"+string(g)) {
 			gpu = string(g) + "."
@@ -116,7 +115,7 @@ func enginesFor(f Flavour, goos, goarch string) []sdk.Engine {
 	return out
 }
 
-// where lists the systems that a flavour exists on, for people.
+// where lists the systems that a flavour supports, for messages.
 func (f Flavour) where() string {
 	switch f {
 	case CUDA:
@@ -130,7 +129,7 @@ func (f Flavour) where() string {
 	}
 }
 
-// summary is the line that people read about the worker type.
+// summary is the one-line description of the worker type.
 func (f Flavour) summary() string {
 	switch f {
 	case CUDA:

@@ -17,14 +17,14 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
-// longKeys is a schema whose documents are mostly names of properties.
+// longKeys is a schema whose documents consist mostly of property names.
 const longKeys = `{"type":"object","properties":{"number_of_worker_bees":{"type":"integer","minimum":0,"maximum":99},"number_of_drones":{"type":"integer","minimum":0,"maximum":9},
 	"is_the_queen_well_and_laying_eggs":{"type":"boolean"},"colour_of_the_hive":{"enum":["yellow","white","the colour of honey"]},"place_where_the_hive_stands":{"type":"object","properties":
 	{"latitude_in_degrees":{"type":"integer","minimum":-90,"maximum":90},"longitude_in_degrees":{"type":"integer","minimum":-180,"maximum":180}},"required":["latitude_in_degrees","longitude_in_degrees"],"additionalProperties":false}},
 	"required":["number_of_worker_bees","number_of_drones","is_the_queen_well_and_laying_eggs","colour_of_the_hive","place_where_the_hive_stands"],"additionalProperties":false}`
 
-// What has no alternative is written with the tokens that the tokenizer writes it with, whatever
-// follows, and these are counted and shown like others.
+// Text without an alternative is written with the tokens that the tokenizer would use, whatever
+// follows, and its tokens are counted and shown like others.
 func TestForcedTokens(t *testing.T) {
 	w := startWorker(t, 2, 1024, "")
 	m := w.served.model
@@ -33,7 +33,7 @@ func TestForcedTokens(t *testing.T) {
 		c := w.chat(t, structured(form, i, `,"max_tokens":200,"logprobs":true,"top_logprobs":2`))
 		must.Eq(t, text, *c.Choices[0].Message.Content)
 		want := m.tokens(text, false, false)
-		must.Eq(t, len(want)+1, c.Usage.CompletionTokens) // and the end
+		must.Eq(t, len(want)+1, c.Usage.CompletionTokens) // plus the end token
 		for k, x := range c.Choices[0].LogProbs.Content {
 			must.Eq(t, []byte(m.pieces[want[k]]), bytesOf(x.Bytes))
 			must.SliceLen(t, 2, x.TopLogProbs)
@@ -53,7 +53,7 @@ func TestForcedTokens(t *testing.T) {
 		must.Eq(t, openai.FinishStop, cut.Choices[0].FinishReason)
 	}
 
-	// The log probabilities are those of a model that has read the tokens one by one.
+	// The log probabilities equal those of a model that reads the tokens one by one.
 	body := structured(schemaForm(longKeys), 4, `,"max_tokens":200,"logprobs":true`)
 	ahead := w.chat(t, body).Choices[0]
 	shown := ""
@@ -64,7 +64,7 @@ func TestForcedTokens(t *testing.T) {
 	plain := w.chat(t, structured(schemaForm(longKeys), 4, `,"max_tokens":200`)).Choices[0]
 	must.Eq(t, *plain.Message.Content, *ahead.Message.Content)
 
-	// And calls of tools.
+	// The same for tool calls.
 	tools := `,"tools":[{"type":"function","function":{"name":"report_the_state_of_a_hive","strict":true,"parameters":` + longKeys + `}}],"tool_choice":"required","max_tokens":300,"temperature":1,"seed":`
 	for seed := range 3 {
 		c := w.chat(t, question("Report.", tools+fmt.Sprint(seed))).Choices[0]
@@ -75,8 +75,7 @@ func TestForcedTokens(t *testing.T) {
 	}
 }
 
-// Whatever document comes, tokens that are forced on the way are those of the document's own
-// tokens.
+// For any document, tokens forced on the way are the document's own tokens.
 func TestForcedAsTokenized(t *testing.T) {
 	w := startWorker(t, 2, 512, "")
 	m, e := w.served.model, w.served.engine
@@ -110,9 +109,8 @@ func TestForcedAsTokenized(t *testing.T) {
 	must.Greater(t, all/5, forced)
 }
 
-// TestForcedSpeed prints what answers under a schema with long names take, with and without tokens
-// in one step where there is no choice, by turns: RBEE_TEST_ROUNDS answers each, of
-// RBEE_TEST_MODEL.
+// TestForcedSpeed prints the time of answers under a schema with long names, alternating with and
+// without forced tokens evaluated in one step: RBEE_TEST_ROUNDS answers each, of RBEE_TEST_MODEL.
 func TestForcedSpeed(t *testing.T) {
 	rounds, err := strconv.Atoi(os.Getenv("RBEE_TEST_ROUNDS"))
 	if err != nil {
@@ -143,7 +141,7 @@ func TestForcedSpeed(t *testing.T) {
 	}
 }
 
-// computing returns the time of processors that the process has taken.
+// computing returns the CPU time that the process has used.
 func computing(t *testing.T) time.Duration {
 	t.Helper()
 	var u unix.Rusage

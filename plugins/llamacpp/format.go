@@ -9,16 +9,16 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
-// format puts an answer into the shape of one of the two APIs. It is the answer with the index 0,
-// unless choice says otherwise.
+// format renders an answer in the shape of one of the APIs. Its answer has index 0 unless choice
+// sets another.
 type format interface {
-	choice(index int) format                               // of another answer, of which nothing was said yet
+	choice(index int) format                               // for another answer, of which nothing has been sent yet
 	first() any                                            // the chunk before the first text; nil: none
-	tokens(list []shownToken)                              // says which tokens the next text, or the whole one, shows
-	timings(t *openai.Timings)                             // says what the next chunk, or the whole answer, tells of the time
-	text(text string, send func(chunk []byte) error) error // sends the chunks of a text, valid during the call
+	tokens(list []shownToken)                              // sets the tokens behind the next text, or behind the whole one
+	timings(t *openai.Timings)                             // sets the timings of the next chunk, or of the whole answer
+	text(text string, send func(chunk []byte) error) error // sends the chunks of a text, each valid during the call
 	finish(reason string) []any                            // the chunks that end the answer
-	usage(u *openai.Usage) any                             // the chunk that follows it, where it was asked for; nil: none
+	usage(u *openai.Usage) any                             // the chunk after the end, if requested; nil: none
 	whole(text, reason string, u *openai.Usage) any
 }
 
@@ -29,8 +29,8 @@ type chatFormat struct {
 	index   int
 	chunks  *openai.Chunks
 	vocab   *model
-	shown   *openai.LogProbs // of the next text
-	times   *openai.Timings  // of the next chunk
+	shown   *openai.LogProbs // for the next text
+	times   *openai.Timings  // for the next chunk
 
 	speech *speech
 	parser *dialogue.Parser
@@ -77,7 +77,7 @@ func (f *chatFormat) text(text string, send func([]byte) error) error {
 	return nil
 }
 
-// delta returns the chunk of a piece of the answer.
+// delta returns the chunk for a piece of the answer.
 func (f *chatFormat) delta(d dialogue.Delta) []byte {
 	if d.Kind == dialogue.Content && f.shown == nil && f.times == nil {
 		return f.chunks.Text(d.Text)
@@ -106,8 +106,7 @@ func (f *chatFormat) deltaOf(d dialogue.Delta) openai.Delta {
 	return openai.Delta{ToolCalls: []openai.ToolCall{{Index: &d.Index, Function: call}}}
 }
 
-// reason returns why the answer ended: a model that ended by itself behind calls waits for their
-// results.
+// reason returns the finish reason: a model that stops after calls is waiting for their results.
 func (f *chatFormat) reason(reason string) string {
 	switch {
 	case reason != openai.FinishStop || f.parser.Calls() == 0:
@@ -129,7 +128,7 @@ func marshal(v any) []byte {
 
 func (f *chatFormat) finish(reason string) []any {
 	var out []any
-	times := f.times // of the last chunk
+	times := f.times // for the last chunk
 	f.times = nil
 	for _, d := range f.parser.Close() {
 		out = append(out, json.RawMessage(slices.Clone(f.delta(d))))
@@ -185,12 +184,12 @@ type textFormat struct {
 	index   int
 	chunks  *openai.Chunks
 	vocab   *model
-	shown   *openai.CompletionLogProbs // of the next text
-	offset  int                        // characters of the texts before it
-	times   *openai.Timings            // of the next chunk
+	shown   *openai.CompletionLogProbs // for the next text
+	offset  int                        // characters in the texts so far
+	times   *openai.Timings            // for the next chunk
 
-	echo []string // of the prompts, to go before their answers; nil: none do
-	each int      // answers to each prompt
+	echo []string // the prompts to send before their answers; nil: none
+	each int      // answers per prompt
 	said string   // the echo of this answer
 }
 
@@ -202,7 +201,7 @@ func (f *textFormat) choice(index int) format {
 	out := newTextFormat(f.id, f.created, f.model, f.vocab)
 	out.index, out.chunks = index, f.chunks.Choice(index)
 	if out.echo, out.each = f.echo, f.each; f.echo != nil {
-		out.said = f.echo[min(index/f.each, len(f.echo)-1)] // more answers than the client gets may be made
+		out.said = f.echo[min(index/f.each, len(f.echo)-1)] // more answers may be generated than the client gets
 	}
 	return out
 }

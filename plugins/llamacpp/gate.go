@@ -5,7 +5,7 @@ import (
 	"sync"
 )
 
-// gate counts the requests inside and can be closed to new ones.
+// gate counts running requests and can be closed to new ones.
 type gate struct {
 	mu     sync.Mutex // guards below
 	inside int
@@ -13,7 +13,7 @@ type gate struct {
 	empty  []chan struct{} // closed when the last one leaves
 }
 
-// enter says whether the request may come in; then it must leave.
+// enter reports whether a request is admitted; it must then call leave.
 func (g *gate) enter() bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -35,14 +35,14 @@ func (g *gate) leave() {
 	}
 }
 
-// close lets nobody in any more.
+// close admits no further requests.
 func (g *gate) close() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.closed = true
 }
 
-// wait returns when nobody is inside, or with ctx's error.
+// wait returns when no request is running, or with ctx's error.
 func (g *gate) wait(ctx context.Context) error {
 	g.mu.Lock()
 	if g.inside == 0 {

@@ -16,13 +16,13 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/worker"
 )
 
-// maxBody bounds a request's body. The longest context there is takes less.
+// maxBody bounds a request's body. The longest supported context needs less.
 const maxBody = 16 << 20
 
 // server answers OpenAI's HTTP API with one engine.
 type server struct {
-	engine   *engine   // nil: the model only reads
-	embedder *embedder // nil: the model has neither embeddings nor scores
+	engine   *engine   // nil for a model that cannot generate
+	embedder *embedder // nil for a model without embeddings and scores
 	model    *model
 	adapters adapters
 	modelID  string
@@ -32,10 +32,10 @@ type server struct {
 
 	grammars *constraint.Compiler
 	toolbox  *toolbox
-	spelling chan struct{} // capacity: the requests that only count tokens, and do so at once
+	spelling chan struct{} // its capacity bounds the requests that only count tokens
 }
 
-// routes is the whole API.
+// routes returns the whole API.
 func (s *server) routes() []route {
 	return []route{
 		{http.MethodPost, "/v1/chat/completions", s.writes(s.chat)},
@@ -56,7 +56,7 @@ func (s *server) routes() []route {
 	}
 }
 
-// route is the method of a path.
+// route is a method and a path.
 type route struct {
 	method, path string
 	handle       http.HandlerFunc
@@ -87,7 +87,7 @@ func (s *server) handler() http.Handler {
 	})
 }
 
-// requestID returns the request's own id where it is a decent one.
+// requestID returns the client's request ID if it is acceptable, else a new one.
 func requestID(r *http.Request) string {
 	id := r.Header.Get("X-Request-Id")
 	if id != "" && len(id) <= 128 && strings.Trim(id, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.:") == "" {
@@ -109,7 +109,7 @@ func writeJSON(w http.ResponseWriter, v any) {
 		return
 	}
 	w.Header().Set("Content-Type", "application/json")
-	_, _ = w.Write(append(b, '\n')) // the client may be gone; there is nobody to tell
+	_, _ = w.Write(append(b, '\n')) // the client may have disconnected
 }
 
 func (s *server) models(w http.ResponseWriter, _ *http.Request) {
@@ -126,7 +126,7 @@ func (s *server) health(w http.ResponseWriter, _ *http.Request) {
 	writeJSON(w, map[string]string{"status": "ok"})
 }
 
-// writes returns a handler that refuses what a model that only reads cannot.
+// writes wraps a handler and refuses requests when the model cannot generate.
 func (s *server) writes(h http.HandlerFunc) http.HandlerFunc {
 	if s.engine != nil {
 		return h
@@ -200,7 +200,7 @@ func (s *server) completion(w http.ResponseWriter, r *http.Request) {
 	})
 }
 
-// text returns what a completion asks for, but its format.
+// text returns what a completion asks for, except its format.
 func (s *server) text(req *openai.CompletionRequest, maxTokens int) (*ask, error) {
 	out := newRequest()
 	a := &ask{request: out, sampling: &req.Sampling}
@@ -221,7 +221,7 @@ func (s *server) text(req *openai.CompletionRequest, maxTokens int) (*ask, error
 	return a, err
 }
 
-// capabilities returns what requests for the model may ask for, sorted.
+// capabilities returns what requests for the model may use, sorted.
 func (m *model) capabilities() []worker.Capability {
 	if m.native.Reads() {
 		return []worker.Capability{worker.CapabilityTokenize}
@@ -240,7 +240,7 @@ func (m *model) capabilities() []worker.Capability {
 	return list
 }
 
-// unsupportedCompletion refuses what would otherwise be ignored without a word.
+// unsupportedCompletion rejects fields that would otherwise be silently ignored.
 func unsupportedCompletion(r *openai.CompletionRequest) error {
 	if r.Echo != nil && *r.Echo && r.LogProbs != nil {
 		return openai.NotSupported("echo", "echo together with logprobs is not supported by this worker, as a prompt has no probabilities here; leave one of them out")
@@ -248,10 +248,10 @@ func unsupportedCompletion(r *openai.CompletionRequest) error {
 	return nil
 }
 
-// body lets a request in and reads its body. Where it reports false the request is answered. The
-// caller gives the place back with leave.
+// body admits a request and reads its body. When it returns false, it has answered the request.
+// Otherwise the caller must call leave.
 func (s *server) body(w http.ResponseWriter, r *http.Request) (body []byte, ok bool) {
-	// Before anything that touches the model: it is freed when the gate is closed and empty.
+	// Enter before touching the model: it is freed once the gate is closed and empty.
 	if !s.gate.enter() {
 		w.Header().Set("Retry-After", "1")
 		openai.WriteError(w, http.StatusServiceUnavailable, openai.NewError(0, openai.TypeUnavailable, "", "draining", "this worker takes no new requests; send it again, to another worker"))
@@ -266,7 +266,7 @@ func (s *server) body(w http.ResponseWriter, r *http.Request) (body []byte, ok b
 	return body, true
 }
 
-// plain returns the handler of a route whose answer is one value, without a stream.
+// plain returns the handler of a route that answers with one value, unstreamed.
 func (s *server) plain(answer func(ctx context.Context, body []byte) (any, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		body, ok := s.body(w, r)
@@ -278,7 +278,7 @@ func (s *server) plain(answer func(ctx context.Context, body []byte) (any, error
 		switch {
 		case err == nil:
 			writeJSON(w, v)
-		case r.Context().Err() == nil: // else the client is gone
+		case r.Context().Err() == nil: // else the client disconnected
 			writeError(w, err)
 		}
 	}
@@ -304,13 +304,13 @@ func (s *server) answer(w http.ResponseWriter, r *http.Request, read func(body [
 	if req.rule != nil {
 		req.rule.thinking = req.thinking
 	}
-	sampling.IgnoreEOS = sampling.IgnoreEOS && req.rule == nil && req.guard == nil // an answer with a form has an end
+	sampling.IgnoreEOS = sampling.IgnoreEOS && req.rule == nil && req.guard == nil // a constrained answer has an end
 	if req.sampling, err = s.model.choose(sampling); err != nil {
 		writeError(w, err)
 		return
 	}
 	if req.noOutput {
-		req.maxTokens = 1 // the step that evaluates the prompt's end yields it
+		req.maxTokens = 1 // the step that evaluates the end of the prompt yields it
 	}
 	req.stops = sampling.Stop
 	if req.adapters, err = s.adapters.chosen(sampling.LoRA); err != nil {
@@ -320,7 +320,7 @@ func (s *server) answer(w http.ResponseWriter, r *http.Request, read func(body [
 	s.generate(w, r, a, a.answers())
 }
 
-// generate queues the answers of a request and sends what comes of them.
+// generate queues the answers of a request and sends their events.
 func (s *server) generate(w http.ResponseWriter, r *http.Request, a *ask, list []*answer) {
 	requests := make([]*request, len(list))
 	for i, x := range list {
@@ -330,7 +330,7 @@ func (s *server) generate(w http.ResponseWriter, r *http.Request, a *ask, list [
 		writeError(w, e)
 		return
 	}
-	// The engine drops them between two steps once the client is gone, or one of them has failed.
+	// The engine drops them between two steps once the client disconnects or one of them fails.
 	cancel := func() {
 		for _, x := range requests {
 			s.engine.cancel(x)
@@ -357,8 +357,8 @@ func writeError(w http.ResponseWriter, err error) {
 	openai.WriteError(w, 0, e)
 }
 
-// stream sends each token as it comes. Status and headers go out with the first one, so that a
-// failure before it has its own status.
+// stream sends each token as it arrives. Status and headers are sent with the first one, so that an
+// earlier failure gets its own status.
 func (s *server) stream(w http.ResponseWriter, r *http.Request, a *ask, list []*answer) {
 	out := openai.NewEventWriter(w)
 	var events []event
@@ -380,7 +380,7 @@ func (s *server) stream(w http.ResponseWriter, r *http.Request, a *ask, list []*
 			if a.sampling.TimingsPerToken {
 				x.format.timings(a.timings([]*answer{x}))
 			}
-			var times *openai.Timings // of the last chunk
+			var times *openai.Timings // for the last chunk
 			if last && !a.sampling.IncludeUsage() {
 				times = a.timings(list)
 			}
@@ -391,7 +391,7 @@ func (s *server) stream(w http.ResponseWriter, r *http.Request, a *ask, list []*
 				continue
 			}
 			if left--; left == 0 {
-				_ = s.sendEnd(out, a, list) // the client may be gone; there is nobody to tell
+				_ = s.sendEnd(out, a, list) // the client may have disconnected
 				return
 			}
 		}
@@ -399,8 +399,7 @@ func (s *server) stream(w http.ResponseWriter, r *http.Request, a *ask, list []*
 	}
 }
 
-// send sends what an event says of an answer. times is what the chunk that ends it tells of the
-// time.
+// send sends the event of an answer. times goes into the chunk that ends the answer.
 func (s *server) send(out *openai.EventWriter, x *answer, e event, times *openai.Timings) error {
 	if e.err != nil {
 		return out.Error(e.err) // and no [DONE]
@@ -436,7 +435,7 @@ func (s *server) send(out *openai.EventWriter, x *answer, e event, times *openai
 	return nil
 }
 
-// sendEnd ends a stream whose answers have all come.
+// sendEnd ends a stream after all its answers have ended.
 func (s *server) sendEnd(out *openai.EventWriter, a *ask, list []*answer) error {
 	if a.sampling.IncludeUsage() {
 		a.format.timings(a.timings(list))
@@ -447,7 +446,7 @@ func (s *server) sendEnd(out *openai.EventWriter, a *ask, list []*answer) error 
 	return out.Done()
 }
 
-// whole sends the answers in one piece.
+// whole sends the answers unstreamed.
 func (s *server) whole(w http.ResponseWriter, r *http.Request, a *ask, list []*answer) {
 	var events []event
 	for left := len(list); left > 0; {

@@ -25,7 +25,7 @@ import (
 
 const (
 	engineEnv = "RBEE_TEST_ENGINE_DIR"
-	patience  = 2 * time.Minute // a slow machine is no broken engine
+	patience  = 2 * time.Minute // generous: slow machines must not fail
 )
 
 // engineDir returns the folder of the engine's libraries, or skips the test.
@@ -48,10 +48,10 @@ func tinyModel(t testing.TB) string {
 	return path
 }
 
-// synthetic writes a small model with random weights: args are those of core/coretest/ggufgen.
+// synthetic writes a small model with random weights; args are those of core/coretest/ggufgen.
 func synthetic(t testing.TB, args ...string) string {
 	t.Helper()
-	engineDir(t) // nobody else wants one
+	engineDir(t) // skips before generating one for nothing
 	path := filepath.Join(t.TempDir(), "model.gguf")
 	args = append([]string{
 		"run", "../../core/coretest/ggufgen", "-out", path, "-preset", "15m", "-layers", "6", "-embd", "64", "-heads", "2", "-kv-heads", "1",
@@ -74,7 +74,7 @@ func startWorker(t testing.TB, slots, contextTokens int, config string) *testWor
 	return startWorkerOf(t, tinyModel(t), slots, contextTokens, config)
 }
 
-// newWorkerOf makes the worker of a model, and what starts it.
+// newWorkerOf returns a backend and the spec that starts it on a model.
 func newWorkerOf(t testing.TB, model string, slots, contextTokens int, config string) (*Backend, worker.StartSpec) {
 	t.Helper()
 	b := newTestBackend(t, CPU)
@@ -96,7 +96,7 @@ func startWorkerOf(t testing.TB, model string, slots, contextTokens int, config 
 	return w
 }
 
-// serveWorker starts a worker, which end stops, or else the end of the test.
+// serveWorker starts a worker. end stops it, at the latest when the test ends.
 func serveWorker(t testing.TB, b *Backend, spec worker.StartSpec) (w *testWorker, end func()) {
 	t.Helper()
 	h, err := b.Start(t.Context(), spec, func(worker.Progress) error { return nil })
@@ -128,7 +128,7 @@ func (w *testWorker) post(ctx context.Context, t testing.TB, path, body string) 
 	return resp
 }
 
-// chat sends a request that must succeed, not streamed.
+// chat sends an unstreamed request that must succeed.
 func (w *testWorker) chat(t testing.TB, body string) openai.ChatResponse {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
@@ -158,7 +158,7 @@ func (w *testWorker) refused(t testing.TB, path, body string) (int, *openai.Erro
 	return resp.StatusCode, openai.DecodeError(resp.StatusCode, b), resp.Header
 }
 
-// streamed is what came of a stream.
+// streamed is the result of a stream.
 type streamed struct {
 	chunks []openai.ChatChunk
 	text   string
@@ -214,7 +214,8 @@ func readStream(t testing.TB, body io.Reader, each func(openai.ChatChunk)) strea
 	}
 }
 
-// question makes the body of a greedy chat request of one question; more is added to the object.
+// question returns the body of a greedy chat request with one question; more is added to the
+// object.
 func question(text, more string) string {
 	q, err := json.Marshal(text)
 	if err != nil {

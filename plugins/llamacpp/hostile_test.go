@@ -11,7 +11,7 @@ import (
 	"github.com/shoenig/test/must"
 )
 
-// hostileValues are what the fields of a request are set to.
+// hostileValues are the values that the test puts into the fields of a request.
 var hostileValues = []any{
 	nil, true, false, 0, 1, -1, 2, 3, 7, 64, 255, 1024, 1 << 20, 1<<31 - 1, 1 << 31, -1 << 31, 1 << 53, json.Number("9223372036854775807"), json.Number("-9223372036854775808"), json.Number("1e400"),
 	0.5, 1e-320, 1e-6, 0.999999, 1.0000001, 1e38, 1e39, 1e308, -1e308, -0.5, 100, -100, 2047, 2048, "", "x", "<|im_end|>", "\x00", "\n", "NaN",
@@ -30,7 +30,7 @@ var hostileValues = []any{
 	[]any{"dry", "penalties"},
 }
 
-// hostileFields are those of all requests that the engine answers.
+// hostileFields are the fields of all requests that the engine answers.
 var hostileFields = []string{
 	"temperature", "top_p", "top_k", "min_p", "typical_p", "top_n_sigma", "min_keep", "dynatemp_range", "dynatemp_exponent", "xtc_probability", "xtc_threshold",
 	"dry_multiplier", "dry_base", "dry_allowed_length", "dry_penalty_last_n", "dry_sequence_breakers", "repeat_penalty", "repetition_penalty", "repeat_last_n", "frequency_penalty", "presence_penalty",
@@ -38,7 +38,7 @@ var hostileFields = []string{
 	"response_format", "json_schema", "grammar", "guided_regex", "guided_choice", "structured_outputs", "tools", "tool_choice", "dimensions", "encoding_format", "top_n", "add_special", "parse_special", "with_pieces", "cache_prompt", "return_tokens",
 }
 
-// hostilePaths are the paths with the field that has the text.
+// hostilePaths are the paths, each with the field that holds its text.
 var hostilePaths = [][2]string{
 	{"/v1/chat/completions", "messages"},
 	{"/v1/chat/completions", "messages"},
@@ -53,9 +53,9 @@ var hostilePaths = [][2]string{
 	{"/infill", "input_prefix"},
 }
 
-// FuzzRequests sends the real engine requests whose fields have hostile values: each is answered or
-// refused in the API's own words, and the worker goes on. The engine ends the process where it is
-// asked for what it does not expect.
+// FuzzRequests sends requests with hostile field values to the real engine: each must be answered
+// or refused with an API error, and the worker must survive. The engine aborts the process on input
+// that it does not expect.
 func FuzzRequests(f *testing.F) {
 	f.Add(uint64(1), "Hello")
 	f.Add(uint64(2), "<|im_start|>user\n\x00\xff")
@@ -86,7 +86,7 @@ func FuzzRequests(f *testing.F) {
 		if path[1] == "query" {
 			body["documents"] = []any{text, "x"}
 		}
-		delete(body, "n_predict") // it would be longer than this test is patient
+		delete(body, "n_predict") // it would outlast the test's patience
 		b, err := json.Marshal(body)
 		must.NoError(t, err)
 		ctx, cancel := context.WithTimeout(t.Context(), patience)

@@ -7,13 +7,13 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
-// gapless explains what a model lacks that fills no gaps.
+// gapless is the error for models that cannot fill gaps.
 const gapless = "this model was not trained to fill gaps: it has no tokens for the text before and behind one; leave out %s, or use a model for code that has them"
 
-// unsnippet stands before further texts where the model has no token for the name of a file.
+// unsnippet separates extra texts when the model has no token for file names.
 const unsnippet = "\n\n--- snippet ---\n\n"
 
-// reserve is how many tokens are kept for the filling of a gap where the request does not say.
+// reserve is the number of tokens kept for the filling when the request sets none.
 const reserve = 128
 
 // infill answers POST /infill.
@@ -29,7 +29,7 @@ func (s *server) infill(w http.ResponseWriter, r *http.Request) {
 		if err := s.fits(len(req.Prefix) + len(req.Prompt) + len(req.Suffix)); err != nil {
 			return nil, err
 		}
-		req.StreamOptions = nil // the last event has it all
+		req.StreamOptions = nil // the last event has the usage
 		out := newRequest()
 		a := &ask{request: out, sampling: &req.Sampling}
 		if a.count, a.best, err = s.count(&req.Sampling, nil, 1); err != nil {
@@ -49,7 +49,7 @@ func (s *server) infill(w http.ResponseWriter, r *http.Request) {
 	})
 }
 
-// fits refuses a text that would take long to be made tokens of.
+// fits rejects a text that would take long to tokenize.
 func (s *server) fits(bytes int) error {
 	if bytes > maxSpelled {
 		return tooLong("input_prefix", bytes, "bytes")
@@ -57,8 +57,8 @@ func (s *server) fits(bytes int) error {
 	return nil
 }
 
-// room returns how many tokens of a context may be prompt, where the filling has at most so many;
-// 0: nobody says.
+// room returns how many tokens of a context the prompt may use when the filling has at most
+// maxTokens; 0: not set.
 func room(limit, maxTokens int) int {
 	if maxTokens == 0 {
 		maxTokens = reserve
@@ -66,7 +66,7 @@ func room(limit, maxTokens int) int {
 	return limit - max(1, min(maxTokens, limit/4))
 }
 
-// extras makes the tokens of further texts, as many of the last ones as a context has tokens.
+// extras tokenizes extra texts; of those beyond a context it keeps the last tokens.
 func (m *model) extras(list []openai.ExtraText, limit int) []token {
 	var out []token
 	for _, x := range slices.Backward(list) {
@@ -87,11 +87,11 @@ func (m *model) extras(list []openai.ExtraText, limit int) []token {
 	return out
 }
 
-// around makes the prompt of a gap: what stands before it and behind it, and further texts where
-// there is room for them. Of what is too long the parts next to the gap stay, three quarters of the
-// room for what is before it where both are long; cut says so.
+// around builds the prompt of a gap: the text before and after it, and extra texts if there is
+// room. Overlong text is cut at the end away from the gap; when both sides are too long, three
+// quarters of the room go to the text before it. cut reports whether text was cut.
 func (m *model) around(prefix, suffix, extra []token, room int) (prompt []token, cut bool) {
-	room -= 4 // the three tokens and the one that begins
+	room -= 4 // the three control tokens and the BOS
 	after := min(len(suffix), max(room/4, room-len(prefix)))
 	before := min(len(prefix), max(0, room-after))
 	cut = before < len(prefix) || after < len(suffix)
@@ -103,7 +103,7 @@ func (m *model) around(prefix, suffix, extra []token, room int) (prompt []token,
 		if m.gaps.Repo >= 0 {
 			extra = append(append([]token{m.gaps.Repo}, m.tokens("repository\n", false, false)...), extra...)
 		}
-		if m.gaps.File >= 0 { // the name of the text with the gap
+		if m.gaps.File >= 0 { // name of the text with the gap
 			extra = append(append(extra, m.gaps.File), m.tokens("filename\n", false, false)...)
 		}
 		prompt = append(prompt, extra[max(0, len(extra)-left):]...)
@@ -113,7 +113,7 @@ func (m *model) around(prefix, suffix, extra []token, room int) (prompt []token,
 	return append(prompt, m.gaps.Middle), cut
 }
 
-// gapPrompts makes the prompts of completions with a suffix. Nothing of them is cut.
+// gapPrompts builds the prompts of completions with a suffix, without cutting any text.
 func (m *model) gapPrompts(p openai.Prompt, suffix string, limit int) ([][]token, error) {
 	if !m.gaps.Can() {
 		return nil, openai.NotSupported("suffix", gapless, "suffix")

@@ -12,8 +12,8 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/worker"
 )
 
-// TestInfill fills a gap of a model that has tokens for one: the answer is that to the same prompt
-// with its control tokens spelled out.
+// TestInfill fills a gap with a model that has the tokens for it: the answer equals that to the
+// same prompt with its control tokens spelled out.
 func TestInfill(t *testing.T) {
 	w := startWorkerOf(t, synthetic(t, "-infill"), 2, 128, "")
 	st, err := w.Status(t.Context())
@@ -54,7 +54,7 @@ func TestInfill(t *testing.T) {
 		must.Eq(t, want.Content, got.Content, must.Sprint(name))
 	}
 
-	// OpenAI's spelling of the same thing, with its usage.
+	// OpenAI's spelling of the same, with its usage.
 	var whole openai.CompletionResponse
 	w.ask(t, "/v1/completions", fields{"prompt": "def add", "suffix": "return x", "temperature": 0, "max_tokens": 12, "ignore_eos": true}, &whole)
 	want := spelled("<|fim_prefix|>def add<|fim_suffix|>return x<|fim_middle|>")
@@ -63,7 +63,7 @@ func TestInfill(t *testing.T) {
 	_, e, _ := w.refused(t, "/v1/completions", `{"prompt":"a","suffix":"`+strings.Repeat("b ", 200)+`"}`)
 	must.Eq(t, openai.TypeContextExceeded, e.Type)
 
-	// What does not fit is cut away from the gap.
+	// What does not fit is cut on the side away from the gap.
 	var long openai.NativeResponse
 	w.ask(t, "/infill", fields{"input_prefix": strings.Repeat("x ", 500), "input_suffix": strings.Repeat("y ", 500), "n_predict": 4, "temperature": 0, "ignore_eos": true}, &long)
 	must.True(t, long.Truncated)
@@ -71,7 +71,7 @@ func TestInfill(t *testing.T) {
 	must.Eq(t, 4, long.TokensPredicted)
 }
 
-// TestInfillRefused is a model without such tokens.
+// TestInfillRefused uses a model without such tokens.
 func TestInfillRefused(t *testing.T) {
 	w := startWorker(t, 1, 64, "")
 	st, err := w.Status(t.Context())

@@ -35,13 +35,13 @@ import (
 
 const (
 	keepMagic = "rbeekep1"
-	// keepMost bounds the records of a file, keepAdapters the spelling of adapters.
+	// keepMost bounds the records of a file; keepAdapters bounds the encoded adapters, in bytes.
 	keepMost     = 4096
 	keepAdapters = 4096
 )
 
-// keepFingerprint returns what states depend on: they serve a worker only where it is the same. It
-// returns false where the host does not say which model it is.
+// keepFingerprint returns a hash of everything that states depend on: a worker can only use states
+// with its own fingerprint. It returns false when the host does not identify the model.
 func keepFingerprint(modelDigest string, f Flavour, conf config, m *model, limit int, list adapters) ([sha256.Size]byte, bool) {
 	type file struct {
 		Path     string
@@ -67,13 +67,13 @@ func keepFingerprint(modelDigest string, f Flavour, conf config, m *model, limit
 type keeper struct {
 	path        string
 	fingerprint [sha256.Size]byte
-	limit       int64 // bytes of the file
+	limit       int64 // of the file, in bytes
 	slotTokens  int
 	vocab       int
 }
 
-// write writes what a scheduler keeps, as far as there is room, and returns how many sequences that
-// was. Where there are none, or it fails, there is no file.
+// write writes the sequences that a scheduler keeps, as many as fit, and returns their number. If
+// there are none, or on failure, it leaves no file.
 func (k keeper) write(kept iter.Seq[batch.Sequence]) (n int, err error) {
 	temp := k.path + ".tmp"
 	f, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL|syscall.O_NOFOLLOW, 0o600)
@@ -86,12 +86,12 @@ func (k keeper) write(kept iter.Seq[batch.Sequence]) (n int, err error) {
 			err = os.Rename(temp, k.path)
 		}
 		if err != nil || n == 0 {
-			_ = os.Remove(temp) // it is not there any more where it was renamed
+			_ = os.Remove(temp) // fails harmlessly after the rename
 		}
 	}()
 	sum := sha256.New()
 	out := bufio.NewWriterSize(io.MultiWriter(f, sum), 1<<16)
-	_, _ = out.WriteString(keepMagic) // the error stays, and Flush returns it
+	_, _ = out.WriteString(keepMagic) // errors stick until Flush
 	_, _ = out.Write(k.fingerprint[:])
 	size := int64(len(keepMagic)) + 2*sha256.Size + 4
 	for q := range kept {
@@ -131,8 +131,8 @@ func putNumbers(w *bufio.Writer, list ...uint32) {
 	}
 }
 
-// take reads the file and removes it, whatever it is. It returns the sequences, those that were
-// used last at the end; none where there is no file. The caller frees their states.
+// take reads the file and removes it in any case. It returns the sequences, most recently used
+// last; none if the file does not exist. The caller frees their states.
 func (k keeper) take() (list []batch.Sequence, err error) {
 	f, err := os.OpenFile(k.path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -166,7 +166,7 @@ func (k keeper) take() (list []batch.Sequence, err error) {
 	return list, nil
 }
 
-// removeKept removes whatever is at the path of a state file.
+// removeKept removes any file at the path of a state file.
 func removeKept(path string) error {
 	if path == "" {
 		return nil
@@ -181,19 +181,19 @@ func freeAll(list []batch.Sequence) {
 	}
 }
 
-// keepReader reads a file, and no more than its bytes.
+// keepReader reads a file, up to its expected size.
 type keepReader struct {
 	keeper
 
 	from *bufio.Reader
 	sum  hash.Hash
-	left int64 // bytes of the file
-	err  error // the first one
+	left int64 // bytes left in the file
+	err  error // the first error
 }
 
 var errKeepDamaged = errors.New("the file is damaged")
 
-// fill reads so many bytes.
+// fill reads exactly len(b) bytes.
 func (r *keepReader) fill(b []byte) []byte {
 	if r.err == nil && int64(len(b)) > r.left {
 		r.err = errKeepDamaged
@@ -210,7 +210,7 @@ func (r *keepReader) fill(b []byte) []byte {
 	return b
 }
 
-// number reads a number that is at most most.
+// number reads a number of at most most.
 func (r *keepReader) number(most int64) int {
 	n := int64(binary.LittleEndian.Uint32(r.fill(make([]byte, 4))))
 	if r.err == nil && n > most {

@@ -23,8 +23,8 @@ const (
 	keepDigest = "sha256:aa"
 )
 
-// A model that is unloaded and comes back goes on with its conversations: what is evaluated is what
-// is new in them, by the engine's counters. That is so for those that had no slot any more, too.
+// A model that is unloaded and loaded again continues its conversations: by the engine's counters,
+// it evaluates only their new tokens. This includes conversations that had lost their slot.
 func TestStatesSurviveASwap(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "state")
 	loop, questions := plainLoop(t), recordQuestions()
@@ -34,7 +34,7 @@ func TestStatesSurviveASwap(t *testing.T) {
 	}
 	for life := range 3 {
 		w, end := keepingWorker(t, file, keepDigest, keepConfig)
-		must.FileNotExists(t, file) // it is read once
+		must.FileNotExists(t, file) // it is removed once read
 		for i := range talks {
 			talks[i].w = w
 			prompt, evaluated, fresh := talks[i].say(t, questions[(life+3*i)%len(questions)])
@@ -50,7 +50,7 @@ func TestStatesSurviveASwap(t *testing.T) {
 	}
 }
 
-// By default nothing of what users write gets to a disk, and what an earlier worker kept goes.
+// By default no user text reaches a disk, and states kept by an earlier worker are removed.
 func TestStatesAreNotKeptByDefault(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "state")
 	for name, config := range map[string]string{"by default": "", "without a store": `{"keep_state":true,"prefix_store_mib":0}`} {
@@ -63,14 +63,14 @@ func TestStatesAreNotKeptByDefault(t *testing.T) {
 			must.FileNotExists(t, file)
 		})
 	}
-	w, end := keepingWorker(t, file, "", keepConfig) // nobody knows which model it is
+	w, end := keepingWorker(t, file, "", keepConfig) // the host does not identify the model
 	w.chat(t, question("What is a queen?", `,"max_tokens":4`))
 	end()
 	must.FileNotExists(t, file)
 }
 
-// A file that is not what a worker of the same model, engine and settings wrote is removed and not
-// used, and the worker starts: no byte of it gets to the engine.
+// A file that was not written by a worker with the same model, engine and settings is removed
+// unused, and the worker starts: no byte of it reaches the engine.
 func TestKeptStatesAreChecked(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "state")
@@ -132,13 +132,13 @@ func TestKeptStatesAreChecked(t *testing.T) {
 		must.FileExists(t, other)
 	})
 	t.Run("a folder", func(t *testing.T) {
-		must.NoError(t, os.Remove(file)) // the last worker kept one
+		must.NoError(t, os.Remove(file)) // kept by the previous worker
 		must.NoError(t, os.Mkdir(file, 0o700))
 		must.Zero(t, reused(t, keepDigest, keepConfig))
 	})
 }
 
-// A worker reports the blocks that it holds under its key, and none without one.
+// A worker reports the hashes of its blocks with a key, and none without.
 func TestStatusTellsBlocks(t *testing.T) {
 	texts := map[string][]uint64{}
 	for name, key := range map[string]string{"one": "k1", "the same": "k1", "another": "k2", "none": ""} {
@@ -162,8 +162,8 @@ func TestStatusTellsBlocks(t *testing.T) {
 	must.NotEq(t, texts["one"], texts["another"])
 }
 
-// FuzzKeptStates reads what may be in a state file: it ends in sequences or an error, and frees
-// all.
+// FuzzKeptStates reads arbitrary state files: the result is sequences or an error, and all memory
+// is freed.
 func FuzzKeptStates(f *testing.F) {
 	f.Add([]byte(keepMagic))
 	f.Add(append([]byte(keepMagic), make([]byte, 200)...))

@@ -53,7 +53,7 @@ func TestDrainAndStop(t *testing.T) {
 	must.ErrorIs(t, err, sdk.ErrState)
 }
 
-// Stop without grace ends a stream in band: an error event and no [DONE].
+// Stop without grace ends a stream in band, with an error event and no [DONE].
 func TestStopEndsStreams(t *testing.T) {
 	w := startWorker(t, 1, 1024, "")
 	started := make(chan struct{})
@@ -70,14 +70,14 @@ func TestStopEndsStreams(t *testing.T) {
 	must.Eq(t, openai.TypeUnavailable, s.err.Type)
 }
 
-// A request in a slot when the engine fails gets an error and no [DONE], and the worker says that
-// it failed.
+// When the engine fails, a running request gets an error and no [DONE], and the worker reports the
+// failure.
 func TestEngineFailure(t *testing.T) {
 	w := startWorker(t, 2, 512, "")
 	e := w.served.engine
 	req := newRequest()
 	req.prompt, req.sampling, req.maxTokens = loadRecorded(t)[0].Tokens, w.served.model.defaults, 400
-	req.prompt = append(slices.Clip(req.prompt), 1<<30) // a token that the engine does not know: decoding fails
+	req.prompt = append(slices.Clip(req.prompt), 1<<30) // the engine does not know this token, so decoding fails
 	must.Nil(t, e.submit(req))
 	<-req.out.ready
 	events := req.out.take(nil)
@@ -142,7 +142,7 @@ func TestLoadProgressAndCancel(t *testing.T) {
 	st, err := b.Status(t.Context())
 	must.NoError(t, err)
 	must.Eq(t, worker.StateReady, st.State)
-	must.Eq(t, 1024, st.ContextTokens) // what the model was trained for
+	must.Eq(t, 1024, st.ContextTokens) // the trained context length
 	must.Positive(t, st.MemoryBytes)
 	must.NoError(t, b.Stop(t.Context(), 0))
 
@@ -170,7 +170,7 @@ func TestOptionsOfTheEngine(t *testing.T) {
 	}
 }
 
-// An engine for another kind of device is no silent substitute.
+// An engine for another kind of device is not silently substituted.
 func TestNoSilentFallback(t *testing.T) {
 	dir := engineDir(t)
 	for _, f := range []Flavour{CUDA, Vulkan} {

@@ -8,21 +8,21 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
-// shownToken is a token of which the client has seen a part at least.
+// shownToken is a token that the client has seen, at least in part.
 type shownToken struct {
 	piece string
-	list  []batch.LogProb // of the token itself and then of the likeliest ones
+	list  []batch.LogProb // of the token itself, then of the likeliest ones
 }
 
-// tokenQueue holds back tokens until their text is sent. A token is shown with the text that holds
-// its first byte; one that is cut away as part of a stop string is not shown, nor is the token that
-// ends the answer.
+// tokenQueue holds back tokens until their text is sent. A token is shown with the text that
+// contains its first byte. Tokens cut away as part of a stop string, and the token that ends the
+// answer, are not shown.
 type tokenQueue struct {
 	waiting []shownToken
 	next    int // where the first waiting token begins, in bytes of pieces
 }
 
-// take adds the token of an event, if it has one, and returns those that the event's text shows.
+// take adds the token of an event, if any, and returns the tokens that the event's text shows.
 func (q *tokenQueue) take(e event, pieces []string) []shownToken {
 	if len(e.logprobs) > 0 {
 		q.waiting = append(q.waiting, shownToken{pieces[e.logprobs[0].Token], e.logprobs})
@@ -37,14 +37,12 @@ func (q *tokenQueue) take(e event, pieces []string) []shownToken {
 	return shown
 }
 
-// leastLogProb stands for the log probability of what is impossible, as in OpenAI's API: JSON has
-// no infinity.
+// leastLogProb represents negative infinity, as in OpenAI's API: JSON has no infinity.
 const leastLogProb = -9999
 
 func logProb(p batch.LogProb) float64 { return max(float64(p.LogProb), leastLogProb) }
 
-// tokenName returns how a token is shown: as its text, or as the vocabulary spells it where it has
-// none.
+// tokenName returns how a token is shown: its text, or the vocabulary's spelling if it has none.
 func (m *model) tokenName(t token) string {
 	piece := m.pieces[t]
 	if piece == "" {
@@ -53,7 +51,7 @@ func (m *model) tokenName(t token) string {
 	return strings.ToValidUTF8(piece, "\uFFFD")
 }
 
-// tokenBytes returns the bytes of a token's text as numbers; nil: it has none.
+// tokenBytes returns the bytes of a token's text as numbers; nil without text.
 func (m *model) tokenBytes(t token) []int {
 	var out []int
 	for _, b := range []byte(m.pieces[t]) {
@@ -62,7 +60,7 @@ func (m *model) tokenBytes(t token) []int {
 	return out
 }
 
-// chatLogProbs puts tokens into the shape of chat completions.
+// chatLogProbs converts tokens to the shape of chat completions.
 func (m *model) chatLogProbs(tokens []shownToken) *openai.LogProbs {
 	out := &openai.LogProbs{Content: make([]openai.TokenLogProb, len(tokens))}
 	for i, t := range tokens {
@@ -76,8 +74,8 @@ func (m *model) chatLogProbs(tokens []shownToken) *openai.LogProbs {
 	return out
 }
 
-// textLogProbs puts tokens into the shape of the legacy completions. offset is how many characters
-// were shown before.
+// textLogProbs converts tokens to the shape of legacy completions. offset is the number of
+// characters shown before.
 func (m *model) textLogProbs(tokens []shownToken, offset int) (*openai.CompletionLogProbs, int) {
 	out := &openai.CompletionLogProbs{Tokens: []string{}, TokenLogProbs: []float64{}, TextOffset: []int{}}
 	for _, t := range tokens {
@@ -85,7 +83,7 @@ func (m *model) textLogProbs(tokens []shownToken, offset int) (*openai.Completio
 		out.Tokens = append(out.Tokens, m.tokenName(own.Token))
 		out.TokenLogProbs = append(out.TokenLogProbs, logProb(own))
 		out.TextOffset = append(out.TextOffset, offset)
-		for _, c := range []byte(t.piece) { // a character is counted where it begins
+		for _, c := range []byte(t.piece) { // count the first byte of each character
 			if utf8.RuneStart(c) {
 				offset++
 			}
@@ -95,7 +93,7 @@ func (m *model) textLogProbs(tokens []shownToken, offset int) (*openai.Completio
 		}
 		top := map[string]float64{m.tokenName(own.Token): logProb(own)}
 		for _, o := range t.list[1:] {
-			name := m.tokenName(o.Token) // several tokens may look alike: the likeliest counts
+			name := m.tokenName(o.Token) // several tokens may look alike: keep the likeliest
 			if _, ok := top[name]; !ok {
 				top[name] = logProb(o)
 			}

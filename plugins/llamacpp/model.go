@@ -18,39 +18,39 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
-// model is a loaded model and what is worth knowing of it on every token.
+// model is a loaded model with the data needed for every token.
 type model struct {
 	native *native.Model
 
-	pieces   []string // the text of each token; control tokens have none
+	pieces   []string // the text of each token; empty for control tokens
 	ends     []bool   // tokens that end a generation
-	endList  []token  // the same as a list
+	endList  []token  // the same tokens as a list
 	maxPiece int      // bytes of the longest piece
 
 	control  *controlTokens
 	gaps     native.Infill
 	bos      token
 	addBOS   bool
-	trained  int // positions the model was trained for
+	trained  int // context length the model was trained for
 	template *chatTemplate
-	noChat   string // why there is no template
+	noChat   string // why there is no chat template
 	defaults sampler.Params
 
 	vocabulary *constraint.Vocabulary // the same tokens, for grammars
 
-	prepareMarks              sync.Once // of what follows: the pieces of chats
+	prepareMarks              sync.Once // guards the fields below, which chats use
 	thoughtPieces, callPieces []string
 
 	spokenThoughts, spokenCalls spokenVocabulary
 }
 
-// spokenVocabulary is made when it is wanted first: it takes a while and not all chats need it.
+// spokenVocabulary is built on first use: it takes a while and not all chats need it.
 type spokenVocabulary struct {
 	prepare    sync.Once
 	vocabulary *dialogue.Vocabulary
 }
 
-// describe reads what is worth knowing of a loaded model.
+// describe collects the data of a loaded model.
 func describe(loaded *native.Model) *model {
 	m := &model{native: loaded, trained: loaded.TrainedTokens()}
 	n := loaded.VocabSize()
@@ -103,8 +103,8 @@ func describe(loaded *native.Model) *model {
 
 func (m *model) tokenText(t token) string { return m.native.Text(t) }
 
-// samplingDefaults returns OpenAI's defaults of what its API has, temperature and top_p of 1, and
-// llama.cpp's of what it has beside, unless the model's file says what suits it.
+// samplingDefaults returns OpenAI's defaults for what its API has, temperature and top_p of 1, and
+// llama.cpp's for all else, unless the model's file recommends others.
 func (m *model) samplingDefaults() sampler.Params {
 	p := sampler.Defaults()
 	p.TopK, p.MinP = 40, 0.05
@@ -125,8 +125,9 @@ func (m *model) samplingDefaults() sampler.Params {
 	return p
 }
 
-// chatPrompt makes the tokens of a conversation, and what its answer may hold. limit is what fits;
-// a prompt that is longer by far is refused before it costs time. now is the time for the template.
+// chatPrompt returns the tokens of a conversation, and what its answer may contain. limit is the
+// context size; a much longer prompt is rejected before it costs time. now is the time for the
+// template.
 func (m *model) chatPrompt(ctx context.Context, req *openai.ChatRequest, limit int, now time.Time) ([]token, *speech, error) {
 	prompt, err := m.chatText(ctx, req, now)
 	if err != nil {
@@ -147,21 +148,22 @@ func (m *model) chatText(ctx context.Context, req *openai.ChatRequest, now time.
 	return m.template.render(ctx, req, now)
 }
 
-// chatTokens makes the tokens of a rendered conversation.
+// chatTokens tokenizes a rendered conversation.
 func (m *model) chatTokens(prompt jinja.Text) []token {
 	var tokens []token
 	for _, s := range m.control.segments(prompt) {
 		tokens = append(tokens, m.tokens(s.text, false, s.trusted)...)
 	}
-	// A template may write the first token or leave it to the engine; it must be there once.
+	// The first token must appear exactly once, whether the template writes it or leaves it to the
+	// engine.
 	if m.addBOS && m.bos >= 0 && !slices.Contains(tokens, m.bos) {
 		tokens = append([]token{m.bos}, tokens...)
 	}
 	return tokens
 }
 
-// textPrompt makes the tokens of a legacy prompt, which is one text or one list of tokens. It is
-// taken as it is: control tokens in it are real, so that a client can write its own template.
+// textPrompt tokenizes a legacy prompt, which is one text or one list of tokens. Control tokens in
+// it are real, so that a client can write its own template.
 func (m *model) textPrompt(p openai.Prompt, limit int) ([]token, error) {
 	if p.Tokens != nil {
 		tokens := make([]token, len(p.Tokens[0]))
@@ -177,13 +179,13 @@ func (m *model) textPrompt(p openai.Prompt, limit int) ([]token, error) {
 		return nil, err
 	}
 	tokens := m.tokens(p.Texts[0], true, true)
-	if m.addBOS && len(tokens) > 1 && tokens[0] == m.bos && tokens[1] == m.bos { // the client wrote it and the engine added it
+	if m.addBOS && len(tokens) > 1 && tokens[0] == m.bos && tokens[1] == m.bos { // both the client and the engine added it
 		tokens = tokens[1:]
 	}
 	return tokens, nil
 }
 
-// checkLength refuses a text that cannot fit whatever its tokens are.
+// checkLength rejects a text that cannot fit, whatever its tokens.
 func (m *model) checkLength(bytes, limit int) error {
 	if least := bytes / max(1, m.maxPiece); least > limit {
 		return contextExceeded(least, limit, "at least ")

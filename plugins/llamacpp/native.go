@@ -7,15 +7,15 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
-// nativeFormat is the shape of llama-server's own answers.
+// nativeFormat is the format of llama-server's own answers.
 type nativeFormat struct {
 	model   string
 	index   int
 	prompts []int           // tokens of each prompt
-	each    int             // answers to each prompt
-	times   *openai.Timings // of the next chunk
-	word    bool            // the answer ended with a stop string
-	// truncated says that the prompt lacks something of what the client sent.
+	each    int             // answers per prompt
+	times   *openai.Timings // for the next chunk
+	word    bool            // the answer ended at a stop string
+	// truncated reports that part of the client's text was left out of the prompt.
 	truncated bool
 }
 
@@ -82,7 +82,7 @@ func (s *server) native(w http.ResponseWriter, r *http.Request) {
 		if err := unsupportedCompletion(&req.CompletionRequest); err != nil {
 			return nil, err
 		}
-		req.StreamOptions = nil // the last event has it all
+		req.StreamOptions = nil // the last event has the usage
 		a, err := s.text(&req.CompletionRequest, req.MaxOutput())
 		if err != nil {
 			return nil, err
@@ -114,8 +114,7 @@ func (s *server) props(w http.ResponseWriter, _ *http.Request) {
 	writeJSON(w, p)
 }
 
-// slots answers GET /slots. The slots are as good as each other: the first ones are said to be
-// busy.
+// slots answers GET /slots. All slots are alike: the first ones are reported as busy.
 func (s *server) slots(w http.ResponseWriter, _ *http.Request) {
 	list := []openai.Slot{}
 	if s.engine != nil {

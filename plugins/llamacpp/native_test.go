@@ -10,7 +10,7 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
-// TestTimings reads how long answers took, as llama-server tells it.
+// TestTimings reads llama-server's timings of answers.
 func TestTimings(t *testing.T) {
 	w := startWorker(t, 2, 128, "")
 	check := func(name string, got *openai.Timings, prompt, cached, said int) {
@@ -58,13 +58,13 @@ func TestTimings(t *testing.T) {
 		}
 	}
 
-	// Two answers: their tokens together.
+	// With two answers, their tokens are added up.
 	var two openai.ChatResponse
 	w.ask(t, "/v1/chat/completions", json.RawMessage(question("Hi", `,"max_tokens":6,"ignore_eos":true,"n":2`)), &two)
 	check("two", two.Timings, two.Usage.PromptTokens, two.Usage.PromptTokensDetails.CachedTokens, 12)
 }
 
-// TestNative reads llama-server's own completion, whole and streamed.
+// TestNative reads llama-server's own completions, streamed and unstreamed.
 func TestNative(t *testing.T) {
 	w := startWorker(t, 1, 128, "")
 	type fields = map[string]any
@@ -106,7 +106,7 @@ func TestNative(t *testing.T) {
 	must.Eq(t, openai.StopWord, stopped.StopType)
 }
 
-// TestProps tells of a model what llama-server does, and of this machine nothing.
+// TestProps reports what llama-server does about a model, and nothing about this machine.
 func TestProps(t *testing.T) {
 	w := startWorker(t, 3, 64, "")
 	get := func(path string, v any) string {

@@ -14,7 +14,7 @@ func TestGate(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		var g gate
-		must.NoError(t, g.wait(t.Context())) // nobody inside
+		must.NoError(t, g.wait(t.Context())) // no request inside
 		must.True(t, g.enter())
 		must.True(t, g.enter())
 		g.close()

@@ -20,18 +20,19 @@ type talk struct {
 	w        *testWorker
 	loop     *llamatest.Loop
 	messages []openai.Message
-	held     int // tokens of the last prompt and answer that are in a cache
+	held     int // tokens of the last prompt and answer in a cache
 }
 
-// turnTokens bounds an answer of a talk.
+// turnTokens bounds an answer in a talk.
 const turnTokens = 16
 
-// respelled is how many tokens of the last answer the next prompt may spell otherwise: all of them.
+// respelled is how many tokens of the last answer the next prompt may spell differently: all of
+// them.
 const respelled = turnTokens
 
-// say asks a question, checks the answer against a fresh read of the whole conversation, and
-// returns the tokens of the prompt, how many were evaluated by the engine's counters, and how many
-// of them were new.
+// say asks a question and checks the answer against a fresh read of the whole conversation. It
+// returns the number of prompt tokens, how many the engine evaluated by its counters, and how many
+// were new.
 func (k *talk) say(t *testing.T, question string) (prompt, evaluated, fresh int) {
 	t.Helper()
 	k.messages = append(k.messages, openai.Message{Role: "user", Content: openai.TextContent(question)})
@@ -50,12 +51,12 @@ func (k *talk) say(t *testing.T, question string) (prompt, evaluated, fresh int)
 	must.Eq(t, len(tokens)-evaluated, answer.Usage.PromptTokensDetails.CachedTokens)
 	fresh = len(tokens) - k.held
 	k.messages = append(k.messages, openai.Message{Role: "assistant", Content: openai.TextContent(text)})
-	k.held = len(tokens) + answer.Usage.CompletionTokens - 1 // the last one was chosen and not evaluated
+	k.held = len(tokens) + answer.Usage.CompletionTokens - 1 // the last one was chosen but not evaluated
 	return len(tokens), evaluated, fresh
 }
 
-// A conversation is read once. The tokens that are evaluated are those that are new, and those at
-// the end of the answer before that its text spells otherwise.
+// A conversation is read once. Each turn evaluates the new tokens, and those at the end of the
+// previous answer that its text spells differently.
 func TestConversationIsReadOnce(t *testing.T) {
 	w := startWorker(t, 2, 1024, "")
 	k := talk{w: w, loop: plainLoop(t)}
@@ -70,8 +71,8 @@ func TestConversationIsReadOnce(t *testing.T) {
 	must.LessEq(t, all/5, sum)
 }
 
-// Four conversations with one system prompt take turns on two slots: it is evaluated once, and each
-// turn evaluates what is new in its own conversation.
+// Four conversations with one system prompt take turns on two slots: the system prompt is evaluated
+// once, and each turn evaluates only the new tokens of its conversation.
 func TestConversationsThatShareSlots(t *testing.T) {
 	w := startWorker(t, 2, 1024, `{"prefix_store_mib":64}`)
 	loop := plainLoop(t)
@@ -93,7 +94,7 @@ func TestConversationsThatShareSlots(t *testing.T) {
 			case i == 0:
 				must.Eq(t, prompt, evaluated)
 				shared = prompt - 20
-			default: // the system prompt is there already
+			default: // the system prompt is already cached
 				must.LessEq(t, prompt-shared, evaluated)
 			}
 		}
@@ -101,8 +102,9 @@ func TestConversationsThatShareSlots(t *testing.T) {
 	must.LessEq(t, owed*3/2, sum)
 }
 
-// TestManyRequestsAsAlone sends requests that begin alike, some of which are cut off, to a worker
-// whose slots and store are too few for them: each greedy answer is one of the plain loop.
+// TestManyRequestsAsAlone sends requests with common prefixes, some of which are cancelled, to a
+// worker with too few slots and too small a store for them: each greedy answer equals the plain
+// loop's.
 func TestManyRequestsAsAlone(t *testing.T) {
 	const n = 60
 	loop := plainLoop(t)
@@ -160,6 +162,6 @@ func TestManyRequestsAsAlone(t *testing.T) {
 		}
 	}
 	st := w.served.engine.Stats()
-	must.Greater(t, st.PromptEvaluated/5, st.PromptReused) // some of them begin alike
+	must.Greater(t, st.PromptEvaluated/5, st.PromptReused) // some share a prefix
 	t.Logf("%d prompt tokens evaluated, %d reused", st.PromptEvaluated, st.PromptReused)
 }

@@ -19,7 +19,8 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/worker"
 )
 
-// Models that only read: they make vectors, alone and in batches the same, and do nothing else.
+// Models that cannot generate compute the same vectors alone and in batches, and refuse everything
+// else.
 func TestReaders(t *testing.T) {
 	for _, c := range []struct{ arch, pooling string }{
 		{"bert", "cls"},
@@ -28,7 +29,7 @@ func TestReaders(t *testing.T) {
 		{"jina-bert-v2", "mean"},
 		{"modern-bert", "cls"},
 		{"gemma-embedding", "mean"},
-		{"qwen3", "last"}, // it writes as well
+		{"qwen3", "last"}, // also generates
 	} {
 		t.Run(c.arch+" "+c.pooling, func(t *testing.T) {
 			w := startWorkerOf(t, synthetic(t, "-arch", c.arch, "-pooling", c.pooling), 2, 0, "")
@@ -83,7 +84,7 @@ func TestReaders(t *testing.T) {
 	}
 }
 
-// A text that is cut ends as a whole one does.
+// A truncated text ends with the same tokens as a complete one.
 func TestReadersCutTexts(t *testing.T) {
 	m := &model{native: nil}
 	must.Eq(t, []token{1, 2}, m.cut([]token{1, 2}, 5))
@@ -134,7 +135,7 @@ func TestRerank(t *testing.T) {
 			must.Len(t, 2, best.Results)
 			must.Eq(t, all.Results[0].Index, best.Results[0].Index)
 			must.NotEq(t, "", best.Results[0].Document.Text)
-			for _, i := range []int{3, 7} { // alone it is the same
+			for _, i := range []int{3, 7} { // the same alone
 				var one openai.RerankResponse
 				w.ask(t, "/v1/rerank", map[string]any{"model": "m", "query": "what is there", "documents": documents[i : i+1]}, &one)
 				must.Less(t, 1e-3, math.Abs(scores[i]-one.Results[0].RelevanceScore))

@@ -13,8 +13,8 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
-// TestRealTemplates renders conversations with templates that were published, and recognises their
-// families. They are fetched by `make templates`, and not part of this repository.
+// TestRealTemplates renders conversations with published templates and recognises their families.
+// `make templates` fetches them; they are not part of this repository.
 func TestRealTemplates(t *testing.T) {
 	t.Parallel()
 	dir := os.Getenv("RBEE_TEST_TEMPLATES")
@@ -25,7 +25,7 @@ func TestRealTemplates(t *testing.T) {
 		family   string
 		wants    templateWants
 		thinks   bool
-		prompt   string // of a system message and a question
+		prompt   string // for a system message and a question
 		contains []string
 	}{
 		"qwen3": {
@@ -37,7 +37,7 @@ func TestRealTemplates(t *testing.T) {
 			},
 		},
 		"deepseek_v3": {
-			// The template writes calls and knows no tools: they are described in words.
+			// The template writes calls but knows no tools: they are described in words.
 			family: "generic", wants: templateWants{argumentText: true}, prompt: "<｜begin▁of▁sentence｜>Be brief.<｜User｜>Time?<｜Assistant｜>",
 			contains: []string{"You can call these functions", "get_time\n```json\n{\"zone\":\"CET\"}\n```<｜tool▁call▁end｜>", "<｜tool▁output▁begin｜>noon<｜tool▁output▁end｜>"},
 		},
@@ -65,7 +65,7 @@ func TestRealTemplates(t *testing.T) {
 				var text string
 				var token struct{ Content string }
 				if json.Unmarshal(raw, &text) != nil {
-					_ = json.Unmarshal(raw, &token) // null has none
+					_ = json.Unmarshal(raw, &token) // null has no text
 					text = token.Content
 				}
 				return text

@@ -15,8 +15,8 @@ import (
 
 var update = flag.Bool("update", false, "record testdata/prompts.json anew")
 
-// recorded is a question, as the chat template and the tokenizer make a prompt of it. Neither
-// depends on the processor.
+// recorded is a question with the prompt that the chat template and the tokenizer make of it.
+// Neither depends on the CPU.
 type recorded struct {
 	Question string  `json:"question"`
 	Prompt   string  `json:"prompt"`
@@ -31,7 +31,7 @@ const (
 	sumAnswer   = "7 + 5 = 12."
 )
 
-// recordQuestions are asked one after the other, each alone.
+// recordQuestions returns the questions, to be asked one after the other, each alone.
 func recordQuestions() []string {
 	return []string{
 		"What is a queen?", "What does the queen do?", "What happens when I drain a hive?", "What is 7 + 5?",
@@ -49,8 +49,8 @@ func loadRecorded(t testing.TB) []recorded {
 	return out
 }
 
-// TestRecord makes testdata/prompts.json, with -update. The prompts are written out by hand, and
-// the engine alone makes their tokens.
+// TestRecord writes testdata/prompts.json, with -update. The prompts are written by hand; only
+// their tokens come from the engine.
 func TestRecord(t *testing.T) {
 	if !*update {
 		t.Skip("records only with -update")
@@ -67,16 +67,16 @@ func TestRecord(t *testing.T) {
 	must.NoError(t, os.WriteFile(recordFile, append(b, '\n'), 0o644))
 }
 
-// plainLoop returns llama.cpp's own loop over the tiny model, which says what the worker should
-// answer on this machine.
+// plainLoop returns llama.cpp's own loop over the tiny model, the reference for the worker's
+// answers on this machine.
 func plainLoop(t testing.TB) *llamatest.Loop {
 	t.Helper()
 	must.NoError(t, native.Load(engineDir(t), hclog.NewNullLogger()))
 	return llamatest.New(t, tinyModel(t))
 }
 
-// Tests that compare with a text instead of the loop say so rightly only where no token of it is
-// nearly tied on any machine.
+// Tests may compare with a literal text instead of the loop only if no token of the text is nearly
+// tied on any machine.
 func TestLiteralAnswersAreSure(t *testing.T) {
 	loop := plainLoop(t)
 	for question, want := range map[string]string{

@@ -15,32 +15,32 @@ import (
 // token is a token of the model's vocabulary.
 type token = native.Token
 
-// request is one generation, from the HTTP handler to the engine. A copy of one that was not
-// submitted is another answer of the same HTTP request: their events come to the same mailbox.
+// request is one generation, from the HTTP handler to the engine. A copy made before submission is
+// another answer of the same HTTP request: the events of both arrive in the same mailbox.
 type request struct {
-	number    int // tells the events of the HTTP request's generations apart
+	number    int // distinguishes the generations of an HTTP request in their events
 	prompt    []token
 	maxTokens int  // 0: as many as fit
-	noOutput  bool // the prompt is evaluated, and nothing is said
+	noOutput  bool // evaluate the prompt without generating
 	sampling  sampler.Params
-	logprobs  int  // the likeliest tokens that are wanted with each; negative: no log probabilities
-	ranked    bool // the log probabilities of the tokens themselves are wanted all the same
+	logprobs  int  // number of likeliest tokens wanted with each token; negative: no log probabilities
+	ranked    bool // log probabilities of the tokens themselves are needed in any case
 	shape     openai.Shape
-	rule      *rule // the compiled shape: what the answer must look like; nil: anything
+	rule      *rule // the compiled form of the answer; nil: any
 	stops     []string
 	adapters  string // see native.Scales
 
 	pieces   []string            // the texts of tokens in the answer; nil: the model's
-	thinking constraint.Thinking // where the answer's form does not apply
+	thinking constraint.Thinking // where the form of the answer does not apply
 
-	// guard makes what keeps the answer within tools and a budget of thinking; nil: nothing does.
+	// guard returns a new guard that enforces tools and a thinking budget; nil: not needed.
 	guard func() *dialogue.Guard
 
-	work *batch.Request // what the scheduler has of it, from submit on
-	pace pace           // the scheduler's, from submit on
+	work *batch.Request // the scheduler's request, from submit on
+	pace pace           // owned by the scheduler, from submit on
 	out  *mailbox
 
-	tokens tokenQueue // the reader's of out
+	tokens tokenQueue // owned by the reader of out
 }
 
 // shownPieces returns the texts of tokens in the answer.
@@ -55,32 +55,32 @@ func newRequest() *request {
 	return &request{logprobs: -1, out: &mailbox{ready: make(chan struct{}, 1)}}
 }
 
-// event is what the engine says about a request. The last event has a finish reason or an error.
+// event is the progress of a request. The last event has a finish reason or an error.
 type event struct {
 	number   int // of the request
 	text     string
-	sent     int           // bytes of the pieces of tokens that all texts so far show
+	sent     int           // bytes of token pieces covered by all texts so far
 	finish   string        // one of openai's finish reasons
 	err      *openai.Error // the request failed; nothing follows
-	tokens   int           // generated so far, the token that ended the generation included
-	reused   int           // tokens of the prompt that were in the cache already
-	drafted  int           // tokens that were drafted for the answer so far
-	right    int           // of them, those that were chosen
+	tokens   int           // generated so far, including the token that ended the generation
+	reused   int           // prompt tokens that were already in the cache
+	drafted  int           // tokens drafted for the answer so far
+	right    int           // drafted tokens that were then chosen
 	read     time.Duration // from the slot to the first token
 	said     time.Duration // from the first token to this one
-	chosen   token         // negative: there is none
+	chosen   token         // negative: none
 	logprobs []batch.LogProb
 }
 
 func (e event) last() bool { return e.finish != "" || e.err != nil }
 
-// pace is when a request came to what it waits for.
+// pace records when a request was admitted and when its first token arrived.
 type pace struct{ admitted, first time.Time }
 
-// admitted is told by the scheduler that the request has a slot.
+// admitted is called by the scheduler when the request gets a slot.
 func (r *request) admitted() { r.pace.admitted = time.Now() }
 
-// emit takes an event from the scheduler.
+// emit receives an event from the scheduler.
 func (r *request) emit(e batch.Event) {
 	now := time.Now()
 	if r.pace.first.IsZero() {
@@ -101,8 +101,8 @@ func (r *request) emit(e batch.Event) {
 	})
 }
 
-// mailbox carries events from the engine to one reader. It never blocks the engine: a slow client
-// must not hold up the others. The contexts' length bounds it, because each event is a token.
+// mailbox carries events from the engine to one reader. It never blocks the engine, as a slow
+// client must not hold up the others. The context length bounds it, because each event is a token.
 type mailbox struct {
 	ready chan struct{} // capacity 1
 
@@ -120,8 +120,8 @@ func (m *mailbox) put(e event) {
 	}
 }
 
-// take returns the events since the last call and keeps spare, which the caller is done with, for
-// the next ones.
+// take returns the events since the last call. It reuses spare, which the caller no longer needs,
+// for the next ones.
 func (m *mailbox) take(spare []event) []event {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -48,7 +48,7 @@ func (s *server) rerank(ctx context.Context, body []byte) (any, error) {
 	return out, nil
 }
 
-// pairs returns the query with each document, as the model reads them.
+// pairs returns the query joined with each document, as the model reads them.
 func (s *server) pairs(ctx context.Context, req *openai.RerankRequest) ([][]token, error) {
 	limit := s.embedder.limit
 	cut := req.TruncatePromptTokens != nil
@@ -58,7 +58,7 @@ func (s *server) pairs(ctx context.Context, req *openai.RerankRequest) ([][]toke
 	long := func(where string, n int) error {
 		return openai.NewError(http.StatusBadRequest, openai.TypeContextExceeded, "documents", openai.CodeContextLength, "%s has %d tokens with the query, and this worker reads at most %d of both; shorten it or split it", where, n, limit)
 	}
-	most := limit * max(1, s.model.maxPiece) * 4 // bytes that cannot fit whatever their tokens are
+	most := limit * max(1, s.model.maxPiece) * 4 // longer texts cannot fit, whatever their tokens
 	if len(req.Query) > most {
 		return nil, openai.NewError(http.StatusBadRequest, openai.TypeContextExceeded, "query", openai.CodeContextLength, "query has %d bytes, and this worker reads at most %d tokens of query and document; shorten it", len(req.Query), limit)
 	}
@@ -92,9 +92,9 @@ func (s *server) pairs(ctx context.Context, req *openai.RerankRequest) ([][]toke
 	return out, nil
 }
 
-// joiner returns what puts the query and a document together: by the model's own template, or as
-// BERT's and RoBERTa's models read two texts, with a token at the beginning, one or two between
-// them and one at the end.
+// joiner returns a function that joins the query and a document: with the model's own template, or
+// as BERT and RoBERTa models read two texts, with a token at the beginning, one or two between them
+// and one at the end.
 func (m *model) joiner(query string) (func(ctx context.Context, document string) ([]token, error), error) {
 	if source := m.native.RankTemplate(); source != "" {
 		t, values, err := rankTemplate(source)
@@ -117,7 +117,7 @@ func (m *model) joiner(query string) (func(ctx context.Context, document string)
 	}
 	if m.native.AddsSEP() {
 		between = append(between, m.native.SEP())
-		if len(end) == 0 { // a text of BERT ends with what stands between two
+		if len(end) == 0 { // in BERT, the end token is the separator
 			end = append(end, m.native.SEP())
 		}
 	}
@@ -131,8 +131,8 @@ func (m *model) joiner(query string) (func(ctx context.Context, document string)
 	}, nil
 }
 
-// rankTemplate makes a template of a text with {query} and {document} in it, so that it is known
-// which bytes of the result a client wrote.
+// rankTemplate converts a text with {query} and {document} to a template, so that it is known which
+// bytes of the result a client wrote.
 func rankTemplate(source string) (*jinja.Template, map[string]any, error) {
 	values := map[string]any{}
 	var out strings.Builder

@@ -14,7 +14,7 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
-// choose fills in what a request says over the model's defaults.
+// choose applies a request's parameters to the model's defaults.
 func (m *model) choose(r *openai.Sampling) (sampler.Params, error) {
 	p := m.defaults
 	for _, c := range []struct {
@@ -83,7 +83,7 @@ func (m *model) choose(r *openai.Sampling) (sampler.Params, error) {
 	return p, nil
 }
 
-// samplingError returns what a client is told of parameters that cannot be used.
+// samplingError converts an error about parameters to the API error for the client.
 func samplingError(err error) error {
 	if e, ok := errors.AsType[*sampler.Error](err); ok {
 		return openai.Invalid(e.Param, "%v", e)
@@ -91,7 +91,7 @@ func samplingError(err error) error {
 	return err
 }
 
-// bias returns what a request adds to logits. A text stands for each of its tokens.
+// bias returns the biases of a request. A text stands for each of its tokens.
 func (m *model) bias(r *openai.Sampling) []sampler.Bias {
 	var list []sampler.Bias
 	for _, e := range r.LogitBias {
@@ -116,30 +116,30 @@ func (m *model) bias(r *openai.Sampling) []sampler.Bias {
 // chooser chooses the tokens of one request.
 type chooser struct {
 	sampler  *sampler.Sampler
-	work     *sampler.Work // the engine's, shared by all its choosers
-	logprobs int           // the likeliest tokens that are wanted with each; negative: no log probabilities
-	ranked   bool          // that of the token itself is wanted all the same
+	work     *sampler.Work // shared by all choosers of an engine
+	logprobs int           // number of likeliest tokens wanted with each token; negative: no log probabilities
+	ranked   bool          // the token's own log probability is needed in any case
 	biased   bool
 
 	rule       *rule // nil: none
 	constraint limiter
 	recent     []int                   // the last tokens of the prompt and the answer
-	begun      bool                    // something was chosen
-	spell      func(text []byte) []int // the tokens of a text; nil: what must come is sampled like all else
+	begun      bool                    // a token has been chosen
+	spell      func(text []byte) []int // tokenizes a text; nil: forced tokens are sampled like all others
 }
 
-// limiter restricts what may come next, and follows what comes.
+// limiter restricts which tokens may come next, and follows the answer.
 type limiter interface {
 	sampler.Constraint
 	Accept(token int) error
-	// Forced returns the tokens that must come next, as spell writes them. before holds the last
-	// ones in front.
+	// Forced returns the tokens that must come next, as tokenized by spell. before holds the tokens
+	// just before them.
 	Forced(before []int, spell func(text []byte) []int) []int
 }
 
 var _ batch.Chooser = (*chooser)(nil)
 
-// newChooser returns the chooser of a request.
+// newChooser returns a chooser for a request.
 func (e *engine) newChooser(r *request) (*chooser, error) {
 	s, err := sampler.New(r.sampling, len(e.model.pieces), e.model.pieces)
 	if err != nil {
@@ -159,7 +159,7 @@ func (e *engine) newChooser(r *request) (*chooser, error) {
 	return c, nil
 }
 
-// maxRecent is how many tokens in front of what must come next are looked at.
+// maxRecent bounds the number of tokens before forced ones that are considered.
 const maxRecent = 16
 
 func (c *chooser) remember(list ...token) {
@@ -169,10 +169,10 @@ func (c *chooser) remember(list ...token) {
 	c.recent = c.recent[max(0, len(c.recent)-maxRecent):]
 }
 
-// Choose chooses the next token, and those that must follow it.
+// Choose chooses the next token, and the forced tokens after it.
 func (c *chooser) Choose(logits []float32) (batch.Choice, error) {
 	var choice batch.Choice
-	if !c.begun { // later ones were found with the token in front
+	if !c.begun { // later ones were found with the token before them
 		c.begun = true
 		choice.Ahead = c.forced()
 	}
@@ -189,7 +189,7 @@ func (c *chooser) Choose(logits []float32) (batch.Choice, error) {
 	return choice, nil
 }
 
-// forced returns the tokens that must come next, and takes them for said.
+// forced returns the tokens that must come next, after accepting them.
 func (c *chooser) forced() []token {
 	if c.spell == nil {
 		return nil
@@ -197,7 +197,7 @@ func (c *chooser) forced() []token {
 	var list []token
 	for _, t := range c.constraint.Forced(c.recent, c.spell) {
 		if c.constraint.Accept(t) != nil {
-			break // the sampler finds out why
+			break // the sampler reports the cause
 		}
 		list = append(list, token(t))
 	}
@@ -205,7 +205,7 @@ func (c *chooser) forced() []token {
 	return list
 }
 
-// sample chooses a token freely, within the constraint.
+// sample draws a token within the constraint.
 func (c *chooser) sample(logits []float32) (token, error) {
 	var allowed sampler.Constraint
 	if c.constraint != nil {
@@ -225,8 +225,8 @@ func (c *chooser) sample(logits []float32) (token, error) {
 	return t, err
 }
 
-// Follow takes a token for said, and returns its log probability and those of the likeliest ones,
-// where they are wanted.
+// Follow accepts a token and returns its log probability and those of the likeliest ones, if
+// requested.
 func (c *chooser) Follow(t token, logits []float32) []batch.LogProb {
 	var list []batch.LogProb
 	if c.wantsLogProbs() {
@@ -242,5 +242,5 @@ func (c *chooser) Follow(t token, logits []float32) []batch.LogProb {
 
 func (c *chooser) wantsLogProbs() bool { return c.logprobs >= 0 || c.ranked }
 
-// Close does nothing: a chooser holds memory only.
+// Close does nothing: a chooser holds only memory.
 func (c *chooser) Close() {}

@@ -31,7 +31,7 @@ func (w *testWorker) complete(t testing.TB, body string) openai.CompletionRespon
 	return out
 }
 
-// TestTokenQueue shows tokens with the text that holds their first byte.
+// TestTokenQueue shows each token with the text that contains its first byte.
 func TestTokenQueue(t *testing.T) {
 	t.Parallel()
 	pieces := []string{"", "ab", "\xe6\x9d", "\xb1", "x\n", "\n"}
@@ -52,11 +52,11 @@ func TestTokenQueue(t *testing.T) {
 	must.Eq(t, "23", take(3, 5)) // the other half
 	must.Eq(t, "", take(0, 5))   // a control token
 	must.Eq(t, "04", take(4, 6)) // its second byte may begin a stop string
-	must.Eq(t, "", take(5, 6))   // the stop string is whole
+	must.Eq(t, "", take(5, 6))   // the stop string is complete
 	must.Eq(t, "", take(-1, 6))
 }
 
-// TestChatLogProbs compares streamed and whole log probabilities, with answers that end in
+// TestChatLogProbs compares streamed and unstreamed log probabilities, of answers that end in
 // different ways.
 func TestChatLogProbs(t *testing.T) {
 	w := startWorker(t, 2, 512, "")
@@ -95,7 +95,7 @@ func TestChatLogProbs(t *testing.T) {
 			}
 			shown := strings.ToValidUTF8(text, "")
 			must.StrHasPrefix(t, strings.ReplaceAll(*whole.Message.Content, "\uFFFD", ""), shown)
-			must.LessEq(t, 8, len(text)-len(*whole.Message.Content)) // what a stop string cut from the last token
+			must.LessEq(t, 8, len(text)-len(*whole.Message.Content)) // the part of the last token before the stop string
 
 			var got openai.LogProbs
 			s := w.stream(t.Context(), t, question("What is a queen?", `,"stream":true,"logprobs":true`+c.more), func(chunk openai.ChatChunk) {
@@ -131,8 +131,8 @@ func TestTextLogProbs(t *testing.T) {
 	must.Nil(t, w.complete(t, `{"prompt":"A queen","max_tokens":2}`).Choices[0].LogProbs)
 }
 
-// TestSeedContinues goes on with half an answer as part of the prompt, beside other requests: at
-// any temperature the rest is the same.
+// TestSeedContinues continues half an answer as part of the prompt, beside other requests: at any
+// temperature the rest is the same.
 func TestSeedContinues(t *testing.T) {
 	w := startWorker(t, 4, 512, "")
 	prompt := loadRecorded(t)[6].Tokens
@@ -205,7 +205,7 @@ func TestSamplingParameters(t *testing.T) {
 	must.Eq(t, "logit_bias", *e.Param)
 }
 
-// everyToken forbids n tokens.
+// everyToken returns a bias that forbids n tokens.
 func everyToken(n int) string {
 	list := make([]string, n)
 	for i := range list {

@@ -25,8 +25,8 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
-// Settings of TestSoak: how many requests a round has (200), for how many seconds rounds follow one
-// another (one round), and what the requests are drawn with.
+// Settings of TestSoak: the requests of a round (default 200), the seconds for which to repeat
+// rounds (default: one round), and the random seed.
 const (
 	soakSeedEnv     = "RBEE_SOAK_SEED"
 	soakRequestsEnv = "RBEE_SOAK_REQUESTS"
@@ -44,17 +44,17 @@ func soakNumber(t testing.TB, name string, otherwise int) int {
 	return n
 }
 
-// soakWide is how many requests are sent at once.
+// soakWide is the number of concurrent requests.
 const soakWide = 16
 
-// soakRequest is a request of random length, and what came of it.
+// soakRequest is a random request with its answers.
 type soakRequest struct {
 	fields   map[string]any
 	prompt   []token
 	limit    int
 	sampling sampler.Params
 	stops    []string
-	gone     bool // the client leaves after the first part of the answer
+	gone     bool // the client disconnects after the first part of the answer
 
 	texts    []string
 	finishes []string
@@ -98,7 +98,7 @@ func newSoakRequest(t testing.TB, w *testWorker, rnd *rand.Rand) *soakRequest {
 	return r
 }
 
-// send sends the request and keeps its answers.
+// send sends the request and stores its answers.
 func (r *soakRequest) send(t testing.TB, w *testWorker) {
 	t.Helper()
 	body, err := json.Marshal(r.fields)
@@ -110,15 +110,14 @@ func (r *soakRequest) send(t testing.TB, w *testWorker) {
 		return
 	}
 	var out openai.ChatResponse
-	w.severalWithin(t.Context(), t, "/v1/chat/completions", string(body), &out) // hours may pass where it is starved
+	w.severalWithin(t.Context(), t, "/v1/chat/completions", string(body), &out) // a starved machine may take hours
 	for _, c := range out.Choices {
 		r.texts, r.finishes = append(r.texts, *c.Message.Content), append(r.finishes, c.FinishReason)
 	}
 }
 
-// check holds each answer against the plain loop, with a sampler of its own that has the request's
-// seed. Where that goes another way and logits may be off, the answer must be what a worker gives
-// that has nothing else to do.
+// check compares each answer with the plain loop, using its own sampler with the request's seed.
+// When they differ and logits may be off, the answer must equal that of an otherwise idle worker.
 func (r *soakRequest) check(t testing.TB, m *model, loop *llamatest.Loop, margin float32, alone *testWorker) error {
 	t.Helper()
 	for i, text := range r.texts {
@@ -143,13 +142,13 @@ func (r *soakRequest) check(t testing.TB, m *model, loop *llamatest.Loop, margin
 	return nil
 }
 
-// soakSearch looks for tokens that spell an answer, each of which is what the sampler chooses from
+// soakSearch searches for tokens that spell an answer, each of which is the sampler's choice from
 // the plain loop's logits, or nearly so: see tied.
 type soakSearch struct {
 	request *soakRequest
 	t       testing.TB
 	loop    *llamatest.Loop
-	margin  float32 // how far a logit may be off
+	margin  float32 // maximum error of a logit
 	model   *model
 	text    string
 	params  sampler.Params
@@ -158,7 +157,7 @@ type soakSearch struct {
 	far     string
 }
 
-// shown returns what a client sees of a text that is over, and whether a stop string ended it.
+// shown returns what a client sees of a complete text, and whether a stop string ended it.
 func (s *soakSearch) shown(raw string) (text string, stopped bool) {
 	at := -1
 	for _, stop := range s.request.stops {
@@ -172,9 +171,9 @@ func (s *soakSearch) shown(raw string) (text string, stopped bool) {
 	return strings.ToValidUTF8(raw, "\ufffd"), false
 }
 
-// begins reports whether the answer may go on from raw.
+// begins reports whether the answer may continue from raw.
 func (s *soakSearch) begins(raw string) bool {
-	for n := 1; n <= min(utf8.UTFMax-1, len(raw)); n++ { // a character whose last bytes have not come yet
+	for n := 1; n <= min(utf8.UTFMax-1, len(raw)); n++ { // an incomplete character
 		if tail := raw[len(raw)-n:]; utf8.RuneStart(tail[0]) {
 			if !utf8.FullRuneInString(tail) {
 				raw = raw[:len(raw)-n]
@@ -222,10 +221,10 @@ func (s *soakSearch) from(said []token, raw string) bool {
 	return false
 }
 
-// tied reports whether the sampler chooses t where logits are other than they are by the margin:
-// for the likeliest one its own, and for a draw all of them. A draw adds up probabilities in the
-// order of tokens. So what moves t's part furthest is that all before it are likelier and all
-// behind it less so, or the other way round, and what lies between is looked for by halves.
+// tied reports whether the sampler chooses t if logits are off by up to the margin: for the
+// likeliest token only its own, for a draw all of them. A draw adds up probabilities in the order
+// of tokens. So t's interval moves furthest when all tokens before it gain and all after it lose,
+// or the other way round; values between are searched by bisection.
 func (s *soakSearch) tied(said []token, logits []float32, t token) bool {
 	other := slices.Clone(logits)
 	other[t] += s.margin
@@ -258,10 +257,10 @@ func (s *soakSearch) tied(said []token, logits []float32, t token) bool {
 	return false
 }
 
-// soakHalves is how often tied halves the margin.
+// soakHalves is the number of bisection steps in tied.
 const soakHalves = 14
 
-// choose returns what the sampler makes of logits.
+// choose returns the sampler's choice from logits.
 func (s *soakSearch) choose(said []token, logits []float32) token {
 	c, err := sampler.New(s.params, len(s.model.pieces), s.model.pieces)
 	must.NoError(s.t, err)
@@ -274,7 +273,7 @@ func (s *soakSearch) choose(said []token, logits []float32) token {
 	return t
 }
 
-// goesOn reports whether the answer can be spelled with t behind what is said.
+// goesOn reports whether the answer can be spelled with t after the tokens in said.
 func (s *soakSearch) goesOn(said []token, raw string, t token) bool {
 	if s.model.ends[t] {
 		text, _ := s.shown(raw)
@@ -284,7 +283,7 @@ func (s *soakSearch) goesOn(said []token, raw string, t token) bool {
 	return s.begins(longer) && s.from(append(slices.Clip(said), t), longer)
 }
 
-// soakUse is what a process holds.
+// soakUse is a process's resource usage.
 type soakUse struct {
 	goroutines, files int
 	memory            uint64
@@ -300,7 +299,7 @@ func soakUseNow(t testing.TB, w, alone *testWorker) soakUse {
 	mem, err := p.MemoryInfo()
 	must.NoError(t, err)
 	u := soakUse{goroutines: runtime.NumGoroutine(), memory: mem.RSS}
-	if entries, err := os.ReadDir("/proc/self/fd"); err == nil { // on Linux
+	if entries, err := os.ReadDir("/proc/self/fd"); err == nil { // Linux only
 		u.files = len(entries)
 	}
 	return u
@@ -315,9 +314,9 @@ type soakKind struct {
 // soakPiece is less than the 64 rows from which on flash attention has another kernel.
 const soakPiece = 48
 
-// soakKinds are the usual way, and one whose steps are so small that most processors read each
-// token by the same kernels: prompt_chunk bounds only those during answers. There nothing that a
-// worker does with a sequence may move a logit, and answers are compared strictly.
+// soakKinds returns the usual settings, and settings with steps so small that most CPUs read each
+// token with the same kernels: prompt_chunk bounds only steps during answers. With these nothing
+// that a worker does with a sequence may move a logit, and answers are compared strictly.
 func soakKinds() map[string]soakKind {
 	return map[string]soakKind{
 		"usual":        {},
@@ -326,9 +325,10 @@ func soakKinds() map[string]soakKind {
 }
 
 // TestSoak sends requests of random lengths with seeds, stops, several answers and clients that
-// leave, 16 at once, to a worker whose slots and store are too few for them. Each answer is what
-// the plain loop says to its prompt alone, within a margin that is measured by the loop alone, and
-// afterwards slots, goroutines and descriptors are back. `make soak-engine` goes on for hours.
+// disconnect, 16 at once, to a worker with too few slots and too small a store for them. Each
+// answer must equal the plain loop's for its prompt alone, within a margin measured with the loop
+// alone. Afterwards slots, goroutines and descriptors must be released. `make soak-engine` runs for
+// hours.
 func TestSoak(t *testing.T) {
 	kinds := soakKinds()
 	requests, seconds := soakNumber(t, soakRequestsEnv, 200), soakNumber(t, soakSecondsEnv, 0)
@@ -340,14 +340,14 @@ func TestSoak(t *testing.T) {
 	}
 }
 
-// soak makes rounds for so many seconds, and at least one.
+// soak runs rounds for the configured number of seconds, and at least one.
 func soak(t *testing.T, settings llamatest.Settings, config string, requests, seconds int) {
 	t.Helper()
 	loop := llamatest.NewWith(t, tinyModel(t), settings)
 	w := startWorker(t, 12, 1024, `{"prefix_store_mib":1,"queue":1000`+config+`}`)
 	alone := startWorker(t, 1, 1024, `{"prefix_store_mib":0,"speculation":false`+config+`}`)
 	rnd := rand.New(rand.NewPCG(14, uint64(soakNumber(t, soakSeedEnv, 14))))
-	soakRound(t, w, alone, loop, rnd, 2*soakWide) // what is made with the first requests
+	soakRound(t, w, alone, loop, rnd, 2*soakWide) // allocates what is created on first use
 	alone.chat(t, question("who are you", `,"max_tokens":1`))
 	first := soakUseNow(t, w, alone)
 	for round, end := 0, time.Now().Add(time.Duration(seconds)*time.Second); round == 0 || time.Now().Before(end); round++ {
@@ -366,22 +366,23 @@ func soak(t *testing.T, settings llamatest.Settings, config string, requests, se
 	}
 }
 
-// soakRounding returns twice what the loop's own ways to read some of the prompts differ by.
+// soakRounding returns twice the largest difference between the loop's own ways to read some of the
+// prompts.
 func soakRounding(t testing.TB, loop *llamatest.Loop, list []*soakRequest) float32 {
 	t.Helper()
 	greatest := float32(0)
 	for i := 0; i < len(list); i += max(1, len(list)/soakMeasured) {
 		greatest = max(greatest, loop.Rounding(t, list[i].prompt))
 	}
-	must.Less(t, 0.5, greatest) // more is no rounding
+	must.Less(t, 0.5, greatest) // a larger one is not rounding
 	return 2 * greatest
 }
 
-// soakMeasured is how many prompts of a round the margin is measured with.
+// soakMeasured is the number of a round's prompts used to measure the margin.
 const soakMeasured = 12
 
-// soakRound sends so many requests and checks their answers. It returns how many answers came, and
-// how many clients left.
+// soakRound sends the requests of a round and checks their answers. It returns the number of
+// answers received, and of clients that disconnected.
 func soakRound(t *testing.T, w, alone *testWorker, loop *llamatest.Loop, rnd *rand.Rand, requests int) (answers, left int) {
 	t.Helper()
 	list := make([]*soakRequest, requests)
@@ -403,7 +404,7 @@ func soakRound(t *testing.T, w, alone *testWorker, loop *llamatest.Loop, rnd *ra
 	close(work)
 	wg.Wait()
 	w.idle(t)
-	slices.SortStableFunc(list, func(a, b *soakRequest) int { return slices.Compare(a.prompt, b.prompt) }) // the loop keeps what they share
+	slices.SortStableFunc(list, func(a, b *soakRequest) int { return slices.Compare(a.prompt, b.prompt) }) // the loop reuses common prefixes
 	margin := soakRounding(t, loop, list)
 	t.Logf("logits within %g", margin)
 	for i, r := range list {

@@ -19,8 +19,8 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
-// repetitive are requests whose answers come to repeat themselves, so that draft tokens are made
-// for them, with everything that works on tokens beside them.
+// repetitive returns requests whose answers repeat themselves, which leads to draft tokens,
+// combined with every feature that works on tokens.
 func repetitive() []string {
 	const story = `{"messages":[{"role":"user","content":"Tell me a short story about a bee named Pip."}],"ignore_eos":true,"max_tokens":160`
 	var list []string
@@ -41,7 +41,7 @@ func repetitive() []string {
 }
 
 // Draft tokens change no answer. Rounding differs between steps of different widths, so that one
-// draw of many may fall on the other side of a border: at most one answer of them all may differ.
+// draw of many may fall on the other side of a border: at most one answer in total may differ.
 func TestDraftTokensChangeNoAnswer(t *testing.T) {
 	type result struct {
 		text, finish string
@@ -66,7 +66,7 @@ func TestDraftTokensChangeNoAnswer(t *testing.T) {
 	want, none := answers(`{"speculation":false}`)
 	must.Zero(t, none)
 	got, right := answers(`{"speculation":true}`)
-	t.Logf("%d draft tokens were right", right) // how many are made goes by the machine: internal/batch tests them for sure
+	t.Logf("%d draft tokens were right", right) // the number depends on the machine; internal/batch tests it deterministically
 	different := 0
 	for i := range want {
 		if want[i] != got[i] {
@@ -77,14 +77,14 @@ func TestDraftTokensChangeNoAnswer(t *testing.T) {
 	must.LessEq(t, 1, different)
 }
 
-// The log probabilities of an answer are what they are without draft tokens.
+// The log probabilities of an answer are the same with and without draft tokens.
 func TestDraftTokensKeepLogProbs(t *testing.T) {
 	body := repetitive()[1]
 	var lists [2][]openai.TokenLogProb
 	for i, on := range []bool{false, true} {
 		w := startWorker(t, 1, 512, fmt.Sprintf(`{"speculation":%t}`, on))
 		lists[i] = w.chat(t, body).Choices[0].LogProbs.Content
-		t.Logf("%d draft tokens were right", w.served.engine.Stats().Accepted) // whether they pay is the machine's to say
+		t.Logf("%d draft tokens were right", w.served.engine.Stats().Accepted) // whether drafts pay off depends on the machine
 	}
 	must.Eq(t, len(lists[0]), len(lists[1]))
 	for i, x := range lists[0] {
@@ -95,7 +95,7 @@ func TestDraftTokensKeepLogProbs(t *testing.T) {
 	}
 }
 
-// A draft model changes no answer, and one of another vocabulary is refused with the reason.
+// A draft model changes no answer, and one with another vocabulary is refused with the reason.
 func TestDraft(t *testing.T) {
 	body := repetitive()[0]
 	want := startWorker(t, 1, 512, `{"speculation":false}`).chat(t, body)
@@ -116,7 +116,7 @@ func TestDraft(t *testing.T) {
 	must.ErrorContains(t, err, "draft")
 }
 
-// dictation chooses the tokens of a text, whatever the model thinks of them.
+// dictation chooses the tokens of a given text, whatever the logits.
 type dictation struct {
 	text []token
 	at   int
@@ -131,7 +131,7 @@ func (*dictation) Follow(token, []float32) []batch.LogProb { return nil }
 
 func (*dictation) Close() {}
 
-// benchModel returns the model of the benchmarks: RBEE_BENCH_MODEL, or a synthetic one of 135
+// benchModel returns the model for benchmarks: RBEE_BENCH_MODEL, or a synthetic one with 135
 // million weights.
 func benchModel(b *testing.B) string {
 	b.Helper()
@@ -145,10 +145,10 @@ func benchModel(b *testing.B) string {
 	return path
 }
 
-// BenchmarkDraftTokens is a worker with draft tokens against one without, by turns: where a text is
-// copied with a change every twelve tokens, and where every two tokens were there before and go on
-// otherwise. The texts are dictated, as a model with random weights copies nothing: what is chosen
-// costs nothing then, and the engine's work is the same.
+// BenchmarkDraftTokens compares a worker with draft tokens and one without, alternating: on a text
+// that copies with a change every twelve tokens, and on one where every pair of tokens occurred
+// before and continued differently. The texts are dictated, as a model with random weights copies
+// nothing: then choosing costs nothing, and the engine's work is the same.
 func BenchmarkDraftTokens(b *testing.B) {
 	const length = 256
 	path := benchModel(b)
@@ -198,7 +198,7 @@ func BenchmarkDraftTokens(b *testing.B) {
 	}
 }
 
-// processorTime returns the seconds of processors that the process took.
+// processorTime returns the CPU time of the process, in seconds.
 func processorTime(b testing.TB) float64 {
 	b.Helper()
 	var u syscall.Rusage
@@ -211,8 +211,8 @@ func median(list []float64) float64 {
 	return sorted[len(sorted)/2]
 }
 
-// dictate has every slot give an answer. It returns the tokens per second of the answers, once all
-// prompts are read, and the seconds of processors that they took.
+// dictate makes every slot generate an answer. It returns the tokens per second of the answers,
+// after all prompts are read, and the CPU seconds that they took.
 func (w *testWorker) dictate(b *testing.B, slots int, prompt, answer []token) (rate, seconds float64) {
 	b.Helper()
 	var began time.Time
@@ -220,9 +220,9 @@ func (w *testWorker) dictate(b *testing.B, slots int, prompt, answer []token) (r
 	first, done := 0, make(chan error, slots)
 	for i := range slots {
 		p := slices.Clone(prompt)
-		p[0] = token(100 + i) // a prefix that nobody shares
+		p[0] = token(100 + i) // no common prefix
 		r := &batch.Request{Prompt: p, MaxTokens: len(answer), Chooser: &dictation{text: answer}}
-		r.Emit = func(e batch.Event) { // one goroutine calls all of them
+		r.Emit = func(e batch.Event) { // one goroutine calls them all
 			if e.Tokens == 1 {
 				if first++; first == slots {
 					began, before = time.Now(), processorTime(b)
@@ -240,7 +240,7 @@ func (w *testWorker) dictate(b *testing.B, slots int, prompt, answer []token) (r
 	return float64(slots*len(answer)) / time.Since(began).Seconds(), processorTime(b) - before
 }
 
-// Usage tells of draft tokens only where some were made.
+// Usage includes draft tokens only if some were made.
 func TestUsageOfDraftTokens(t *testing.T) {
 	t.Parallel()
 	a := &ask{best: 1}

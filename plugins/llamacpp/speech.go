@@ -14,33 +14,32 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
-// speech is what a chat's answer may hold beside text.
+// speech describes what a chat's answer may contain besides text.
 type speech struct {
 	format *dialogue.Format
-	tools  []dialogue.Tool // that may be called
+	tools  []dialogue.Tool // tools that may be called
 	opened bool            // the prompt ends within thinking
 	old    bool            // the client expects a function_call
 	form   dialogue.Form   // of an answer that is not a call
 }
 
-// parser returns a parser of the answer.
+// parser returns a parser for the answer.
 func (t *speech) parser() *dialogue.Parser {
 	return t.format.NewParser(dialogue.Options{Tools: t.tools, Calls: len(t.tools) > 0, Thinking: t.opened, Formed: t.form.Given()})
 }
 
-// thinking says where the thinking of the answer is, to which its form does not apply.
+// thinking returns the thinking of the answer, to which its form does not apply.
 func (t *speech) thinking() constraint.Thinking {
 	open, end, opened := t.format.Thinking(t.opened)
 	return constraint.Thinking{Open: open, Close: end, Opened: opened}
 }
 
-// maxConstraints bounds the compiled tools that are kept: agents send the same ones again and
-// again.
+// maxConstraints bounds the cached constraints: agents send the same tools again and again.
 const maxConstraints = 8
 
-// toolbox compiles tools into constraints and keeps the last ones. It is safe for concurrent use.
+// toolbox compiles tools into constraints and caches the last ones. It is safe for concurrent use.
 type toolbox struct {
-	places chan struct{} // one for each compilation that may run
+	places chan struct{} // semaphore: one place per concurrent compilation
 
 	mu    sync.Mutex // guards below
 	kept  map[[32]byte]*dialogue.Constraint
@@ -51,8 +50,8 @@ func newToolbox() *toolbox {
 	return &toolbox{places: make(chan struct{}, 1), kept: map[[32]byte]*dialogue.Constraint{}}
 }
 
-// constrain returns what calls must look like. It runs in the request's own goroutine, so that it
-// holds up nobody's tokens. Its error is the context's or a *dialogue.ToolError.
+// constrain returns the constraint on calls. It runs in the request's own goroutine, so it delays
+// no other request's tokens. Its error is the context's or a *dialogue.ToolError.
 func (b *toolbox) constrain(ctx context.Context, f *dialogue.Format, tools []dialogue.Tool, choice dialogue.Choice) (*dialogue.Constraint, error) {
 	text, err := json.Marshal(struct {
 		Tools  []dialogue.Tool
@@ -91,15 +90,16 @@ func (b *toolbox) constrain(ctx context.Context, f *dialogue.Format, tools []dia
 	return c, nil
 }
 
-// guard returns what makes, for each answer to a chat, what keeps it within its tools, its form and
-// its budget of thinking; nil: nothing does. It takes the form only where there is more than that.
+// guard returns a function that creates the guard of each answer to a chat, which enforces its
+// tools, its form and its thinking budget; nil: not needed. The guard includes the form only if
+// there are tools or a budget.
 func (s *server) guard(ctx context.Context, req *openai.ChatRequest, t *speech, shape *openai.Shape) (func() *dialogue.Guard, error) {
 	budget := -1
 	if req.ThinkingBudget != nil && *req.ThinkingBudget >= 0 {
 		budget = int(min(*req.ThinkingBudget, maxTokenBudget))
 	}
 	if len(t.tools) == 0 && budget < 0 {
-		return nil, nil //nolint:nilnil // no guard is none
+		return nil, nil //nolint:nilnil // nil means no guard
 	}
 	required := req.Choice().Mode == openai.ToolsRequired
 	if shape.Kind != "" {
@@ -124,8 +124,8 @@ func (s *server) guard(ctx context.Context, req *openai.ChatRequest, t *speech, 
 	return func() *dialogue.Guard { return t.format.NewGuard(vocabulary, c, t.opened, budget) }, nil
 }
 
-// formBeside returns the form of content beside calls of tools or a budget of thinking, after it
-// was compiled alone, for what there is to say against it.
+// formBeside returns the form of content for a guard with tools or a thinking budget, after
+// compiling it alone, so that its errors are reported.
 func (s *server) formBeside(ctx context.Context, shape openai.Shape) (dialogue.Form, error) {
 	if _, err := s.rule(ctx, shape); err != nil {
 		return dialogue.Form{}, err
@@ -144,10 +144,11 @@ func (s *server) formBeside(ctx context.Context, shape openai.Shape) (dialogue.F
 	return form, nil
 }
 
-// maxTokenBudget is more than any context holds.
+// maxTokenBudget exceeds any context.
 const maxTokenBudget = 1 << 30
 
-// toolsRefused returns what a client is told of tools whose calls cannot be constrained.
+// toolsRefused converts an error about tools whose calls cannot be constrained to the API error for
+// the client.
 func toolsRefused(err error, t *speech) error {
 	if e, ok := errors.AsType[*dialogue.ToolError](err); ok {
 		pointer, keyword, reason, _ := dialogue.Explain(err)
@@ -167,8 +168,7 @@ func toolsRefused(err error, t *speech) error {
 	return openai.NewError(http.StatusBadRequest, openai.TypeInvalidRequest, "tools", "invalid_schema", "the tools cannot be compiled: %v; send fewer or simpler ones", err)
 }
 
-// spoken returns the vocabulary with the text of markers; those of calls are among them if calls is
-// set.
+// spoken returns the vocabulary with the text of markers, including those of calls if calls is set.
 func (m *model) spoken(calls bool) *dialogue.Vocabulary {
 	v := &m.spokenThoughts
 	if calls {
@@ -178,8 +178,8 @@ func (m *model) spoken(calls bool) *dialogue.Vocabulary {
 	return v.vocabulary
 }
 
-// marked returns the texts of the tokens of a chat: control tokens that are markers of the model's
-// format have one. Those of calls are shown only where calls are looked for.
+// marked returns the texts of a chat's tokens: control tokens that are markers of the model's
+// format have a text. Those of calls are shown only when calls are looked for.
 func (m *model) marked(calls bool) []string {
 	if m.template == nil {
 		return m.pieces
@@ -202,7 +202,7 @@ func (m *model) withMarks(markers []string) []string {
 		}
 		text := m.tokenText(token(i))
 		for _, mark := range markers {
-			if text != "" && strings.Contains(mark, text) { // a marker may be a token and more
+			if text != "" && strings.Contains(mark, text) { // a marker may consist of a token and more
 				if out == nil {
 					out = append([]string{}, m.pieces...)
 				}

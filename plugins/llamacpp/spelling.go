@@ -6,14 +6,14 @@ import (
 	"unicode/utf8"
 )
 
-// maxRun is how many characters of a line, or of a word, the engine is given in one piece, where
-// its vocabulary is cut by regular expressions. Those of many models are matched by recursion, a
-// frame for each character: some 30,000 letters in a row overflow the stack of 8 MiB and end the
+// maxRun bounds the characters of a line, or of a word, that the engine gets in one piece if its
+// vocabulary splits with regular expressions. Those of many models are matched by recursion, a
+// frame per character: some 30,000 letters in a row overflow the stack of 8 MiB and end the
 // process, and digits take quadratic time.
 const maxRun = 2048
 
-// tokens returns the tokens of a text. addSpecial puts those that begin and end a text where the
-// model wants them, parseSpecial takes the texts of control tokens for control tokens.
+// tokens tokenizes a text. addSpecial adds begin and end tokens where the model expects them;
+// parseSpecial turns the spellings of control tokens into control tokens.
 func (m *model) tokens(text string, addSpecial, parseSpecial bool) []token {
 	text = strings.ReplaceAll(text, "\x00", "\uFFFD") // the engine takes a C string
 	if !m.native.CutsByExpression() || len(text) <= maxRun {
@@ -40,7 +40,7 @@ func (m *model) tokens(text string, addSpecial, parseSpecial bool) []token {
 	return out
 }
 
-// cut returns at most limit tokens of a text. What ends a text stays at its end.
+// cut truncates tokens to limit. Tokens that end a text stay at its end.
 func (m *model) cut(tokens []token, limit int) []token {
 	if len(tokens) <= limit || limit < 1 {
 		return tokens
@@ -54,15 +54,15 @@ func (m *model) cut(tokens []token, limit int) []token {
 }
 
 // cutRuns cuts a text where a line, or a run of characters with or without blanks, is longer than
-// maxRun. It prefers places at which expressions cut anyway: before a blank that follows a word, or
-// behind the letters of a word. It never cuts inside the text of a control token.
+// maxRun. It prefers places where expressions split anyway: before a blank that follows a word, or
+// after the letters of a word. It never cuts within the text of a control token.
 func cutRuns(text string, control *controlTokens) []string {
 	var parts []string
 	var c cutter
 	for i := 0; i < len(text); {
 		if n := control.at(text, i); n > 0 {
 			i += n
-			c = cutter{start: c.start} // the engine cuts around it
+			c = cutter{start: c.start} // the engine splits around it
 			continue
 		}
 		r, size := utf8.DecodeRuneInString(text[i:])
@@ -77,13 +77,13 @@ func cutRuns(text string, control *controlTokens) []string {
 	return append(parts, text[c.start:])
 }
 
-// cutter counts characters since the last place at which a text falls apart.
+// cutter counts characters since the last place at which a text splits.
 type cutter struct {
 	start     int // of the part, in bytes
 	line, run int // characters of the line, and of its last run with or without blanks
 	before    rune
 	blank     int // the last good place before a blank; 0: none
-	afterWord int // the last good place behind letters; 0: none
+	afterWord int // the last good place after letters; 0: none
 }
 
 // next takes the character at byte i. It returns the place to cut at, or 0.

@@ -16,7 +16,7 @@ func TestCutRuns(t *testing.T) {
 	for name, c := range map[string]struct {
 		text  string
 		parts int
-		ends  string // of the first part
+		ends  string // end of the first part
 	}{
 		"short":          {"a b", 1, "a b"},
 		"empty":          {"", 1, ""},
@@ -36,10 +36,10 @@ func TestCutRuns(t *testing.T) {
 		must.Eq(t, c.text, strings.Join(parts, ""), must.Sprint(name))
 		must.StrHasSuffix(t, c.ends, parts[0], must.Sprint(name))
 	}
-	must.Greater(t, 1, len(cutRuns(strings.Repeat("<s>", maxRun), &controlTokens{}))) // it is text
+	must.Greater(t, 1, len(cutRuns(strings.Repeat("<s>", maxRun), &controlTokens{}))) // here it is plain text
 }
 
-// longestRun is what cutRuns bounds.
+// longestRun returns the length that cutRuns bounds.
 func longestRun(text string, control *controlTokens) int {
 	most, line, run, was := 0, 0, 0, false
 	for i := 0; i < len(text); {
@@ -60,8 +60,7 @@ func longestRun(text string, control *controlTokens) int {
 	return most
 }
 
-// Whatever the text: the parts are the text, no run is longer than the bound, and no control token
-// is cut.
+// For any text, the parts join to the text, no run exceeds the bound, and no control token is cut.
 func FuzzCutRuns(f *testing.F) {
 	for _, s := range []string{"", "a", " ", "\n", "a b", "<s>", "é\u0301", "\xf0", "1,2", "a<|im_end|>"} {
 		f.Add(s, uint16(3000))

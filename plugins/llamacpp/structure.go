@@ -11,27 +11,27 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
-// rule is what an answer must look like.
+// rule is the required form of an answer.
 type rule struct {
 	grammar  *grammar.Grammar
-	thinking constraint.Thinking // where it does not apply yet
-	param    string              // the request's field that says so
+	thinking constraint.Thinking // where it does not yet apply
+	param    string              // the request's field that sets it
 }
 
-// maxReason bounds what a client is told of a schema, which holds parts of it.
+// maxReason bounds, in bytes, an error message about a schema, which quotes parts of it.
 const maxReason = 500
 
-// rule compiles the form that a request wants its answer to have; nil: any. It runs in the
-// request's own goroutine, so that it holds up nobody's tokens.
+// rule compiles the form that a request requires of its answer; nil: any. It runs in the request's
+// own goroutine, so it delays no other request's tokens.
 func (s *server) rule(ctx context.Context, shape openai.Shape) (*rule, error) {
 	if shape.Kind == "" {
-		return nil, nil //nolint:nilnil // no rule is a rule
+		return nil, nil //nolint:nilnil // nil means no rule
 	}
 	spec := constraint.Spec{Kind: constraint.Kind(shape.Kind), Text: shape.Text, Choices: shape.Choices, Whitespace: shape.Whitespace}
 	g, err := s.grammars.Compile(ctx, spec)
 	if err == nil {
 		r := &rule{grammar: g, param: shape.Param}
-		// The first mask is found out here as well, and kept with the grammar.
+		// Also compute the first mask here; it is cached with the grammar.
 		first := constraint.New(g, s.model.vocabulary, constraint.Thinking{})
 		if e := r.failed(first.Mask(make([]uint64, s.model.vocabulary.MaskLen()))); e != nil {
 			return nil, e
@@ -57,8 +57,8 @@ func (s *server) rule(ctx context.Context, shape openai.Shape) (*rule, error) {
 		"%s cannot be guaranteed%s: %s; change it or leave it out", shape.Path, where, string(reason))
 }
 
-// failed returns what a client is told when a rule ends its answer; nil: it has nothing to do
-// with the rule.
+// failed returns the error for the client when a rule has ended its answer; nil if the error has
+// another cause.
 func (r *rule) failed(err error) *openai.Error {
 	switch {
 	case r == nil:

@@ -24,7 +24,7 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
-// validator compiles a schema with a validator that has nothing to do with ours.
+// validator compiles a schema with an independent validator.
 func validator(schema []byte) (*jsonschema.Schema, error) {
 	doc, err := jsonschema.UnmarshalJSON(bytes.NewReader(schema))
 	if err != nil {
@@ -47,7 +47,7 @@ func validate(v *jsonschema.Schema, text string) error {
 	return v.Validate(doc)
 }
 
-// structured makes the body of a chat request for an answer of a form, at temperature 1.
+// structured returns the body of a chat request for an answer with a form, at temperature 1.
 func structured(form string, seed int, more string) string {
 	return fmt.Sprintf(`{"messages":[{"role":"user","content":"Tell me about bees as JSON."}],"temperature":1,"top_k":0,"min_p":0,"seed":%d,%s%s}`, seed, form, more)
 }
@@ -56,7 +56,7 @@ func schemaForm(schema string) string {
 	return `"response_format":{"type":"json_schema","json_schema":{"name":"x","strict":true,"schema":` + schema + `}}`
 }
 
-// schemas are short forms of what clients ask for.
+// schemas are shortened from what clients use.
 var schemas = []string{
 	`{"type":"object","properties":{"name":{"type":"string","maxLength":12},"age":{"type":"integer","minimum":0,"maximum":150}},"required":["name","age"],"additionalProperties":false}`,
 	`{"type":"object","properties":{"kind":{"enum":["queen","worker","drone"]},"size":{"type":"number","exclusiveMinimum":0,"maximum":3}},"required":["kind","size"],"additionalProperties":false}`,
@@ -72,8 +72,8 @@ var schemas = []string{
 	`{"type":"object","properties":{"on":{"type":"boolean"},"at":{"type":"string","format":"date-time"}},"required":["on"],"additionalProperties":false,"if":{"properties":{"on":{"const":true}}},"then":{"required":["at"]}}`,
 }
 
-// TestStructuredOutput asks for every schema at temperature 1, all slots at once: every answer that
-// comes to its end is valid, and streamed the same as whole.
+// TestStructuredOutput requests every schema at temperature 1, with all slots at once: every
+// complete answer is valid, and the same streamed and unstreamed.
 func TestStructuredOutput(t *testing.T) {
 	w := startWorker(t, 4, 512, "")
 	var wg sync.WaitGroup
@@ -150,7 +150,7 @@ func TestStructuredForms(t *testing.T) {
 			for seed := range 12 {
 				c := w.chat(t, structured(c.form, seed, `,"max_tokens":300`)).Choices[0]
 				if c.FinishReason == openai.FinishLength && name == "json_object" || name == "whitespace" && c.FinishReason == openai.FinishLength {
-					continue // a model that goes on and on
+					continue // the model did not finish
 				}
 				must.Eq(t, openai.FinishStop, c.FinishReason)
 				done = true
@@ -169,7 +169,7 @@ func TestStructuredForms(t *testing.T) {
 			}
 		})
 	}
-	// What cuts an answer says so.
+	// The finish reason tells that an answer was cut off.
 	c := w.chat(t, structured(`"guided_regex":"[ab]{50}"`, 1, `,"max_tokens":3`)).Choices[0]
 	must.Eq(t, openai.FinishLength, c.FinishReason)
 	c = w.chat(t, structured(`"guided_choice":["one two"]`, 1, `,"stop":" t"`)).Choices[0]
@@ -177,9 +177,8 @@ func TestStructuredForms(t *testing.T) {
 	must.Eq(t, openai.FinishStop, c.FinishReason)
 }
 
-// A form, several answers, log probabilities, a stop and draft tokens go together: every answer has
-// the form up to where it was stopped, its log probabilities are those of its text, streamed
-// too.
+// A form, several answers, log probabilities, a stop and draft tokens work together: every answer
+// has the form up to its stop, and its log probabilities belong to its text, also when streamed.
 func TestFormBesideAllElse(t *testing.T) {
 	w := startWorker(t, 3, 1024, `{"speculation":true}`)
 	form := regexp.MustCompile(`^(bee hive ){3,6}[0-9]{2}$`)
@@ -197,7 +196,7 @@ func TestFormBesideAllElse(t *testing.T) {
 				shown += string([]byte{byte(b)})
 			}
 		}
-		must.StrHasPrefix(t, *c.Message.Content, shown) // the stop is among the tokens
+		must.StrHasPrefix(t, *c.Message.Content, shown) // the tokens include the stop
 	}
 	texts := make([]string, 3)
 	s := w.stream(t.Context(), t, structured(ask, 7, more+`,"stream":true`), nil)
@@ -236,8 +235,8 @@ func TestStructureRefused(t *testing.T) {
 	}
 }
 
-// TestRuleFails tells a client what ended its answer, and never that the worker has failed: another
-// one would fail alike.
+// TestRuleFails reports to the client what ended its answer, and never a failure of the worker:
+// another worker would fail as well.
 func TestRuleFails(t *testing.T) {
 	t.Parallel()
 	r := &rule{param: "guided_json"}
@@ -253,12 +252,12 @@ func TestRuleFails(t *testing.T) {
 	must.Nil(t, r.failed(io.EOF))
 }
 
-// TestMaskBench answers under many schemas of MaskBench and prints how many answers came to their
-// end and were valid, and the speed beside free answers of the same length. Both take turns, a few
-// dozen answers each, so that other work of the machine slows both; the processor time of the whole
-// process stands beside the time that passed. Nothing is guessed: that pays by how much a text
-// repeats itself, with a schema or without. RBEE_TEST_MASKBENCH names the file, RBEE_TEST_SCHEMAS
-// how many schemas are taken, evenly spread, RBEE_TEST_LIMIT after how long no other turn begins.
+// TestMaskBench generates answers under many schemas of MaskBench and prints how many were complete
+// and valid, and the speed compared with free answers of the same length. Both alternate, a few
+// dozen answers each, so that other load slows both; the CPU time of the process is printed beside
+// the elapsed time. Drafting is off, as its benefit depends on how repetitive a text is, with or
+// without a schema. RBEE_TEST_MASKBENCH names the file, RBEE_TEST_SCHEMAS the number of schemas,
+// evenly spread, RBEE_TEST_LIMIT the time after which no further turn begins.
 func TestMaskBench(t *testing.T) {
 	path := os.Getenv("RBEE_TEST_MASKBENCH")
 	if path == "" {
@@ -292,7 +291,7 @@ func TestMaskBench(t *testing.T) {
 	must.Positive(t, b.counts["valid"])
 }
 
-// maskBench counts what comes out.
+// maskBench collects the results.
 type maskBench struct {
 	w     *testWorker
 	slots int
@@ -303,15 +302,15 @@ type maskBench struct {
 	with, without spent
 }
 
-// spent is what a number of tokens took.
+// spent is the time that a number of tokens took.
 type spent struct {
 	tokens    int
-	wall, cpu float64 // in seconds; cpu is of the whole process
+	wall, cpu float64 // in seconds; cpu is that of the whole process
 }
 
 func (s spent) rate(seconds float64) float64 { return float64(s.tokens) / seconds }
 
-// during adds what work takes; it returns the number of its tokens.
+// during adds the time of work, which returns its number of tokens.
 func (s *spent) during(t *testing.T, work func() int) {
 	began, cpu := time.Now(), processorTime(t)
 	s.tokens += work()
@@ -319,7 +318,7 @@ func (s *spent) during(t *testing.T, work func() int) {
 	s.cpu += processorTime(t) - cpu
 }
 
-// turn answers under each schema, then freely with as many tokens.
+// turn generates an answer under each schema, then free ones with as many tokens.
 func (b *maskBench) turn(t *testing.T, seed int, items []maskBenchItem) {
 	lengths := make([]int, len(items))
 	each := func(do func(i int) int) int {
@@ -367,7 +366,7 @@ func (b *maskBench) turn(t *testing.T, seed int, items []maskBenchItem) {
 	}
 }
 
-// answer returns an answer under a schema, if it came to its end, and the number of its tokens.
+// answer returns an answer under a schema, if complete, and its number of tokens.
 func (b *maskBench) answer(t *testing.T, seed int, it *maskBenchItem) (string, int) {
 	text, finish, n, refused := b.w.under(t, structured(schemaForm(string(it.Schema)), seed, `,"max_tokens":200`))
 	b.mu.Lock()
@@ -384,7 +383,7 @@ func (b *maskBench) answer(t *testing.T, seed int, it *maskBenchItem) (string, i
 	return text, n
 }
 
-// check validates a finished answer.
+// check validates a complete answer.
 func (b *maskBench) check(it *maskBenchItem, text string) {
 	v, err := validator(it.Schema)
 	if err != nil {

@@ -12,33 +12,33 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
-// chatTemplate turns a conversation into a prompt.
+// chatTemplate renders a conversation to a prompt.
 type chatTemplate struct {
 	compiled *jinja.Template
 	source   string
 	bos, eos string
 	control  *controlTokens
 	wants    templateWants
-	dialogue *dialogue.Format // what the model's own text means
+	dialogue *dialogue.Format // how to interpret the model's text
 }
 
-// templateWants is what a template takes, found by trying it.
+// templateWants is the input that a template expects, found by probing it.
 type templateWants struct {
-	parts        bool // the content of a message as a list of parts, not as text
-	argumentText bool // the arguments of a tool call as text, not as an object
-	noNull       bool // the content of a message with calls alone as an empty text, not as null
-	tools        bool // a list of tools
-	noCalls      bool // no calls of the assistant
-	noResults    bool // no messages of tools
-	noSystem     bool // no messages of the system
-	shortIDs     bool // ids of calls as nine letters and digits
+	parts        bool // the content of a message as a list of parts instead of text
+	argumentText bool // the arguments of a tool call as text instead of an object
+	noNull       bool // the content of a message with only calls as an empty text instead of null
+	tools        bool // accepts a list of tools
+	noCalls      bool // rejects calls in assistant messages
+	noResults    bool // rejects tool messages
+	noSystem     bool // rejects system messages
+	shortIDs     bool // call ids of nine letters and digits
 }
 
-// chatML is the template of models that have its markers in their vocabulary and bring no template.
+// chatML is the template for models without one whose vocabulary has its markers.
 const chatML = `{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}` +
 	`{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}`
 
-// newChatTemplate compiles a template and tries what it takes.
+// newChatTemplate compiles a template and probes it.
 func newChatTemplate(source, bos, eos string, control *controlTokens) (*chatTemplate, error) {
 	compiled, err := jinja.Compile(source)
 	if err != nil {
@@ -51,8 +51,8 @@ func newChatTemplate(source, bos, eos string, control *controlTokens) (*chatTemp
 	return t, nil
 }
 
-// probe renders conversations of its own to see in which form the text of a user and the arguments
-// of a call arrive.
+// probe renders its own conversations to find out the form in which the template expects a user's
+// text and a call's arguments.
 func (t *chatTemplate) probe() {
 	const mark = "rbee-probe-text"
 	arrives := func(messages ...openai.Message) bool {
@@ -63,7 +63,7 @@ func (t *chatTemplate) probe() {
 	if !arrives(user) {
 		t.wants.parts = true
 		if t.wants.parts = arrives(user); !t.wants.parts {
-			return // there is nothing to find out from
+			return // nothing to learn from
 		}
 	}
 	t.wants.noSystem = !arrives(openai.Message{Role: "system", Content: openai.TextContent(mark)}, openai.Message{Role: "user", Content: openai.TextContent("x")})
@@ -91,8 +91,8 @@ func (t *chatTemplate) probe() {
 	t.wants.tools = err == nil && strings.Contains(text.String(), mark)
 }
 
-// render makes the prompt of a conversation. now is what the template takes for the time. An error
-// is the client's, an *openai.Error: the template refuses what it was given; or the context's.
+// render renders the prompt of a conversation. now is the time that the template sees. Errors are
+// the context's, or an *openai.Error for the client when the template refuses its input.
 func (t *chatTemplate) render(ctx context.Context, req *openai.ChatRequest, now time.Time) (jinja.Text, error) {
 	list := t.conversation(req)
 	messages := make([]any, len(list))
@@ -138,8 +138,8 @@ func continued(prompt jinja.Text, last openai.Message) (jinja.Text, error) {
 	return jinja.Text{}, openai.NotSupported("continue_final_message", "this model's chat template does not write the last message as it is, so that it cannot be continued")
 }
 
-// message returns a message as a template takes it. Its role is one of a fixed list and so not the
-// client's text.
+// message returns a message in the form that a template expects. Its role is from a fixed list, so
+// it is not marked as the client's text.
 func (t *chatTemplate) message(m openai.Message, text string) []jinja.Entry {
 	var content any = clientText(text)
 	switch {
@@ -164,12 +164,12 @@ func (t *chatTemplate) message(m openai.Message, text string) []jinja.Entry {
 	return out
 }
 
-// clientText marks what a client wrote. The engine takes C strings: a NUL would end the text.
+// clientText marks text that a client wrote. The engine takes C strings: a NUL would end the text.
 func clientText(s string) jinja.Text {
 	return jinja.ClientText(strings.ReplaceAll(s, "\x00", "\uFFFD"))
 }
 
-// addKwargs adds the client's variables; they replace none of the worker's own.
+// addKwargs adds the client's variables; they never replace the worker's own.
 func addKwargs(data map[string]any, raw []byte) error {
 	if len(raw) == 0 || string(raw) == "null" {
 		return nil
@@ -208,7 +208,7 @@ func (t *chatTemplate) toolCalls(calls []openai.ToolCall) []any {
 // controlTokens finds the texts of control tokens.
 type controlTokens struct {
 	texts   map[string]bool
-	lengths []int // of the texts, the longest first
+	lengths []int // lengths of the texts, the longest first
 	first   [256]bool
 }
 
@@ -241,14 +241,14 @@ func (c *controlTokens) at(s string, i int) int {
 	return 0
 }
 
-// segment is a part of a prompt. Only in trusted text are control tokens real.
+// segment is a part of a prompt. Control tokens are real only in trusted text.
 type segment struct {
 	text    string
 	trusted bool
 }
 
-// segments cuts a prompt where the text of a control token has bytes of a client. It cuts nowhere
-// else: the engine would make other tokens of the same text in pieces.
+// segments cuts a prompt where the text of a control token contains bytes of a client, and nowhere
+// else: cutting can change the tokens of a text.
 func (c *controlTokens) segments(prompt jinja.Text) []segment {
 	var out []segment
 	s, from := prompt.String(), 0

@@ -45,7 +45,7 @@ func TestTemplatesLikeJinja(t *testing.T) {
 	}
 }
 
-// segmentsOf renders a conversation of one message and cuts the prompt.
+// segmentsOf renders a conversation with one message and segments the prompt.
 func segmentsOf(t *testing.T, template, content string, control ...string) []segment {
 	t.Helper()
 	tmpl, err := newChatTemplate(template, "<s>", "</s>", newControlTokens(control))
@@ -151,8 +151,8 @@ func TestTemplateFailures(t *testing.T) {
 	must.StrContains(t, err.Error(), "chat_template_kwargs")
 }
 
-// TestContinueFinalMessage has the model go on from the beginning of the answer that it gives by
-// itself: the rest is the same.
+// TestContinueFinalMessage makes the model continue the beginning of its own answer: the rest is
+// the same.
 func TestContinueFinalMessage(t *testing.T) {
 	w := startWorker(t, 1, 256, "")
 	const asked = `{"role":"user","content":"Tell me a short story about a bee named Pip."}`

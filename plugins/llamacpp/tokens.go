@@ -10,16 +10,15 @@ import (
 )
 
 const (
-	// spellers is how many requests turn text into tokens, or back, for its own sake at once: they
-	// take processors from the engine, whose threads wait for each other.
+	// spellers bounds the concurrent requests that only tokenize or detokenize: they take CPU time
+	// from the engine, whose threads wait for each other.
 	spellers = 1
-	// maxSpelled bounds the text of such a request in bytes, and its tokens. The engine cannot be
-	// stopped while it makes tokens.
+	// maxSpelled bounds the text of such a request, in bytes, and its tokens. The engine cannot be
+	// interrupted while it tokenizes.
 	maxSpelled = 4 << 20
 )
 
-// speller waits for the turn of a request that makes tokens for their own sake. The caller ends it
-// with done.
+// speller waits for the turn of a request that only tokenizes. The caller ends the turn with done.
 func (s *server) speller(ctx context.Context) (done func(), err error) {
 	select {
 	case s.spelling <- struct{}{}:
@@ -95,7 +94,7 @@ func (s *server) detokenize(_ context.Context, body []byte) (any, error) {
 	return openai.DetokenizeResponse{Content: strings.ToValidUTF8(text.String(), "\uFFFD")}, nil
 }
 
-// spelled returns the bytes of a token; of a control token its text.
+// spelled returns the bytes of a token; for a control token, its text.
 func (m *model) spelled(t token) string {
 	if p := m.pieces[t]; p != "" {
 		return p
@@ -103,7 +102,7 @@ func (m *model) spelled(t token) string {
 	return m.tokenText(t)
 }
 
-// promptOf is the text that a conversation in the form of a chat completion becomes.
+// promptOf returns the prompt of a conversation in the form of a chat completion.
 func (s *server) promptOf(ctx context.Context, body []byte) (jinja.Text, error) {
 	req, err := openai.DecodeChat(body)
 	if err != nil {
@@ -121,8 +120,8 @@ func (s *server) applyTemplate(ctx context.Context, body []byte) (any, error) {
 	return openai.TemplateResponse{Prompt: prompt.String()}, nil
 }
 
-// inputTokens answers POST /v1/chat/completions/input_tokens. A conversation may be longer than
-// what fits: that is what people want to find out.
+// inputTokens answers POST /v1/chat/completions/input_tokens. The conversation may exceed the
+// context, as clients ask to find that out.
 func (s *server) inputTokens(ctx context.Context, body []byte) (any, error) {
 	prompt, err := s.promptOf(ctx, body)
 	if err != nil {

@@ -16,7 +16,7 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/worker"
 )
 
-// ask sends a request that must succeed and reads its answer into v.
+// ask sends a request that must succeed and decodes its answer into v.
 func (w *testWorker) ask(t testing.TB, path string, request, v any) {
 	t.Helper()
 	body, err := json.Marshal(request)
@@ -31,7 +31,7 @@ func (w *testWorker) ask(t testing.TB, path string, request, v any) {
 	must.NoError(t, json.Unmarshal(b, v), must.Sprintf("%s", b))
 }
 
-// tokensOf asks for the tokens of a text; more are further fields.
+// tokensOf requests the tokens of a text; more holds further fields.
 func (w *testWorker) tokensOf(t testing.TB, content any, more map[string]any) []int32 {
 	t.Helper()
 	request := map[string]any{"content": content}
@@ -41,7 +41,7 @@ func (w *testWorker) tokensOf(t testing.TB, content any, more map[string]any) []
 	return out.Tokens
 }
 
-// What llama-server answers to the same requests with the same model.
+// The expected answers are llama-server's, to the same requests with the same model.
 func TestTokenizeAsLlamaServer(t *testing.T) {
 	w := startWorker(t, 1, 64, "")
 	st, err := w.Status(t.Context())
@@ -89,7 +89,7 @@ func TestTokenizeAsLlamaServer(t *testing.T) {
 	must.Eq(t, "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n", prompt.Prompt)
 }
 
-// The count is what an answer's usage says, also for a conversation that does not fit.
+// The count equals the usage of an answer, and is also given for a conversation that does not fit.
 func TestInputTokens(t *testing.T) {
 	w := startWorker(t, 1, 64, "")
 	for name, messages := range map[string]string{

@@ -36,7 +36,7 @@ func withTools(more string) string {
 	return fmt.Sprintf(someTools, schemaOfTool["get_weather"]) + more
 }
 
-// checkToolCalls holds the calls against the schemas of their tools.
+// checkToolCalls validates the calls against the schemas of their tools.
 func checkToolCalls(t *testing.T, calls []openai.ToolCall) {
 	t.Helper()
 	must.SliceNotEmpty(t, calls)
@@ -54,7 +54,7 @@ func checkToolCalls(t *testing.T, calls []openai.ToolCall) {
 	}
 }
 
-// calls joins the calls of a stream.
+// calls assembles the calls of a stream.
 func (s *streamed) calls(t *testing.T) []openai.ToolCall {
 	t.Helper()
 	var out []openai.ToolCall
@@ -77,9 +77,9 @@ func (s *streamed) calls(t *testing.T) []openai.ToolCall {
 	return out
 }
 
-// TestRequiredTools samples calls at temperature 1: each validates, and is the same streamed and
-// whole. What shares a step differs between the two, so that a draw near the border between two
-// tokens may fall on the other side: two of eight may differ.
+// TestRequiredTools samples calls at temperature 1: each is valid, and the same streamed and
+// unstreamed. The two share their steps with different requests, so a draw near the border between
+// two tokens may fall on the other side: two of eight may differ.
 func TestRequiredTools(t *testing.T) {
 	w := startWorker(t, 4, 1024, "")
 	var wg sync.WaitGroup
@@ -162,8 +162,8 @@ func TestToolsRefused(t *testing.T) {
 	}
 }
 
-// With tools and a form an answer is a call or has the form, streamed and whole; with a budget of
-// thinking it keeps its form too.
+// With tools and a form, an answer is a call or has the form, streamed and unstreamed; with a
+// thinking budget it also keeps its form.
 func TestToolsBesideForm(t *testing.T) {
 	w := startWorker(t, 2, 1024, "")
 	const schema = `{"type":"array","items":{"type":"integer","minimum":0,"maximum":99},"minItems":1,"maxItems":3}`
@@ -171,7 +171,7 @@ func TestToolsBesideForm(t *testing.T) {
 	must.NoError(t, err)
 	calls, contents := 0, 0
 	for seed := range 12 {
-		bias := "" // the model was trained to call
+		bias := "" // the model prefers calls
 		if seed%2 == 0 {
 			bias = `,"logit_bias":{"{\"":-100,"{":-100}`
 		}
@@ -202,8 +202,8 @@ func TestToolsBesideForm(t *testing.T) {
 	must.NoError(t, validate(v, *c.Message.Content), must.Sprint(*c.Message.Content))
 }
 
-// An answer that holds a call, made so by a grammar of one text, is told apart as it comes and
-// whole.
+// An answer with a call, forced by a grammar with only one text, is split correctly, streamed and
+// unstreamed.
 func TestCallInAnswer(t *testing.T) {
 	w := startWorker(t, 1, 512, "")
 	m := w.served.model
@@ -246,8 +246,8 @@ func TestCallInAnswer(t *testing.T) {
 	must.True(t, s.done)
 }
 
-// OpenAI's own client runs a loop of tools: it asks, gets a call as a stream, sends its result and
-// gets an answer.
+// OpenAI's own client runs a tool loop: it asks, gets a streamed call, sends the result and gets an
+// answer.
 func TestToolLoopOfClient(t *testing.T) {
 	w := startWorker(t, 1, 1024, "")
 	client := goopenai.NewClient(option.WithBaseURL(w.url+"/v1"), option.WithAPIKey("none"), option.WithMaxRetries(0))
@@ -291,7 +291,7 @@ func TestToolLoopOfClient(t *testing.T) {
 	must.NotEq(t, "", answer.Choices[0].Message.Content)
 }
 
-// A template that knows of no tools gets them in words, and calls and results as text.
+// A template without tool support gets tools described in words, and calls and results as text.
 func TestConversationInWords(t *testing.T) {
 	t.Parallel()
 	req, err := openai.DecodeChat([]byte(`{"messages":[{"role":"system","content":"Be brief."},{"role":"user","content":"Time?"},
@@ -316,7 +316,8 @@ func TestConversationInWords(t *testing.T) {
 	must.StrContains(t, text.String(), "plain text.\nTime?[assistant]")
 }
 
-// A template that takes tools gets them as the client sent them, with thoughts and ids in its form.
+// A template with tool support gets tools as the client sent them, and thinking and ids in its own
+// form.
 func TestConversationOfTemplate(t *testing.T) {
 	t.Parallel()
 	const source = "{{ tools | tojson if tools }}<tool_call>{% for m in messages %}{% if m.tool_call_id is defined and m.tool_call_id | length != 9 %}{{ raise_exception('9') }}{% endif %}" +
@@ -336,7 +337,7 @@ func TestConversationOfTemplate(t *testing.T) {
 	must.Eq(t, 9, len(id))
 	must.StrContains(t, got, "[assistant||hm|"+id+"]y[tool|f||]r")
 	must.StrHasSuffix(t, "Truelow", got)
-	for _, s := range tmpl.control.segments(text) { // what a client wrote of a control token is none
+	for _, s := range tmpl.control.segments(text) { // control tokens from a client are not real
 		must.True(t, s.text != "<|x|>" || !s.trusted)
 	}
 	req.ReasoningEffort, req.ToolChoice = "none", openai.ToolChoice{Mode: "none"}
@@ -347,7 +348,7 @@ func TestConversationOfTemplate(t *testing.T) {
 	must.StrHasPrefix(t, "<tool_call>", text.String())
 }
 
-// Thoughts are split off, streamed and whole.
+// Thinking is split off, streamed and unstreamed.
 func TestReasoningContent(t *testing.T) {
 	t.Parallel()
 	form := &speech{format: dialogue.Recognise("<think></think>", false, nil), opened: true}
@@ -379,7 +380,7 @@ func TestReasoningContent(t *testing.T) {
 	must.Eq(t, openai.FinishStop, whole.Choices[0].FinishReason)
 }
 
-// Agents send the same tools again and again: they are compiled once, and not all of them are kept.
+// Agents send the same tools again and again: they are compiled once, and the cache is bounded.
 func TestToolboxKeeps(t *testing.T) {
 	t.Parallel()
 	b := newToolbox()

@@ -23,16 +23,16 @@ import (
 )
 
 // Settings of TestVocabularies: the path of a llama-server, and a folder of published files
-// tokenizer.json, each named by its pre-tokenizer as llama.cpp calls it: "llama-bpe.json".
+// tokenizer.json, each named after llama.cpp's name for its pre-tokenizer: "llama-bpe.json".
 const (
 	llamaServerEnv = "RBEE_TEST_LLAMA_SERVER"
 	tokenizersEnv  = "RBEE_TEST_TOKENIZERS"
 )
 
-// startLlamaServer serves a model on a socket until the test ends.
+// startLlamaServer serves a model on a Unix socket until the test ends.
 func startLlamaServer(t *testing.T, exe, model string) *testWorker {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "ls") //nolint:usetesting // the path of a socket has 104 bytes at most
+	dir, err := os.MkdirTemp("", "ls") //nolint:usetesting // a socket path has at most 104 bytes
 	must.NoError(t, err)
 	t.Cleanup(func() { must.NoError(t, os.RemoveAll(dir)) })
 	socket := filepath.Join(dir, "s.sock")
@@ -41,7 +41,7 @@ func startLlamaServer(t *testing.T, exe, model string) *testWorker {
 	cmd.Stdout, cmd.Stderr = &log, &log
 	must.NoError(t, cmd.Start())
 	t.Cleanup(func() {
-		_ = cmd.Process.Signal(syscall.SIGKILL) // it holds nothing
+		_ = cmd.Process.Signal(syscall.SIGKILL) // it has no state to save
 		_ = cmd.Wait()
 	})
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -61,8 +61,8 @@ func startLlamaServer(t *testing.T, exe, model string) *testWorker {
 	return &testWorker{url: "http://peer", client: client}
 }
 
-// vocabularyTexts are texts in many scripts, with what tokenizers disagree about, and some that are
-// drawn.
+// vocabularyTexts returns texts in many scripts, cases on which tokenizers disagree, and random
+// texts.
 func vocabularyTexts(markers []string) []string {
 	texts := []string{
 		"", " ", "  ", "   a", "a   ", "\n", "\n\n\n a\r\n\tb\t\t", "a\u00a0b\u2003c\u3000d", "Hello, world!", "HELLO hElLo I'm you'LL we'Ve 'tis",
@@ -70,7 +70,7 @@ func vocabularyTexts(markers []string) []string {
 		"äöüß éèê ñ ç œ æ ø å ı İ ſ ﬁ", "A\u0308 e\u0301 n\u0303 \u0301", "Привет, мир! Ёжик", "Γειά σου Κόσμε ΐ", "שלום עולם", "مرحبا بالعالم ١٢٣", "नमस्ते दुनिया क्षत्रिय", "สวัสดีชาวโลก",
 		"你好，世界！這是一個測試。", "こんにちは世界、カタカナ ﾊﾝｶｸ", "안녕하세요 세계 각", "ქართული հայերեն አማርኛ", "🙂 👩‍👩‍👧‍👦 🇩🇪 👍🏽 ❤️ 🐝", "𝕳𝖊𝖑𝖑𝖔 𐍈 \U0010FFFF \uFFFD", "\u200b\u200d\u202e\ufeff x",
 		"https://example.org/a?b=c&d=%20#e me@example.org", "{\"a\": [1, 2.5e-3, null], \"b\": \"\\n\"}", "<p class=\"x\">&amp;</p>", "\x01\x02\x7f\x1b[0m", strings.Repeat("ab ", 40), strings.Repeat("=", 70), strings.Repeat(" ", 70) + "x",
-		strings.Repeat("lorem 42 ipsum, ", 400), strings.Repeat("日本 kana é\n", 500), // which are cut
+		strings.Repeat("lorem 42 ipsum, ", 400), strings.Repeat("日本 kana é\n", 500), // long enough to be cut
 		"\u2581a \u2581 <0x41> <0xZZ>", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", "don’t “quote” – dash … ‹x›",
 	}
 	for _, m := range markers {
@@ -88,9 +88,9 @@ func vocabularyTexts(markers []string) []string {
 	return texts
 }
 
-// The worker makes the tokens that llama-server makes of the same texts with the same vocabulary,
-// with and without special tokens, and the same texts of them. What it adds to the engine is how
-// long texts are cut, what a begin or an end is, and NUL, which llama-server takes as it is.
+// The worker and llama-server convert the same texts to the same tokens with the same vocabulary,
+// with and without special tokens, and back to the same texts. The worker adds to the engine how
+// long texts are cut, the begin and end tokens, and NUL, which llama-server passes on.
 func TestVocabularies(t *testing.T) {
 	exe := os.Getenv(llamaServerEnv)
 	if exe == "" {
@@ -149,7 +149,7 @@ func compareVocabularies(t *testing.T, w, peer *testWorker) {
 			}
 		}
 	}
-	// Bytes that are not UTF-8 cannot be in a request's body: JSON has them replaced or refused.
+	// A request's body cannot contain invalid UTF-8: in JSON it is replaced or refused.
 	b, err := json.Marshal(map[string]any{"content": "a\xffb\xc3"})
 	must.NoError(t, err)
 	var out struct{ Tokens []int32 }

@@ -17,11 +17,10 @@ import (
 type vulkanCard struct {
 	name       string
 	kind       uint32 // VkPhysicalDeviceType
-	localBytes int64  // memory of the device itself; an integrated one has the machine's
+	localBytes int64  // the device's own memory; an integrated one uses the machine's
 }
 
-// The kinds of VkPhysicalDeviceType that are graphics processors. A software renderer, which is a
-// CPU there, is none.
+// The VkPhysicalDeviceTypes that are GPUs. A software renderer reports CPU and does not count.
 const (
 	vulkanIntegrated = 1
 	vulkanDiscrete   = 2
@@ -29,8 +28,8 @@ const (
 
 func (c vulkanCard) gpu() bool { return c.kind == vulkanIntegrated || c.kind == vulkanDiscrete }
 
-// vulkanDevices lists the graphics cards that have a Vulkan driver, or says in one sentence why
-// there are none.
+// vulkanDevices lists the GPUs with a Vulkan driver, or explains in one sentence why there are
+// none.
 func vulkanDevices(list func() ([]vulkanCard, error)) ([]worker.Device, string) {
 	cards, err := list()
 	if err != nil {
@@ -39,7 +38,7 @@ func vulkanDevices(list func() ([]vulkanCard, error)) ([]worker.Device, string) 
 	var out []worker.Device
 	for _, c := range cards {
 		if c.gpu() {
-			// How much is free only the engine can tell.
+			// Only the engine can tell how much is free.
 			out = append(out, worker.Device{ID: fmt.Sprintf("vulkan:%d", len(out)), Kind: string(Vulkan), Name: c.name, TotalBytes: c.localBytes, FreeBytes: c.localBytes})
 		}
 	}
@@ -49,7 +48,7 @@ func vulkanDevices(list func() ([]vulkanCard, error)) ([]worker.Device, string) 
 	return out, ""
 }
 
-// Layouts of vulkan_core.h, in bytes: sizes and offsets of what is read.
+// Layouts of vulkan_core.h: sizes and offsets of the fields read, in bytes.
 const (
 	vkInstanceInfoSize = 64  // VkInstanceCreateInfo
 	vkPropertiesSize   = 824 // VkPhysicalDeviceProperties
@@ -66,7 +65,7 @@ const (
 	vkRoom             = 2048
 )
 
-// vulkanCards asks the Vulkan loader. It takes no memory of a card.
+// vulkanCards queries the Vulkan loader, without allocating memory on a card.
 func vulkanCards() ([]vulkanCard, error) {
 	const loader = "libvulkan.so.1"
 	lib, err := purego.Dlopen(loader, purego.RTLD_NOW|purego.RTLD_LOCAL)
@@ -89,7 +88,7 @@ func vulkanCards() ([]vulkanCard, error) {
 		}
 	}
 	var info [vkInstanceInfoSize]byte
-	info[0] = 1 // VK_STRUCTURE_TYPE_INSTANCE_CREATE_INFO; everything else is left to the loader
+	info[0] = 1 // VK_STRUCTURE_TYPE_INSTANCE_CREATE_INFO; zeros leave the rest to the loader
 	var instance uintptr
 	if code := create(unsafe.Pointer(&info[0]), nil, &instance); code != 0 {
 		return nil, fmt.Errorf("vkCreateInstance returned %d", code)
@@ -111,7 +110,7 @@ func vulkanCards() ([]vulkanCard, error) {
 	return out, nil
 }
 
-// readVulkanCard reads the two structs that the loader fills in for a device.
+// readVulkanCard reads the two structs that the loader has filled in for a device.
 func readVulkanCard(properties, memory []byte) vulkanCard {
 	name, _, _ := bytes.Cut(properties[vkNameOffset:vkNameOffset+vkNameSize], []byte{0})
 	c := vulkanCard{name: string(bytes.ToValidUTF8(name, []byte("?"))), kind: binary.NativeEndian.Uint32(properties[vkTypeOffset:])}

@@ -58,12 +58,12 @@ func TestReadVulkanCard(t *testing.T) {
 	}
 	must.True(t, vulkanCard{"Radeon?", vulkanDiscrete, 8<<30 + 256<<20} == readVulkanCard(props, mem))
 
-	// A driver that counts more heaps than there is room for is not believed.
+	// A driver that reports more heaps than there is room for is not believed.
 	binary.NativeEndian.PutUint32(mem[vkHeapCountOffset:], 1<<31)
 	must.Eq(t, "Radeon?", readVulkanCard(props, mem).name)
 }
 
-// Whatever this machine has, asking for it ends in an answer.
+// On any machine, listing the cards returns.
 func TestVulkanCards(t *testing.T) {
 	t.Parallel()
 	cards, err := vulkanCards()

@@ -1,6 +1,6 @@
-// Package llamatest checks answers against llama.cpp's own plain loop, which it runs at test time
-// on the machine at hand: kernels round differently from processor to processor, so a recorded
-// answer is right on one of them only.
+// Package llamatest checks answers against llama.cpp's own plain loop, run at test time on the same
+// machine: kernels round differently on different CPUs, so a recorded answer would only be right on
+// one of them.
 package llamatest
 
 import (
@@ -15,41 +15,41 @@ import (
 	"github.com/hybridgroup/yzma/pkg/llama"
 )
 
-// Margin bounds a near tie: how far the log-probability of a chosen token may lie below that of the
-// likeliest one, in nats, in the plain loop with the same tokens before it. contributing/engine.md
-// says how it was measured.
+// Margin bounds a near tie: how far the log probability of a chosen token may lie below that of the
+// likeliest one, in nats, in the plain loop after the same tokens. contributing/engine.md describes
+// how it was measured.
 const Margin = 0.25
 
-// contextTokens is the size of the loop's context. No prompt and answer of a test is longer.
+// contextTokens is the size of the loop's context. Prompts and answers of tests are shorter.
 const contextTokens = 1024
 
 // Token is a token of a model's vocabulary.
 type Token = int32
 
-// Loop is llama.cpp's simplest loop over one model: decode, look at the logits, take the largest.
-// It uses the binding and nothing of rbee. Not safe for concurrent use.
+// Loop is llama.cpp's simplest loop over one model: decode, take the token with the largest logit,
+// repeat. It uses the binding and none of rbee's engine code. It is not safe for concurrent use.
 type Loop struct {
 	ctx   llama.Context
 	mem   llama.Memory
 	vocab llama.Vocab
-	most  int     // tokens of a prompt that are read at once
-	read  []Token // what the context has
+	most  int     // prompt tokens per batch
+	read  []Token // tokens in the context
 }
 
-// Settings say how a loop computes. The zero value is as the engine does by itself.
+// Settings configures how a loop computes. The zero value uses the engine's defaults.
 type Settings struct {
-	Piece int // tokens of a prompt that are read at once; 0: all
+	Piece int // prompt tokens per batch; 0: all
 }
 
-// Answer is what the plain loop says to a prompt.
+// Answer is the plain loop's answer to a prompt.
 type Answer struct {
-	Tokens []Token // the last one ends the answer, unless the limit cut it
+	Tokens []Token // the last one ends the answer, unless cut off by the limit
 	Text   string
-	Gap    float64 // the smallest distance between the likeliest token and the next one, in nats
+	Gap    float64 // the smallest distance between the likeliest token and the runner-up, in nats
 }
 
-// Load loads the engine's libraries below dir. It is for the tests of other packages: llamacpp
-// loads them itself, and once is enough for a process.
+// Load loads the engine's libraries below dir. It is for tests of other packages: llamacpp loads
+// them itself, and they can be loaded only once per process.
 func Load(t testing.TB, dir string) {
 	t.Helper()
 	noError(t, llama.Load(dir))
@@ -58,7 +58,7 @@ func Load(t testing.TB, dir string) {
 	noError(t, llama.GGMLBackendLoadAllFromPath(dir))
 }
 
-// New returns a loop over the model at path, in a copy of its own. The libraries must be loaded.
+// New returns a loop over its own copy of the model at path. The libraries must be loaded.
 func New(t testing.TB, path string) *Loop {
 	t.Helper()
 	return NewWith(t, path, Settings{})
@@ -114,10 +114,10 @@ func (l *Loop) Answer(t testing.TB, prompt []Token, limit int) Answer {
 	return a
 }
 
-// Check returns nil if text is an answer to prompt, cut off after limit tokens at most, of which
-// each token is the likeliest one in the plain loop after the same tokens, or a near tie with it.
-// Text alone does not tell its tokens, so Check looks for one way to spell it. The error shows how
-// far it came.
+// Check returns nil if text is an answer to prompt, cut off after at most limit tokens, in which
+// each token is the likeliest one in the plain loop after the same tokens, or nearly tied with it.
+// As text alone does not determine its tokens, Check searches for one way to spell it. The error
+// shows how far it got.
 func (l *Loop) Check(t testing.TB, prompt []Token, limit int, text string) error {
 	t.Helper()
 	s := search{loop: l, t: t, text: text, limit: limit, prompt: len(prompt)}
@@ -141,11 +141,11 @@ type search struct {
 
 	ties      int
 	reached   bool
-	far, want string // the longest beginning that was reached, and what the likeliest token makes of it
+	far, want string // the longest prefix reached, and its continuation with the likeliest token
 }
 
-// from decodes next, after which raw is said in n tokens, and reports whether the rest of the text
-// follows.
+// from decodes next, where raw is the text of the n tokens so far, and reports whether the rest of
+// the text can follow.
 func (s *search) from(next []Token, raw string, n int) bool {
 	if n == s.limit {
 		return valid(raw) == s.text
@@ -183,8 +183,8 @@ type choice struct {
 	logit float32
 }
 
-// decode adds tokens to the context and returns the vocabulary, the likeliest token first.
-// Differences of logits are differences of log-probabilities.
+// decode adds tokens to the context and returns all tokens of the vocabulary, the likeliest first.
+// Differences of logits are differences of log probabilities.
 func (l *Loop) decode(t testing.TB, tokens []Token) []choice {
 	t.Helper()
 	logits := l.evaluate(t, tokens)
@@ -196,7 +196,7 @@ func (l *Loop) decode(t testing.TB, tokens []Token) []choice {
 	return ranked
 }
 
-// evaluate adds tokens to the context, in pieces, and returns the logits after the last of them, in
+// evaluate adds tokens to the context, in batches, and returns the logits after the last one, in
 // the engine's memory.
 func (l *Loop) evaluate(t testing.TB, tokens []Token) []float32 {
 	t.Helper()
@@ -224,7 +224,7 @@ func (l *Loop) step(t testing.TB, tokens []Token) []float32 {
 	return logits
 }
 
-// rewind forgets what follows the first n positions. A recurrent model reads them again.
+// rewind cuts the context to its first n positions. A recurrent model reads them again.
 func (l *Loop) rewind(t testing.TB, n int) {
 	t.Helper()
 	done, err := llama.MemorySeqRm(l.mem, 0, llama.Pos(n), -1)
@@ -245,10 +245,10 @@ func (l *Loop) piece(token Token) string {
 	return string(buf[:max(0, llama.TokenToPiece(l.vocab, llama.Token(token), buf, 0, false))])
 }
 
-// valid is text as a worker sends it: U+FFFD for each byte that is not UTF-8.
+// valid returns text as a worker sends it, with U+FFFD for each byte of invalid UTF-8.
 func valid(s string) string { return string([]rune(s)) }
 
-// whole cuts off a character whose last bytes have not come yet.
+// whole cuts off an incomplete character at the end.
 func whole(s string) string {
 	for n := 1; n <= min(3, len(s)); n++ {
 		if tail := []byte(s[len(s)-n:]); tail[0] >= 0xC0 {

@@ -40,5 +40,5 @@ func TestCheck(t *testing.T) {
 			must.ErrorContains(t, loop.Check(t, prompt, c.limit, c.text), "no token goes on")
 		})
 	}
-	must.NoError(t, loop.Check(t, prompt, limit, a.Text)) // a search that failed leaves nothing behind
+	must.NoError(t, loop.Check(t, prompt, limit, a.Text)) // a failed search leaves no traces
 }

@@ -5,13 +5,13 @@ import (
 	"testing"
 )
 
-// roundingCuts is how many places Rounding cuts a prompt at.
+// roundingCuts is the number of places at which Rounding cuts a prompt.
 const roundingCuts = 8
 
-// Rounding returns how far logits after a prompt move by how it is read: the greatest difference of
-// one between the loop's usual way and the other ways of the same loop: all but the last token and
-// then that, a token at a time, cut in two at several places. It is 0 where the kernels add up in
-// the same order for each number of rows.
+// Rounding returns how much the logits after a prompt depend on how it is read: the largest
+// difference of a logit between the loop's usual way and others: all tokens but the last and then
+// that, one token at a time, and cut in two at several places. It is 0 when the kernels sum in the
+// same order for any number of rows.
 func (l *Loop) Rounding(t testing.TB, prompt []Token) float32 {
 	t.Helper()
 	n := len(prompt)
@@ -32,7 +32,7 @@ func (l *Loop) Rounding(t testing.TB, prompt []Token) float32 {
 	return greatest
 }
 
-// inParts returns the logits after a prompt that is cut before the given positions.
+// inParts returns the logits after a prompt that is read in parts, cut before the given positions.
 func (l *Loop) inParts(t testing.TB, prompt []Token, cuts []int) []float32 {
 	t.Helper()
 	l.rewind(t, 0)
@@ -44,9 +44,9 @@ func (l *Loop) inParts(t testing.TB, prompt []Token, cuts []int) []float32 {
 	return l.evaluate(t, prompt[at:])
 }
 
-// Logits returns the logits after a prompt, read as the settings say, and what is said after it,
-// read a token at a time. It goes on from the last call where that had the same prompt. They are
-// valid until the next call.
+// Logits returns the logits after prompt, read as the settings specify, and said, read one token at
+// a time. It continues from the last call if that had the same prompt. The result is valid until
+// the next call.
 func (l *Loop) Logits(t testing.TB, prompt, said []Token) []float32 {
 	t.Helper()
 	n := len(prompt)

@@ -1,13 +1,13 @@
 package batch
 
-// Adapters: the engine has one set of them for a step, so that requests with others take turns. A
-// sequence that was read with other adapters is another sequence, whatever its tokens are.
+// Adapters: the engine uses one set of them per step, so requests with different sets take turns.
+// The cached data of a sequence depends on the adapters that it was read with.
 
-// takesPart reports whether a slot is at work with these adapters.
+// takesPart reports whether a slot is running a request with these adapters.
 func (x *slot) takesPart(adapters string) bool { return x.req != nil && x.adapted == adapters }
 
-// takeTurn sets the adapters of the next step: those of the request that waited longest for one. It
-// returns how many answers go on, with these adapters or others.
+// takeTurn selects the adapters of the next step: those of the request that has waited longest for
+// a step. It returns how many answers are in progress, with these adapters or others.
 func (s *Scheduler) takeTurn() (streams int) {
 	var first *slot
 	for _, x := range s.slots {

@@ -8,8 +8,8 @@ import (
 	"github.com/shoenig/test/must"
 )
 
-// Requests with different adapters are answered beside each other as they are alone, though many
-// begin with the same tokens: no step mixes them, and none goes on from what another one read.
+// Concurrent requests with different adapters get the same answers as alone, though many begin with
+// the same tokens: no step mixes adapters, and no request reuses a prefix read with others.
 func TestAdaptersAreNotMixed(t *testing.T) {
 	t.Parallel()
 	type key struct{ prompt, adapters int }
@@ -57,12 +57,12 @@ func TestAdaptersAreNotMixed(t *testing.T) {
 				must.NoError(t, e.Err)
 				must.Eq(t, alone[keys[i]], text, must.Sprintf("request %d: %v", i, keys[i]))
 			}
-			must.Positive(t, s.Stats().PromptReused) // by those with the same adapters
+			must.Positive(t, s.Stats().PromptReused) // by requests with the same adapters
 		})
 	}
 }
 
-// Requests with different adapters take turns: one with its own does not wait for the others.
+// Requests with different adapters take turns: a lone one does not wait for the others to end.
 func TestAdaptersTakeTurns(t *testing.T) {
 	t.Parallel()
 	f := newFake(t, 3)
@@ -72,11 +72,11 @@ func TestAdaptersTakeTurns(t *testing.T) {
 		var runs []*run
 		for i := range 3 {
 			r := newRun(append(prompt(50+i, 3), text...), 40)
-			r.Adapters = fmt.Sprint(1 + i/2) // two of a kind, and another one
+			r.Adapters = fmt.Sprint(1 + i/2) // two with the same adapters, and another one
 			r.Chooser = &script{text: prompt(9, 40)}
 			runs = append(runs, r)
 		}
-		said, emit := 0, runs[0].Emit // by the one with its own, when another one ends
+		said, emit := 0, runs[0].Emit // tokens of the lone one when another one ends
 		runs[0].Emit = func(e Event) {
 			if e.Last() {
 				said = s.slots[2].generated
@@ -89,7 +89,7 @@ func TestAdaptersTakeTurns(t *testing.T) {
 			must.NoError(t, e.Err)
 			must.Eq(t, 40, e.Tokens)
 		}
-		must.Between(t, 80, f.steps, 90) // the two share theirs
+		must.Between(t, 80, f.steps, 90) // the two share their steps
 		must.Between(t, 30, said, 40)
 	})
 }

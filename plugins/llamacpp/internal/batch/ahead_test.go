@@ -7,8 +7,8 @@ import (
 	"github.com/shoenig/test/must"
 )
 
-// What must follow a choice is evaluated with it, and makes the same answer as one step for each
-// token.
+// Forced tokens are evaluated together with the choice before them, and the answer equals that with
+// one step per token.
 func TestAhead(t *testing.T) {
 	t.Parallel()
 	f, conf := newFake(t, 3), fakeConfig(3)
@@ -17,7 +17,7 @@ func TestAhead(t *testing.T) {
 	bubble(t, f, conf, func(t *testing.T, s *Scheduler) {
 		for seed := range 40 {
 			var runs []*run
-			for i := range 3 { // one more than the bounds of a step, of an answer, of a slot
+			for i := range 3 { // one more than the bounds of a step, an answer and a slot
 				r := newRun(prompt(seed*3+i, 1+seed%7*9), seed%5*11)
 				r.chooser.seed, r.chooser.ahead = uint64(seed*3+i), (seed*i)%50
 				r.AllLogits = seed%4 == 3
@@ -55,7 +55,7 @@ func TestAheadTakesFewSteps(t *testing.T) {
 		asAlone(t, r, conf)
 		_, e := r.last()
 		must.Eq(t, 120, e.Tokens)
-		must.Between(t, 7, f.steps, 9) // the prompt, two to know the pace, and six times twenty tokens
+		must.Between(t, 7, f.steps, 9) // the prompt, two to measure the pace, and six of twenty tokens each
 		must.Eq(t, 5+119, f.decoded)
 		r = newRun(prompt(4, 5), 120) // one that does not fit into a step
 		r.chooser.ahead = 70
@@ -67,12 +67,12 @@ func TestAheadTakesFewSteps(t *testing.T) {
 	})
 }
 
-// Where a token costs as much in a step with others as in one of its own, it gets its own.
+// Where a token costs as much in a shared step as in its own, it gets its own.
 func TestAheadOneByOne(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
 		perStep, perToken time.Duration
-		steps             int // that a hundred tokens take, about
+		steps             int // for about a hundred tokens
 	}{{10 * time.Millisecond, time.Millisecond, 10}, {0, 10 * time.Millisecond, 80}} {
 		f, conf := newFake(t, 1), fakeConfig(1)
 		f.perStep, f.perToken = c.perStep, c.perToken
@@ -87,7 +87,7 @@ func TestAheadOneByOne(t *testing.T) {
 			asAlone(t, r, conf)
 			_, e := r.last()
 			must.Eq(t, 100, e.Tokens)
-			must.Between(t, c.steps, f.steps-before, c.steps+5) // it is found out on the way
+			must.Between(t, c.steps, f.steps-before, c.steps+5) // measured on the way
 		})
 	}
 }

@@ -5,21 +5,21 @@ import (
 	"slices"
 )
 
-// Block hashes: what the scheduler holds of texts, told so that a router can find who has the
-// beginning of a prompt, and nobody can read it.
+// Block hashes describe the token prefixes that the scheduler holds. A router uses them to find who
+// has the beginning of a prompt, without being able to read it.
 
 const (
-	// BlockTokens is the tokens of a block.
+	// BlockTokens is the number of tokens in a block.
 	BlockTokens = 64
-	// MostBlocks bounds the blocks that Blocks returns, and those of one text.
+	// MostBlocks bounds the blocks of a text and the list that Blocks returns.
 	MostBlocks = 512
 )
 
-// HashFunc returns the hash of a block behind the block whose hash is before, or behind a text's
-// beginning: then before is that of the adapters' spelling, as a block of no tokens.
+// HashFunc returns the hash of a block that follows the block with the hash before. For the first
+// block of a text, before is the hash of the adapters, computed for an empty block.
 type HashFunc func(before uint64, adapters string, block []Token) uint64
 
-// chain returns the hashes of the whole blocks of a text.
+// chain returns the hashes of the complete blocks of a text.
 func (s *Scheduler) chain(text []Token, adapters string) []uint64 {
 	if s.conf.Hash == nil {
 		return nil
@@ -34,7 +34,7 @@ func (s *Scheduler) chain(text []Token, adapters string) []uint64 {
 	return out
 }
 
-// publish makes the list that Blocks returns: what was used last comes first.
+// publish builds the list that Blocks returns, most recently used first.
 func (s *Scheduler) publish() {
 	if s.conf.Hash == nil {
 		return
@@ -66,8 +66,8 @@ func (s *Scheduler) publish() {
 	s.blocks.Store(&out)
 }
 
-// Blocks returns the hashes of the blocks that the scheduler holds, MostBlocks at most; nil without
-// a Config.Hash. A request counts when it has ended. The caller does not change the list.
+// Blocks returns the hashes of the blocks that the scheduler holds, at most MostBlocks; nil without
+// a Config.Hash. Requests count once they have ended. The caller must not modify the list.
 func (s *Scheduler) Blocks() []uint64 {
 	if list := s.blocks.Load(); list != nil {
 		return *list

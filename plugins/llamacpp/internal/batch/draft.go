@@ -10,33 +10,35 @@ import (
 )
 
 const (
-	// DraftStep bounds the tokens that a drafter reads before a step: the answers wait for it. It
-	// makes no draft until it has read all.
+	// DraftStep bounds the tokens that a drafter reads before a step, as the answers wait for it.
+	// It drafts nothing until it has read the whole text.
 	DraftStep = 64
-	// leastSure is how likely a token must be in the drafter's eyes. What follows a doubtful one is
-	// more doubtful still.
+	// leastSure is the minimum probability of a drafted token. Tokens after a doubtful one are more
+	// doubtful still.
 	leastSure = 0.5
 )
 
-// Drafter drafts with a smaller model of the same vocabulary, where a text alone tells nothing. It
-// has a sequence for each of a scheduler's slots, and only that scheduler's goroutine uses it.
+// Drafter drafts with a smaller model of the same vocabulary where looking up the text finds
+// nothing. It has one sequence per slot of its scheduler, and only that scheduler's goroutine uses
+// it.
 type Drafter struct {
 	decoder Decoder
 	tokens  int // positions of a sequence
-	vocab   int // tokens that may be drafted: those below
+	vocab   int // only tokens below it may be drafted
 	log     hclog.Logger
-	held    [][]Token // what the decoder has of each sequence
+	held    [][]Token // contents of the decoder's sequences
 	entries []Entry
 	failed  bool
 }
 
-// NewDrafter returns a drafter with so many sequences of so many positions. The decoder takes steps
-// of DraftStep tokens and can cut its sequences anywhere. Tokens from vocab on are never drafted.
+// NewDrafter returns a drafter with the given number of sequences, of tokens positions each. The
+// decoder must accept steps of DraftStep tokens and cut its sequences anywhere. Tokens from vocab
+// on are never drafted.
 func NewDrafter(decoder Decoder, sequences, tokens, vocab int, log hclog.Logger) *Drafter {
 	return &Drafter{decoder: decoder, tokens: tokens, vocab: vocab, log: log, held: make([][]Token, sequences)}
 }
 
-// draft returns at most n tokens that may follow a text.
+// draft returns at most n tokens that are likely to follow a text.
 func (d *Drafter) draft(seq int, text []Token, n int) []Token {
 	if d.failed || len(text)+n > d.tokens {
 		return nil
@@ -67,7 +69,7 @@ func (d *Drafter) draft(seq int, text []Token, n int) []Token {
 	return out
 }
 
-// read evaluates the next tokens of a sequence, and wants the logits after the last of them.
+// read evaluates the next tokens of a sequence, with logits for the last one.
 func (d *Drafter) read(seq int, tokens []Token) bool {
 	d.entries = d.entries[:0]
 	for i, t := range tokens {
@@ -81,13 +83,13 @@ func (d *Drafter) read(seq int, tokens []Token) bool {
 	return true
 }
 
-// fail ends the drafter's work: requests are answered without it.
+// fail disables the drafter; requests are answered without it.
 func (d *Drafter) fail(err error) {
 	d.failed = true
 	d.log.Warn("draft model failed, it is used no more", "error", err)
 }
 
-// likeliest returns the token with the largest of the logits, and its probability.
+// likeliest returns the token with the largest logit, and its probability.
 func likeliest(logits []float32) (t Token, p float64) {
 	if len(logits) == 0 {
 		return 0, 0
@@ -98,14 +100,14 @@ func likeliest(logits []float32) (t Token, p float64) {
 		if l == best {
 			t = Token(i)
 		}
-		if l > best-16 { // the rest is nothing beside it
+		if l > best-16 { // smaller ones are negligible
 			sum += math.Exp(float64(l - best))
 		}
 	}
 	return t, 1 / sum
 }
 
-// askDrafter fills in a slot's draft where the drafter has one, and measures what that takes.
+// askDrafter fills in a slot's draft if the drafter has one, and measures the time.
 func (s *Scheduler) askDrafter(x *slot, answers, most int) {
 	most = min(most, x.odds.worth(byModel, s.pace.price(answers, true)))
 	if most < 1 {

@@ -9,12 +9,13 @@ import (
 	"github.com/shoenig/test/must"
 )
 
-// drafting returns what gives an engine a drafter that thinks as it does, but for what change does.
+// drafting returns a function that gives an engine a drafter with the same predictions, except for
+// what change changes.
 func drafting(t *testing.T, slots int, change func(*fakeDecoder)) func(*fakeDecoder, *Config) {
 	t.Helper()
 	return func(f *fakeDecoder, conf *Config) {
 		small := newFake(t, slots)
-		f.memory, small.memory = 0, 0 // texts do not repeat themselves
+		f.memory, small.memory = 0, 0 // so that texts do not repeat themselves
 		if change != nil {
 			change(small)
 		}
@@ -22,7 +23,7 @@ func drafting(t *testing.T, slots int, change func(*fakeDecoder)) func(*fakeDeco
 	}
 }
 
-// A draft changes nothing of an answer, whatever the draft model thinks, and when it fails.
+// Drafts never change an answer, whatever the draft model predicts, not even when it fails.
 func TestDraftsChangeNothing(t *testing.T) {
 	t.Parallel()
 	requests := func() []*run {
@@ -61,7 +62,7 @@ func TestDraftsChangeNothing(t *testing.T) {
 	}
 }
 
-// A draft model that is mostly right saves steps.
+// A draft model that is usually right saves steps.
 func TestDraftsSaveSteps(t *testing.T) {
 	t.Parallel()
 	text := lasting(t)
@@ -74,7 +75,7 @@ func TestDraftsSaveSteps(t *testing.T) {
 	must.Less(t, 60, f.steps)
 }
 
-// lasting returns a prompt whose answer is long, on an engine that remembers all.
+// lasting returns a prompt with a long answer, on an engine with unlimited memory.
 func lasting(t *testing.T) []Token {
 	t.Helper()
 	for seed := range 1000 {
@@ -86,8 +87,8 @@ func lasting(t *testing.T) []Token {
 	return nil
 }
 
-// The drafter reads a long prompt in parts, as the answers wait for it, and says nothing before it
-// has read all. What it has of a text it does not read again.
+// The drafter reads a long prompt in parts, as the answers wait for it, and drafts nothing before
+// it has read the whole prompt. It does not read again what its sequence already holds.
 func TestDrafterReads(t *testing.T) {
 	t.Parallel()
 	f := newFake(t, 2)
@@ -100,9 +101,9 @@ func TestDrafterReads(t *testing.T) {
 	must.Len(t, 4, d.draft(1, text, 4))
 	must.Eq(t, 150+3, f.decoded)
 	must.Eq(t, DraftStep, most)
-	must.Len(t, 2, d.draft(1, append(text, 7), 2)) // another token than it thought, most likely
+	must.Len(t, 2, d.draft(1, append(text, 7), 2)) // most likely not the token that it predicted
 	must.Eq(t, 150+3+2, f.decoded)
-	must.SliceEmpty(t, d.draft(0, prompt(2, 399), 4)) // more than it has room for
+	must.SliceEmpty(t, d.draft(0, prompt(2, 399), 4)) // longer than a sequence
 	must.SliceEmpty(t, NewDrafter(newFake(t, 1), 1, 400, 1, hclog.NewNullLogger()).draft(0, text[:20], 4))
 }
 

@@ -17,35 +17,35 @@ import (
 	"github.com/shoenig/test/must"
 )
 
-// fakeVocab is the number of the fake engine's tokens. Token 0 ends a generation, the piece of
+// fakeVocab is the size of the fake engine's vocabulary. Token 0 ends a generation; the piece of
 // token n is the n-th letter.
 const fakeVocab = 26
 
-// fakeDecoder is an engine whose logits are a function of the sequence's exact tokens, so that a
-// token in the wrong place changes what follows. It fails the test where it is used wrongly. Like
-// the real one it moves the data of a copy with the next step only.
+// fakeDecoder is an engine whose logits depend on the exact tokens of the sequence, so that a
+// misplaced token changes what follows. It fails the test when misused. Like the real engine, it
+// defers copies to the next step.
 type fakeDecoder struct {
 	t      testing.TB
 	length []int     // positions of each sequence
-	data   [][]Token // what the cache has of each sequence, beyond its length too
-	copies [][2]int  // that are not done yet: from, to
-	cells  int       // positions of all sequences together; 0: no bound
-	fail   error     // what Decode returns
-	memory int       // logits depend on so many tokens, so that texts come to repeat themselves; 0: on all
+	data   [][]Token // cache contents of each sequence, also beyond its length
+	copies [][2]int  // pending copies: from, to
+	cells  int       // positions of all sequences together; 0: unbounded
+	fail   error     // the result of Decode
+	memory int       // number of last tokens that logits depend on, which makes texts repeat; 0: all
 	shift  Token     // added to the tokens of a step: its adapters
-	stuck  bool      // Remove refuses what Floor allows
-	window int       // how far back a sequence can be cut; 0: everywhere; negative: not at all
+	stuck  bool      // Remove refuses cuts that Floor allows
+	window int       // how far back a sequence can be cut; 0: anywhere; negative: not at all
 
-	perStep, perToken time.Duration      // how long Decode takes
+	perStep, perToken time.Duration      // duration of Decode
 	before            func(step []Entry) // called at the beginning of Decode
 
-	steps, decoded int // decoded: tokens
+	steps, decoded int // calls of Decode, and their tokens
 	logits         []bool
 	history        [][]Token // for each entry of the last step: the tokens up to it
 
 	copied, loaded int          // calls
-	states         atomic.Int64 // saved and not freed
-	bytes          atomic.Int64 // of them
+	states         atomic.Int64 // saved and not yet freed
+	bytes          atomic.Int64 // bytes of those states
 }
 
 func newFake(t testing.TB, slots int) *fakeDecoder {
@@ -129,14 +129,14 @@ func (f *fakeDecoder) Copy(from, to int) {
 	f.copied++
 }
 
-// Adapt takes the number of adapters: what is read with them is as other tokens.
+// Adapt takes the number of adapters: tokens read with adapters count as other tokens.
 func (f *fakeDecoder) Adapt(adapters string) error {
 	n, err := strconv.Atoi(cmp.Or(adapters, "0"))
 	f.shift = Token(100 * n)
 	return err
 }
 
-// fakeState is a saved sequence. Each token takes a byte.
+// fakeState is a saved sequence of one byte per token.
 type fakeState struct {
 	f    *fakeDecoder
 	data []Token
@@ -152,7 +152,7 @@ func (s *fakeState) Data() []byte {
 	return out
 }
 
-// fakeStateOf is the state with such Data.
+// fakeStateOf decodes the Data of a state.
 func fakeStateOf(data []byte) *fakeState {
 	s := &fakeState{}
 	for _, b := range data {
@@ -193,7 +193,7 @@ func (f *fakeDecoder) Load(seq int, state State) bool {
 	return true
 }
 
-// fakeLogits is what the fake engine says after the tokens.
+// fakeLogits returns the fake engine's logits after the tokens.
 func fakeLogits(history []Token) []float32 {
 	h := fnv.New64a()
 	for _, t := range history {
@@ -205,21 +205,21 @@ func fakeLogits(history []Token) []float32 {
 		x = x*6364136223846793005 + 1442695040888963407
 		out[i] = float32(x >> 40)
 	}
-	out[0] /= 2 // ends are rare
+	out[0] /= 2 // make ends rare
 	return out
 }
 
-// fakeChooser takes the likeliest token, or with a seed another one that depends on the seed, the
-// logits and on how many it has chosen.
+// fakeChooser takes the likeliest token. With a seed it takes another one, depending on the seed,
+// the logits and the number of tokens chosen.
 type fakeChooser struct {
 	seed   uint64
 	chosen uint64
 	closed int
 	err    error
 
-	ahead  int     // how many tokens must follow each that was chosen
-	told   []Token // the tokens of Ahead that are still to be followed
-	logits []bool  // of each call of Follow, whether there were any
+	ahead  int     // forced tokens after each chosen one
+	told   []Token // tokens of Ahead still to be followed
+	logits []bool  // for each call of Follow: whether it got logits
 }
 
 func (c *fakeChooser) Choose(logits []float32) (Choice, error) {
@@ -243,7 +243,7 @@ func (c *fakeChooser) Choose(logits []float32) (Choice, error) {
 	return Choice{Token: Token(best), LogProbs: []LogProb{{Token(best), -float32(c.chosen)}}, Ahead: slices.Clone(c.told)}, nil
 }
 
-// aheadOf returns n tokens that must follow t.
+// aheadOf returns n forced tokens after t.
 func aheadOf(t Token, n int) []Token {
 	var out []Token
 	for range n {
@@ -276,7 +276,7 @@ func fakeVocabulary() Vocab {
 	return v
 }
 
-// alone is what a request must be answered, whatever else happens.
+// alone returns the answer that a request must get, whatever else happens.
 func alone(prompt []Token, seed uint64, maxTokens, slotTokens int, stops []string) (text string, finish Finish, tokens int) {
 	return aloneAhead(prompt, seed, 0, maxTokens, slotTokens, stops)
 }
@@ -310,7 +310,7 @@ func aloneAhead(prompt []Token, seed uint64, ahead, maxTokens, slotTokens int, s
 	}
 }
 
-// run is a request of a test and what came of it.
+// run is a test's request with its events.
 type run struct {
 	*Request
 	chooser *fakeChooser
@@ -383,10 +383,10 @@ func prompt(seed, n int) []Token {
 	return out
 }
 
-// long is a prompt whose answer does not end within n tokens.
+// long returns a prompt whose answer does not end within n tokens.
 func long(t testing.TB, length, n int) []Token {
 	t.Helper()
-	for seed := length; seed < 10000; seed++ { // prompts of different lengths share nothing
+	for seed := length; seed < 10000; seed++ { // prompts of different lengths share no prefix
 		if _, _, got := alone(prompt(seed, length), 0, n, 1<<30, nil); got == n {
 			return prompt(seed, length)
 		}
@@ -397,7 +397,7 @@ func long(t testing.TB, length, n int) []Token {
 
 var errBroken = errors.New("it is broken")
 
-// asAlone checks a run's answer.
+// asAlone checks that a run's answer is the one it would get alone.
 func asAlone(t testing.TB, r *run, conf Config) {
 	t.Helper()
 	text, e := r.last()

@@ -6,15 +6,16 @@ import (
 	"slices"
 )
 
-// Sequence is what was read of a text, and what an engine of the same model needs to go on with it.
+// Sequence holds the tokens of a text and the state that lets an engine of the same model continue
+// it.
 type Sequence struct {
 	Tokens   []Token
-	Adapters string // as Request.Adapters
-	Floor    int    // as Decoder.Floor
+	Adapters string // see Request.Adapters
+	Floor    int    // see Decoder.Floor
 	State    State
 }
 
-// restore takes over what an earlier scheduler kept.
+// restore takes over the sequences that an earlier scheduler kept.
 func (s *Scheduler) restore(list []Sequence) {
 	for _, q := range list {
 		s.clock++
@@ -22,7 +23,7 @@ func (s *Scheduler) restore(list []Sequence) {
 	}
 }
 
-// part gives away what is kept, for a later scheduler. An engine that failed keeps nothing.
+// part hands the kept sequences to a later scheduler. It keeps nothing after an engine failure.
 func (s *Scheduler) part() {
 	s.mu.Lock()
 	failed := s.failure != ""
@@ -32,8 +33,8 @@ func (s *Scheduler) part() {
 	}
 }
 
-// kept returns what slots and store hold that is worth keeping, what was used last first, and
-// nothing that the one before contains. The states are valid until the next one.
+// kept yields the sequences of slots and store that are worth keeping, most recently used first,
+// omitting those that an earlier one contains. Each state is valid until the next one is yielded.
 func (s *Scheduler) kept() iter.Seq[Sequence] {
 	type holder struct {
 		slot  *slot

@@ -10,8 +10,8 @@ import (
 	"github.com/shoenig/test/must"
 )
 
-// A scheduler that ends gives away what slots and store hold, and a later one goes on with it: the
-// next turn of each conversation evaluates what is new in it.
+// A scheduler that ends hands over the contents of slots and store, and a later one continues with
+// them: the next turn of each conversation evaluates only its new tokens.
 func TestSequencesSurvive(t *testing.T) {
 	t.Parallel()
 	for name, window := range map[string]int{"cut anywhere": 0, "recurrent": -1} {
@@ -28,12 +28,12 @@ func TestSequencesSurvive(t *testing.T) {
 			}
 			var turns [][]Token
 			bubble(t, f, conf, func(t *testing.T, s *Scheduler) {
-				for i := range 3 { // one more than there are slots
+				for i := range 3 { // one more than the slots
 					turns = append(turns, answered(say(t, s, conf, long(t, 100+i, 8), 8)))
 				}
 			})
 			must.SliceNotEmpty(t, kept)
-			must.Eq(t, turns[2][:len(turns[2])-1], kept[0].Tokens) // used last; the last token of an answer was never read
+			must.Eq(t, turns[2][:len(turns[2])-1], kept[0].Tokens) // most recently used; the last token of an answer was never read
 			slices.Reverse(kept)
 
 			next := newFake(t, 2)
@@ -58,7 +58,7 @@ func TestSequencesSurvive(t *testing.T) {
 	}
 }
 
-// An engine that failed keeps nothing: what its cache holds cannot be trusted.
+// After an engine failure nothing is kept, as the contents of its cache cannot be trusted.
 func TestFailedEngineKeepsNothing(t *testing.T) {
 	t.Parallel()
 	f, conf := newFake(t, 1), fakeConfig(1)
@@ -88,8 +88,8 @@ func fakeHash(before uint64, adapters string, block []Token) uint64 {
 	return h.Sum64()
 }
 
-// Blocks tells the whole blocks of what is held, each once, and none of what was forgotten. Texts
-// that begin alike have the same blocks there, and others behind the place where they part.
+// Blocks lists the complete blocks of held texts, each once, and none of forgotten texts. Texts
+// with a common prefix share its blocks and differ in all later ones.
 func TestBlocks(t *testing.T) {
 	t.Parallel()
 	f, conf := newFake(t, 2), fakeConfig(2)
@@ -105,10 +105,10 @@ func TestBlocks(t *testing.T) {
 		b := answered(say(t, s, conf, second, 4))
 		list := s.Blocks()
 		must.Eq(t, s.chain(b[:len(b)-1], ""), list[:3])
-		must.Len(t, 5, list) // they share one
+		must.Len(t, 5, list) // they share one block
 		must.Eq(t, s.chain(a, "")[1:], list[3:])
 
-		third := prompt(3, 2*BlockTokens) // takes the place of the first: there is no store
+		third := prompt(3, 2*BlockTokens) // replaces the first one, as there is no store
 		c := answered(say(t, s, conf, third, 4))
 		must.Eq(t, slices.Concat(s.chain(c[:len(c)-1], ""), s.chain(b[:len(b)-1], "")), s.Blocks())
 		must.NotEq(t, s.chain(b, ""), s.chain(b, "1"))

@@ -8,7 +8,8 @@ import (
 	"github.com/shoenig/test/must"
 )
 
-// pacedConfig is that of an engine that takes 10 ms for a step and 1 ms for each of its tokens.
+// pacedConfig returns the config of an engine that takes 10 ms for a step and 1 ms for each of its
+// tokens.
 func pacedConfig(f *fakeDecoder, slots int) Config {
 	f.perStep, f.perToken = 10*time.Millisecond, time.Millisecond
 	conf := fakeConfig(slots)
@@ -16,7 +17,7 @@ func pacedConfig(f *fakeDecoder, slots int) Config {
 	return conf
 }
 
-// timed is a run that notes when its tokens came.
+// timed returns a run that records the arrival times of its tokens.
 func timed(prompt []Token, maxTokens int) (*run, *[]time.Time) {
 	r := newRun(prompt, maxTokens)
 	at := new([]time.Time)
@@ -37,7 +38,7 @@ func gaps(at []time.Time) []time.Duration {
 	return out
 }
 
-// A stream keeps its pace while a long prompt is read: its steps take as much longer as they may.
+// A stream keeps its pace while a long prompt is read: its steps take longer by the allowed pause.
 func TestStreamKeepsItsPace(t *testing.T) {
 	t.Parallel()
 	f := newFake(t, 2)
@@ -53,13 +54,13 @@ func TestStreamKeepsItsPace(t *testing.T) {
 		took := time.Since(began)
 		asAlone(t, stream, conf)
 		all := gaps(*at)
-		must.LessEq(t, 80*time.Millisecond, all[len(all)-1]) // 11 ms and 50, and a first draft token
+		must.LessEq(t, 80*time.Millisecond, all[len(all)-1]) // 11 ms, 50 ms, and a first draft token
 		must.LessEq(t, 62*time.Millisecond, all[len(all)-3])
 		must.LessEq(t, 2800*time.Millisecond, took) // 2000 tokens in steps of 50 and 11 ms
 	})
 }
 
-// On a slow machine a step lasts longer: as many plain ones as it may.
+// On a slow machine a step may last longer, by a number of plain steps.
 func TestSlowMachine(t *testing.T) {
 	t.Parallel()
 	f := newFake(t, 2)
@@ -73,15 +74,15 @@ func TestSlowMachine(t *testing.T) {
 		began := time.Now()
 		must.NoError(t, s.Submit(reader.Request))
 		asAlone(t, reader, conf)
-		must.LessEq(t, 8*time.Second, time.Since(began)) // in steps of 50 ms more it is 15 s
+		must.LessEq(t, 8*time.Second, time.Since(began)) // with steps that are 50 ms longer it would take 15 s
 		asAlone(t, stream, conf)
 		all := gaps(*at)
 		must.LessEq(t, 450*time.Millisecond, all[len(all)-1])
 	})
 }
 
-// Whoever waits for a first token beside one stream is not held up for its sake as if there were
-// many.
+// When many requests wait for their first token beside one stream, the stream waits longer for
+// their sake.
 func TestManyWaitersGetMore(t *testing.T) {
 	t.Parallel()
 	f := newFake(t, 8)
@@ -109,7 +110,7 @@ func TestManyWaitersGetMore(t *testing.T) {
 	})
 }
 
-// A short prompt that comes after a long one is answered first, whether a stream runs or not.
+// A short prompt that arrives after a long one is answered first, with or without a running stream.
 func TestShortPromptFirst(t *testing.T) {
 	t.Parallel()
 	for name, streams := range map[string]int{"beside a stream": 1, "alone": 0} {
@@ -139,12 +140,12 @@ func TestShortPromptFirst(t *testing.T) {
 	}
 }
 
-// Short prompts that keep coming do not hold up a long one for ever.
+// Short prompts that keep arriving do not starve a long one.
 func TestLongPromptGetsItsTurn(t *testing.T) {
 	t.Parallel()
 	f := newFake(t, 4)
 	conf := pacedConfig(f, 4)
-	conf.PromptPause = 20 * time.Millisecond // at most 80 with many waiting: less than a short one
+	conf.PromptPause = 20 * time.Millisecond // at most 80 tokens with many waiting: less than a short prompt
 	bubble(t, f, conf, func(t *testing.T, s *Scheduler) {
 		stream := newRun(long(t, 20, 1000), 1000)
 		must.NoError(t, s.Submit(stream.Request))
@@ -153,7 +154,7 @@ func TestLongPromptGetsItsTurn(t *testing.T) {
 		must.NoError(t, s.Submit(slow.Request))
 		short := 0
 		var before *run
-		for ; short < 200 && slow.count() == 0; short++ { // one of two is always there
+		for ; short < 200 && slow.count() == 0; short++ { // one of two is always waiting
 			p := prompt(short, 100)
 			p[0], p[1] = Token(short%25+1), Token(short/25+1)
 			r := newRun(p, 1)
@@ -169,8 +170,8 @@ func TestLongPromptGetsItsTurn(t *testing.T) {
 	})
 }
 
-// One step with draft tokens that was held up does not end all draft tokens: they are tried again,
-// and their price falls to what it is.
+// One held-up step with draft tokens does not end drafting: drafts are tried again, and their price
+// falls back to its true value.
 func TestPriceForgivesHiccups(t *testing.T) {
 	t.Parallel()
 	p := pace{answers: make([]time.Duration, 2)}
@@ -190,7 +191,7 @@ func TestPriceForgivesHiccups(t *testing.T) {
 	must.Less(t, 0.15, p.price(1, false))
 }
 
-// One step that was held up does not make the next ones tiny.
+// One held-up step does not make the next ones tiny.
 func TestPaceForgivesHiccups(t *testing.T) {
 	t.Parallel()
 	p := pace{answers: make([]time.Duration, 2)}
@@ -207,6 +208,6 @@ func TestPaceForgivesHiccups(t *testing.T) {
 	}
 	must.Between(t, 80, p.within(100*time.Millisecond, 1), 110)
 	must.Eq(t, 8, p.within(time.Microsecond, 8))
-	p.measured(0, 1, 0, 100) // a clock that stands still
+	p.measured(0, 1, 0, 100) // a clock that does not advance
 	p.measured(0, 1, 0, 100)
 }

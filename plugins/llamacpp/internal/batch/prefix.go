@@ -3,22 +3,23 @@ package batch
 import "slices"
 
 const (
-	// turnSlack is how many of the last tokens of a prompt the next turn of its conversation may
-	// lack: chat templates leave out what opened the model's thoughts. It is less than what closes
-	// a question and opens an answer, so that another question is no next turn.
+	// turnSlack is how many of a prompt's last tokens may be missing from the next turn of its
+	// conversation: chat templates omit the marker that opened the model's thinking. It is less
+	// than what closes a question and opens an answer, so another question is not taken for a next
+	// turn.
 	turnSlack = 4
-	// leastMoved bounds below what is worth a copy of a sequence, which moves the whole slot,
-	// or a place in the store. In tokens; see Scheduler.worth.
+	// leastMoved is the minimum prefix, in tokens, that justifies copying a sequence, which moves
+	// the whole slot, or a place in the store; see Scheduler.worth.
 	leastMoved = 16
 	// movedShare is the part of a slot's positions that takes about as long to evaluate as the
 	// whole slot takes to copy: contributing/engine.md has the figures.
 	movedShare = 256
 )
 
-// worth is how many tokens more a source must have to be worth a copy.
+// worth returns how many more tokens a source must have to justify a copy.
 func (s *Scheduler) worth() int { return max(leastMoved, s.conf.SlotTokens/movedShare) }
 
-// common returns the number of tokens with which a and b begin alike.
+// common returns the length of the common prefix of a and b.
 func common(a, b []Token) int {
 	n := min(len(a), len(b))
 	for i := range n {
@@ -29,8 +30,8 @@ func common(a, b []Token) int {
 	return n
 }
 
-// usable returns how many tokens of held serve a prompt, where held can be cut from floor on only.
-// At least one token of the prompt is left to evaluate: its logits are wanted.
+// usable returns how many tokens of held a prompt can reuse, when held can only be cut at floor or
+// later. At least one token of the prompt is left to evaluate, for its logits.
 func usable(prompt, held []Token, floor int) int {
 	n := min(common(prompt, held), len(prompt)-1)
 	if n < len(held) && n < floor {
@@ -39,16 +40,16 @@ func usable(prompt, held []Token, floor int) int {
 	return n
 }
 
-// source is where the beginning of a prompt is.
+// source is where a prefix of a prompt is held.
 type source struct {
-	slot   *slot  // nil: saved
+	slot   *slot  // nil: in the store
 	saved  *saved // nil with slot nil: nowhere
 	tokens int
 }
 
-// place chooses a free slot for a prompt and brings as much of the prompt into it as can be had
-// more cheaply than by evaluating it: a conversation goes on where it was, and another one takes
-// the slot that was not used for longest.
+// place chooses a free slot for a prompt and fills it with as much of the prompt as is cheaper to
+// reuse than to evaluate. A conversation continues in its slot; a new one takes the least recently
+// used slot.
 func (s *Scheduler) place(prompt []Token, adapters string) *slot {
 	best := s.find(prompt, adapters, true)
 	if x := best.slot; x != nil && x.req == nil && best.tokens >= max(x.turn-turnSlack, x.turn*3/4) {
@@ -84,7 +85,7 @@ func (s *Scheduler) place(prompt []Token, adapters string) *slot {
 			to.held, to.chain = slices.Clone(best.saved.held), slices.Clone(best.saved.chain)
 		}
 		if best.tokens < len(best.saved.held) || best.saved.floor >= len(best.saved.held) {
-			// Another conversation begins alike, or the slot cannot be brought back to it.
+			// Another conversation has the same prefix, or the slot cannot be cut back to it.
 			s.clock++
 			best.saved.used = s.clock
 			s.saved.put(best.saved)
@@ -97,11 +98,11 @@ func (s *Scheduler) place(prompt []Token, adapters string) *slot {
 	return to
 }
 
-// putOff reports whether a request should wait for a slot: a prompt that is being read, or that is
-// about to be, begins like its own, and what they share will be worth a copy soon. It waits no
-// longer than that takes.
+// putOff reports whether a request should wait for a slot: a prompt that is being read, or soon
+// will be, has the same prefix, and copying that will soon pay off. It waits no longer than reading
+// the prefix takes.
 func (s *Scheduler) putOff(r *Request, admitted []*Request) bool {
-	least := -1 // tokens that a prompt must share to be waited for
+	least := -1 // tokens that a prompt must share to be worth waiting for
 	enough := func(prompt []Token, adapters string, held int) bool {
 		if adapters != r.Adapters {
 			return false
@@ -128,8 +129,9 @@ func (s *Scheduler) putOff(r *Request, admitted []*Request) bool {
 	return false
 }
 
-// find returns where most of a prompt is, a free slot rather than another one, and any slot rather
-// than the store. It looks at slots whose own prompt is being read only where reading is true.
+// find returns the source with the longest prefix of a prompt. It prefers free slots to busy ones,
+// and slots to the store. It considers slots whose own prompt is still being read only with
+// reading.
 func (s *Scheduler) find(prompt []Token, adapters string, reading bool) source {
 	var best source
 	for _, free := range []bool{true, false} {
@@ -159,7 +161,7 @@ func (s *Scheduler) floor(x *slot) int {
 	return s.decoder.Floor(x.seq)
 }
 
-// cut leaves the first n tokens of what a slot holds, or nothing where that cannot be done.
+// cut shortens a slot to its first n tokens, or empties it when that is impossible.
 func (s *Scheduler) cut(x *slot, n int) {
 	if n == len(x.held) {
 		return
@@ -179,7 +181,7 @@ func (s *Scheduler) forget(x *slot) {
 	x.held, x.chain = nil, nil
 }
 
-// keep saves what a slot holds before all but the first n tokens of it are lost.
+// keep saves the contents of a slot before all but its first n tokens are lost.
 func (s *Scheduler) keep(x *slot, n int) {
 	if len(x.held)-n < s.worth() || x.copying || s.conf.SavedBytes <= 0 {
 		return
@@ -203,8 +205,9 @@ func (s *Scheduler) keep(x *slot, n int) {
 	s.saved.put(&saved{held: slices.Clone(x.held), adapted: x.adapted, floor: s.floor(x), used: x.used, state: state, chain: s.chain(x.held, x.adapted)})
 }
 
-// mark returns at which token of its prompt a slot gets a checkpoint; 0: at none. It lies before
-// what the next turn of the conversation may lack, or may spell otherwise, and is worth a copy.
+// mark returns the prompt token at which a slot gets a checkpoint; 0: none. It lies before the
+// tokens that the next turn of the conversation may omit or spell differently, and must be worth a
+// copy.
 func (s *Scheduler) mark(x *slot, prompt []Token) int {
 	n := len(prompt) - turnSlack
 	if !s.conf.Checkpoints || s.conf.SavedBytes <= 0 || n-len(x.held) < s.worth() {
@@ -213,7 +216,7 @@ func (s *Scheduler) mark(x *slot, prompt []Token) int {
 	return n
 }
 
-// checkpoint saves what a slot holds of its prompt, as it cannot be brought back to it later.
+// checkpoint saves the prompt in a slot so far, as the slot cannot be cut back to it later.
 func (s *Scheduler) checkpoint(x *slot) {
 	s.clock++
 	for _, e := range s.saved.list {
@@ -227,7 +230,7 @@ func (s *Scheduler) checkpoint(x *slot) {
 	}
 }
 
-// oldestKept returns the free slot that holds something and was not used for longest, or nil.
+// oldestKept returns the least recently used free slot that is not empty, or nil.
 func (s *Scheduler) oldestKept() *slot {
 	var oldest *slot
 	for _, x := range s.slots {
@@ -241,20 +244,21 @@ func (s *Scheduler) oldestKept() *slot {
 // saved is a sequence that gave up its slot.
 type saved struct {
 	held    []Token
-	adapted string // as slot.adapted
+	adapted string // see slot.adapted
 	floor   int    // see Decoder.Floor
 	used    int64
 	state   State
 	chain   []uint64 // hashes of the blocks of held
 }
 
-// store keeps sequences within a bound of bytes: what was not used for longest goes first.
+// store holds sequences within a bound of bytes and evicts the least recently used ones.
 type store struct {
 	limit, bytes int64
 	list         []*saved
 }
 
-// put adds a sequence. Those that it contains go, and those that there is no room for.
+// put adds a sequence. It evicts those that the new one contains, and as many as needed to make
+// room.
 func (s *store) put(e *saved) {
 	s.drop(func(o *saved) bool {
 		return o.adapted == e.adapted && common(o.held, e.held) == len(o.held) && e.floor <= len(o.held)

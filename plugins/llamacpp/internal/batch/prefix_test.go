@@ -38,8 +38,8 @@ func reusedBy(r *run) int {
 	return e.Reused
 }
 
-// A conversation is read once: each turn evaluates what is new in it, and the last token of the
-// answer before, which was chosen and never evaluated.
+// A conversation is read once: each turn evaluates only its new tokens and the last token of the
+// previous answer, which was chosen but never evaluated.
 func TestConversationIsReadOnce(t *testing.T) {
 	t.Parallel()
 	for name, saved := range map[string]int64{"slots only": 0, "with a store": 1 << 20} {
@@ -65,7 +65,7 @@ func TestConversationIsReadOnce(t *testing.T) {
 	}
 }
 
-// The same prompt again is evaluated from its last token on: its logits are wanted.
+// A repeated prompt evaluates only its last token, for its logits.
 func TestSamePromptAgain(t *testing.T) {
 	t.Parallel()
 	f, conf := newFake(t, 1), fakeConfig(1)
@@ -77,8 +77,8 @@ func TestSamePromptAgain(t *testing.T) {
 	})
 }
 
-// Four conversations that begin with the same instructions, on two slots: the instructions are
-// evaluated once, and with a store every turn evaluates only what is new.
+// Four conversations with the same instructions share two slots: the instructions are evaluated
+// once, and with a store every turn evaluates only its new tokens.
 func TestSharedBeginning(t *testing.T) {
 	t.Parallel()
 	f, conf := newFake(t, 2), fakeConfig(2)
@@ -107,7 +107,7 @@ func TestSharedBeginning(t *testing.T) {
 	})
 }
 
-// A prompt that begins like one that is being answered gets a copy of it.
+// A prompt copies its prefix from a slot that is busy with an answer.
 func TestCopyFromBusySlot(t *testing.T) {
 	t.Parallel()
 	f, conf := newFake(t, 3), fakeConfig(3)
@@ -124,7 +124,7 @@ func TestCopyFromBusySlot(t *testing.T) {
 		must.Eq(t, 1, f.copied)
 		asAlone(t, first, conf)
 
-		// What is too short for a copy is evaluated.
+		// A prefix too short to copy is evaluated.
 		third := newRun(append(slices.Clone(first.Prompt[:10]), prompt(10, 20)...), 20)
 		must.NoError(t, s.Submit(third.Request))
 		asAlone(t, third, conf)
@@ -132,7 +132,7 @@ func TestCopyFromBusySlot(t *testing.T) {
 	})
 }
 
-// Prompts that begin alike and come at once are read once as far as they do.
+// When prompts with a common prefix arrive at once, the prefix is read once.
 func TestAlikeAtOnce(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
@@ -177,7 +177,7 @@ func TestAlikeAtOnce(t *testing.T) {
 	}
 }
 
-// A request that waits for another one's prompt is admitted when that one is cancelled.
+// A request that waits for another one's prompt is admitted when that request is cancelled.
 func TestPutOffForOneThatGoes(t *testing.T) {
 	t.Parallel()
 	f, conf := newFake(t, 2), fakeConfig(2)
@@ -195,8 +195,8 @@ func TestPutOffForOneThatGoes(t *testing.T) {
 	})
 }
 
-// A request waits for what it shares and not for the rest of the other prompt, and nobody who comes
-// later gets the slot meanwhile.
+// A request waits for the shared prefix and not for the rest of the other prompt, and no later
+// request takes its slot meanwhile.
 func TestPutOffKeepsItsPlace(t *testing.T) {
 	t.Parallel()
 	f, conf := newFake(t, 2), fakeConfig(2)
@@ -218,8 +218,7 @@ func TestPutOffKeepsItsPlace(t *testing.T) {
 	})
 }
 
-// A new conversation takes the slot that was not used for longest, not the one that shares a few
-// tokens with it.
+// A new conversation takes the least recently used slot, not one that shares a few tokens with it.
 func TestLeastRecentlyUsedSlot(t *testing.T) {
 	t.Parallel()
 	f, conf := newFake(t, 3), fakeConfig(3)
@@ -232,12 +231,12 @@ func TestLeastRecentlyUsedSlot(t *testing.T) {
 		stranger := append(slices.Clone(talks[2].Prompt[:8]), prompt(5, 30)...)
 		stranger[8] = talks[2].Prompt[8]%25 + 1
 		must.Eq(t, 0, reusedBy(say(t, s, conf, stranger, 5)))
-		must.Eq(t, 0, reusedBy(say(t, s, conf, append(answered(talks[1]), 3, 4), 5))) // it had to go
+		must.Eq(t, 0, reusedBy(say(t, s, conf, append(answered(talks[1]), 3, 4), 5))) // it was evicted
 		must.Positive(t, reusedBy(say(t, s, conf, append(answered(talks[0]), 3, 4, 5), 5)))
 	})
 }
 
-// A next turn that lacks the last tokens of the prompt before stays in its slot; another question
+// A next turn that omits the last tokens of the previous prompt stays in its slot; another question
 // leaves that slot alone.
 func TestTurnStaysInItsSlot(t *testing.T) {
 	t.Parallel()
@@ -268,12 +267,12 @@ func TestStoreIsBounded(t *testing.T) {
 		}
 		must.Eq(t, 2, f.states.Load())
 		must.Eq(t, 0, reusedBy(say(t, s, conf, append(answered(talks[0]), 3), 1)))
-		// It went over a third state. What was saved last is there.
+		// It replaced a third state. The most recently saved one is still held.
 		must.Eq(t, 63, reusedBy(say(t, s, conf, append(answered(talks[4]), 3), 1)))
 	})
 }
 
-// A cache that cannot be cut goes on only where a sequence ends.
+// A cache that cannot be cut is reused only at the end of a sequence.
 func TestCacheThatCannotBeCut(t *testing.T) {
 	t.Parallel()
 	f, conf := newFake(t, 2), fakeConfig(2)
@@ -283,37 +282,37 @@ func TestCacheThatCannotBeCut(t *testing.T) {
 		must.Eq(t, 59, reusedBy(say(t, s, conf, append(answered(r), 3, 4), 1)))
 		must.Eq(t, 0, reusedBy(say(t, s, conf, r.Prompt, 20)))
 		must.Eq(t, 0, reusedBy(say(t, s, conf, append(slices.Clone(r.Prompt[:35]), 5, 6, 7), 20)))
-		// A short sequence to go on with is worth more than a long one to cut.
+		// A short sequence that can be continued beats a long one that would need a cut.
 		short := say(t, s, conf, r.Prompt[:20], 1)
 		must.Eq(t, 20, reusedBy(say(t, s, conf, append(slices.Clone(short.Prompt), r.Prompt[20:30]...), 1)))
 	})
 }
 
-// Where a cache cannot be cut, a prompt leaves a checkpoint near its end, from which any further
-// prompt that begins like it goes on, as often as it comes.
+// When a cache cannot be cut, a prompt leaves a checkpoint near its end. Later prompts with the
+// same prefix continue from it, any number of times.
 func TestCheckpoints(t *testing.T) {
 	t.Parallel()
 	f, conf := newFake(t, 2), fakeConfig(2)
 	f.window, conf.SavedBytes, conf.Checkpoints = -1, 1<<20, true
 	bubble(t, f, conf, func(t *testing.T, s *Scheduler) {
 		say(t, s, conf, long(t, leastMoved+turnSlack-1, 5), 1)
-		must.Eq(t, 0, f.states.Load()) // it is not worth one
+		must.Eq(t, 0, f.states.Load()) // too short for a checkpoint
 		first := say(t, s, conf, long(t, 40, 20), 20)
 		must.Eq(t, 1, f.states.Load())
 		must.Eq(t, 36, f.bytes.Load())
-		for range 3 { // the same again, and another end of it
+		for range 3 { // the same again, and with another end
 			must.Eq(t, 36, reusedBy(say(t, s, conf, first.Prompt, 20)))
 			must.Eq(t, 36, reusedBy(say(t, s, conf, append(slices.Clone(first.Prompt[:37]), 5, 6, 7), 20)))
 		}
-		next := say(t, s, conf, slices.Concat(first.Prompt[:38], long(t, 30, 90)), 20) // a turn whose answer is spelled otherwise
+		next := say(t, s, conf, slices.Concat(first.Prompt[:38], long(t, 30, 90)), 20) // a turn whose answer is spelled differently
 		must.Eq(t, 36, reusedBy(next))
-		must.Eq(t, 64, reusedBy(say(t, s, conf, append(slices.Clone(next.Prompt[:66]), 3, 3, 3), 1))) // which has one of its own
+		must.Eq(t, 64, reusedBy(say(t, s, conf, append(slices.Clone(next.Prompt[:66]), 3, 3, 3), 1))) // it has its own checkpoint
 		must.Eq(t, 36, reusedBy(say(t, s, conf, first.Prompt, 1)))
 	})
 	must.Eq(t, 0, f.states.Load())
 }
 
-// A checkpoint is found by the requests that run beside the one that made it.
+// Concurrent requests find the checkpoints of each other.
 func TestCheckpointsOfMany(t *testing.T) {
 	t.Parallel()
 	f, conf := newFake(t, 3), fakeConfig(3)
@@ -337,7 +336,7 @@ func TestCheckpointsOfMany(t *testing.T) {
 	must.Eq(t, 0, f.states.Load())
 }
 
-// A copy that has not taken place yet is neither saved nor loaded over.
+// A deferred copy is neither saved nor overwritten by a load.
 func TestCopyThatIsNotDone(t *testing.T) {
 	t.Parallel()
 	f, conf := newFake(t, 2), fakeConfig(2)
@@ -351,7 +350,7 @@ func TestCopyThatIsNotDone(t *testing.T) {
 		third := newRun(long(t, 61, 20), 20)
 		refused := false
 		f.before = func(step []Entry) {
-			if !refused && len(f.copies) > 0 { // no room, and its client goes
+			if !refused && len(f.copies) > 0 { // no room, and its client disconnects
 				refused, f.cells = true, 1
 				s.Cancel(second.Request)
 				_ = s.Submit(third.Request)
@@ -368,7 +367,7 @@ func TestCopyThatIsNotDone(t *testing.T) {
 	})
 }
 
-// What is kept of ended requests makes room for running ones, whose tokens share the memory.
+// Kept sequences make room for running requests, as both share the memory.
 func TestKeptGoesFirst(t *testing.T) {
 	t.Parallel()
 	f, conf := newFake(t, 3), fakeConfig(3)
@@ -376,12 +375,12 @@ func TestKeptGoesFirst(t *testing.T) {
 	bubble(t, f, conf, func(t *testing.T, s *Scheduler) {
 		say(t, s, conf, long(t, 30, 10), 10)
 		say(t, s, conf, long(t, 31, 10), 10)
-		say(t, s, conf, long(t, 60, 30), 30) // together 169
+		say(t, s, conf, long(t, 60, 30), 30) // 169 together
 	})
 }
 
-// TestAnswersDoNotDependOnReuse is the test that finds wrong reuse: whatever is kept, copied, cut,
-// saved, dropped and cancelled, each answer is the one that its request gets alone.
+// TestAnswersDoNotDependOnReuse finds wrong reuse: whatever is kept, copied, cut, saved, dropped
+// and cancelled, each answer equals the one that its request gets alone.
 func TestAnswersDoNotDependOnReuse(t *testing.T) {
 	t.Parallel()
 	rounds := 200
@@ -406,10 +405,10 @@ func randomRequests(t *testing.T, rnd *rand.Rand) {
 	conf.SavedBytes = int64(pick(0, 100, 400, 1<<20))
 	conf.StepTokens, conf.PromptChunk = pick(8, 32, 200), pick(4, 8, 100)
 	bubble(t, f, conf, func(t *testing.T, s *Scheduler) {
-		known := [][]Token{prompt(rnd.IntN(50), 60), prompt(rnd.IntN(50), 100)} // what prompts begin with
+		known := [][]Token{prompt(rnd.IntN(50), 60), prompt(rnd.IntN(50), 100)} // prefixes of prompts
 		var open []*run
 		for range 60 {
-			// A beginning of something known, cut anywhere, and something new.
+			// A prefix of something known, cut anywhere, followed by something new.
 			base := known[rnd.IntN(len(known))]
 			p := slices.Clone(base[:min(len(base), pick(0, 5, 30, 60, len(base), len(base), rnd.IntN(len(base)+1)))])
 			p = append(p, prompt(rnd.IntN(1000), 1+rnd.IntN(pick(2, 30)))...)
@@ -427,7 +426,7 @@ func randomRequests(t *testing.T, rnd *rand.Rand) {
 			time.Sleep(time.Duration(rnd.IntN(pick(2, 20, 100))) * time.Millisecond)
 			synctest.Wait()
 			if pick(0, 0, 0, 1) == 1 {
-				s.Cancel(open[rnd.IntN(len(open))].Request) // it may have ended
+				s.Cancel(open[rnd.IntN(len(open))].Request) // it may have ended already
 			}
 			if one := open[rnd.IntN(len(open))]; len(answered(one)) < conf.SlotTokens-30 {
 				known = append(known, answered(one))
@@ -453,7 +452,7 @@ func randomRequests(t *testing.T, rnd *rand.Rand) {
 		for _, r := range open {
 			must.Eq(t, 1, r.chooser.closed)
 		}
-		for _, x := range s.slots { // and what it believes of the cache is true
+		for _, x := range s.slots { // the scheduler's view of the cache is true
 			must.Eq(t, f.length[x.seq], len(x.held))
 			must.True(t, slices.Equal(f.data[x.seq][:len(x.held)], x.held))
 		}

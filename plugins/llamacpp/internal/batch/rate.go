@@ -12,7 +12,7 @@ type rate struct {
 
 	mu      sync.Mutex // guards below
 	buckets [rateBuckets]struct {
-		slice  int64 // since 1970, in rateSlice
+		slice  int64 // since 1970, in units of rateSlice
 		tokens int
 	}
 	began int64 // the slice of the first token after a pause
@@ -48,8 +48,8 @@ func (r *rate) sumLocked(at int64) int {
 	return sum
 }
 
-// perSecond is the rate over the last 5 seconds, or since the first token after a pause where that
-// is shorter, but at least a second.
+// perSecond returns the rate over the last 5 seconds, or since the first token after a pause if
+// that is more recent, but over at least a second.
 func (r *rate) perSecond(now time.Time) float64 {
 	r.mu.Lock()
 	defer r.mu.Unlock()

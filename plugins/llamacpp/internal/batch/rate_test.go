@@ -18,11 +18,11 @@ func TestRate(t *testing.T) {
 		}
 		now = now.Add(100 * time.Millisecond)
 	}
-	must.Between(t, 90, r.perSecond(now), 110) // the oldest slice is not whole
+	must.Between(t, 90, r.perSecond(now), 110) // the oldest slice is incomplete
 	must.Eq(t, 1000, r.total.Load())
 	must.Between(t, 50, r.perSecond(now.Add(2*time.Second)), 70)
 	must.Eq(t, 0, r.perSecond(now.Add(10*time.Second)))
 	now = now.Add(time.Minute)
 	r.add(50, now)
-	must.Eq(t, 50, r.perSecond(now)) // a burst counts as a second at least
+	must.Eq(t, 50, r.perSecond(now)) // a burst counts as at least a second
 }

@@ -12,43 +12,43 @@ import (
 	"github.com/hashicorp/go-hclog"
 )
 
-// Config says how a Scheduler works.
+// Config configures a Scheduler.
 type Config struct {
 	Slots       int           // sequences of the decoder
-	SlotTokens  int           // positions of each
-	StepTokens  int           // tokens of a step, at most; not below Slots
-	PromptChunk int           // prompt tokens of a step while answers are being generated; 0: by PromptPause
-	PromptPause time.Duration // how much longer prompts make such a step, as far as it can be told before
+	SlotTokens  int           // positions of each sequence
+	StepTokens  int           // maximum tokens of a step; at least Slots
+	PromptChunk int           // prompt tokens in a step while answers are being generated; 0: by PromptPause
+	PromptPause time.Duration // estimated time that prompts may add to such a step
 	Queue       int           // requests that may wait for a slot
-	SavedBytes  int64         // of sequences that gave up their slot, at most; 0: none is saved
-	Checkpoints bool          // save sequences near the end of prompts as well: the decoder cannot cut them
-	DraftTokens int           // draft tokens of a step, at most; 0: none is drafted
+	SavedBytes  int64         // bound of the store of sequences that lost their slot; 0: no store
+	Checkpoints bool          // also save sequences near the end of prompts, as the decoder cannot cut them
+	DraftTokens int           // maximum draft tokens of a step; 0: no drafts
 	LookUp      bool          // draft from a request's own text
-	Drafter     *Drafter      // drafts where that tells nothing; nil: there is none
-	PinThread   bool          // stay on one thread, which graphics drivers like better
-	Hash        HashFunc      // of what is held; nil: Blocks returns nothing
-	// Restored is what an earlier scheduler kept, what was used last at the end. The scheduler
-	// frees the states.
+	Drafter     *Drafter      // drafts where the text has no match; nil: none
+	PinThread   bool          // stay on one thread, which graphics drivers prefer
+	Hash        HashFunc      // for Blocks; nil: Blocks returns nothing
+	// Restored holds the sequences that an earlier scheduler kept, most recently used last. The
+	// scheduler frees the states.
 	Restored []Sequence
-	// Parting is called by Run at its end with what a later scheduler may be given, what was used
-	// last first. Each state is valid until the next one. Nil: nothing is kept.
+	// Parting is called by Run at its end with the sequences for a later scheduler, most recently
+	// used first. Each state is valid until the next one. Nil: nothing is kept.
 	Parting func(iter.Seq[Sequence])
 	Vocab   Vocab
 	Log     hclog.Logger
 }
 
-// Scheduler runs the steps of one decoder: each step evaluates the last token of every request that
-// is being answered and a part of new prompts. Its methods are safe for concurrent use.
+// Scheduler runs the steps of one decoder: each step evaluates the last token of every request in
+// progress and a part of new prompts. Its methods are safe for concurrent use.
 type Scheduler struct {
 	conf    Config
 	decoder Decoder
 
-	// The goroutine of Run owns these.
+	// Owned by the goroutine of Run.
 	slots   []*slot
-	prompts []*slot // slots whose prompt is not whole in the cache yet
+	prompts []*slot // slots whose prompt is not yet completely in the cache
 	entries []Entry // of the current step
-	drafts  int     // of them, draft tokens
-	unsure  bool    // the next step makes no draftes: the cache had no room for the last one
+	drafts  int     // draft tokens among entries
+	unsure  bool    // no drafts in the next step: the cache had no room for the last one
 	pace    pace
 	adapted string // the adapters of the current step
 	saved   store
@@ -60,56 +60,56 @@ type Scheduler struct {
 	blocks    atomic.Pointer[[]uint64] // see Blocks
 	kvUsed    atomic.Int64
 	evaluated atomic.Int64 // prompt tokens
-	reused    atomic.Int64 // prompt tokens that were in the cache
-	drafted   atomic.Int64 // tokens that were drafted
-	accepted  atomic.Int64 // of them, those that were chosen
+	reused    atomic.Int64 // prompt tokens found in the cache
+	drafted   atomic.Int64 // drafted tokens
+	accepted  atomic.Int64 // drafted tokens that were then chosen
 	rate      rate
 
 	mu       sync.Mutex // guards below
 	queue    []*Request
 	active   int
 	stopping bool
-	failure  string // why the engine is of no more use
+	failure  string // why the engine is unusable
 }
 
-// slot is one sequence of the decoder. What it holds stays when its request ends, for the next one
-// that begins alike.
+// slot is one sequence of the decoder. Its contents stay when its request ends, for the next
+// request with the same prefix.
 type slot struct {
 	seq   int
 	req   *Request // nil: free
 	split splitter
 
-	held    []Token  // what the cache holds of the sequence
-	adapted string   // the adapters that held was read with
-	stepped int64    // when the slot was last part of a step, by the scheduler's clock
-	turn    int      // tokens of held that were the last request's prompt
-	used    int64    // when the slot was last used, by the scheduler's clock
-	chain   []uint64 // hashes of the blocks of held, as far as its requests have ended
-	copying bool     // the copy that makes held takes place with the next step
-	copied  bool     // the same, and it is copied from here
+	held    []Token  // tokens of the sequence in the cache
+	adapted string   // adapters that held was read with
+	stepped int64    // last step of the slot, by the scheduler's clock
+	turn    int      // length of the last request's prompt within held
+	used    int64    // last use of the slot, by the scheduler's clock
+	chain   []uint64 // block hashes of held, as far as requests have ended
+	copying bool     // a copy to this slot is deferred to the next step
+	copied  bool     // a copy from this slot is deferred to the next step
 
-	mark      int     // tokens of the prompt at which a checkpoint is made; 0: none is to be made
-	reused    int     // prompt tokens that were in the cache at the beginning
+	mark      int     // prompt token at which to make a checkpoint; 0: none
+	reused    int     // prompt tokens found in the cache
 	waited    int     // prompt tokens that other requests got while this one's prompt waited
-	text      []Token // the prompt and what was chosen after it
-	reading   int     // tokens of text that are evaluated before the next one is chosen
-	next      Token   // chosen and not in the cache yet
-	ahead     []Token // what must follow next
+	text      []Token // the prompt and the tokens chosen after it
+	reading   int     // tokens of text to evaluate before the next one is chosen
+	next      Token   // chosen and not yet in the cache
+	ahead     []Token // forced tokens that follow
 	sure      int     // tokens of ahead in the current step
 	generated int
 
-	draft             []Token // what may follow next, in the current step
+	draft             []Token // draft tokens in the current step
 	odds              odds
-	drafted, accepted int // tokens that were drafted for the answer, and those of them that were chosen
+	drafted, accepted int // tokens drafted for the answer, and those of them that were chosen
 
 	add int // tokens of this slot in the current step
-	row int // of the current step, whose logits are this slot's; -1: none
+	row int // row of this slot's logits in the current step; -1: none
 }
 
-// missing returns how many prompt tokens are not in the cache yet.
+// missing returns how many prompt tokens are not yet in the cache.
 func (s *slot) missing() int { return max(0, s.reading-len(s.held)) }
 
-// New returns a scheduler. Somebody must call Run.
+// New returns a scheduler. The caller must call Run.
 func New(decoder Decoder, conf Config) *Scheduler {
 	s := &Scheduler{conf: conf, decoder: decoder, wake: make(chan struct{}, 1), done: make(chan struct{})}
 	s.saved.limit = conf.SavedBytes
@@ -144,8 +144,8 @@ func (s *Scheduler) Run() {
 	}
 }
 
-// Submit queues requests, whose events come to their Emit: all of them or none. It returns a
-// *BusyError, a *FailedError or ErrStopping, and then the requests' Choosers are closed.
+// Submit queues requests, all of them or none; their events go to their Emit. It returns a
+// *BusyError, a *FailedError or ErrStopping, after closing the requests' Choosers.
 func (s *Scheduler) Submit(list ...*Request) error {
 	err := s.enqueue(list)
 	if err != nil {
@@ -156,7 +156,7 @@ func (s *Scheduler) Submit(list ...*Request) error {
 	return err
 }
 
-// Room returns how many requests slots and queue hold.
+// Room returns the capacity of slots and queue, in requests.
 func (s *Scheduler) Room() int { return len(s.slots) + s.conf.Queue }
 
 func (s *Scheduler) enqueue(list []*Request) error {
@@ -175,14 +175,14 @@ func (s *Scheduler) enqueue(list []*Request) error {
 	return nil
 }
 
-// Cancel ends a request whose client is gone, between two steps. No event follows, but one that is
-// on its way.
+// Cancel ends a request between two steps, for example when its client has disconnected. No event
+// follows, except one already on its way.
 func (s *Scheduler) Cancel(r *Request) {
 	r.cancelled.Store(true)
 	s.poke()
 }
 
-// Stop ends every request with ErrStopping, and then Run. It does not wait: see Done.
+// Stop ends every request with ErrStopping, and then Run. It does not wait; see Done.
 func (s *Scheduler) Stop() {
 	s.mu.Lock()
 	s.stopping = true
@@ -193,15 +193,15 @@ func (s *Scheduler) Stop() {
 // Done is closed when Run has returned.
 func (s *Scheduler) Done() <-chan struct{} { return s.done }
 
-// Stats is what a scheduler does at a moment.
+// Stats is a snapshot of a scheduler's load and counters.
 type Stats struct {
 	Active, Queued  int
-	Failure         string // why the engine failed; empty: it has not
-	CacheTokens     int    // positions that requests take; what is kept for later ones is not counted
+	Failure         string // why the engine failed; empty: it has not failed
+	CacheTokens     int    // positions used by requests; kept sequences do not count
 	PromptEvaluated int64  // prompt tokens
-	PromptReused    int64  // prompt tokens that were in the cache already
-	Drafted         int64  // tokens that were drafted for answers
-	Accepted        int64  // of them, those that were chosen
+	PromptReused    int64  // prompt tokens found in the cache
+	Drafted         int64  // tokens drafted for answers
+	Accepted        int64  // drafted tokens that were then chosen
 	TokensTotal     int64  // generated
 	TokensPerSecond float64
 }
@@ -225,8 +225,8 @@ func (s *Scheduler) poke() {
 	}
 }
 
-// settle drops what is cancelled and fills free slots. It reports whether there is work, and
-// whether to end.
+// settle drops cancelled requests and fills free slots. It reports whether there is work, and
+// whether to stop.
 func (s *Scheduler) settle() (busy, stop bool) {
 	for _, x := range s.slots {
 		if x.req != nil && x.req.cancelled.Load() {
@@ -269,8 +269,8 @@ func (s *Scheduler) settle() (busy, stop bool) {
 	return busy, false
 }
 
-// next returns the waiting requests for which there are slots, those that came first. One that is
-// put off keeps its place.
+// next returns the waiting requests that get a slot, in order of arrival. One that is put off keeps
+// its place.
 func (s *Scheduler) next(waiting []*Request) []*Request {
 	free := 0
 	for _, x := range s.slots {
@@ -302,7 +302,7 @@ func (s *Scheduler) admit(r *Request) {
 	}
 }
 
-// release frees a slot. What it holds stays.
+// release frees a slot. Its contents stay.
 func (s *Scheduler) release(x *slot) {
 	x.req.Chooser.Close()
 	s.prompts = slices.DeleteFunc(s.prompts, func(p *slot) bool { return p == x })
@@ -316,8 +316,8 @@ func (s *Scheduler) release(x *slot) {
 	s.mu.Unlock()
 }
 
-// end frees a slot and then sends its request's last event: the slot is free before the client can
-// know, so that its next request finds it.
+// end frees a slot and then sends its request's last event. In this order, the client's next
+// request finds the slot free.
 func (s *Scheduler) end(x *slot, e Event) {
 	r := x.req
 	e.Tokens, e.Reused, e.Drafted, e.Accepted = x.generated, x.reused, x.drafted, x.accepted
@@ -327,7 +327,7 @@ func (s *Scheduler) end(x *slot, e Event) {
 
 func (s *Scheduler) fail(x *slot, err error) { s.end(x, Event{Chosen: none, Err: err}) }
 
-// failAll ends what waits in queue and in slots.
+// failAll ends the requests in the queue and in slots.
 func (s *Scheduler) failAll(queue []*Request, err error) {
 	for _, r := range queue {
 		r.Chooser.Close()
@@ -350,11 +350,11 @@ func (s *Scheduler) countCache() {
 	s.kvUsed.Store(int64(used))
 }
 
-// fill builds the batch of a step: the chosen token of every slot first, with what must follow it
-// or draft tokens of what does, then what there is room for of prompts. It returns the number of
-// answers that go on and of prompt tokens.
+// fill builds the batch of a step: first the chosen token of every slot with its forced or draft
+// tokens, then as much of the prompts as there is room for. It returns the number of answers in
+// progress and of prompt tokens.
 func (s *Scheduler) fill() (answers, prompt int) {
-	streams := s.takeTurn() // of all adapters
+	streams := s.takeTurn() // with any adapters
 	s.entries, s.drafts = s.entries[:0], 0
 	forced := false
 	for _, x := range s.slots {
@@ -416,7 +416,7 @@ func (s *Scheduler) fill() (answers, prompt int) {
 	return answers, prompt
 }
 
-// step decodes one batch and deals out what came of it.
+// step decodes one batch and distributes the results.
 func (s *Scheduler) step() {
 	answers, prompt := s.fill()
 	if err := s.decoder.Adapt(s.adapted); err != nil {
@@ -426,7 +426,7 @@ func (s *Scheduler) step() {
 	began := time.Now()
 	err := s.decoder.Decode(s.entries)
 	switch {
-	case errors.Is(err, ErrFull) && s.drafts > 0: // nothing is given up for draft tokens
+	case errors.Is(err, ErrFull) && s.drafts > 0: // draft tokens must not evict anything
 		s.unsure = true
 		return
 	case errors.Is(err, ErrFull):
@@ -469,8 +469,8 @@ func (s *Scheduler) step() {
 	}
 }
 
-// choose chooses the token after each evaluated one of an answer, as long as the draft tokens are
-// what is chosen: the rows after a wrong one say what follows another text. It returns how many it
+// choose chooses the tokens after the evaluated ones of an answer, for as long as the draft tokens
+// match the choices: the rows after a wrong one belong to another text. It returns how many it
 // chose.
 func (s *Scheduler) choose(x *slot) (made int) {
 	row, kept := x.row, len(x.held)-len(x.draft)
@@ -511,7 +511,7 @@ func (s *Scheduler) choose(x *slot) (made int) {
 	return made
 }
 
-// choiceOf returns the next token of an answer: one that must come, or what its chooser chooses.
+// choiceOf returns the next token of an answer: a forced one, or the chooser's choice.
 func (s *Scheduler) choiceOf(x *slot, logits []float32) (Choice, error) {
 	if len(x.ahead) > 0 {
 		t := x.ahead[0]
@@ -531,7 +531,7 @@ func (s *Scheduler) choiceOf(x *slot, logits []float32) (Choice, error) {
 	return choice, nil
 }
 
-// deal sends what a chosen token makes, and ends the request where it ends.
+// deal sends the event of a chosen token, and ends the request where the generation ends.
 func (s *Scheduler) deal(x *slot, c Choice) {
 	x.generated++
 	e := Event{Tokens: x.generated, Reused: x.reused, Chosen: c.Token, LogProbs: c.LogProbs}
@@ -565,8 +565,8 @@ func (s *Scheduler) deal(x *slot, c Choice) {
 	}
 }
 
-// shed makes room when the cache has none for a step, which changed nothing: what is kept of ended
-// requests goes first, and then the request that has the shortest answer, the youngest of them.
+// shed makes room after a step that failed for lack of cache. It first evicts kept sequences of
+// ended requests, and then ends the request with the shortest answer, the youngest among equals.
 func (s *Scheduler) shed() {
 	if x := s.oldestKept(); x != nil {
 		s.forget(x)
@@ -587,7 +587,7 @@ func (s *Scheduler) shed() {
 	s.fail(victim, ErrCacheFull)
 }
 
-// broken ends every request: after an error of the engine nothing that it says can be trusted.
+// broken ends every request: after an engine error its results cannot be trusted.
 func (s *Scheduler) broken(why string) {
 	s.conf.Log.Error("engine failed", "error", why)
 	s.mu.Lock()

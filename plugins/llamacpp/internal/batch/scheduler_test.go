@@ -75,16 +75,16 @@ func TestManyShareSteps(t *testing.T) {
 		for _, r := range runs {
 			asAlone(t, r, conf)
 		}
-		must.Less(t, 60, f.steps) // not 200
+		must.Less(t, 60, f.steps) // instead of 200
 	})
 }
 
-// Prompts go in by the chunk while others are being answered, and whole otherwise.
+// Prompts are read in chunks while others are being answered, and whole otherwise.
 func TestPromptChunks(t *testing.T) {
 	t.Parallel()
 	f, conf := newFake(t, 2), fakeConfig(2)
 	f.perStep = time.Millisecond
-	var sizes, both []int // tokens of all steps, and of those with the second request
+	var sizes, both []int // tokens of all steps, and of those with both requests
 	f.before = func(step []Entry) {
 		sizes = append(sizes, len(step))
 		if step[len(step)-1].Seq == 1 {
@@ -130,7 +130,7 @@ func TestQueueBound(t *testing.T) {
 	})
 }
 
-// Requests that are submitted together are taken together, or not at all.
+// Requests that are submitted together are accepted together, or not at all.
 func TestSubmitAllOrNone(t *testing.T) {
 	t.Parallel()
 	f, conf := newFake(t, 2), fakeConfig(2)
@@ -167,7 +167,7 @@ func TestCancel(t *testing.T) {
 	for name, c := range map[string]struct {
 		prompt int
 		after  time.Duration // from its submission to its cancellation
-		events bool          // it had some
+		events bool          // it had received events
 	}{
 		"at once":    {50, 0, false},
 		"in prefill": {150, 3 * time.Millisecond, false},
@@ -185,14 +185,14 @@ func TestCancel(t *testing.T) {
 				must.NoError(t, s.Submit(r.Request))
 				time.Sleep(c.after)
 				s.Cancel(r.Request)
-				time.Sleep(2 * time.Millisecond) // the step that runs
+				time.Sleep(2 * time.Millisecond) // the current step
 				synctest.Wait()
 				must.Eq(t, 1, s.Stats().Active)
 				must.Eq(t, 1, r.chooser.closed)
 				must.Eq(t, c.events, r.count() > 0)
 				n := r.count()
 				asAlone(t, other, conf)
-				must.Eq(t, n, r.count()) // nothing came any more
+				must.Eq(t, n, r.count()) // no further event
 				must.Eq(t, 0, s.Stats().CacheTokens)
 			})
 		})
@@ -221,7 +221,7 @@ func TestCancelInQueue(t *testing.T) {
 	})
 }
 
-// Whoever hears of the end of an answer finds the slot free.
+// A client that sees the end of an answer finds the slot free.
 func TestSlotFreeBeforeLastEvent(t *testing.T) {
 	t.Parallel()
 	f, conf := newFake(t, 1), fakeConfig(1)
@@ -305,7 +305,7 @@ func TestDecoderFails(t *testing.T) {
 	})
 }
 
-// A chooser that finds no token ends its own request only.
+// A chooser that finds no token ends only its own request.
 func TestChooserFails(t *testing.T) {
 	t.Parallel()
 	f, conf := newFake(t, 2), fakeConfig(2)

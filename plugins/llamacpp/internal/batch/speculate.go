@@ -6,37 +6,37 @@ import (
 )
 
 // Speculation: tokens after the chosen one are drafted and evaluated in the same step, each with
-// its logits. The tokens of the answer are chosen from those logits as they would be without draft
-// tokens; a draft token that is not what was chosen is taken back out of the cache with all that
-// follow it. So draft tokens never change what is chosen, and what they can cost is time. Whether
-// they pay is measured: how often those for a request are right, and by how much they make a step
-// longer.
+// its logits. The tokens of the answer are chosen from those logits as they would be without
+// drafts. A draft token that differs from the choice is removed from the cache, with all that
+// follow it. So draft tokens never change the answer; they can only cost time. Whether they pay off
+// is measured: how often a request's draft tokens are right, and by how much they lengthen a step.
 
 const (
 	// mostDraft bounds the draft tokens for one request in a step.
 	mostDraft = 16
-	// leastMatch is how many tokens of the text's end must have been there before.
+	// leastMatch is the minimum number of last tokens that must occur earlier in the text.
 	leastMatch = 2
-	// mostMatch bounds how many are compared: more tell no more.
+	// mostMatch bounds the tokens that are compared: more do not improve the draft.
 	mostMatch = 16
-	// lookBack bounds how far back the text is looked at. It takes some 30 microseconds.
+	// lookBack bounds how far back the text is searched. A search takes some 30 microseconds.
 	lookBack = 1 << 16
-	// firstDraftCost is the cost of a draft token before one was measured, as a part of a step for
-	// one answer.
+	// firstDraftCost is the assumed cost of a draft token before the first measurement, as a
+	// fraction of a step for one answer.
 	firstDraftCost = 0.25
-	// leastDraftShare bounds what a draft token is believed to cost below, as a step may be held up
-	// less than the one that it is compared with.
+	// leastDraftShare bounds the estimated cost of a draft token from below, as a divisor of a
+	// step's time: a step may be held up less than the one that it is compared with.
 	leastDraftShare = 64
-	// refresh is after how many steps with draft tokens one is made without, for the comparison.
+	// refresh is the number of steps with draft tokens after which one is made without, for
+	// comparison.
 	refresh = 64
-	// mostSure bounds the tokens that must follow for one request in a step.
+	// mostSure bounds the forced tokens of one request in a step.
 	mostSure = 64
-	// leastGain is the price from which on they get a step each.
+	// leastGain is the price from which forced tokens get a step each.
 	leastGain = 0.8
 )
 
-// draftRoom returns how many tokens may be drafted in the next step. While prompts are being read
-// there are none: the time of such steps is the prompts'.
+// draftRoom returns how many tokens may be drafted in the next step: none while prompts are being
+// read, as the time of such steps belongs to the prompts.
 func (s *Scheduler) draftRoom(answers int) int {
 	if s.conf.DraftTokens == 0 || answers == 0 || len(s.prompts) > 0 || s.unsure ||
 		s.pace.answers[answers] == 0 || s.pace.speculated >= refresh {
@@ -45,8 +45,8 @@ func (s *Scheduler) draftRoom(answers int) int {
 	return min(s.conf.DraftTokens, s.conf.StepTokens-answers)
 }
 
-// sureRoom returns how many tokens that must follow may be in the next step: the same bounds in
-// time, but they take no logits and need not be taken back.
+// sureRoom returns how many forced tokens may go into the next step: within the same bounds in
+// time, but they need no logits and are never taken back.
 func (s *Scheduler) sureRoom(answers int) int {
 	if answers == 0 || len(s.prompts) > 0 || s.unsure || s.pace.answers[answers] == 0 || s.pace.speculated >= refresh || !s.pace.together(answers) {
 		return 0
@@ -54,9 +54,9 @@ func (s *Scheduler) sureRoom(answers int) int {
 	return s.conf.StepTokens - answers - min(s.conf.DraftTokens, s.conf.StepTokens-answers)
 }
 
-// sureOf returns how many of the tokens that must follow a slot's next one go with it.
+// sureOf returns how many of a slot's forced tokens go into the step with its next token.
 func (x *slot) sureOf(room, slotTokens int) int {
-	if x.req.AllLogits { // there is one row for them
+	if x.req.AllLogits { // a slot has one row of logits
 		return 0
 	}
 	n := min(len(x.ahead), mostSure, room, slotTokens-len(x.text)-1) // one is chosen in any case
@@ -66,9 +66,9 @@ func (x *slot) sureOf(room, slotTokens int) int {
 	return max(n, 0)
 }
 
-// together reports whether tokens that follow each other take less time in one step than in one
-// each: mostly they do, as the weights are read once, but not with a model that is small enough to
-// stay in a processor's cache. Where they do not it is tried again now and then.
+// together reports whether consecutive tokens take less time in one step than in a step each. They
+// usually do, as the weights are read once, but not with a model small enough to stay in the CPU
+// cache. When they do not, it tries again now and then.
 func (p *pace) together(answers int) bool {
 	if p.price(answers, false) <= leastGain {
 		return true
@@ -81,9 +81,9 @@ func (p *pace) together(answers int) bool {
 	return true
 }
 
-// price returns how likely a draft token must be to pay where so many answers share a step: the
-// time that it adds, and its draft's where it has one, as a part of the time that a token takes
-// without it.
+// price returns how likely a draft token must be to pay off when that many answers share a step:
+// the time that it adds, and that of drafting it if a Drafter does, as a fraction of the time of a
+// token without drafts.
 func (p *pace) price(answers int, drafted bool) float64 {
 	plain := p.answers[answers]
 	cost := p.drafted
@@ -103,7 +103,7 @@ func (s *Scheduler) draftFor(x *slot, answers, room int) {
 		most = min(most, n-x.generated)
 	}
 	most = min(most-1, mostDraft, room)                                  // one is chosen in any case
-	if most < 1 || x.odds.off || s.decoder.Floor(x.seq) >= len(x.held) { // what cannot be cut cannot be taken back
+	if most < 1 || x.odds.off || s.decoder.Floor(x.seq) >= len(x.held) { // drafts could not be removed from the cache
 		return
 	}
 	if s.conf.LookUp {
@@ -116,7 +116,7 @@ func (s *Scheduler) draftFor(x *slot, answers, room int) {
 	}
 }
 
-// lookUp fills in a slot's draft: what followed at a place of its text.
+// lookUp fills in a slot's draft with the tokens that followed an earlier place of its text.
 func (s *Scheduler) lookUp(x *slot, at, most int) {
 	for i := range most {
 		var t Token
@@ -132,7 +132,7 @@ func (s *Scheduler) lookUp(x *slot, at, most int) {
 	}
 }
 
-// takeBack removes wrong draft tokens from the cache: it leaves n tokens.
+// takeBack removes wrong draft tokens from the cache, down to n tokens.
 func (s *Scheduler) takeBack(x *slot, n int) {
 	if n == len(x.held) {
 		return
@@ -151,8 +151,8 @@ func (s *Scheduler) takeBack(x *slot, n int) {
 	s.prompts = append(s.prompts, x)
 }
 
-// match returns where the text goes on after the last place at which it reads as its end does, for
-// as many tokens as anywhere, and for how many.
+// match finds the last place where the text reads as at its end, for the longest match. It returns
+// where the text continues there, and the length of the match.
 func match(text []Token) (at, length int) {
 	n := len(text)
 	for i := n - 2; i >= max(0, n-lookBack); i-- {
@@ -173,18 +173,19 @@ func match(text []Token) (at, length int) {
 	return at, length
 }
 
-// odds is how often the draft tokens for a request were right.
+// odds records how often the draft tokens for a request were right.
 type odds struct {
 	off     bool
-	kind    int // of the current draft: see kindOf
+	kind    int // of the current draft; see kindOf
 	classes [byModel + 1]struct {
 		right, wrong float64
-		rest         int // draft tokens to pass over before the next attempt
+		rest         int // draft tokens to skip before the next attempt
 		pause        int // the last value of rest
 	}
 }
 
-// kindOf tells draft tokens apart by how many tokens were there before: more make a better draft.
+// kindOf classifies draft tokens by the length of the match before them: a longer one makes a
+// better draft.
 func kindOf(length int) int {
 	switch {
 	case length < 4:
@@ -198,21 +199,21 @@ func kindOf(length int) int {
 // byModel is the kind of a Drafter's draft tokens.
 const byModel = 3
 
-// The odds of a draft token before any was made, by its kind, and how many draft tokens that counts
-// as.
+// firstOdds is the assumed probability that a first draft token of a kind is right. It counts as
+// firstWeight measured ones.
 func firstOdds(kind int) float64 { return [byModel + 1]float64{0.4, 0.6, 0.8, 0.7}[kind] }
 
 const (
 	firstWeight = 2
-	mostCounted = 32 // older draft tokens count less
+	mostCounted = 32 // older draft tokens lose weight
 	likely      = 0.5
 	likelyTries = 4
 	leastPause  = 8
 	mostPause   = 256
 )
 
-// worth returns how many draft tokens of a kind are worth their price. Where none is, one is tried
-// now and then, ever more rarely.
+// worth returns how many draft tokens of a kind pay off. When none do, it tries a few now and then,
+// ever more rarely.
 func (o *odds) worth(kind int, price float64) int {
 	o.kind = kind
 	c := &o.classes[kind]
@@ -222,7 +223,7 @@ func (o *odds) worth(kind int, price float64) int {
 		if price <= 0 || p >= 1 {
 			return mostDraft
 		}
-		return max(1, int(min(mostDraft, math.Log(price)/math.Log(p)))) // p^n is the odds of the n-th
+		return max(1, int(min(mostDraft, math.Log(price)/math.Log(p)))) // the n-th one is right with probability p^n
 	}
 	if c.pause == 0 {
 		c.pause, c.rest = leastPause, leastPause
@@ -233,13 +234,13 @@ func (o *odds) worth(kind int, price float64) int {
 	}
 	c.pause = min(2*c.pause, mostPause)
 	c.rest = c.pause
-	if p > likely { // it is the price that keeps it: that of several tells more
+	if p > likely { // only the price prevents it: several measure that better
 		return likelyTries
 	}
 	return 1
 }
 
-// learn takes how many of the last draft tokens were right.
+// learn records how many of the last draft tokens were right.
 func (o *odds) learn(right, of int) {
 	c := &o.classes[o.kind]
 	c.right += float64(right)

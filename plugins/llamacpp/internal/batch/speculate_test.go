@@ -9,8 +9,7 @@ import (
 	"github.com/shoenig/test/must"
 )
 
-// drafted runs requests on an engine whose texts come to repeat themselves, and returns what came
-// of each.
+// drafted runs requests on an engine whose texts repeat themselves, and returns the events of each.
 func drafted(t *testing.T, drafts, slots int, change func(*fakeDecoder, *Config), requests func() []*run) ([]*run, Stats) {
 	t.Helper()
 	f := newFake(t, slots)
@@ -37,7 +36,7 @@ func drafted(t *testing.T, drafts, slots int, change func(*fakeDecoder, *Config)
 	return runs, st
 }
 
-// plain returns events without what tells that draft tokens were made.
+// plain strips the traces of draft tokens from events.
 func plain(events []Event) []Event {
 	out := make([]Event, len(events))
 	for i, e := range events {
@@ -47,8 +46,8 @@ func plain(events []Event) []Event {
 	return out
 }
 
-// Draft tokens change nothing of an answer: neither its tokens and their log probabilities nor
-// where it ends and why.
+// Draft tokens never change an answer: neither its tokens and their log probabilities nor where and
+// why it ends.
 func TestDraftTokensChangeNothing(t *testing.T) {
 	t.Parallel()
 	requests := func(seeds bool) func() []*run {
@@ -148,7 +147,7 @@ func repeating(t *testing.T) []Token {
 	return nil
 }
 
-// No draft token is made where a sequence cannot be cut: it could not be taken back.
+// No token is drafted when a sequence cannot be cut, as a wrong draft could not be removed.
 func TestNoDraftTokensWithoutCuts(t *testing.T) {
 	t.Parallel()
 	_, st := drafted(t, 32, 1, func(f *fakeDecoder, _ *Config) { f.window = -1 }, func() []*run {
@@ -157,8 +156,8 @@ func TestNoDraftTokensWithoutCuts(t *testing.T) {
 	must.Zero(t, st.Drafted)
 }
 
-// No draft token is made where a token more costs as much as the answers' own tokens, but for one
-// that tells.
+// No token is drafted when an extra token costs as much as an answer's own, except to measure the
+// cost.
 func TestNoDraftTokensThatDoNotPay(t *testing.T) {
 	t.Parallel()
 	_, st := drafted(t, 32, 1, func(f *fakeDecoder, _ *Config) { f.perStep, f.perToken = 0, 10*time.Millisecond }, func() []*run {
@@ -168,7 +167,8 @@ func TestNoDraftTokensThatDoNotPay(t *testing.T) {
 	must.LessEq(t, 2*mostDraft, st.Drafted)
 }
 
-// A text in which the same pairs of tokens go on otherwise each time costs a step longer by little.
+// A text in which the same pairs of tokens continue differently each time is slowed down only
+// slightly.
 func TestWrongDraftTokensStop(t *testing.T) {
 	t.Parallel()
 	f := newFake(t, 1)
@@ -194,7 +194,7 @@ func TestWrongDraftTokensStop(t *testing.T) {
 	})
 }
 
-// script chooses the tokens of a text, whatever the logits are.
+// script chooses the tokens of a given text, whatever the logits.
 type script struct {
 	text []Token
 	at   int
@@ -209,8 +209,7 @@ func (*script) Follow(Token, []float32) []LogProb { return nil }
 
 func (*script) Close() {}
 
-// Draft tokens are no reason to give anything up: neither a request nor what is kept of an ended
-// one.
+// Draft tokens never evict anything: neither a request nor a kept sequence.
 func TestDraftTokensGiveNothingUp(t *testing.T) {
 	t.Parallel()
 	f := newFake(t, 2)
@@ -252,11 +251,11 @@ func TestMatch(t *testing.T) {
 		{[]Token{1}, 0, 0},
 		{[]Token{1, 2, 3}, 0, 0},
 		{[]Token{1, 2, 3, 1, 2}, 2, 2},
-		{[]Token{1, 2, 3, 9, 2, 7, 1, 2}, 2, 2},           // the longer one
-		{[]Token{1, 2, 3, 1, 2, 4, 1, 2}, 5, 2},           // the later one
-		{[]Token{5, 5, 5, 5}, 3, 3},                       // it goes on in the draft
+		{[]Token{1, 2, 3, 9, 2, 7, 1, 2}, 2, 2},           // the longer match
+		{[]Token{1, 2, 3, 1, 2, 4, 1, 2}, 5, 2},           // the later match
+		{[]Token{5, 5, 5, 5}, 3, 3},                       // the match continues into the draft
 		{[]Token{1, 2, 1, 2, 1, 2}, 4, 4},                 //
-		{append(prompt(1, 30), prompt(1, 20)...), 20, 16}, // no further back than that
+		{append(prompt(1, 30), prompt(1, 20)...), 20, 16}, // bounded length of the match
 	} {
 		t.Run(fmt.Sprint(c.text), func(t *testing.T) {
 			t.Parallel()
@@ -267,8 +266,8 @@ func TestMatch(t *testing.T) {
 	}
 }
 
-// A draft token that costs as much as what it may save, or a doubtful one, is made now and then,
-// and a good one as long as it is likely to be right.
+// A draft token that costs as much as it can save, or a doubtful one, is tried now and then; a good
+// one is drafted as long as it is likely to be right.
 func TestWorth(t *testing.T) {
 	t.Parallel()
 	tries := func(o odds, price float64) (n int) {

@@ -5,17 +5,16 @@ import (
 	"unicode/utf8"
 )
 
-// splitter turns the pieces of a generation into text that may be sent: whole characters, and
-// nothing that could be the beginning of a stop string. Bytes that are no UTF-8 become U+FFFD, one
-// for each.
+// splitter turns the pieces of a generation into text that may be sent: complete characters, and
+// nothing that might begin a stop string. Each byte of invalid UTF-8 becomes U+FFFD.
 type splitter struct {
 	stops []string
 	held  string // not sent yet
-	sent  int    // bytes of pieces that were returned
+	sent  int    // bytes of pieces returned so far
 }
 
-// push adds a piece. It returns what may be sent now, and whether a stop string ended the
-// generation; the stop string is never sent.
+// push adds a piece. It returns the text that may be sent now, and whether a stop string ended the
+// generation; the stop string itself is never sent.
 func (s *splitter) push(piece string) (text string, stopped bool) {
 	if s.held == "" && len(s.stops) == 0 && utf8.ValidString(piece) {
 		s.sent += len(piece)
@@ -43,7 +42,7 @@ func (s *splitter) push(piece string) (text string, stopped bool) {
 	return validText(text), false
 }
 
-// flush returns what is still held, when the generation ended otherwise.
+// flush returns the held text when the generation ended without a stop string.
 func (s *splitter) flush() string {
 	text := s.held
 	s.held = ""
@@ -51,7 +50,7 @@ func (s *splitter) flush() string {
 	return validText(text)
 }
 
-// incomplete returns the length of the unfinished character at the end of s.
+// incomplete returns the length of the incomplete character at the end of s.
 func incomplete(s string) int {
 	for n := 1; n < utf8.UTFMax && n <= len(s); n++ {
 		if c := s[len(s)-n]; utf8.RuneStart(c) {
@@ -64,7 +63,7 @@ func incomplete(s string) int {
 	return 0
 }
 
-// beginning returns the length of the longest end of s that is a beginning of stop.
+// beginning returns the length of the longest suffix of s that is a prefix of stop.
 func beginning(s, stop string) int {
 	for n := min(len(s), len(stop)-1); n > 0; n-- {
 		if s[len(s)-n:] == stop[:n] {
@@ -74,7 +73,7 @@ func beginning(s, stop string) int {
 	return 0
 }
 
-// validText replaces each byte that is no UTF-8, so that the result does not depend on where the
+// validText replaces each byte of invalid UTF-8, so that the result does not depend on where the
 // text was cut.
 func validText(s string) string {
 	if utf8.ValidString(s) {

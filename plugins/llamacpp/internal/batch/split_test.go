@@ -14,7 +14,7 @@ func TestSplitter(t *testing.T) {
 		stops   []string
 		pieces  []string
 		sent    []string // after each piece
-		rest    string   // what flush gives
+		rest    string   // the result of flush
 		stopped bool
 	}{
 		"plain":                    {nil, []string{"a", "b", ""}, []string{"a", "b", ""}, "", false},
@@ -43,7 +43,7 @@ func TestSplitter(t *testing.T) {
 				text, stopped = s.push(p)
 				sent = append(sent, text)
 				pushed += len(p)
-				if !stopped { // what is not held back was sent
+				if !stopped { // all text not held back was sent
 					must.Eq(t, pushed-len(s.held), s.sent)
 				}
 			}
@@ -58,7 +58,7 @@ func TestSplitter(t *testing.T) {
 	}
 }
 
-// However a text is cut in pieces, what is sent is whole and stops where it shall.
+// However a text is cut into pieces, the text sent is complete and stops at the stop string.
 func FuzzSplitter(f *testing.F) {
 	f.Add("hello END more", "END", "", byte(1))
 	f.Add("東京 🐝\xff\xf0\x9f", "京", "\xf0", byte(2))
@@ -73,8 +73,7 @@ func FuzzSplitter(f *testing.F) {
 			}
 		}
 		n := int(size%5) + 1
-		// What is wanted: at the end of the first piece that completes a stop string, everything
-		// before the first one.
+		// Expected: everything before the first stop string, once a piece completes one.
 		end, complete := len(text), false
 		for i := n; !complete && i < len(text)+n; i += n {
 			for _, s := range stops {

@@ -16,17 +16,17 @@ type Kind string
 // The kinds of a Spec.
 const (
 	Schema Kind = "schema"  // JSON Schema
-	Regex  Kind = "regex"   // an expression that the answer matches from end to end
-	GBNF   Kind = "grammar" // llama.cpp's notation of grammars
+	Regex  Kind = "regex"   // a regular expression that matches the whole answer
+	GBNF   Kind = "grammar" // llama.cpp's grammar notation
 	Choice Kind = "choice"  // one of several texts
 )
 
-// Spec is what an answer must look like.
+// Spec specifies the form of an answer.
 type Spec struct {
 	Kind       Kind
 	Text       string
-	Choices    []string // of Choice
-	Whitespace bool     // may stand between the tokens of JSON
+	Choices    []string // for Choice
+	Whitespace bool     // allow whitespace between the tokens of JSON
 }
 
 func (s *Spec) digest() [sha256.Size]byte {
@@ -55,20 +55,20 @@ func (s *Spec) compile() (*grammar.Grammar, error) {
 	return nil, fmt.Errorf("unknown kind of grammar %q", s.Kind)
 }
 
-// Bounds of what a Compiler keeps.
+// Bounds of a Compiler's cache.
 const (
 	cacheBytes   = 128 << 20
 	cacheEntries = 64
 	compileSlots = 2
 )
 
-// Compiler compiles grammars and keeps those that were used last. It is safe for concurrent use.
+// Compiler compiles grammars and caches the most recently used ones. It is safe for concurrent use.
 type Compiler struct {
-	turns chan struct{} // taken while a grammar is compiled: it may take a processor for a while
+	turns chan struct{} // held while compiling, which may keep a core busy for a while
 
 	mu    sync.Mutex // guards below
 	known map[[sha256.Size]byte]*list.Element
-	order *list.List // of *cached, the last used first
+	order *list.List // of *cached, most recently used first
 }
 
 type cached struct {
@@ -76,13 +76,13 @@ type cached struct {
 	grammar *grammar.Grammar
 }
 
-// NewCompiler returns a compiler that keeps nothing yet.
+// NewCompiler returns a compiler with an empty cache.
 func NewCompiler() *Compiler {
 	return &Compiler{turns: make(chan struct{}, compileSlots), known: map[[sha256.Size]byte]*list.Element{}, order: list.New()}
 }
 
-// Compile returns the grammar of s. It may take a while: do not call it where others wait. Its
-// error is a *grammar.Error, or ctx's while others compile.
+// Compile returns the grammar of s. It may take a while, so do not call it where others wait. Its
+// error is a *grammar.Error, or ctx's if that ends while waiting for other compilations.
 func (c *Compiler) Compile(ctx context.Context, s Spec) (*grammar.Grammar, error) {
 	digest := s.digest()
 	if g := c.find(digest); g != nil {
@@ -94,7 +94,7 @@ func (c *Compiler) Compile(ctx context.Context, s Spec) (*grammar.Grammar, error
 		return nil, ctx.Err()
 	}
 	defer func() { <-c.turns }()
-	if g := c.find(digest); g != nil { // somebody else's turn made it
+	if g := c.find(digest); g != nil { // compiled by another caller meanwhile
 		return g, nil
 	}
 	g, err := s.compile()
@@ -116,8 +116,8 @@ func (c *Compiler) find(digest [sha256.Size]byte) *grammar.Grammar {
 	return e.Value.(*cached).grammar
 }
 
-// keep adds a grammar and drops those that were not used for longest. Grammars grow while they are
-// used, so that all of them are asked what they take.
+// keep adds a grammar and evicts the least recently used ones. Grammars grow while in use, so it
+// asks each for its size.
 func (c *Compiler) keep(digest [sha256.Size]byte, g *grammar.Grammar) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

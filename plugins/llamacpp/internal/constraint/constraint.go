@@ -14,9 +14,9 @@ type Vocabulary struct {
 	ends   []bool
 	spell  func(token int32) string
 
-	prepare sync.Once // of what follows: it takes a while and few models need it
+	prepare sync.Once // guards the preparation of blank, which takes a while and few models need
 	grammar *grammar.Vocabulary
-	blank   []uint64 // tokens of whitespace alone
+	blank   []uint64 // tokens of only whitespace
 }
 
 // NewVocabulary describes the tokens of a model: the text of each, empty for control tokens; those
@@ -46,7 +46,7 @@ func (v *Vocabulary) ready() *Vocabulary {
 // MaskLen returns the number of words of a mask.
 func (v *Vocabulary) MaskLen() int { return (len(v.pieces) + 63) / 64 }
 
-// text returns how a token is spelled, control tokens too.
+// text returns the spelling of a token, including control tokens.
 func (v *Vocabulary) text(token int) string {
 	if p := v.pieces[token]; p != "" {
 		return p
@@ -56,35 +56,35 @@ func (v *Vocabulary) text(token int) string {
 
 const (
 	space     = " \t\r\n"
-	maxBlanks = 4 // tokens of whitespace between the thinking and the answer
+	maxBlanks = 4 // whitespace tokens between thinking and answer
 )
 
-// Thinking says where in an answer its thinking is, to which a grammar does not apply. The zero
-// value means that the model does not think.
+// Thinking describes the thinking part of an answer, to which a grammar does not apply. The zero
+// value is for models that do not think.
 type Thinking struct {
 	Open, Close string // the markers around it, such as <think> and </think>
-	Opened      bool   // the prompt ends within it
+	Opened      bool   // the prompt has opened it
 }
 
-// Constraint follows one answer through a grammar. It is a sampler.Constraint; it is not safe for
+// Constraint follows one answer through a grammar. It is a sampler.Constraint and not safe for
 // concurrent use.
 //
-// An answer that begins with thinking is free until that ends. The marker that opens it is known as
-// one token, or as several of which the grammar allows none. Until the answer begins, at most four
-// tokens of whitespace may come.
+// An answer that begins with thinking is unconstrained until that ends. The opening marker is
+// recognised as a single token, or as several tokens that the grammar does not allow. Before the
+// answer begins, at most four tokens of whitespace are allowed.
 type Constraint struct {
 	v        *Vocabulary
 	matcher  *grammar.Matcher
 	thinking Thinking
 	state    state
-	text     string // what may be the beginning of a marker
-	blanks   int    // tokens of whitespace that may still come
+	text     string // possible beginning of a marker
+	blanks   int    // whitespace tokens still allowed
 }
 
 type state uint8
 
 const (
-	following state = iota // the grammar
+	following state = iota // in the grammar
 	opening                // thinking may begin
 	asleep                 // within thinking
 )
@@ -106,16 +106,16 @@ func New(g *grammar.Grammar, v *Vocabulary, t Thinking) *Constraint {
 // Done reports whether the answer may end.
 func (c *Constraint) Done() bool { return c.state == following && c.matcher.Done() }
 
-// step is what a token does to the state outside of the grammar.
+// step is the effect of a token on the state outside the grammar.
 type step struct {
 	state state
 	text  string
 	blank bool
-	feed  string // what the grammar sees of it
+	feed  string // the part that the grammar sees
 	ok    bool
 }
 
-// look returns what token would do. It reports false where the grammar alone decides.
+// look returns the effect of a token. It reports false when the grammar alone decides.
 func (c *Constraint) look(token int) (step, bool) {
 	if c.state == following {
 		if c.blanks > 0 && c.v.blank[token/64]>>(token%64)&1 != 0 {
@@ -124,7 +124,7 @@ func (c *Constraint) look(token int) (step, bool) {
 		return step{}, false
 	}
 	if c.v.ends[token] {
-		return step{}, c.state == asleep || c.text != "" // an end within thinking is no answer
+		return step{}, c.state == asleep || c.text != "" // an answer cannot end within thinking
 	}
 	if c.state == asleep {
 		return c.dream(c.text + c.v.text(token)), true
@@ -139,10 +139,10 @@ func (c *Constraint) look(token int) (step, bool) {
 	case text != "" && strings.HasPrefix(c.thinking.Open, text) && (c.text != "" || !c.matcher.Try(token)):
 		return step{state: opening, text: text, ok: true}, true
 	}
-	return step{}, c.text != "" // half a marker goes on with the marker alone
+	return step{}, c.text != "" // a partial marker continues only with that marker
 }
 
-// dream returns the step to text within thinking.
+// dream returns the step for text within thinking.
 func (c *Constraint) dream(text string) step {
 	i := strings.Index(text, c.thinking.Close)
 	if i < 0 {
@@ -165,7 +165,7 @@ func (c *Constraint) Try(token int) bool {
 }
 
 // Mask sets the bits of the tokens that may come next and clears all others. It returns
-// grammar.ErrExhausted where they cannot be found within the bounds of the grammar.
+// grammar.ErrExhausted when that exceeds the bounds of the grammar.
 func (c *Constraint) Mask(dst []uint64) error {
 	if c.state != asleep && c.text == "" {
 		if err := c.matcher.Mask(dst); err != nil {
@@ -182,7 +182,7 @@ func (c *Constraint) Mask(dst []uint64) error {
 		}
 		return nil
 	}
-	for token := range c.v.pieces { // once an answer, if at all
+	for token := range c.v.pieces { // at most once an answer
 		if c.state == opening && c.text == "" && dst[token/64]>>(token%64)&1 != 0 {
 			continue
 		}
@@ -193,7 +193,7 @@ func (c *Constraint) Mask(dst []uint64) error {
 	return nil
 }
 
-// errRefused reports a token that was not tried.
+// errRefused is returned for a token that the constraint does not allow.
 var errRefused = errors.New("constraint: the token cannot come next")
 
 // Accept appends token to the answer.
@@ -220,8 +220,8 @@ func (c *Constraint) Accept(token int) error {
 	return nil
 }
 
-// Forced returns the tokens that must come next, as spell writes them. before holds the last ones
-// in front.
+// Forced returns the tokens that must come next, as tokenized by spell. before holds the tokens
+// just before them.
 func (c *Constraint) Forced(before []int, spell func(text []byte) []int) []int {
 	if c.state != following || c.blanks > 0 {
 		return nil

@@ -14,8 +14,8 @@ import (
 	"github.com/rbee-project/rbee/plugins/grammar"
 )
 
-// testVocabulary has all bytes, a few longer tokens, two control tokens around thinking and one
-// that ends the answer.
+// testVocabulary has all bytes, a few longer tokens, two control tokens around thinking and an end
+// token.
 func testVocabulary() (*Vocabulary, []string) {
 	var spelled []string
 	for b := range 256 {
@@ -38,7 +38,7 @@ func compile(t testing.TB, s Spec) *grammar.Grammar {
 	return g
 }
 
-// feed gives a text to c, one token for each byte except for the names in <…>.
+// feed accepts a text, one token for each byte except for the token names in <…>.
 func feed(c *Constraint, spelled []string, tokens ...string) error {
 	for _, name := range tokens {
 		for i, s := range spelled {
@@ -97,13 +97,13 @@ func TestThinking(t *testing.T) {
 			}
 		})
 	}
-	// A grammar that begins like the marker goes before it.
+	// A grammar that begins like the marker takes precedence.
 	k := New(compile(t, Spec{Kind: Regex, Text: `<t.*`}), v, think)
 	must.NoError(t, feed(k, spelled, "<", "t", "x"))
 }
 
-// TestMaskAgrees walks answers at random: a token is in the mask exactly if it may come, and what
-// comes to an end is valid.
+// TestMaskAgrees generates random answers: a token is in the mask exactly when Try allows it, and
+// complete answers are valid.
 func TestMaskAgrees(t *testing.T) {
 	t.Parallel()
 	v, spelled := testVocabulary()
@@ -195,7 +195,7 @@ func TestCompilerKeeps(t *testing.T) {
 	for i := range cacheEntries {
 		_, err := c.Compile(t.Context(), Spec{Kind: Regex, Text: fmt.Sprintf("x{%d}", i+1)})
 		must.NoError(t, err)
-		_, err = c.Compile(t.Context(), specs[0]) // stays, as it is used
+		_, err = c.Compile(t.Context(), specs[0]) // stays cached, as it is used
 		must.NoError(t, err)
 	}
 	must.Eq(t, cacheEntries, c.order.Len())
@@ -224,7 +224,7 @@ func TestCompilerRefuses(t *testing.T) {
 		must.Error(t, err, must.Sprint(s))
 	}
 	must.MapEmpty(t, c.known)
-	// Who waits for a turn can leave.
+	// A caller that waits for its turn can give up.
 	for range compileSlots {
 		c.turns <- struct{}{}
 	}

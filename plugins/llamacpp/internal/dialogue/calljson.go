@@ -5,15 +5,15 @@ import (
 	"strings"
 )
 
-// objectCall is a call that is written as one JSON object with a name and arguments.
+// objectCall is a call written as one JSON object with a name and arguments.
 type objectCall struct {
 	phase   objectPhase
 	nested  int    // objects around this one, as in {"function":{…}}
-	key     string // of the value that is being read
-	value   []byte // what was read of it
+	key     string // key of the value being read
+	value   []byte // the part of the value read so far
 	name    string
 	id      string
-	args    []byte // arguments that came before the name
+	args    []byte // arguments received before the name
 	hasArgs bool
 }
 
@@ -25,15 +25,15 @@ const (
 	oInKey                     //
 	oColon                     //
 	oValue                     // the beginning of a value
-	oPlain                     // within a value that is a number or a word
+	oPlain                     // within a number or a word
 	oText                      // within a value that must be complete
-	oSkip                      // within a value that nobody needs
+	oSkip                      // within an ignored value
 	oArgs                      // within arguments that are passed on
 	oBefore                    // within arguments whose name is not known yet
 	oAfter                     // a comma or }
 )
 
-// jsonOpen waits for an object or an array of them.
+// jsonOpen expects a call object or an array of them.
 func (p *Parser) jsonOpen() bool {
 	p.skipSpace()
 	if p.buf == "" {
@@ -69,10 +69,10 @@ func (p *Parser) jsonItem() bool {
 	return true
 }
 
-// jsonNext is behind an object in an array.
+// jsonNext follows an object in an array.
 func (p *Parser) jsonNext() bool { return p.nextOf((*Parser).jsonItem) }
 
-// nextOf is behind an item of a list of calls.
+// nextOf follows an item of a list of calls.
 func (p *Parser) nextOf(item func(*Parser) bool) bool {
 	p.skipSpace()
 	if p.buf == "" {
@@ -160,7 +160,7 @@ func (p *Parser) jsonObject() bool {
 	return false
 }
 
-// objectByte takes a byte between keys and values. It reports whether the object has ended.
+// objectByte consumes a byte between keys and values. It reports whether the object has ended.
 func (p *Parser) objectByte(b byte) (ok, ended bool) {
 	o := &p.object
 	switch o.phase {
@@ -195,7 +195,7 @@ func (p *Parser) objectByte(b byte) (ok, ended bool) {
 	return ok, false
 }
 
-// objectClose takes the brace at the end of an object.
+// objectClose consumes the brace at the end of an object.
 func (p *Parser) objectClose() (ok, ended bool) {
 	o := &p.object
 	p.take(1)
@@ -217,7 +217,7 @@ func (p *Parser) objectClose() (ok, ended bool) {
 	return true, true
 }
 
-// objectOpenValue decides by the key what becomes of the value that begins with b.
+// objectOpenValue decides by the key how to read the value that begins with b.
 func (p *Parser) objectOpenValue(b byte) bool {
 	o := &p.object
 	p.scan, o.value = scanner{}, nil
@@ -262,7 +262,7 @@ func (p *Parser) objectOpenValue(b byte) bool {
 		return b != '{' && b != '['
 	}
 	if p.f.weak && o.key != "type" && !p.begun {
-		return false // an answer in JSON that is no call
+		return false // a JSON answer that is not a call
 	}
 	if o.phase = oPlain; compound {
 		o.phase = oSkip
@@ -270,7 +270,7 @@ func (p *Parser) objectOpenValue(b byte) bool {
 	return true
 }
 
-// objectValue takes a key or a value that is complete.
+// objectValue handles a complete key or value.
 func (p *Parser) objectValue() bool {
 	o := &p.object
 	phase := o.phase
@@ -321,7 +321,7 @@ func (p *Parser) objectValue() bool {
 	return true
 }
 
-// mayCall reports whether a call of name is one: without a marker only those of known tools are.
+// mayCall reports whether name can be called: without a marker, only known tools can.
 func (p *Parser) mayCall(name string) bool {
 	if !p.f.weak {
 		return true
@@ -330,9 +330,9 @@ func (p *Parser) mayCall(name string) bool {
 	return known
 }
 
-// callName reads a name up to one of the markers behind it.
+// callName reads a name up to one of the markers after it.
 func (p *Parser) callName() bool {
-	if p.f.arrays && len(p.name) == 0 { // the older form of the same model
+	if p.f.arrays && len(p.name) == 0 { // the older form of the same family
 		p.skipSpace()
 		if p.buf == "" {
 			return false
@@ -408,9 +408,9 @@ func (p *Parser) callID() bool {
 	return p.callNamed(p.object.name, id)
 }
 
-// typedName is behind the type of a call, where its name stands on a line of its own.
+// typedName follows the type of a call; the name is on the next line.
 func (p *Parser) typedName() bool {
-	if len(p.name) == 0 && p.buf != "" && p.buf[0] == '{' { // a tool of the name function
+	if len(p.name) == 0 && p.buf != "" && p.buf[0] == '{' { // a tool whose name is function
 		return p.callNamed("function", "")
 	}
 	_, st := p.nameUntil([]string{"\n"})
@@ -424,7 +424,7 @@ func (p *Parser) typedName() bool {
 	return p.callNamed(name, "")
 }
 
-// recipient reads whom a part of the answer is for: all, or a tool.
+// recipient reads the addressee of a part of the answer: all, or a tool.
 func (p *Parser) recipient() bool {
 	if len(p.name) == 0 {
 		p.skipSpace()
@@ -450,7 +450,7 @@ func (p *Parser) recipient() bool {
 	return p.callNamed(name, "")
 }
 
-// callArguments waits for the arguments behind a name.
+// callArguments expects the arguments after a name.
 func (p *Parser) callArguments() bool {
 	p.skipSpace()
 	if p.buf == "" {

@@ -9,8 +9,8 @@ import (
 	"github.com/rbee-project/rbee/plugins/grammar"
 )
 
-// schema returns the schema of a tool's arguments, which are an object, in a form that a grammar
-// takes.
+// schema returns the schema of a tool's arguments, which are an object, in a form that grammars
+// support.
 func (b *callWriter) schema(t *Tool) (json.RawMessage, error) {
 	if len(t.Parameters) == 0 {
 		return json.RawMessage(empty), nil
@@ -22,7 +22,7 @@ func (b *callWriter) schema(t *Tool) (json.RawMessage, error) {
 	}
 	if string(m["type"]) != `"object"` {
 		m["type"] = json.RawMessage(`"object"`)
-		schema, _ = json.Marshal(m) // it was JSON
+		schema, _ = json.Marshal(m) // marshalling decoded JSON cannot fail
 	}
 	_, err := grammar.Compile(schema, grammar.Options{})
 	switch {
@@ -37,13 +37,13 @@ func (b *callWriter) schema(t *Tool) (json.RawMessage, error) {
 // property is one argument of a simple schema.
 type property struct {
 	name     string
-	schema   json.RawMessage // with the definitions that it may refer to
+	schema   json.RawMessage // including the definitions that it may refer to
 	required bool
 	types    typeSet
 }
 
-// properties returns the arguments of a schema in their order, or false where it says more than
-// that.
+// properties returns the arguments of a schema in order, or false when the schema has other
+// constraints.
 func properties(schema json.RawMessage) ([]property, bool) {
 	var s struct {
 		Properties json.RawMessage            `json:"properties"`
@@ -87,7 +87,7 @@ func properties(schema json.RawMessage) ([]property, bool) {
 			if m["definitions"] == nil && s.Older != nil {
 				m["definitions"] = s.Older
 			}
-			p.schema, _ = json.Marshal(m) // it was JSON
+			p.schema, _ = json.Marshal(m) // marshalling decoded JSON cannot fail
 		}
 		out = append(out, p)
 	}
@@ -99,10 +99,10 @@ func properties(schema json.RawMessage) ([]property, bool) {
 	return out, true
 }
 
-// errNested says what a format cannot write of a strict tool.
+// errNested is the error for strict tools whose nested arguments a format cannot write.
 var errNested = &grammar.Error{Reason: "this model writes arguments one by one, so that only the properties of the parameters can be constrained, by names without spaces or quotes, and which are required"}
 
-// params is arguments between markers: inner stands between a value and its markers, after behind
+// params writes arguments between markers: inner separates a value from its markers, after follows
 // each argument.
 func (b *callWriter) params(schema json.RawMessage, inner, after string) (grammar.Part, error) {
 	f := b.f
@@ -118,7 +118,7 @@ func (b *callWriter) params(schema json.RawMessage, inner, after string) (gramma
 	var out []grammar.Part
 	for _, p := range list {
 		end := f.keyEnds[0]
-		typed := f.Name == "deepseek-v3.2" && p.types != tString // the marker says that it is JSON
+		typed := f.Name == "deepseek-v3.2" && p.types != tString // the marker declares the value as JSON
 		if typed {
 			end = f.keyEnds[1]
 		}
@@ -140,11 +140,11 @@ func (b *callWriter) params(schema json.RawMessage, inner, after string) (gramma
 	return grammar.Sequence(out...), nil
 }
 
-// argument is a value between markers: JSON, or the text of a string, which the parser tells apart
+// argument is a value between markers: JSON, or the text of a string. The parser distinguishes them
 // by the types that the schema allows.
 func (b *callWriter) argument(p property, typed bool, inner string) (grammar.Part, error) {
 	if typed || p.types != 0 && p.types&tString == 0 {
-		if _, err := grammar.Compile(p.schema, grammar.Options{}); err != nil { // it refers to what is elsewhere
+		if _, err := grammar.Compile(p.schema, grammar.Options{}); err != nil { // it refers to another schema
 			if b.strict {
 				return grammar.Part{}, err
 			}
@@ -181,8 +181,8 @@ func compiles(p grammar.Part) error {
 	return err
 }
 
-// readAsJSON returns an expression of the texts that the parser takes for a value of one of types
-// rather than for a string, and of some more.
+// readAsJSON returns an expression that matches every text that the parser reads as a value of one
+// of types instead of as a string, and some more.
 func readAsJSON(types typeSet) string {
 	const space = `[\s\u0085]*`
 	var words, starts []string
@@ -207,19 +207,20 @@ func readAsJSON(types typeSet) string {
 	return space + "(?:" + strings.Join(starts, "|") + ")"
 }
 
-// withoutStrings returns a schema that allows what schema, an object, allows but strings.
+// withoutStrings returns schema, an object, restricted to values other than strings.
 func withoutStrings(schema json.RawMessage) json.RawMessage {
 	var m map[string]json.RawMessage
 	var all []json.RawMessage
 	if json.Unmarshal(schema, &m) != nil || m["allOf"] != nil && json.Unmarshal(m["allOf"], &all) != nil {
 		return json.RawMessage("false")
 	}
-	m["allOf"], _ = json.Marshal(append(all, json.RawMessage(`{"not":{"type":"string"}}`))) // it was JSON
+	m["allOf"], _ = json.Marshal(append(all, json.RawMessage(`{"not":{"type":"string"}}`))) // marshalling decoded JSON cannot fail
 	out, _ := json.Marshal(m)
 	return out
 }
 
-// keywords is the arguments as Python writes them. It reports false for what is not that simple.
+// keywords writes the arguments as Python keyword arguments. It reports false for schemas that are
+// not that simple.
 func (b *callWriter) keywords(schema json.RawMessage) (grammar.Part, bool) {
 	list, ok := properties(schema)
 	if !ok || len(list) > 32 {
@@ -253,7 +254,8 @@ func keywordsFrom(list []property, first bool) grammar.Part {
 	return grammar.OneOf(grammar.Sequence(one, rest), keywordsFrom(list[1:], true))
 }
 
-// empty is the schema of a tool without arguments, anyObject that of one whose own is given up.
+// empty is the schema of a tool without arguments; anyObject replaces a schema that cannot be
+// enforced.
 const (
 	empty     = `{"type":"object","properties":{},"additionalProperties":false}`
 	anyObject = `{"type":"object"}`

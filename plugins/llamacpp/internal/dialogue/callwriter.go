@@ -6,8 +6,8 @@ import (
 	"github.com/rbee-project/rbee/plugins/grammar"
 )
 
-// writing is how a family writes calls: open, lead, calls with sep between them, close. repeats
-// means that calls may follow each other between open and close.
+// writing is how a family writes calls: open, lead, calls separated by sep, close. With repeats,
+// several calls may follow each other between open and close.
 type writing struct {
 	open, lead, sep, close string
 	repeats                bool
@@ -70,22 +70,22 @@ func (f *Format) writing() writing {
 	return writing{sep: "\n"}
 }
 
-// callWriter makes the parts of calls.
+// callWriter builds the grammar parts of calls.
 type callWriter struct {
 	f     *Format
-	calls []grammar.Part // by tool, without what stands around them
+	calls []grammar.Part // by tool, without the surrounding markers
 	args  []grammar.Part // by tool
 	names []string
 
-	strict bool // what cannot be guaranteed of the current tool is an error
+	strict bool // an unenforceable constraint of the current tool is an error
 }
 
-// section is what follows the opening marker.
+// section follows the opening marker.
 func (b *callWriter) section(w writing, parallel bool) grammar.Part {
 	return grammar.Sequence(grammar.Literal(w.lead), grammar.OneOf(b.calls...), b.more(w, parallel), grammar.Literal(w.close))
 }
 
-// more is further calls.
+// more allows further calls.
 func (b *callWriter) more(w writing, parallel bool) grammar.Part {
 	if !parallel || w.sep == "" && !w.repeats {
 		return grammar.Part{}
@@ -99,12 +99,12 @@ type triggerPart struct {
 	part   grammar.Part
 }
 
-// triggers are the texts that begin a call, and what follows each.
+// triggers returns the texts that begin a call, and what follows each.
 func (b *callWriter) triggers(w writing, parallel bool) []triggerPart {
 	switch {
 	case b.f.syntax == recipients:
 		var out []triggerPart
-		for i, name := range b.names { // the name is part of the trigger, as others mean no tool
+		for i, name := range b.names { // with the name, as the marker with other names is no call
 			rest := grammar.Sequence(grammar.Literal(b.f.afterName), b.arguments(i))
 			out = append(out, triggerPart{name + "\n", true, rest}, triggerPart{w.open + name + "\n", false, rest})
 		}
@@ -126,7 +126,8 @@ func (b *callWriter) triggers(w writing, parallel bool) []triggerPart {
 	return []triggerPart{{w.open, false, b.section(w, parallel && w.repeats)}}
 }
 
-// harmonyRest is the rest of the head of a message to a tool, wherever the recipient stands in it.
+// harmonyRest is the rest of the header of a message to a tool, wherever the recipient appears in
+// it.
 func (b *callWriter) harmonyRest() grammar.Part {
 	var list []grammar.Part
 	for i, name := range b.names {
@@ -138,7 +139,7 @@ func (b *callWriter) harmonyRest() grammar.Part {
 	return grammar.OneOf(list...)
 }
 
-// objectHead is a call as a JSON object up to its arguments.
+// objectHead is a call as a JSON object, up to its arguments.
 func (b *callWriter) objectHead(name string) string {
 	switch b.f.Name {
 	case "llama-3":
@@ -152,7 +153,7 @@ func (b *callWriter) objectHead(name string) string {
 // arguments is the JSON of the arguments of tool i.
 func (b *callWriter) arguments(i int) grammar.Part { return b.args[i] }
 
-// call is a call of a tool, without what stands around calls.
+// call is a call of a tool, without the surrounding markers.
 func (b *callWriter) call(t *Tool, schema json.RawMessage) (grammar.Part, error) {
 	args := grammar.JSON(schema)
 	b.args = append(b.args, args)
@@ -163,7 +164,7 @@ func (b *callWriter) call(t *Tool, schema json.RawMessage) (grammar.Part, error)
 	return b.otherCall(name, schema, args), nil
 }
 
-// xmlCall is a call whose arguments stand between markers.
+// xmlCall is a call whose arguments are between markers.
 func (b *callWriter) xmlCall(name string, schema json.RawMessage) (grammar.Part, error) {
 	lit := grammar.Literal
 	inner, after := "", "\n"

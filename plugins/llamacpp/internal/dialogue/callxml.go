@@ -5,16 +5,16 @@ import (
 	"strings"
 )
 
-// paramCall is a call whose arguments come one by one between markers, and become JSON.
+// paramCall is a call whose arguments arrive one by one between markers, and are converted to JSON.
 type paramCall struct {
 	tool  *Tool
 	n     int  // arguments so far
-	text  bool // the value is a string, passed on as it comes
+	text  bool // the value is a string, passed on as it arrives
 	kind  typeSet
 	value []byte
 	first bool // at the beginning of the value
-	json  bool // the value says itself that it is JSON, or
-	raw   bool // that it is a string
+	json  bool // the value is marked as JSON
+	raw   bool // the value is marked as a string
 }
 
 // maxParams bounds the arguments of one call.
@@ -112,8 +112,8 @@ func (p *Parser) xmlValueOpen() bool {
 	return p.fail()
 }
 
-// xmlValue reads the value of an argument. The line breaks behind its opening marker and in front
-// of its closing one are not part of it.
+// xmlValue reads the value of an argument. Line breaks after its opening marker and before its
+// closing one are not part of it.
 func (p *Parser) xmlValue() bool {
 	c := &p.params
 	if c.first {
@@ -165,11 +165,11 @@ func (p *Parser) xmlValue() bool {
 	return true
 }
 
-// typed returns the JSON of a value that came as text. kind holds the types that its schema allows;
-// 0: unknown.
+// typed converts a value given as text to JSON. kind holds the types that its schema allows; 0:
+// unknown.
 func typed(text string, kind typeSet, isJSON bool) []byte {
 	trimmed := strings.TrimSpace(text)
-	switch trimmed { // as Python writes them
+	switch trimmed { // Python's spelling
 	case "True":
 		trimmed = "true"
 	case "False":
@@ -187,7 +187,7 @@ func typed(text string, kind typeSet, isJSON bool) []byte {
 	return appendQuoted(nil, text)
 }
 
-// shallow reports whether text, which is JSON, is nested within bounds.
+// shallow reports whether the JSON text is nested within bounds.
 func shallow(text string) bool {
 	var s scanner
 	_, _, st := s.feed(text, nil)

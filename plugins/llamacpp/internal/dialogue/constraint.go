@@ -7,30 +7,30 @@ import (
 	"github.com/rbee-project/rbee/plugins/grammar"
 )
 
-// MaxMemory bounds what a constraint takes, roughly, in bytes; a grammar of each tool may need
-// minMemory of it.
+// MaxMemory bounds the approximate memory of a constraint, in bytes; each tool's grammar may use at
+// least minMemory of it.
 const (
 	MaxMemory = 32 << 20
 	minMemory = 1 << 20
 )
 
-// Choice says how tools are to be called.
+// Choice is how tools are to be called.
 type Choice struct {
-	Required bool // the answer is a call, of any of the tools; else the model decides
-	Parallel bool // it may hold several
+	Required bool // the answer must be a call of some tool; otherwise the model decides
+	Parallel bool // several calls are allowed
 	Thinking bool // the prompt has opened a block of thinking
-	Form     Form // of an answer that is not a call; not with Required
+	Form     Form // of an answer that is not a call; ignored with Required
 }
 
-// Form is what content must look like: at most one of its fields is set.
+// Form is the required form of content: at most one of its fields is set.
 type Form struct {
 	Schema     string // JSON Schema
 	Regex      string
 	Choices    []string
-	Whitespace bool // may stand between the tokens of JSON, in arguments too
+	Whitespace bool // allow whitespace between the tokens of JSON, in arguments as well
 }
 
-// Given reports whether content must have a form.
+// Given reports whether a form is set.
 func (f *Form) Given() bool { return f.Schema != "" || f.Regex != "" || len(f.Choices) > 0 }
 
 func (f *Form) part() grammar.Part {
@@ -47,10 +47,10 @@ func (f *Form) part() grammar.Part {
 	return grammar.OneOf(list...)
 }
 
-// content is a whole answer that is not a call, as the format writes it.
+// content is a complete answer that is not a call, as the format writes it.
 func (f *Format) content(form Form) grammar.Part {
 	switch {
-	case f.syntax == recipients: // the prompt wrote the first marker
+	case f.syntax == recipients: // the prompt contains the first marker
 		return grammar.Sequence(grammar.Literal("all\n"+f.afterName), form.part())
 	case f.syntax == harmony:
 		return grammar.Sequence(grammar.Literal("<|channel|>final<|message|>"), form.part())
@@ -58,21 +58,21 @@ func (f *Format) content(form Form) grammar.Part {
 	return form.part()
 }
 
-// Constraint is what calls must look like. It is safe for concurrent use.
+// Constraint is the required form of calls. It is safe for concurrent use.
 type Constraint struct {
-	whole    *grammar.Grammar // of the answer from its beginning on; nil: any text
-	triggers []trigger        // what wakes the grammar of a call, where whole is nil
+	whole    *grammar.Grammar // for the whole answer; nil: any text
+	triggers []trigger        // start the grammar of a call when whole is nil
 	parallel bool
 }
 
-// trigger is a text behind which a call is constrained.
+// trigger is a text after which a call is constrained.
 type trigger struct {
 	text   string
-	begins bool // it counts only where an answer begins, or behind a call
+	begins bool // only at the beginning of an answer, or after a call
 	call   *grammar.Grammar
 }
 
-// ToolError says which tool cannot be constrained as it demands.
+// ToolError reports a strict tool whose schema cannot be enforced.
 type ToolError struct {
 	Index int // of the tool
 	Err   error
@@ -82,9 +82,9 @@ func (e *ToolError) Error() string { return e.Err.Error() }
 
 func (e *ToolError) Unwrap() error { return e.Err }
 
-// Constrain returns what calls of tools must look like, and an answer without one. The arguments
-// satisfy a tool's schema. What of a schema cannot be guaranteed is a *ToolError for a strict tool,
-// and is given up for others. Between tools it looks at ctx.
+// Constrain returns the constraint on calls of tools, and on an answer without one. Arguments
+// satisfy the tool's schema. Where that cannot be guaranteed, it returns a *ToolError for a strict
+// tool and relaxes the schema of others. It checks ctx between tools.
 func (f *Format) Constrain(ctx context.Context, tools []Tool, choice Choice) (*Constraint, error) {
 	b := &callWriter{f: f}
 	for i := range tools {
@@ -107,7 +107,7 @@ func (f *Format) Constrain(ctx context.Context, tools []Tool, choice Choice) (*C
 	w := f.writing()
 	if choice.Required || choice.Form.Given() {
 		part := b.section(w, choice.Parallel)
-		if f.syntax == recipients { // the prompt wrote the first marker
+		if f.syntax == recipients { // the prompt contains the first marker
 			part = grammar.Sequence(grammar.OneOf(b.calls...), b.more(w, choice.Parallel))
 		} else {
 			part = grammar.Sequence(grammar.Literal(w.open), part)
@@ -141,7 +141,7 @@ func (f *Format) Constrain(ctx context.Context, tools []Tool, choice Choice) (*C
 	return c, nil
 }
 
-// thinkingFirst is the thinking that an answer may begin with, as the parser reads it.
+// thinkingFirst is the thinking that may begin an answer, as the parser reads it.
 func (f *Format) thinkingFirst(opened bool) grammar.Part {
 	if f.syntax == harmony {
 		return grammar.Repeat(grammar.Sequence(
@@ -166,7 +166,7 @@ func (f *Format) thinkingFirst(opened bool) grammar.Part {
 		grammar.Literal(t.open), grammar.Until(f.endOfThinking([]string{t.close})...), grammar.Literal(t.close), space), 0, 1)
 }
 
-// Explain returns what of a schema could not be guaranteed, where err says so.
+// Explain returns the part of a schema that could not be guaranteed, if err is about that.
 func Explain(err error) (pointer, keyword, reason string, ok bool) {
 	e, ok := errors.AsType[*grammar.Error](err)
 	if !ok {

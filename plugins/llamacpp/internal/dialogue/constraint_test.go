@@ -12,7 +12,7 @@ import (
 	"github.com/rbee-project/rbee/plugins/grammar"
 )
 
-// callTools have arguments that a random text ends soon.
+// callTools have arguments that random text completes soon.
 var callTools = []Tool{
 	{Name: "get_weather", Strict: true, Parameters: []byte(`{"type":"object","properties":{"city":{"enum":["Bern","Paris"],"type":"string"},"days":{"type":"integer","minimum":0,"maximum":99},
 		"metric":{"type":"boolean"},"tags":{"type":"array","items":{"$ref":"#/$defs/tag"},"maxItems":2}},"required":["city","days"],"additionalProperties":false,"$defs":{"tag":{"enum":["a","b"]}}}`)},
@@ -20,8 +20,8 @@ var callTools = []Tool{
 	{Name: "note", Parameters: []byte(`{"type":"object","properties":{"text":{"type":"string","maxLength":3},"n":{"type":["integer","null"],"maximum":5,"minimum":0}},"additionalProperties":false}`)},
 }
 
-// callVocabulary has the bytes, the markers of all families and pieces of calls; the last token
-// ends an answer.
+// callVocabulary has the bytes, the markers of all families and pieces of calls; the last token is
+// the end token.
 func callVocabulary(f *Format) *Vocabulary {
 	var texts []string
 	for b := range 256 {
@@ -38,7 +38,7 @@ func callVocabulary(f *Format) *Vocabulary {
 	return NewVocabulary(texts, ends)
 }
 
-// speakRandomly takes random tokens that the guard allows, those of markers rather than others.
+// speakRandomly chooses random tokens that the guard allows, preferring those of markers.
 func speakRandomly(t *testing.T, rng *rand.Rand, v *Vocabulary, g *Guard, text string) (string, bool) {
 	t.Helper()
 	mask := make([]uint64, v.grammar.MaskLen())
@@ -72,7 +72,7 @@ func speakRandomly(t *testing.T, rng *rand.Rand, v *Vocabulary, g *Guard, text s
 	return text, false
 }
 
-// checkCalls parses an answer and holds the calls against the schemas.
+// checkCalls parses an answer and validates the calls against the schemas.
 func checkCalls(t *testing.T, f *Format, text string, opened bool) *answer {
 	t.Helper()
 	a := parse(t, f, Options{Tools: callTools, Calls: true, Thinking: opened}, text)
@@ -101,7 +101,7 @@ func constrained(name string) []*Format {
 	return []*Format{f}
 }
 
-// Whatever is sampled under required ends as calls that the family's parser reads and that satisfy
+// With required, any sampled answer ends as calls that the family's parser reads and that satisfy
 // the schemas.
 func TestRequired(t *testing.T) {
 	t.Parallel()
@@ -132,8 +132,8 @@ func TestRequired(t *testing.T) {
 	}
 }
 
-// A strict tool's strings keep what the schema says of them, in families too that write them as
-// they are between markers.
+// Strings of a strict tool satisfy its schema, also in families that write them raw between
+// markers.
 func TestStrictStrings(t *testing.T) {
 	t.Parallel()
 	tool := []Tool{{Name: "f", Strict: true, Parameters: []byte(`{"type":"object","properties":{
@@ -170,7 +170,7 @@ func TestStrictStrings(t *testing.T) {
 	}
 }
 
-// What a family cannot guarantee of a strict tool is refused, and given up for others.
+// A schema that a family cannot guarantee is refused for a strict tool and relaxed for others.
 func TestStrictRefused(t *testing.T) {
 	t.Parallel()
 	for schema, keyword := range map[string]string{
@@ -190,7 +190,7 @@ func TestStrictRefused(t *testing.T) {
 		tool[0].Strict = false
 		_, err = format("glm-4").Constrain(t.Context(), tool, Choice{Required: true})
 		must.NoError(t, err)
-		if keyword == "" && !strings.Contains(schema, "arg_value") { // JSON can
+		if keyword == "" && !strings.Contains(schema, "arg_value") { // enforceable as JSON
 			tool[0].Strict = true
 			_, err = format("hermes").Constrain(t.Context(), tool, Choice{Required: true})
 			must.NoError(t, err)
@@ -198,7 +198,7 @@ func TestStrictRefused(t *testing.T) {
 	}
 }
 
-// With a form an answer is a call or has the form.
+// With a form, an answer is a call or has the form.
 func TestForm(t *testing.T) {
 	t.Parallel()
 	const schema = `{"type":"object","properties":{"bees":{"type":"integer","minimum":0,"maximum":99}},"required":["bees"],"additionalProperties":false}`
@@ -236,7 +236,7 @@ func TestForm(t *testing.T) {
 	}
 }
 
-// With auto any text may come, but what begins as a call is one.
+// With auto, any text is allowed, but whatever begins as a call completes as one.
 func TestAuto(t *testing.T) {
 	t.Parallel()
 	for name := range formats {

@@ -13,7 +13,7 @@ import (
 // call is a call as a client sees it.
 type call struct{ id, name, args string }
 
-// answer is what deltas add up to.
+// answer accumulates deltas.
 type answer struct {
 	reasoning, content string
 	calls              []call
@@ -64,7 +64,7 @@ func parse(t testing.TB, f *Format, opts Options, pieces ...string) *answer {
 	return &a
 }
 
-// everyCut parses text in two pieces cut at every byte, and byte by byte.
+// everyCut parses text in two pieces, cut at every byte, and byte by byte.
 func everyCut(t *testing.T, f *Format, opts Options, text string) *answer {
 	t.Helper()
 	whole := parse(t, f, opts, text)
@@ -217,7 +217,7 @@ func TestNoTools(t *testing.T) {
 	must.Eq(t, (&answer{reasoning: "hm", content: strings.TrimPrefix(text, "<think>hm</think>")}).String(), got.String())
 }
 
-// An answer of a form of its own holds no calls, whatever its strings hold.
+// An answer with a required form holds no calls, whatever its strings contain.
 func TestFormedContent(t *testing.T) {
 	t.Parallel()
 	opts := Options{Tools: testTools, Calls: true, Formed: true}
@@ -231,7 +231,7 @@ func TestFormedContent(t *testing.T) {
 		case harmony:
 			text = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>" + content
 		}
-		for _, d := range f.drop { // those mean nothing anywhere
+		for _, d := range f.drop { // ignored everywhere
 			content = strings.ReplaceAll(content, d, "")
 		}
 		got := everyCut(t, f, opts, text)
@@ -283,7 +283,7 @@ func TestNewIDs(t *testing.T) {
 	}
 }
 
-// No marker of a family is the beginning of another one: the shorter would hide the longer.
+// No marker of a family is a prefix of another one: the shorter would hide the longer.
 func TestMarkersDiffer(t *testing.T) {
 	t.Parallel()
 	for name, f := range formats {

@@ -1,8 +1,7 @@
-// Package dialogue reads what a model means by its text: what it thinks, what it says, and which
-// tools it calls. Each family of models has markers of its own for that, which its chat template
-// tells.
+// Package dialogue interprets a model's text: its thinking, its answer, and its tool calls. Each
+// family of models marks them in its own way, which its chat template reveals.
 //
-// Recognise finds the Format of a chat template, Format.NewParser a Parser that turns a streamed
-// answer into Deltas, and Format.Constraint what a call must look like, for constrained decoding.
-// The package knows nothing of engines and HTTP.
+// Recognise finds the Format of a chat template, Format.NewParser returns a Parser that turns a
+// streamed answer into Deltas, and Format.Constrain returns the constraint that calls must satisfy,
+// for constrained decoding. The package is independent of engines and HTTP.
 package dialogue

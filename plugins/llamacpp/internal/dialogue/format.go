@@ -14,29 +14,29 @@ const (
 	namedCalls         // a name, then the arguments as JSON
 	xmlCalls           // a name, then arguments one by one between markers
 	pythonCalls        // as Python writes a call
-	gemmaCalls         // a name, then arguments in a notation of their own
-	recipients         // parts of an answer that begin with the name of whom they are for
+	gemmaCalls         // a name, then arguments in Gemma's own notation
+	recipients         // parts of an answer, each beginning with its recipient
 	harmony            // messages on channels
 )
 
-// thinks are the markers around a block of thinking.
+// thinks holds the markers around a block of thinking.
 type thinks struct{ open, close string }
 
-// Format is how a family of models writes what it thinks and which tools it calls. It is safe for
-// concurrent use.
+// Format is how a family of models writes its thinking and tool calls. It is safe for concurrent
+// use.
 type Format struct {
 	// Name names the family in documents and logs.
 	Name string
-	// TakesTools reports whether the chat template describes tools by itself; else Describe does.
+	// TakesTools reports whether the chat template describes tools itself; otherwise use Describe.
 	TakesTools bool
 
 	syntax       syntax
 	thinks       []thinks
 	endsThinking bool     // a call ends a block of thinking
-	sections     []string // markers that the first of several calls follows
-	opens        []string // markers that a call follows
+	sections     []string // markers before the first of several calls
+	opens        []string // markers before a call
 	closers      []string // markers that may follow a call
-	drop         []string // markers around content that mean nothing
+	drop         []string // markers around content, to be ignored
 	weak         bool     // a call may begin an answer without a marker
 	shortIDs     bool     // ids are nine letters and digits
 
@@ -46,8 +46,8 @@ type Format struct {
 	nameEnds  []string // what may follow a name
 	fences    []string // what may stand in front of the arguments
 	arrays    bool     // also an array of objects
-	typed     bool     // the name may be the type function, the real one on the next line
-	kimi      bool     // the name is functions.NAME:INDEX, and the id
+	typed     bool     // the name may be the type function; the real one is on the next line
+	kimi      bool     // the name is functions.NAME:INDEX and also serves as the id
 	afterName string   // recipients: what follows a name
 	oldArray  bool     // calls are written in the older form, an array
 	fenced    bool     // arguments are written within a fence
@@ -149,8 +149,7 @@ var formats = map[string]Format{
 	},
 }
 
-// signs tell a family by what its chat template contains: every one of the texts. The first that
-// fits counts.
+// signs identify a family by texts that its chat template must all contain. The first match wins.
 var signs = []struct {
 	name string
 	all  []string
@@ -193,8 +192,8 @@ var signs = []struct {
 	{"llama-3", []string{"<|python_start|>"}},
 }
 
-// Recognise returns the format of a chat template. has reports whether the vocabulary holds a token
-// of its own for a text; it may be nil. takesTools tells whether the template describes tools.
+// Recognise returns the format of a chat template. has reports whether the vocabulary has a single
+// token for a text; it may be nil. takesTools is whether the template describes tools.
 func Recognise(template string, takesTools bool, has func(token string) bool) *Format {
 	if has == nil {
 		has = func(string) bool { return false }
@@ -213,10 +212,10 @@ func Recognise(template string, takesTools bool, has func(token string) bool) *F
 	if name == "" && has("<|tool_call_start|>") && has("<|tool_call_end|>") {
 		name = "lfm2"
 	}
-	// A format whose tools the template does not describe was never seen by the model in a prompt.
+	// If the template does not describe tools, the model never saw the family's format in a prompt.
 	if name == "" || !takesTools && name != "gpt-oss" {
 		f := formats["generic"]
-		if name != "" { // its thinking is still its own
+		if name != "" { // the thinking markers still apply
 			f.thinks, f.drop = formats[name].thinks, formats[name].drop
 			f.shortIDs = formats[name].shortIDs
 		}
@@ -233,7 +232,7 @@ func Recognise(template string, takesTools bool, has func(token string) bool) *F
 	return &f
 }
 
-// otherThinks are the markers of families whose calls are written like those of others.
+// otherThinks holds the thinking markers of families that write calls as others do.
 var otherThinks = []thinks{
 	{"<think>", "</think>"},
 	{"<seed:think>", "</seed:think>"},
@@ -247,7 +246,7 @@ var otherThinks = []thinks{
 	{"<|channel>thought", "<channel|>"},
 }
 
-// addThinks adds the markers that the template or the vocabulary names.
+// addThinks adds the markers found in the template or the vocabulary.
 func (f *Format) addThinks(template string, has func(string) bool) {
 	if f.syntax == harmony {
 		return
@@ -261,7 +260,7 @@ func (f *Format) addThinks(template string, has func(string) bool) {
 	f.thinks = list
 }
 
-// Thinks reports whether models of the format have a way to think before they answer.
+// Thinks reports whether models of the format can think before they answer.
 func (f *Format) Thinks() bool { return len(f.thinks) > 0 || f.syntax == harmony }
 
 // OpensThinking reports whether a prompt ends within a block of thinking that it opened.
@@ -283,8 +282,8 @@ func (f *Format) EndOfThinking() string {
 	return f.thinks[0].close
 }
 
-// Markers returns the texts that a parser of the format looks for: an engine must pass on tokens
-// of them, which it would otherwise leave out. Those of calls are among them if calls is set.
+// Markers returns the texts that a parser of the format looks for. The engine must pass on tokens
+// of them, which it would otherwise omit. With calls, they include the markers of calls.
 func (f *Format) Markers(calls bool) []string {
 	var out []string
 	for _, t := range f.thinks {
@@ -308,10 +307,10 @@ func (f *Format) Markers(calls bool) []string {
 }
 
 // Thinking returns the markers around the thinking of an answer, or empty ones, and whether the
-// answer begins within it; the prompt has opened it if opened is set.
+// answer begins within it. opened is whether the prompt has opened it.
 func (f *Format) Thinking(opened bool) (open, end string, begins bool) {
 	switch {
-	case f.syntax == harmony: // all that comes before the final message
+	case f.syntax == harmony: // everything before the final message
 		return "", "<|channel|>final<|message|>", true
 	case len(f.thinks) == 0:
 		return "", "", false

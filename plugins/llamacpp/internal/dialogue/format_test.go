@@ -7,7 +7,7 @@ import (
 	"github.com/shoenig/test/must"
 )
 
-// The templates are what is typical of each family, in short.
+// The templates are shortened to what is typical of each family.
 func TestRecognise(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {

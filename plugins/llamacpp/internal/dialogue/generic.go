@@ -5,9 +5,8 @@ import (
 	"strings"
 )
 
-// Describe returns the text that tells a model of its tools and of how to call them, for chat
-// templates that know of none. Its calls are those of the format that Recognise returns for such
-// templates.
+// Describe returns text that describes the tools and how to call them, for chat templates without
+// tool support. The calls have the format that Recognise returns for such templates.
 func Describe(tools []Tool) string {
 	var b strings.Builder
 	b.WriteString("You can call these functions. Each line describes one, with the JSON Schema of its arguments:\n")
@@ -21,7 +20,7 @@ func Describe(tools []Tool) string {
 			line.Parameters = json.RawMessage(empty)
 		}
 		text, err := json.Marshal(line)
-		if err != nil { // a schema that is not JSON
+		if err != nil { // the schema is not JSON
 			continue
 		}
 		b.Write(text)
@@ -31,7 +30,7 @@ func Describe(tools []Tool) string {
 	return b.String()
 }
 
-// WriteCall returns a call as a model writes it that was told by Describe. arguments is JSON.
+// WriteCall returns a call in the format that Describe explains. arguments is JSON.
 func WriteCall(name, arguments string) string {
 	if !json.Valid([]byte(arguments)) {
 		arguments = "{}"

@@ -9,14 +9,14 @@ import (
 	"github.com/rbee-project/rbee/plugins/grammar"
 )
 
-// Vocabulary is what a Guard knows of the tokens of a model. It is safe for concurrent use.
+// Vocabulary describes a model's tokens for a Guard. It is safe for concurrent use.
 type Vocabulary struct {
-	texts   []string // with those of markers that are control tokens
+	texts   []string // including those of markers that are control tokens
 	ends    []bool
 	grammar *grammar.Vocabulary
 }
 
-// NewVocabulary returns the vocabulary of the texts of tokens; those of ends end an answer.
+// NewVocabulary returns a vocabulary of token texts; ends marks the tokens that end an answer.
 func NewVocabulary(texts []string, ends []bool) *Vocabulary {
 	v := &Vocabulary{texts: texts, ends: ends}
 	tokens := make([][]byte, len(texts))
@@ -32,25 +32,25 @@ func NewVocabulary(texts []string, ends []bool) *Vocabulary {
 	return v
 }
 
-// Guard keeps one answer within a constraint: it sleeps while the model thinks and speaks, and
-// wakes when a call begins. It also ends a block of thinking that has spent its tokens. It is not
-// safe for concurrent use.
+// Guard keeps one answer within a constraint: it is inactive while the model thinks and speaks, and
+// active from the beginning of a call. It also ends a block of thinking that has used up its token
+// budget. It is not safe for concurrent use.
 type Guard struct {
 	v *Vocabulary
-	c *Constraint // nil: calls are free
+	c *Constraint // nil: calls are unconstrained
 
-	matcher *grammar.Matcher // of the call, or of the whole answer; nil: asleep
+	matcher *grammar.Matcher // of the call, or of the whole answer; nil: inactive
 	ended   bool             // nothing may follow
-	lead    []byte           // the text since the beginning or the last call, while that is space
+	lead    []byte           // the text since the beginning or the last call, while it is only whitespace
 	tail    []byte           // the end of the text, as long as the longest trigger
 
 	think  thinks   // the markers of thinking
-	closes []string // what ends the block that is open; the first may be forced
-	ends   []string // the same, and the markers of calls that end it too
+	closes []string // markers that end the open block; the first may be forced
+	ends   []string // closes, and the markers of calls that also end the block
 	state  thinkState
 	head   []byte // the text so far, until it is known whether it begins with thinking
-	budget int    // tokens of thinking that may still come; negative: any number
-	forced string // the rest of the marker that must come now
+	budget int    // thinking tokens left; negative: unlimited
+	forced string // the rest of the marker that must follow now
 }
 
 type thinkState uint8
@@ -58,14 +58,14 @@ type thinkState uint8
 const (
 	notYet  thinkState = iota // the answer may begin with thinking
 	within                    //
-	thought                   // it is over, or never was
+	thought                   // thinking is over, or never began
 )
 
-// maxGuardLead bounds the space in front of a call that needs no marker.
+// maxGuardLead bounds the whitespace before a call that needs no marker, in bytes.
 const maxGuardLead = 256
 
-// NewGuard returns the guard of an answer. c may be nil; opened means that the prompt has opened a
-// block of thinking; budget is the number of tokens that it may have, negative: any number.
+// NewGuard returns the guard of an answer. c may be nil. opened is whether the prompt has opened a
+// block of thinking. budget bounds its tokens; negative: unlimited.
 func (f *Format) NewGuard(v *Vocabulary, c *Constraint, opened bool, budget int) *Guard {
 	g := &Guard{v: v, c: c, budget: budget, state: thought, lead: []byte{}}
 	switch {
@@ -94,7 +94,7 @@ func (f *Format) NewGuard(v *Vocabulary, c *Constraint, opened bool, budget int)
 	return g
 }
 
-// spend takes tokens of thinking off the budget.
+// spend subtracts thinking tokens from the budget.
 func (g *Guard) spend(n int) {
 	if g.state != within || g.budget < 0 || g.forced != "" {
 		return
@@ -164,8 +164,8 @@ func (g *Guard) Mask(dst []uint64) error {
 	return nil
 }
 
-// Forced returns the tokens that must come next, as spell writes them. before holds the last ones
-// in front.
+// Forced returns the tokens that must come next, as tokenized by spell. before holds the tokens
+// just before them.
 func (g *Guard) Forced(before []int, spell func(text []byte) []int) []int {
 	if g.matcher == nil || g.ended || g.forced != "" || g.state == within {
 		return nil
@@ -173,7 +173,7 @@ func (g *Guard) Forced(before []int, spell func(text []byte) []int) []int {
 	return g.matcher.ForcedTokens(before, spell)
 }
 
-// trigger returns what text wakes, and the text behind it.
+// trigger returns the trigger that text completes, and the text after it.
 func (g *Guard) trigger(text string) (t *trigger, rest string) {
 	if g.c == nil {
 		return nil, ""
@@ -191,7 +191,7 @@ func (g *Guard) trigger(text string) (t *trigger, rest string) {
 			}
 			continue
 		}
-		// It must end within text: else it was seen before.
+		// It must end within text: otherwise it was found before.
 		from := max(0, len(g.tail)-len(x.text)+1)
 		if at := strings.Index(tail[from:], x.text); at >= 0 && (first < 0 || from+at < first) {
 			first = from + at
@@ -201,7 +201,7 @@ func (g *Guard) trigger(text string) (t *trigger, rest string) {
 	return t, rest
 }
 
-// Accept takes token for said. It fails where Try would report false.
+// Accept appends token to the answer. It fails when Try would report false.
 func (g *Guard) Accept(token int) error {
 	if !g.Try(token) {
 		return errors.New("the token cannot come next")
@@ -236,7 +236,7 @@ func (g *Guard) Accept(token int) error {
 	return nil
 }
 
-// longest is how much of the text may belong to a marker that is still to come.
+// longest returns how much of the text may belong to an incomplete marker.
 func (g *Guard) longest() int {
 	n := len(g.think.open)
 	for _, end := range g.ends {
@@ -250,7 +250,7 @@ func (g *Guard) longest() int {
 	return n
 }
 
-// follow keeps track of whether the model thinks. It reports false where text belongs to that.
+// follow tracks whether the model is thinking. It reports false when text belongs to the thinking.
 func (g *Guard) follow(text string) (spoken bool) {
 	switch g.state {
 	case notYet:
@@ -290,7 +290,7 @@ func (g *Guard) thought() {
 	g.lead, g.tail = []byte{}, g.tail[:0]
 }
 
-// speak looks for the beginning of a call in what the model says.
+// speak looks for the beginning of a call in the text outside thinking.
 func (g *Guard) speak(text string) {
 	t, rest := g.trigger(text)
 	if t == nil {
@@ -304,14 +304,14 @@ func (g *Guard) speak(text string) {
 	}
 	g.matcher = t.call.NewMatcher(g.v.grammar)
 	g.lead, g.tail = nil, g.tail[:0]
-	if rest != "" && g.matcher.AcceptBytes([]byte(rest)) != nil { // Try has shown that it can
+	if rest != "" && g.matcher.AcceptBytes([]byte(rest)) != nil { // Try has checked it
 		g.matcher = nil
 		return
 	}
 	g.callEnds()
 }
 
-// mayBegin reports whether said is the beginning of a trigger.
+// mayBegin reports whether said is the beginning of some trigger.
 func (g *Guard) mayBegin(said []byte) bool {
 	for _, t := range g.c.triggers {
 		if t.begins && strings.HasPrefix(t.text, string(said)) {
@@ -321,7 +321,7 @@ func (g *Guard) mayBegin(said []byte) bool {
 	return false
 }
 
-// callEnds goes back to sleep behind a call.
+// callEnds deactivates the guard after a call.
 func (g *Guard) callEnds() {
 	if !g.matcher.Done() {
 		return

@@ -2,8 +2,8 @@ package dialogue
 
 import "strings"
 
-// harmonyHeader is the head of a message in the format of gpt-oss, where an answer is several
-// messages on several channels. Other formats use it for where they are.
+// harmonyHeader is the header of a message in the format of gpt-oss, where an answer consists of
+// several messages on several channels. Other formats use it to track where they are.
 type harmonyHeader struct {
 	kind  Kind
 	open  bool // a block of thinking is open
@@ -11,7 +11,7 @@ type harmonyHeader struct {
 	text  []byte
 }
 
-// maxHeader bounds the head of a message.
+// maxHeader bounds the header of a message, in bytes.
 const maxHeader = 1 << 10
 
 var (
@@ -19,13 +19,13 @@ var (
 	harmonyEnds   = []string{"<|end|>", "<|call|>", "<|return|>", "<|start|>", "<|channel|>"}
 )
 
-// harmonyStart is where the head of a message begins: the prompt ends with the role.
+// harmonyStart is at the beginning of a message's header: the prompt ends with the role.
 func (p *Parser) harmonyStart() bool {
 	i, wait := p.atAny(harmonyStarts)
 	switch {
 	case wait || p.buf == "":
 		return false
-	case i < 0: // no head: what the model says
+	case i < 0: // no header: the model is speaking
 		p.header = harmonyHeader{kind: Content}
 		p.state = (*Parser).harmonyText
 		return true
@@ -75,7 +75,7 @@ func (p *Parser) harmonyHead() bool {
 	return true
 }
 
-// failHarmony takes the held head of a message for content.
+// failHarmony treats the held header of a message as content.
 func (p *Parser) failHarmony() bool {
 	p.fail()
 	p.header = harmonyHeader{kind: Content}
@@ -110,8 +110,8 @@ func (p *Parser) harmonyJSON() bool {
 	return true
 }
 
-// harmonyText is the body of a message. What reads like a marker and no border follows is text: a
-// model may speak of its own format. Content that has a form of its own holds no markers at all.
+// harmonyText is the body of a message. A marker that no message border follows is text, as a model
+// may write about its own format. Content with a required form has no markers at all.
 func (p *Parser) harmonyText() bool {
 	if p.header.final && p.opts.Formed {
 		p.say(Content, p.take(len(p.buf)))
@@ -143,14 +143,14 @@ func (p *Parser) harmonyText() bool {
 	return true
 }
 
-// harmonyHeads are what the head of another message begins with.
+// harmonyHeads are the texts that can begin the header of another message.
 var harmonyHeads = []string{
 	"<|start|>assistant<|", "<|start|>assistant ", "<|channel|>analysis<|", "<|channel|>analysis ",
 	"<|channel|>commentary<|", "<|channel|>commentary ", "<|channel|>final<|", "<|channel|>final ",
 }
 
-// harmonyBorder reports whether a message ends at the marker that comes next: the answer ends
-// behind it, or the head of another message follows. wait is true when only more text can tell.
+// harmonyBorder reports whether a message ends at the next marker: the answer ends after it, or the
+// header of another message follows. wait is true when more text is needed to tell.
 func (p *Parser) harmonyBorder(end string) (border, wait bool) {
 	rest := p.buf
 	if end != "<|channel|>" && end != "<|start|>" {

@@ -6,34 +6,34 @@ import (
 	"strings"
 )
 
-// literalCall turns the arguments of a call into JSON as they come: Python's keyword arguments and
-// literals, or the notation of Gemma, whose names have no quotes and whose strings stand between
-// tokens of their own.
+// literalCall converts the arguments of a call to JSON as they arrive: Python's keyword arguments
+// and literals, or Gemma's notation, whose names are unquoted and whose strings have special tokens
+// as quotes.
 type literalCall struct {
 	stack []byte // what is open: ( arguments, t a tuple, [ a list, { a dict or an object
 	state literalState
-	comma bool   // one came, and is due in front of what follows
-	quote string // that ends the string
+	comma bool   // a comma was read, to be written before what follows
+	quote string // the quote that ends the string
 	named bool   // the string is a key
 	token []byte // a number, a word or a bare key
-	bytes int    // of the escape that is being read
+	bytes int    // digits of the current escape
 }
 
 type literalState uint8
 
 const (
-	iKey       literalState = iota // a key, or the end of what is open
+	iKey       literalState = iota // a key, or the end of the open bracket
 	iBareKey                       //
-	iColon                         // what separates a key from its value
+	iColon                         // the separator of a key and its value
 	iValue                         // a value, or the end of a list
 	iWord                          // a number or a word
 	iString                        //
 	iEscape                        // after a backslash
 	iEscapeHex                     // digits of an escape
-	iAfter                         // a comma, or the end of what is open
+	iAfter                         // a comma, or the end of the open bracket
 )
 
-// pythonOpen is behind the marker of a list of calls.
+// pythonOpen follows the marker of a list of calls.
 func (p *Parser) pythonOpen() bool {
 	p.skipSpace()
 	if p.buf == "" {
@@ -52,7 +52,7 @@ func (p *Parser) pythonFirst() bool {
 		return false
 	}
 	p.state = (*Parser).pythonName
-	if p.buf[0] == '{' { // the same model was asked for JSON
+	if p.buf[0] == '{' { // the model was asked for JSON
 		p.state = (*Parser).jsonItem
 	}
 	return true
@@ -92,10 +92,10 @@ func (p *Parser) beginLiteral(name string, open byte) {
 	p.state = (*Parser).literal
 }
 
-// pythonNext is behind a call.
+// pythonNext follows a call.
 func (p *Parser) pythonNext() bool { return p.nextOf((*Parser).pythonName) }
 
-// literal goes on with the arguments.
+// literal continues with the arguments.
 func (p *Parser) literal() bool {
 	c := &p.lit
 	var out []byte
@@ -229,7 +229,8 @@ func (p *Parser) literalStep(out []byte) (_ []byte, ok, wait bool) {
 	return out, true, false
 }
 
-// quote returns the quote that begins a string here, or "".
+// quote returns the quote that begins a string here, or "". wait is true when more text is needed
+// to tell.
 func (p *Parser) quote() (quote string, wait bool) {
 	if p.f.syntax == gemmaCalls {
 		quotes := []string{`<escape>`, `<|"|>`, `"`}
@@ -256,7 +257,7 @@ func (p *Parser) quote() (quote string, wait bool) {
 func (p *Parser) literalString(out []byte) (_ []byte, ok, wait bool) {
 	c := &p.lit
 	marks := []string{c.quote, `\`}
-	if len(c.quote) > 3 { // Gemma's have no escapes
+	if len(c.quote) > 3 { // Gemma's strings have no escapes
 		marks = marks[:1]
 	}
 	at, which, free := p.find(marks)
@@ -276,7 +277,7 @@ func (p *Parser) literalString(out []byte) (_ []byte, ok, wait bool) {
 	return append(out, '"'), true, false
 }
 
-// literalEscape takes a byte of an escape.
+// literalEscape consumes a byte of an escape.
 func (p *Parser) literalEscape(out []byte, b byte) (_ []byte, ok, wait bool) {
 	c := &p.lit
 	if c.state == iEscapeHex {
@@ -321,7 +322,7 @@ func (p *Parser) word(out []byte, word string) ([]byte, bool) {
 	if json.Valid([]byte(word)) {
 		return append(out, word...), true
 	}
-	if p.f.syntax == gemmaCalls { // a value of an enumeration
+	if p.f.syntax == gemmaCalls { // an enumeration value
 		return appendQuoted(out, word), true
 	}
 	digits := strings.ReplaceAll(word, "_", "")
@@ -334,8 +335,8 @@ func (p *Parser) word(out []byte, word string) ([]byte, bool) {
 	return out, false
 }
 
-// scriptOpen is behind the marker of Llama's built-in tools: a call as Python writes it, or code
-// for an interpreter.
+// scriptOpen follows the marker of Llama's built-in tools: a Python call, or code for an
+// interpreter.
 func (p *Parser) scriptOpen() bool {
 	if !strings.HasSuffix(strings.TrimRight(string(p.held), spaces), "<|python_tag|>") {
 		return false
@@ -344,7 +345,7 @@ func (p *Parser) scriptOpen() bool {
 	return true
 }
 
-// interpreters are names of tools that take code.
+// interpreters lists tools that take code.
 var interpreters = []string{"code_interpreter", "python", "ipython"}
 
 func (p *Parser) script() bool {
@@ -380,7 +381,7 @@ func (p *Parser) script() bool {
 	return p.fail()
 }
 
-// code is the code for an interpreter, up to the end of the answer.
+// code is code for an interpreter, up to the end of the answer.
 func (p *Parser) code() bool {
 	if p.begun && p.buf != "" {
 		p.arguments(appendEscaped(nil, p.take(len(p.buf))))

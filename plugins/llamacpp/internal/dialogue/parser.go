@@ -7,17 +7,17 @@ import (
 	"strings"
 )
 
-// Kind tells what a Delta adds to an answer.
+// Kind is what a Delta adds to an answer.
 type Kind uint8
 
 const (
-	// Reasoning is text that the model thought.
+	// Reasoning is text of the model's thinking.
 	Reasoning Kind = iota
 	// Content is text for the user.
 	Content
 	// Call begins a call of a tool: Index, ID and Name are set.
 	Call
-	// Arguments is a piece of the JSON text of the arguments of the call Index.
+	// Arguments is a piece of the JSON text of the arguments of call number Index.
 	Arguments
 )
 
@@ -29,48 +29,48 @@ type Delta struct {
 	ID, Name string
 }
 
-// Bounds of what a parser takes for calls; beyond them text is content.
+// Bounds of what a parser accepts as calls; text beyond them is content.
 const (
 	MaxCalls = 128
 	maxName  = 256
-	maxLead  = 1 << 10  // bytes of space in front of a block of thinking
+	maxLead  = 1 << 10  // bytes of whitespace before a block of thinking
 	maxHeld  = 64 << 10 // bytes before a call is recognised as one
-	maxValue = 1 << 20  // bytes of a value that must be complete before it can be passed on
+	maxValue = 1 << 20  // bytes of a value that must be complete before it is passed on
 )
 
-// Options say what to look for in an answer.
+// Options configures the parser of an answer.
 type Options struct {
-	Tools    []Tool        // what the client offers; their schemas type the arguments
+	Tools    []Tool        // tools on offer; their schemas type the arguments
 	Calls    bool          // look for calls
 	Thinking bool          // the prompt has opened a block of thinking
-	Formed   bool          // content has a form of its own: an answer that does not begin with a call has none
-	NewID    func() string // makes the id of a call; nil: random
+	Formed   bool          // content has a required form: an answer that does not begin with a call has no calls
+	NewID    func() string // generates the id of a call; nil: random
 }
 
-// Parser turns the text of one answer into deltas. Whatever the pieces that the text comes in, the
-// deltas joined are the same. It is not safe for concurrent use.
+// Parser turns the text of one answer into deltas. The deltas, joined, do not depend on how the
+// text is cut into pieces. It is not safe for concurrent use.
 type Parser struct {
 	f     *Format
 	tools map[string]*Tool
 	opts  Options
 
-	buf   string // received and not consumed: never more than the beginning of a marker
+	buf   string // received and not consumed: at most an incomplete marker
 	eof   bool
 	out   []Delta
 	state func(*Parser) bool // makes progress, or reports false when it needs more text
 
-	marks   []string // what may interrupt content
+	marks   []string // markers that may interrupt content
 	space   []byte   // whitespace that is content only if more content follows
-	trimmed bool     // the space in front of the next content is dropped
-	tail    bool     // nothing but space and closing markers since a call
-	said    [2]bool  // any reasoning, any content yet
-	join    bool     // a message of its own follows another one of its kind
+	trimmed bool     // drop the whitespace before the next content
+	tail    bool     // only whitespace and closing markers since a call
+	said    [2]bool  // reasoning, content: whether any has been sent
+	join    bool     // a separate message follows another one of its kind
 
 	closes  []string // markers that end the block of thinking
 	calls   int
-	begun   bool // the delta Call of the current call was sent
+	begun   bool // the delta Call of the current call has been sent
 	held    []byte
-	holding bool // what is consumed may turn out to be content
+	holding bool // consumed text may turn out to be content
 
 	array  bool // calls are in a JSON array
 	object objectCall
@@ -81,7 +81,7 @@ type Parser struct {
 	header harmonyHeader
 }
 
-// NewParser returns a parser at the beginning of an answer.
+// NewParser returns a parser for a new answer.
 func (f *Format) NewParser(opts Options) *Parser {
 	p := &Parser{f: f, opts: opts, tools: map[string]*Tool{}, state: (*Parser).start}
 	for _, t := range opts.Tools {
@@ -107,7 +107,7 @@ func (f *Format) NewParser(opts Options) *Parser {
 	return p
 }
 
-// Push takes the next piece of the answer. The result is valid until the next call.
+// Push adds the next piece of the answer. The result is valid until the next call.
 func (p *Parser) Push(text string) []Delta {
 	p.out = p.out[:0]
 	p.buf += text
@@ -115,8 +115,8 @@ func (p *Parser) Push(text string) []Delta {
 	return p.out
 }
 
-// Close ends the answer and returns what was held back. A call that did not end keeps the
-// arguments that came.
+// Close ends the answer and returns what was held back. An incomplete call keeps the arguments
+// received so far.
 func (p *Parser) Close() []Delta {
 	p.out = p.out[:0]
 	p.eof = true
@@ -125,7 +125,7 @@ func (p *Parser) Close() []Delta {
 		p.fail()
 		p.run()
 	}
-	if p.buf != "" { // a state that waits for what does not come
+	if p.buf != "" { // the state waits for text that will not arrive
 		p.content(p.take(len(p.buf)))
 	}
 	if len(p.space) > 0 && !p.trimmed {
@@ -140,7 +140,7 @@ func (p *Parser) run() {
 	}
 }
 
-// Calls returns how many calls have begun.
+// Calls returns the number of calls that have begun.
 func (p *Parser) Calls() int { return p.calls }
 
 // Thinking reports whether the answer is within a block of thinking.
@@ -164,7 +164,7 @@ func (p *Parser) take(n int) string {
 	return s
 }
 
-// hold begins to keep what is consumed, in case it is content after all.
+// hold starts keeping consumed text, in case it turns out to be content.
 func (p *Parser) hold() {
 	p.holding, p.held, p.begun = true, p.held[:0], false
 }
@@ -172,7 +172,7 @@ func (p *Parser) hold() {
 // keep is hold within a call that has begun.
 func (p *Parser) keep() { p.holding, p.held = true, p.held[:0] }
 
-// fail gives up a call: what is held is content, and so is what follows.
+// fail abandons a call: the held text is content, and so is what follows.
 func (p *Parser) fail() bool {
 	p.holding, p.begun, p.tail = false, false, false
 	p.state = (*Parser).text
@@ -182,7 +182,7 @@ func (p *Parser) fail() bool {
 	return true
 }
 
-// begin sends the delta that begins a call.
+// begin sends the delta Call.
 func (p *Parser) begin(name, id string) {
 	if id == "" {
 		id = p.opts.NewID()
@@ -206,8 +206,8 @@ func (p *Parser) end() bool {
 	return true
 }
 
-// content sends text for the user, but keeps the space at its end: in front of a call it is
-// dropped.
+// content sends text for the user, but holds back trailing whitespace, which is dropped before a
+// call.
 func (p *Parser) content(s string) { p.say(Content, s) }
 
 func (p *Parser) say(kind Kind, s string) {
@@ -218,7 +218,7 @@ func (p *Parser) say(kind Kind, s string) {
 		p.trimmed = false
 	}
 	end := len(s)
-	if p.opts.Calls || kind == Reasoning { // what follows decides about the space at its end
+	if p.opts.Calls || kind == Reasoning { // what follows decides about trailing whitespace
 		end = len(strings.TrimRight(s, spaces))
 	}
 	if end > 0 {
@@ -243,7 +243,7 @@ func (p *Parser) skipSpace() {
 	p.take(len(p.buf) - len(strings.TrimLeft(p.buf, spaces)))
 }
 
-// at reports whether s comes next; wait is true when only more text can tell.
+// at reports whether s comes next; wait is true when more text is needed to tell.
 func (p *Parser) at(s string) (yes, wait bool) {
 	if strings.HasPrefix(p.buf, s) {
 		return true, false
@@ -251,7 +251,7 @@ func (p *Parser) at(s string) (yes, wait bool) {
 	return false, !p.eof && len(p.buf) < len(s) && strings.HasPrefix(s, p.buf)
 }
 
-// atAny returns which of list comes next, the longest if several do, or -1.
+// atAny returns which of list comes next, preferring the longest, or -1.
 func (p *Parser) atAny(list []string) (which int, wait bool) {
 	which = -1
 	for i, s := range list {
@@ -266,8 +266,8 @@ func (p *Parser) atAny(list []string) (which int, wait bool) {
 	return which, false
 }
 
-// find returns the first place of any of list and which it is, or -1 and how much of the text
-// cannot be the beginning of one.
+// find returns the position and the index of the first match of list, or -1 and how much of the
+// text cannot begin a match.
 func (p *Parser) find(list []string) (place, which, free int) {
 	place, which = -1, -1
 	for i, s := range list {
@@ -290,8 +290,8 @@ func (p *Parser) find(list []string) (place, which, free int) {
 	return -1, -1, len(p.buf) - keep
 }
 
-// until moves text up to one of ends to dst and returns which it is. The result is bad when dst
-// gets longer than limit, or the answer ends first.
+// until moves text up to one of ends to dst and returns the index of that end. It fails when dst
+// would exceed limit, or the answer ends first.
 func (p *Parser) until(ends []string, limit int, dst *[]byte) (which int, st status) {
 	room := limit + 1 - len(*dst)
 	at, which, free := p.find(ends)
@@ -310,8 +310,8 @@ func (p *Parser) until(ends []string, limit int, dst *[]byte) (which int, st sta
 	return -1, more
 }
 
-// start is the beginning of an answer: of a block of thinking, of a call that needs no marker, or
-// of content.
+// start is the beginning of an answer: a block of thinking, a call that needs no marker, or
+// content.
 func (p *Parser) start() bool {
 	n := min(len(p.buf)-len(strings.TrimLeft(p.buf, spaces)), maxLead)
 	if n == len(p.buf) && n < maxLead && !p.eof {
@@ -338,7 +338,7 @@ func (p *Parser) start() bool {
 	return p.answer()
 }
 
-// answer is where what the model says begins.
+// answer is the beginning of the text outside thinking.
 func (p *Parser) answer() bool {
 	p.state = (*Parser).text
 	if !p.opts.Calls {
@@ -356,7 +356,7 @@ func (p *Parser) answer() bool {
 	return true
 }
 
-// weakStart is where a call may begin without a marker.
+// weakStart is a place where a call may begin without a marker.
 func (p *Parser) weakStart() bool {
 	p.skipLead()
 	if p.buf == "" {
@@ -370,7 +370,7 @@ func (p *Parser) weakStart() bool {
 	return true
 }
 
-// skipLead moves whitespace to the space in front of content.
+// skipLead moves whitespace to the space before content.
 func (p *Parser) skipLead() {
 	n := len(p.buf) - len(strings.TrimLeft(p.buf, spaces))
 	p.content(p.take(n))
@@ -401,7 +401,8 @@ func (p *Parser) think() bool {
 	return p.answer()
 }
 
-// endOfThinking returns what ends a block of thinking: one of closes, or a call.
+// endOfThinking returns the markers that end a block of thinking: closes, and those of calls if
+// they end it.
 func (f *Format) endOfThinking(closes []string) []string {
 	if !f.endsThinking {
 		return closes
@@ -463,8 +464,8 @@ func (p *Parser) text() bool {
 	return true
 }
 
-// section returns the state behind a marker that calls follow, open that behind one that a call
-// follows.
+// section returns the state after a marker of a section of calls. open returns the state after a
+// marker of a call.
 func (f *Format) section() func(*Parser) bool {
 	switch f.syntax {
 	case jsonCalls:
@@ -491,7 +492,7 @@ func (f *Format) open() func(*Parser) bool {
 	return (*Parser).callName
 }
 
-// expectOpen waits for the marker of the first call of a section.
+// expectOpen expects the marker of the first call of a section.
 func (p *Parser) expectOpen() bool {
 	p.skipSpace()
 	i, wait := p.atAny(p.f.opens)
@@ -502,14 +503,14 @@ func (p *Parser) expectOpen() bool {
 		return true
 	case wait || p.buf == "":
 		return false
-	case p.buf[0] == '{' && p.f.syntax == xmlCalls: // as relatives of the model write it
+	case p.buf[0] == '{' && p.f.syntax == xmlCalls: // as related models write it
 		p.state = (*Parser).jsonOpen
 		return true
 	}
 	return p.fail()
 }
 
-// validName reports whether a model may mean name as that of a tool.
+// validName reports whether name is plausible as the name of a tool.
 func validName(name string) bool {
 	if name == "" || len(name) > maxName {
 		return false
@@ -540,7 +541,7 @@ func appendQuoted(out []byte, s string) []byte {
 	return append(appendEscaped(append(out, '"'), s), '"')
 }
 
-// trimIndex returns the name in the id of a Kimi call, functions.NAME:INDEX, without its index.
+// trimIndex returns the name in the id of a Kimi call, functions.NAME:INDEX, without the index.
 func trimIndex(id string) string {
 	if i := strings.LastIndexByte(id, ':'); i >= 0 {
 		if _, err := strconv.ParseUint(id[i+1:], 10, 32); err == nil {

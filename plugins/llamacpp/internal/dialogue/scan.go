@@ -3,21 +3,21 @@ package dialogue
 // maxDepth bounds the nesting of arguments.
 const maxDepth = 64
 
-// status is what a scanner says of the text that it was given.
+// status is a scanner's result for a piece of text.
 type status uint8
 
 const (
-	more status = iota // the value goes on
+	more status = iota // the value continues
 	done               // the value has ended
 	bad                // the text is not JSON
 )
 
-// scanner follows one JSON object, array or string as it comes. The zero value is ready for use.
+// scanner follows one JSON object, array or string as it arrives. The zero value is ready for use.
 type scanner struct {
-	stack []byte // the brackets that are open
+	stack []byte // the open brackets
 	state scanState
-	rest  string // of a word such as true
-	hex   int    // digits still to come in an escape
+	rest  string // rest of a word such as true
+	hex   int    // hex digits left in an escape
 	key   bool   // the string is a name
 }
 
@@ -29,7 +29,7 @@ const (
 	sName                       // a name, after a comma
 	sNameOrEnd                  // a name or }, after {
 	sColon                      //
-	sAfter                      // a comma or the end of what is around
+	sAfter                      // a comma, or the end of the enclosing value
 	sString                     //
 	sEscape                     // after a backslash
 	sHex                        //
@@ -40,7 +40,7 @@ const (
 	sPoint                      // after the point
 	sFrac                       //
 	sExp                        // after e
-	sExpSign                    // after its sign
+	sExpSign                    // after the sign of an exponent
 	sExpInt                     //
 )
 
@@ -48,8 +48,8 @@ func isSpace(b byte) bool { return b == ' ' || b == '\n' || b == '\t' || b == '\
 
 func isDigit(b byte) bool { return b >= '0' && b <= '9' }
 
-// feed takes text up to the end of the value, appends it to out and returns how much it took. It
-// escapes control characters within strings, which models write there as they are.
+// feed consumes text up to the end of the value, appends it to out and returns how much it
+// consumed. It escapes control characters within strings, which models write unescaped.
 func (s *scanner) feed(text string, out []byte) ([]byte, int, status) {
 	for i := 0; i < len(text); i++ {
 		b := text[i]
@@ -122,7 +122,7 @@ func (s *scanner) step(b byte) status {
 	return s.structure(b)
 }
 
-// structure takes a byte between values.
+// structure consumes a byte between values.
 func (s *scanner) structure(b byte) status {
 	switch s.state {
 	case sItem:
@@ -157,7 +157,7 @@ func (s *scanner) structure(b byte) status {
 		case b == ',':
 			s.state = sValue
 			return more
-		case b == in+2: // } follows {, and ] follows [, by two
+		case b == in+2: // '}' is '{' plus 2, and ']' is '[' plus 2
 			return s.pop()
 		}
 	}
@@ -201,7 +201,7 @@ func (s *scanner) pop() status {
 	return s.ended()
 }
 
-// ended goes on behind a value or a name.
+// ended continues after a value or a name.
 func (s *scanner) ended() status {
 	if s.key {
 		s.key, s.state = false, sColon
@@ -240,7 +240,7 @@ func finalNumber(s scanState) bool { return s == sZero || s == sInt || s == sFra
 
 const hexDigits = "0123456789abcdef"
 
-// appendEscaped appends text as it stands within a JSON string. It may end within a character.
+// appendEscaped appends text, escaped for a JSON string. text may end within a character.
 func appendEscaped(out []byte, text string) []byte {
 	for i := range len(text) {
 		switch b := text[i]; {

@@ -57,7 +57,7 @@ func (t *Tool) typesOf(name string) typeSet {
 	return t.types[name]
 }
 
-// schemaTypes returns the types that a schema allows, as far as it plainly says so.
+// schemaTypes returns the types that a schema allows, as far as they are obvious.
 func schemaTypes(raw json.RawMessage, defs map[string]json.RawMessage, depth int) typeSet {
 	var s struct {
 		Type  json.RawMessage   `json:"type"`

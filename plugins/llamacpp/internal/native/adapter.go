@@ -10,8 +10,8 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk"
 )
 
-// LoadAdapter reads a LoRA adapter of the model, which owns it. It is used where Context.Adapt says
-// so. Load adapters before the model is used.
+// LoadAdapter loads a LoRA adapter, which the model owns. Context.Adapt activates it. Load adapters
+// before the model is used.
 func (m *Model) LoadAdapter(path string) error {
 	theLibrary.logs.forget()
 	adapter, err := llama.AdapterLoraInit(m.handle, path)
@@ -26,7 +26,7 @@ func (m *Model) LoadAdapter(path string) error {
 	return nil
 }
 
-// Scales spells the scales of a model's adapters, in the order in which they were loaded, for
+// Scales encodes the scales of a model's adapters, in the order in which they were loaded, for
 // Context.Adapt.
 func Scales(list []float64) string {
 	out := make([]string, len(list))

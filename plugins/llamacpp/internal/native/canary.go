@@ -13,18 +13,18 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/worker"
 )
 
-// The libraries are bound by name alone: one with other struct layouts loads, seems to work and
-// overwrites memory. So before anything else is called, the two structs that the library returns
-// are measured and compared with the binding's.
+// The libraries are bound by name only: one with other struct layouts loads, seems to work and
+// overwrites memory. So before calling anything else, the canary measures the two structs that the
+// library returns and compares them with the binding's.
 
-// layout is what the canary saw of a library.
+// layout is what the canary measured in a library.
 type layout struct {
-	version       string // as llama_version says, such as "0.5.0-dev"
-	modelParams   []byte // the bytes that llama_model_default_params wrote
-	contextParams []byte // the bytes that llama_context_default_params wrote
+	version       string // from llama_version, such as "0.5.0-dev"
+	modelParams   []byte // bytes written by llama_model_default_params
+	contextParams []byte // bytes written by llama_context_default_params
 }
 
-// check refuses a library that the binding does not fit.
+// check returns an error for a library that does not fit the binding.
 func (l layout) check() error {
 	bad := func(format string, args ...any) error {
 		err := fmt.Errorf("engine: llama.cpp %q does not fit this plugin: %s: %w", l.version, fmt.Sprintf(format, args...), sdk.ErrUnsupported)
@@ -40,7 +40,7 @@ func (l layout) check() error {
 	}
 	var m llama.ModelParams
 	var c llama.ContextParams
-	// A struct's last padding is not written: compare with the end of the last field.
+	// The last padding of a struct is not written, so compare with the end of the last field.
 	if got, want := len(l.modelParams), int(unsafe.Offsetof(m.LoadMTP)+unsafe.Sizeof(m.LoadMTP)); got != want {
 		return bad("llama_model_params has %d bytes, not %d", got, want)
 	}
@@ -67,7 +67,7 @@ func (l layout) check() error {
 	return nil
 }
 
-// report is the canary's result for people. err is what check said.
+// report describes the canary's result, where err is the result of check.
 func (l layout) report(err error) *worker.Check {
 	c := &worker.Check{Name: "abi", Passed: err == nil}
 	if err != nil {
@@ -78,10 +78,11 @@ func (l layout) report(err error) *worker.Check {
 	return c
 }
 
-// paramsRoom is more than any known version of the structs takes.
+// paramsRoom exceeds the size of the structs in all known versions.
 const paramsRoom = 1024
 
-// measureLayout opens libllama and looks. It calls nothing that could write outside the room given.
+// measureLayout opens libllama and measures it. It calls nothing that could write outside the
+// buffers.
 func measureLayout(path string) (layout, error) {
 	lib, err := purego.Dlopen(path, purego.RTLD_NOW|purego.RTLD_GLOBAL)
 	if err != nil {
@@ -101,7 +102,7 @@ func measureLayout(path string) (layout, error) {
 }
 
 // measure calls a function that returns a large struct into two differently filled buffers: the
-// bytes that agree are the bytes it wrote.
+// function has written the bytes that agree.
 func measure(lib uintptr, name string) ([]byte, error) {
 	words := make([]*ffi.Type, paramsRoom/8)
 	for i := range words {
@@ -122,8 +123,8 @@ func measure(lib uintptr, name string) ([]byte, error) {
 	return written(rooms[0][:], rooms[1][:]), nil
 }
 
-// written returns the part of a that a call wrote, where a and b had different contents before the
-// same call.
+// written returns the part of a that a call wrote, given that a and b differed before the same
+// call.
 func written(a, b []byte) []byte {
 	n := len(a)
 	for n > 0 && a[n-1] != b[n-1] {

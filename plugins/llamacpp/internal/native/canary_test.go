@@ -14,7 +14,7 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk"
 )
 
-// goodLayout is what a library that fits writes.
+// goodLayout is the layout of a library that fits.
 func goodLayout() layout {
 	m := llama.ModelParams{UseExtraBufts: 1}
 	c := llama.ContextParams{NBatch: 2048, NUbatch: 512, TypeK: llama.GGMLTypeF16, TypeV: llama.GGMLTypeF16, Offload_kqv: 1}
@@ -31,7 +31,7 @@ func TestCanary(t *testing.T) {
 	must.Eq(t, 160, len(goodLayout().contextParams))
 	for name, c := range map[string]struct {
 		spoil func(*layout)
-		says  string // empty: fits
+		says  string // error text; empty: fits
 	}{
 		"fits":                   {func(*layout) {}, ""},
 		"the older one fits":     {func(l *layout) { l.version = "0.4.0-dev" }, ""},
@@ -69,7 +69,7 @@ func TestCanary(t *testing.T) {
 
 func TestWritten(t *testing.T) {
 	t.Parallel()
-	must.Eq(t, []byte{1, 2, 0xa5, 3}, written([]byte{1, 2, 0xa5, 3, 0xa5, 0xa5}, []byte{1, 2, 0x5a, 3, 0x5a, 0x5a})) // a hole is not the end
+	must.Eq(t, []byte{1, 2, 0xa5, 3}, written([]byte{1, 2, 0xa5, 3, 0xa5, 0xa5}, []byte{1, 2, 0x5a, 3, 0x5a, 0x5a})) // a hole does not end the struct
 	must.Len(t, 0, written([]byte{0xa5}, []byte{0x5a}))
 }
 
@@ -77,7 +77,7 @@ func TestLibraryRefuses(t *testing.T) {
 	t.Parallel()
 	var l library
 	must.ErrorIs(t, l.load(t.TempDir(), hclog.NewNullLogger()), sdk.ErrNotFound)
-	must.Eq(t, "", l.dir) // nothing was loaded, so that another folder may be tried
+	must.Eq(t, "", l.dir) // nothing was loaded, so another folder may be tried
 
 	dir := t.TempDir()
 	for _, name := range []string{"llama", "ggml", "ggml-base"} {
@@ -86,11 +86,11 @@ func TestLibraryRefuses(t *testing.T) {
 	err := l.load(dir, hclog.NewNullLogger())
 	must.Error(t, err)
 	must.NotEq(t, "", sdk.HintOf(err))
-	must.Eq(t, err, l.load(dir, hclog.NewNullLogger())) // it stays
+	must.Eq(t, err, l.load(dir, hclog.NewNullLogger())) // the error persists
 	must.ErrorIs(t, l.load(t.TempDir(), hclog.NewNullLogger()), sdk.ErrState)
 }
 
-// A library of another kind has none of the functions.
+// A library of another kind lacks the functions.
 func TestLibraryOfAnotherKind(t *testing.T) {
 	dir, fake := engineDir(t), t.TempDir()
 	b, err := os.ReadFile(filepath.Join(dir, libraryName("ggml-base")))

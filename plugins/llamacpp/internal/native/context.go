@@ -13,35 +13,35 @@ import (
 	"github.com/rbee-project/rbee/plugins/llamacpp/internal/batch"
 )
 
-// ContextParams say how large a context is and how it computes.
+// ContextParams sets the size of a context and how it computes.
 type ContextParams struct {
 	Sequences    int // each has Tokens positions
 	Tokens       int
-	BatchTokens  int // tokens of a step, at most
+	BatchTokens  int // maximum tokens of a step
 	Threads      int
 	KVType       string // "f16", "bf16", "f32", "q8_0", "q5_1", "q5_0", "q4_1" or "q4_0"
-	Flash        string // flash attention: "on", "off", or else where the device has it
-	OutputTokens int    // tokens of a step whose logits are wanted, at most
+	Flash        string // flash attention: "on", "off", or anything else for on where supported
+	OutputTokens int    // maximum tokens of a step with logits
 }
 
 // Context is a model's cache and computation: the decoder of a batch.Scheduler. It is not safe for
-// concurrent use, but for SetThreads.
+// concurrent use, except for SetThreads.
 type Context struct {
 	model  *Model
 	handle llama.Context
 	mem    llama.Memory
 	batch  llama.Batch
-	seqs   [][]llama.SeqId // by sequence, as a batch wants them
+	seqs   [][]llama.SeqId // by sequence, in the form that a batch takes
 	vocab  int
-	scales string // of the model's adapters, as Adapt was told last
+	scales string // of the model's adapters, as last set by Adapt
 
-	wanted  atomic.Int32 // threads
-	threads int32        // as the engine was told last
+	wanted  atomic.Int32 // threads set by SetThreads
+	threads int32        // threads last set in the engine
 }
 
 var _ batch.Decoder = (*Context)(nil)
 
-// NewContext makes a context. The caller frees it, before the model.
+// NewContext creates a context. The caller must free it before the model.
 func (m *Model) NewContext(p ContextParams) (*Context, error) {
 	params := llama.ContextDefaultParams()
 	params.NCtx, params.NSeqMax = uint32(p.Tokens*p.Sequences), uint32(p.Sequences)
@@ -60,7 +60,7 @@ func (m *Model) NewContext(p ContextParams) (*Context, error) {
 		params.FlashAttentionType = llama.FlashAttentionTypeDisabled
 	}
 	params.NOutputsMax = uint32(p.OutputTokens)
-	params.KVUnified = 0 // a shared cache makes every sequence look through everybody's positions
+	params.KVUnified = 0 // with a unified cache every sequence scans the positions of all
 	params.NoPerf = 1
 	theLibrary.logs.forget()
 	handle, err := llama.InitFromModel(m.handle, params)
@@ -80,7 +80,7 @@ func (m *Model) NewContext(p ContextParams) (*Context, error) {
 	return c, nil
 }
 
-// kvTypes are the engine's numbers of the types of a cache.
+// kvTypes maps cache types to the engine's numbers.
 func kvTypes() map[string]llama.GGMLType {
 	return map[string]llama.GGMLType{
 		"f16": llama.GGMLTypeF16, "bf16": llama.GGMLTypeBF16, "f32": llama.GGMLTypeF32, "q8_0": llama.GGMLTypeQ8_0,
@@ -91,7 +91,7 @@ func kvTypes() map[string]llama.GGMLType {
 // Free frees the context.
 func (c *Context) Free() error { return errors.Join(llama.BatchFree(c.batch), llama.Free(c.handle)) }
 
-// SetThreads changes the number of threads from the next Decode on. It may be called at any time.
+// SetThreads sets the number of threads from the next Decode on. It is safe for concurrent use.
 func (c *Context) SetThreads(n int) { c.wanted.Store(int32(n)) }
 
 // Threads returns the number of threads of the last Decode.
@@ -100,8 +100,8 @@ func (c *Context) Threads() int { return int(llama.NThreads(c.handle)) }
 // SequenceTokens returns the number of positions of each sequence.
 func (c *Context) SequenceTokens() int { return int(llama.NCtxSeq(c.handle)) }
 
-// Decode evaluates one batch. It returns batch.ErrFull where the cache has no room, and then has
-// changed nothing.
+// Decode evaluates one batch. It returns batch.ErrFull, without changing anything, when the cache
+// has no room.
 func (c *Context) Decode(entries []batch.Entry) error {
 	if err := c.batch.Clear(); err != nil {
 		return fmt.Errorf("the batch could not be built: %w", err)
@@ -129,7 +129,7 @@ func (c *Context) Decode(entries []batch.Entry) error {
 }
 
 // Logits returns the logits of an entry of the last batch, in the engine's memory: they are valid
-// until the next Decode and must not be changed. It returns nil where the entry asked for none.
+// until the next Decode and must not be changed. It returns nil when the entry requested none.
 func (c *Context) Logits(entry int) []float32 {
 	logits, err := llama.GetLogitsIth(c.handle, int32(entry), c.vocab)
 	if err != nil {
@@ -138,8 +138,8 @@ func (c *Context) Logits(entry int) []float32 {
 	return logits
 }
 
-// Remove drops a sequence's positions from the given one on. It reports false where the cache
-// cannot be cut there, as one with recurrent layers cannot: then nothing has changed.
+// Remove drops a sequence's positions from the given one on. It reports false, and changes nothing,
+// when the cache cannot be cut there, for example with recurrent layers.
 func (c *Context) Remove(seq, from int) bool {
 	if from > 0 && from < c.Floor(seq) {
 		return false
@@ -148,8 +148,9 @@ func (c *Context) Remove(seq, from int) bool {
 	return err == nil && done
 }
 
-// Floor returns the least position above 0 from which on a sequence can be cut. Layers with a
-// sliding window have forgotten what is before it: the engine would cut them and attend to less.
+// Floor returns the lowest position above 0 at which a sequence can be cut. Layers with a sliding
+// window have forgotten what is before it: the engine would allow the cut, but attend to fewer
+// positions.
 func (c *Context) Floor(seq int) int {
 	last, err := llama.MemorySeqPosMax(c.mem, llama.SeqId(seq))
 	if err != nil || last < 0 {
@@ -168,7 +169,7 @@ func (c *Context) Floor(seq int) int {
 	return int(first) + c.model.window
 }
 
-// Adapt sets the scales of the model's adapters, spelled by Scales, for the next steps.
+// Adapt sets the scales of the model's adapters, encoded by Scales, for the next steps.
 func (c *Context) Adapt(scales string) error {
 	list := c.model.adapters
 	if scales == c.scales || len(list) == 0 {
@@ -189,14 +190,14 @@ func (c *Context) Adapt(scales string) error {
 	return nil
 }
 
-// Copy replaces a sequence by a copy of another one, with the next Decode. A cache that is not
-// shared can copy whole sequences only.
+// Copy replaces a sequence by a copy of another one at the next Decode. A cache that is not unified
+// can only copy whole sequences.
 func (c *Context) Copy(from, to int) {
-	_ = llama.MemorySeqCp(c.mem, llama.SeqId(from), llama.SeqId(to), -1, -1) // fails without a context only
+	_ = llama.MemorySeqCp(c.mem, llama.SeqId(from), llama.SeqId(to), -1, -1) // only fails without a context
 }
 
-// Save copies a sequence out of the context. It returns nil where that takes more than limit bytes
-// or fails.
+// Save copies a sequence out of the context. It returns nil when that would exceed limit bytes, or
+// fails.
 func (c *Context) Save(seq int, limit int64) batch.State {
 	size := llama.StateSeqGetSize(c.handle, llama.SeqId(seq))
 	if size == 0 || size > uint64(max(0, limit)) {
@@ -213,24 +214,24 @@ func (c *Context) Save(seq int, limit int64) batch.State {
 	return s
 }
 
-// Load replaces a sequence by what Save copied, of this context or of one with the same model, size
-// and types by the same engine: the engine takes for granted what it is given. Where it reports
-// false the sequence is empty.
+// Load replaces a sequence by one that Save copied, from this context or from one with the same
+// model, size, types and engine: the engine does not validate the state. When Load reports false,
+// the sequence is empty.
 func (c *Context) Load(seq int, saved batch.State) bool {
 	if s, ok := saved.(*State); ok && llama.StateSeqSetData(c.handle, s.data, llama.SeqId(seq)) == uint64(len(s.data)) {
 		return true
 	}
-	_, _ = llama.MemorySeqRm(c.mem, llama.SeqId(seq), -1, -1) // fails without a context only
+	_, _ = llama.MemorySeqRm(c.mem, llama.SeqId(seq), -1, -1) // only fails without a context
 	return false
 }
 
-// State is a saved sequence. Its memory is not the garbage collector's, which would let the process
-// take as much again, and goes back to the system at once.
+// State is a saved sequence. Its memory is outside the garbage collector, which would let the heap
+// grow by as much again, and returns to the system at once.
 type State struct{ data []byte }
 
 var _ batch.State = (*State)(nil)
 
-// NewState returns a state of so many bytes, to be filled in by way of Data. The caller frees it.
+// NewState returns a state of size bytes, to be filled in through Data. The caller frees it.
 func NewState(size int) (*State, error) {
 	data, err := syscall.Mmap(-1, 0, size, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_ANON|syscall.MAP_PRIVATE)
 	if err != nil {
@@ -245,8 +246,8 @@ func (s *State) Bytes() int64 { return int64(len(s.data)) }
 // Data returns the bytes of the state, valid until Free.
 func (s *State) Data() []byte { return s.data }
 
-// Free gives the memory back.
+// Free releases the memory.
 func (s *State) Free() {
-	_ = syscall.Munmap(s.data) // fails for what is not mapped only
+	_ = syscall.Munmap(s.data) // only fails for unmapped memory
 	s.data = nil
 }

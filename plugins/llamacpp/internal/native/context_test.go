@@ -45,7 +45,7 @@ func feed(t testing.TB, c *Context, seq, from int, tokens ...Token) []float32 {
 	return slices.Clone(logits)
 }
 
-// A sequence goes on in a copy, after a cut and out of a saved state as it does where it was read.
+// A sequence continues in a copy, after a cut and from a saved state as it does where it was read.
 func TestSequencesMove(t *testing.T) {
 	m := tinyModel(t)
 	for _, kind := range []string{"f16", "q8_0"} {
@@ -72,7 +72,7 @@ func TestSequencesMove(t *testing.T) {
 			must.NotNil(t, s)
 			t.Logf("%d bytes for %d tokens", s.Bytes(), n)
 			must.True(t, c.Remove(0, 0))
-			feed(t, c, 2, 0, text[:20]...) // it is replaced
+			feed(t, c, 2, 0, text[:20]...) // to be replaced
 			must.True(t, c.Load(2, s))
 			s.Free()
 			must.Eq(t, want, feed(t, c, 2, n, text[n:]...))
@@ -83,7 +83,7 @@ func TestSequencesMove(t *testing.T) {
 	}
 }
 
-// BenchmarkPlainLoop is llama.cpp without this package: what the others can at best reach.
+// BenchmarkPlainLoop measures llama.cpp without this package: the upper bound for the others.
 func BenchmarkPlainLoop(b *testing.B) {
 	const benchTokens = 256
 	m := tinyModel(b)
@@ -112,7 +112,7 @@ func BenchmarkPlainLoop(b *testing.B) {
 	b.ReportMetric(benchTokens*float64(b.N)/b.Elapsed().Seconds(), "tok/s")
 }
 
-// BenchmarkMoves says what it takes to copy, save and load a sequence of 1000 tokens, beside
+// BenchmarkMoves measures copying, saving and loading a sequence of 1000 tokens, and for comparison
 // evaluating 100. RBEE_BENCH_MODEL is the path of a model.
 func BenchmarkMoves(b *testing.B) {
 	path := os.Getenv("RBEE_BENCH_MODEL")

@@ -2,7 +2,7 @@ package native
 
 import "unsafe"
 
-// maxCString bounds what is read of a C string.
+// maxCString bounds the bytes read of a C string.
 const maxCString = 64 << 10
 
 // cString copies a C string.

@@ -11,13 +11,13 @@ import (
 // Rank is the pooling of models that score texts.
 const Rank = "rank"
 
-// poolings are the ways to make one vector of a text's, by the names that settings use.
+// poolings are the ways to combine a text's vectors into one, by their names in settings.
 var poolings = map[string]llama.PoolingType{
 	"mean": llama.PoolingTypeMean, "cls": llama.PoolingTypeCLS, "last": llama.PoolingTypeLast, Rank: llama.PoolingTypeRank,
 }
 
-// Pooling returns how the model's file says that a text's vectors become one: "mean", "cls", "last"
-// or Rank; empty: it says nothing, or that they do not.
+// Pooling returns how the model's file combines a text's vectors into one: "mean", "cls", "last" or
+// Rank; empty: unspecified, or not combined.
 func (m *Model) Pooling() string {
 	arch, _ := m.meta("general.architecture")
 	text, ok := m.meta(arch + ".pooling_type")
@@ -33,7 +33,7 @@ func (m *Model) Pooling() string {
 	return ""
 }
 
-// Embedder makes vectors of texts. It is not safe for concurrent use.
+// Embedder computes vectors of texts. It is not safe for concurrent use.
 type Embedder struct {
 	model  *Model
 	handle llama.Context
@@ -42,8 +42,8 @@ type Embedder struct {
 	size   int // of a vector
 }
 
-// NewEmbedder makes an Embedder for batches of at most texts texts, which together have at most
-// tokens tokens. The caller frees it, before the model.
+// NewEmbedder creates an Embedder for batches of at most texts texts with at most tokens tokens in
+// total. The caller must free it before the model.
 func (m *Model) NewEmbedder(tokens, texts, threads int, pooling string) (*Embedder, error) {
 	params := llama.ContextDefaultParams()
 	params.NCtx, params.NBatch, params.NUbatch = uint32(tokens), uint32(tokens), uint32(tokens) // a text is read in one piece
@@ -78,7 +78,7 @@ func (e *Embedder) SetThreads(n int) { llama.SetNThreads(e.handle, int32(n), int
 // Threads returns the number of threads.
 func (e *Embedder) Threads() int { return int(llama.NThreads(e.handle)) }
 
-// Embed returns the vector of each text, not normalised, or with Rank its scores. No text may be
+// Embed returns the vector of each text, not normalised, or with Rank its scores. Texts must not be
 // empty.
 func (e *Embedder) Embed(texts [][]Token) ([][]float32, error) {
 	if e.mem != 0 {
@@ -110,7 +110,7 @@ func (e *Embedder) Embed(texts [][]Token) ([][]float32, error) {
 		if err != nil || v == nil {
 			return nil, errors.Join(err, errors.New("the engine gave no vector"))
 		}
-		out[seq] = append([]float32{}, v...) // it is the engine's memory
+		out[seq] = append([]float32{}, v...) // copied out of the engine's memory
 	}
 	return out, nil
 }

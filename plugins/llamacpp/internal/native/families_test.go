@@ -24,7 +24,7 @@ func syntheticModel(t *testing.T, arch string) *Model {
 	return m
 }
 
-// farthest returns the largest difference of two lists of logits.
+// farthest returns the largest difference between two lists of logits.
 func farthest(a, b []float32) float64 {
 	most := 0.0
 	for i := range a {
@@ -33,18 +33,18 @@ func farthest(a, b []float32) float64 {
 	return most
 }
 
-// near bounds the difference of logits that were computed from the same tokens in another way.
-// Those of other tokens differ by more than far.
+// near bounds the difference of logits computed from the same tokens in different ways. Those of
+// other tokens differ by more than far.
 const (
 	near = 0.02
 	far  = 0.5
 )
 
-// Whatever the cache of an architecture is, a sequence that was cut, copied or loaded goes on as a
+// Whatever the cache of an architecture, a sequence that was cut, copied or loaded continues as a
 // fresh one does, or the cut is refused.
 func TestSequencesByArchitecture(t *testing.T) {
 	anywhere, nowhere := map[int]bool{149: true, 100: true, 20: true}, map[int]bool{149: false, 100: false, 20: false}
-	for arch, cuts := range map[string]map[int]bool{ // where 150 tokens can be cut
+	for arch, cuts := range map[string]map[int]bool{ // whether 150 tokens can be cut to a length
 		"llama":         anywhere,
 		"qwen2":         anywhere, // biases
 		"qwen3":         anywhere,
@@ -76,10 +76,10 @@ func TestSequencesByArchitecture(t *testing.T) {
 				return logits
 			}
 			want := fresh(0, text[:150], text[150:])
-			if arch != "qwen3moe" { // other parts round differently, and other experts may be chosen
+			if arch != "qwen3moe" { // other batches round differently, which may change the choice of experts
 				must.Less(t, near, farthest(want, fresh(1, text[:70], text[70:130], text[130:])))
 			}
-			must.Greater(t, far, farthest(want, fresh(1, other, text[150:]))) // what is before matters
+			must.Greater(t, far, farthest(want, fresh(1, other, text[150:]))) // earlier tokens matter
 			for n, can := range cuts {
 				want := fresh(0, text[:n], text[n:])
 				fresh(1, text[:n], other[n:])
@@ -89,11 +89,11 @@ func TestSequencesByArchitecture(t *testing.T) {
 					must.Less(t, near, farthest(want, feed(t, c, 1, n, text[n:]...)), must.Sprintf("at %d", n))
 				}
 			}
-			must.GreaterEq(t, c.Floor(1), 160) // nothing is cut where a sequence ends
+			must.GreaterEq(t, c.Floor(1), 160) // nothing can be cut at the end of a sequence
 
 			fresh(0, text[:150])
 			c.Copy(0, 2)
-			must.Greater(t, near, farthest(want, feed(t, c, 0, 150, other[:10]...))) // which leaves the copy alone
+			must.Greater(t, near, farthest(want, feed(t, c, 0, 150, other[:10]...))) // without affecting the copy
 			must.Less(t, near, farthest(want, feed(t, c, 2, 150, text[150:]...)))
 
 			fresh(0, text[:150])

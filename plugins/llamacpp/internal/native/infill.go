@@ -2,13 +2,14 @@ package native
 
 import "github.com/hybridgroup/yzma/pkg/llama"
 
-// Infill are the tokens around the parts of a text with a gap; negative: the model has none.
+// Infill holds the tokens that mark the parts of a text with a gap; negative: the model lacks the
+// token.
 type Infill struct {
-	Prefix, Suffix, Middle Token // before what stands before the gap, behind it, and in it
+	Prefix, Suffix, Middle Token // before the text that precedes the gap, the text that follows it, and the filling
 	Repo, File             Token // before the name of a repository, and of a file in it
 }
 
-// Infill returns the tokens of a text with a gap.
+// Infill returns the model's infill tokens.
 func (m *Model) Infill() Infill {
 	return Infill{
 		Prefix: Token(llama.VocabFIMPre(m.vocab)), Suffix: Token(llama.VocabFIMSuf(m.vocab)), Middle: Token(llama.VocabFIMMid(m.vocab)),

@@ -12,12 +12,12 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk"
 )
 
-// readers are the architectures for which the engine makes no cache: their models only read.
+// readers lists the architectures without a cache in the engine: their models cannot generate.
 var readers = []string{
 	"bert", "eurobert", "gemma-embedding", "jina-bert-v2", "jina-bert-v3", "modern-bert", "neo-bert", "nomic-bert", "nomic-bert-moe", "t5encoder",
 }
 
-// Reads reports whether the model only reads: it makes vectors or scores of texts, and writes none.
+// Reads reports whether the model cannot generate: it only computes vectors or scores of texts.
 func (m *Model) Reads() bool {
 	if m.encodes() {
 		return true
@@ -27,16 +27,16 @@ func (m *Model) Reads() bool {
 	return slices.Contains(readers, arch) || causal == "false"
 }
 
-// encodes reports whether the model is an encoder that the engine calls one.
+// encodes reports whether the engine treats the model as an encoder.
 func (m *Model) encodes() bool {
 	return llama.ModelHasEncoder(m.handle) && !llama.ModelHasDecoder(m.handle)
 }
 
 func (m *Model) meta(key string) (string, bool) { return llama.ModelMetaValStr(m.handle, key) }
 
-// Check refuses a model that the worker cannot serve, and one whose vocabulary would end the
-// process when it is used: the engine asserts that it is whole, or throws. Errors:
-// sdk.ErrUnsupported, sdk.ErrInvalid.
+// Check rejects a model that the worker cannot serve, and one with an incomplete vocabulary, on
+// which the engine would assert or throw and end the process. Errors: sdk.ErrUnsupported,
+// sdk.ErrInvalid.
 func (m *Model) Check() error {
 	arch, _ := m.meta("general.architecture")
 	switch {
@@ -52,13 +52,14 @@ func (m *Model) Check() error {
 	return nil
 }
 
-// lacks says what the vocabulary lacks without which the engine ends the process; empty: nothing.
+// lacks describes a missing part of the vocabulary that would make the engine end the process;
+// empty: complete.
 func (m *Model) lacks() string {
 	kind := llama.GetVocabType(m.vocab)
 	if kind == llama.VocabTypeNone || m.VocabSize() == 0 {
 		return "is missing"
 	}
-	pieces := kind == llama.VocabTypeWPM // which begins and ends all texts
+	pieces := kind == llama.VocabTypeWPM // begins and ends all texts
 	for _, x := range []struct {
 		name   string
 		token  llama.Token
@@ -66,7 +67,7 @@ func (m *Model) lacks() string {
 	}{
 		{"bos_token_id", llama.VocabBOS(m.vocab), pieces || llama.VocabGetAddBOS(m.vocab)},
 		{"eos_token_id", llama.VocabEOS(m.vocab), llama.VocabGetAddEOS(m.vocab)},
-		{"seperator_token_id", llama.VocabSEP(m.vocab), pieces || llama.VocabGetAddSEP(m.vocab)}, //nolint:misspell // as GGUF spells it
+		{"seperator_token_id", llama.VocabSEP(m.vocab), pieces || llama.VocabGetAddSEP(m.vocab)}, //nolint:misspell // GGUF's spelling
 	} {
 		switch {
 		case int(x.token) >= m.VocabSize():
@@ -86,7 +87,7 @@ func (m *Model) lacks() string {
 			return fmt.Sprintf("has no token for the byte %#02x", b)
 		}
 	}
-	// What no token spells is the unknown one, whose id nothing tells.
+	// Text without a token becomes the unknown token, whose id the engine does not expose.
 	for _, t := range m.Tokenize("\U000F0000", false, false) {
 		if t < 0 || int(t) >= m.VocabSize() {
 			return fmt.Sprintf("has %d tokens, and tokenizer.ggml.unknown_token_id is %d", m.VocabSize(), t)
@@ -95,8 +96,8 @@ func (m *Model) lacks() string {
 	return ""
 }
 
-// missingByte returns a byte that a vocabulary of SentencePiece cannot spell: neither as <0xNN> nor
-// as itself.
+// missingByte returns a byte that a SentencePiece vocabulary cannot represent, neither as <0xNN>
+// nor as itself.
 func missingByte(texts iter.Seq[string]) (byte, bool) {
 	var seen [256]bool
 	missing := len(seen)
@@ -123,19 +124,19 @@ func missingByte(texts iter.Seq[string]) (byte, bool) {
 	return byte(slices.Index(seen[:], false)), true
 }
 
-// CutsByExpression reports whether the engine cuts texts with regular expressions before it makes
-// tokens of them.
+// CutsByExpression reports whether the engine splits texts with regular expressions before it
+// tokenizes them.
 func (m *Model) CutsByExpression() bool { return llama.GetVocabType(m.vocab) == llama.VocabTypeBPE }
 
-// AddsEOS reports whether the model wants EOS behind every text.
+// AddsEOS reports whether the model expects EOS after every text.
 func (m *Model) AddsEOS() bool { return llama.VocabGetAddEOS(m.vocab) }
 
-// AddsSEP reports whether the model wants SEP behind every text.
+// AddsSEP reports whether the model expects SEP after every text.
 func (m *Model) AddsSEP() bool { return llama.VocabGetAddSEP(m.vocab) }
 
-// SEP returns the token between two texts, or a negative number.
+// SEP returns the separator of two texts, or a negative number.
 func (m *Model) SEP() Token { return Token(llama.VocabSEP(m.vocab)) }
 
-// RankTemplate returns how a model that ranks wants query and document put together, with {query}
-// and {document} in it, or the empty string.
+// RankTemplate returns the template that joins a query and a document for a ranking model, with
+// {query} and {document}, or the empty string.
 func (m *Model) RankTemplate() string { return llama.ModelChatTemplate(m.handle, "rerank") }

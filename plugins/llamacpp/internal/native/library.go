@@ -1,5 +1,5 @@
-// Package native is the only part of the worker that calls llama.cpp: its libraries, devices,
-// models and contexts, through yzma. Whatever can crash the process is here.
+// Package native is the only part of the worker that calls llama.cpp, through yzma: its libraries,
+// devices, models and contexts. All code that can crash the process is here.
 package native
 
 import (
@@ -23,14 +23,14 @@ import (
 type library struct {
 	mu      sync.Mutex // guards below
 	dir     string     // empty: not loaded
-	err     error      // why dir could not be loaded; it stays, because a half loaded library cannot be unloaded
+	err     error      // why dir could not be loaded; permanent, as a half-loaded library cannot be unloaded
 	version string
-	abi     *worker.Check // what the canary saw; nil: it has not looked
+	abi     *worker.Check // the canary's result; nil: not yet checked
 	devices []Device
 	logs    engineLog
 }
 
-// theLibrary is the only one: C code has one instance per process, and so have the binding, the
+// theLibrary is the only instance: C code exists once per process, and so do the binding, the
 // engine's log callback and its list of devices.
 var theLibrary library
 
@@ -50,11 +50,11 @@ func (d Device) Memory() (free, total int64) {
 	return int64(min(f, t)), int64(t)
 }
 
-// Load loads the libraries below dir, once in the life of the process. A failure stays: a half
-// loaded library cannot be unloaded.
+// Load loads the libraries below dir, once per process. A failure is permanent, as a half-loaded
+// library cannot be unloaded.
 func Load(dir string, log hclog.Logger) error { return theLibrary.load(dir, log) }
 
-// Version returns the release of llama.cpp that is loaded, such as "0.5.0".
+// Version returns the release of the loaded llama.cpp, such as "0.5.0".
 func Version() string {
 	theLibrary.mu.Lock()
 	defer theLibrary.mu.Unlock()
@@ -68,11 +68,12 @@ func Devices() []Device {
 	return slices.Clone(theLibrary.devices)
 }
 
-// ABICheck returns what the canary found of the engine in this process. It reports false where
-// there was no engine to look at yet.
+// ABICheck returns the canary's result for the engine in this process. It reports false before an
+// engine was checked.
 func ABICheck() (worker.Check, bool) { return theLibrary.abiCheck() }
 
-// KnownVersions returns the releases of llama.cpp whose layouts were proved equal to the binding's.
+// KnownVersions returns the releases of llama.cpp whose layouts have been verified to equal the
+// binding's.
 func KnownVersions() []string { return []string{"0.4.0", "0.5.0"} }
 
 func (l *library) load(dir string, log hclog.Logger) error {
@@ -99,7 +100,7 @@ func (l *library) load(dir string, log hclog.Logger) error {
 }
 
 func (l *library) open(log hclog.Logger) error {
-	// A failed assertion starts a debugger otherwise. Go's os.Setenv does not reach C.
+	// Otherwise a failed assertion starts a debugger. Go's os.Setenv does not reach C.
 	if err := setenv("GGML_NO_BACKTRACE", "1"); err != nil {
 		log.Debug("environment of the engine could not be set", "error", err)
 	}
@@ -117,7 +118,7 @@ func (l *library) open(log hclog.Logger) error {
 		return sdk.WithHint(fmt.Errorf("engine: %w", err), "Download the worker binary again.")
 	}
 	l.logs.log = log.Named("engine")
-	// Once per process: the number of callbacks is limited and none is ever freed.
+	// Once per process: the number of callbacks is limited, and they are never freed.
 	llama.LogSet(purego.NewCallback(l.logs.callback))
 	llama.BackendInit()
 	if err := llama.GGMLBackendLoadAllFromPath(l.dir); err != nil {
@@ -171,17 +172,17 @@ func setenv(name, value string) error {
 	return nil
 }
 
-// keptLines is how many of the engine's complaints are kept for the next error.
+// keptLines bounds the engine's warnings and errors kept for the next error message.
 const keptLines = 12
 
-// engineLog takes the engine's log lines. They come from several threads.
+// engineLog receives the engine's log lines, from several threads.
 type engineLog struct {
 	log hclog.Logger
 
 	mu    sync.Mutex // guards below
-	level int32      // of the line before, for continuations
-	part  string     // a line without its end
-	lines []string   // the last complaints
+	level int32      // of the previous line, for continuations
+	part  string     // an incomplete line
+	lines []string   // the last warnings and errors
 }
 
 // callback has the signature of ggml_log_callback.
@@ -236,14 +237,14 @@ func (e *engineLog) add(level int32, text string) {
 	}
 }
 
-// forget drops the lines kept so far, before a call whose error shall be explained.
+// forget drops the lines kept so far. Call it before a call whose error explain should explain.
 func (e *engineLog) forget() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.lines, e.part = nil, ""
 }
 
-// explain returns the lines since forget as the end of a message, or the empty string.
+// explain returns the lines since forget, as a suffix for an error message, or the empty string.
 func (e *engineLog) explain() string {
 	e.mu.Lock()
 	defer e.mu.Unlock()

@@ -12,12 +12,12 @@ import (
 // Token is a token of a model's vocabulary; negative: none.
 type Token = int32
 
-// ModelParams say how a model is loaded.
+// ModelParams configures how a model is loaded.
 type ModelParams struct {
 	Placement
-	Repack bool // keep a second copy of the weights in the layout that the processor likes
-	// Progress is called with 0 to 100, growing. Its error ends the load and is returned. Nil:
-	// none.
+	Repack bool // keep a second copy of the weights in a layout optimised for the CPU
+	// Progress is called with increasing values from 0 to 100. Its error aborts the load and is
+	// returned. May be nil.
 	Progress func(percent int) error
 }
 
@@ -26,13 +26,13 @@ type Model struct {
 	handle llama.Model
 	vocab  llama.Vocab
 
-	recurrent bool // some layers have a state in place of a cache
+	recurrent bool // some layers have a state instead of a cache
 	window    int  // positions that layers with a sliding window see
 
 	adapters []llama.AdapterLora // freed with the model
 }
 
-// LoadModel reads a model's file. The libraries must be loaded. The caller frees the model.
+// LoadModel loads a model file. The libraries must be loaded. The caller frees the model.
 func LoadModel(path string, p ModelParams) (*Model, error) {
 	params := llama.ModelDefaultParams()
 	held, err := p.apply(&params)
@@ -62,7 +62,7 @@ func LoadModel(path string, p ModelParams) (*Model, error) {
 	switch {
 	case stopped != nil:
 		if handle != 0 {
-			_ = llama.ModelFree(handle) // fails for no model only
+			_ = llama.ModelFree(handle) // only fails without a model
 		}
 		return nil, stopped
 	case err != nil:
@@ -75,21 +75,21 @@ func LoadModel(path string, p ModelParams) (*Model, error) {
 	}, nil
 }
 
-// Recurrent reports whether some layers have a state in place of a cache: what the model has read
-// cannot be cut.
+// Recurrent reports whether some layers have a state instead of a cache, so that sequences cannot
+// be cut.
 func (m *Model) Recurrent() bool { return m.recurrent }
 
-// Free frees the model. Its contexts must be freed before.
+// Free frees the model. Free its contexts first.
 func (m *Model) Free() error { return llama.ModelFree(m.handle) }
 
-// TrainedTokens returns the number of positions that the model was trained for, or 0.
+// TrainedTokens returns the context length that the model was trained for, or 0.
 func (m *Model) TrainedTokens() int { return int(llama.ModelNCtxTrain(m.handle)) }
 
 // ChatTemplate returns the source of the model's own chat template, or the empty string.
 func (m *Model) ChatTemplate() string { return llama.ModelChatTemplate(m.handle, "") }
 
-// SamplingDefault returns what the model's file recommends for a sampling setting: "temp", "top_k",
-// "top_p", "min_p" or "penalty_repeat". It reports false where the file says nothing.
+// SamplingDefault returns the value that the model's file recommends for a sampling setting:
+// "temp", "top_k", "top_p", "min_p" or "penalty_repeat". It reports false without a recommendation.
 func (m *Model) SamplingDefault(name string) (string, bool) {
 	key, ok := map[string]llama.ModelMetaKey{
 		"temp": llama.ModelMetaKeySamplingTemp, "top_k": llama.ModelMetaKeySamplingTopK, "top_p": llama.ModelMetaKeySamplingTopP,
@@ -101,13 +101,13 @@ func (m *Model) SamplingDefault(name string) (string, bool) {
 	return llama.ModelMetaValStr(m.handle, llama.ModelMetaKeyStr(key))
 }
 
-// EmbeddingSize returns the length of the vector of a text.
+// EmbeddingSize returns the dimension of text vectors.
 func (m *Model) EmbeddingSize() int { return int(llama.ModelNEmbdOut(m.handle)) }
 
-// VocabSize returns the number of tokens: they are 0 to VocabSize-1.
+// VocabSize returns the number of tokens. Tokens are 0 to VocabSize-1.
 func (m *Model) VocabSize() int { return int(llama.VocabNTokens(m.vocab)) }
 
-// Piece returns the bytes of a token; a control token has none.
+// Piece returns the bytes of a token; empty for control tokens.
 func (m *Model) Piece(t Token) string {
 	var room [128]byte
 	buf := room[:]
@@ -127,7 +127,7 @@ func (m *Model) Control(t Token) bool {
 	return llama.VocabGetAttr(m.vocab, llama.Token(t))&(llama.TokenAttrControl|llama.TokenAttrUnknown) != 0
 }
 
-// Text returns how the vocabulary spells a token, control tokens too; no token has none.
+// Text returns the vocabulary's spelling of a token, including control tokens; empty for none.
 func (m *Model) Text(t Token) string {
 	if t < 0 || int(t) >= m.VocabSize() {
 		return ""
@@ -141,11 +141,12 @@ func (m *Model) BOS() Token { return Token(llama.VocabBOS(m.vocab)) }
 // EOS returns the token that ends a text, or a negative number.
 func (m *Model) EOS() Token { return Token(llama.VocabEOS(m.vocab)) }
 
-// AddsBOS reports whether the model wants BOS in front of every prompt.
+// AddsBOS reports whether the model expects BOS before every prompt.
 func (m *Model) AddsBOS() bool { return llama.VocabGetAddBOS(m.vocab) }
 
-// Tokenize returns the tokens of a text, which must have no NUL. addSpecial puts BOS and EOS where
-// the model wants them, parseSpecial takes the texts of control tokens for control tokens.
+// Tokenize returns the tokens of a text, which must not contain NUL. addSpecial adds BOS and EOS
+// where the model expects them; parseSpecial turns the spellings of control tokens into control
+// tokens.
 func (m *Model) Tokenize(text string, addSpecial, parseSpecial bool) []Token {
 	list := llama.Tokenize(m.vocab, text, addSpecial, parseSpecial)
 	out := make([]Token, len(list))

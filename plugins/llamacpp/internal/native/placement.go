@@ -9,31 +9,32 @@ import (
 )
 
 const (
-	// allLayers is more than any model has.
+	// allLayers exceeds the number of layers of any model.
 	allLayers = 9999
-	// splitRoom is how many numbers the engine reads of a split, whatever devices there are.
+	// splitRoom is the number of split values that the engine reads, regardless of the number of
+	// devices.
 	splitRoom = 64
 )
 
-// Placement says where the parts of a model lie.
+// Placement assigns the parts of a model to devices.
 type Placement struct {
-	Devices         []Device // none: the processor; several share the model
-	GPULayers       int      // layers that go to the devices; negative: all
-	SplitMode       string   // one of SplitModes, for several devices; empty: none
+	Devices         []Device // empty: CPU; several share the model
+	GPULayers       int      // layers on the devices; negative: all
+	SplitMode       string   // one of SplitModes, with several devices; empty: none
 	TensorSplit     []float32
-	CPUExpertLayers int    // layers, from the first one on, whose experts stay with the processor; negative: all
+	CPUExpertLayers int    // number of first layers whose experts stay on the CPU; negative: all
 	LoadMode        string // one of LoadModes; empty: the engine's choice
 }
 
-// LoadModes are the values of Placement.LoadMode, the default first.
+// LoadModes returns the values of Placement.LoadMode, the default first.
 func LoadModes() []string {
 	return []string{"auto", "mmap", "none", "mlock", "mmap+mlock", "direct_io"}
 }
 
-// SplitModes are the values of Placement.SplitMode, the default first.
+// SplitModes returns the values of Placement.SplitMode, the default first.
 func SplitModes() []string { return []string{"layer", "row", "none"} }
 
-// loadMode returns the engine's number of a mode.
+// loadMode returns the engine's number for a mode.
 func loadMode(name string) llama.LoadMode {
 	switch name {
 	case "mmap":
@@ -50,28 +51,27 @@ func loadMode(name string) llama.LoadMode {
 	return llama.LoadModeAuto
 }
 
-// held is memory that the engine reads while it loads a model.
+// held is memory that the engine reads while loading a model.
 type held struct {
 	devices   []llama.GGMLBackendDevice
 	split     []float32
 	overrides []llama.TensorBuftOverride
 }
 
-// apply fills in the engine's parameters. What it returns must be kept alive until the model is
-// loaded.
+// apply sets the engine's parameters. The result must be kept alive until the model is loaded.
 func (p Placement) apply(params *llama.ModelParams) (held, error) {
 	var h held
 	for _, d := range p.Devices {
 		h.devices = append(h.devices, d.handle)
 	}
-	if len(h.devices) == 0 { // no graphics device: the processor is always there
+	if len(h.devices) == 0 { // no GPU: the CPU is always present
 		h.devices = []llama.GGMLBackendDevice{0}
 	}
-	h.devices = append(h.devices, 0) // the end
+	h.devices = append(h.devices, 0) // terminator
 	if err := params.SetDevices(h.devices); err != nil {
 		return h, err
 	}
-	if p.LoadMode != "" && p.LoadMode != LoadModes()[0] { // what the engine's own default says stays
+	if p.LoadMode != "" && p.LoadMode != LoadModes()[0] { // keep the engine's own default
 		params.LoadMode = loadMode(p.LoadMode)
 	}
 	if len(p.Devices) == 0 {
@@ -110,7 +110,7 @@ func (p Placement) apply(params *llama.ModelParams) (held, error) {
 		}
 	}
 	if len(h.overrides) > 0 {
-		h.overrides = append(h.overrides, llama.TensorBuftOverride{}) // the end
+		h.overrides = append(h.overrides, llama.TensorBuftOverride{}) // terminator
 	}
 	return h, params.SetTensorBufOverrides(h.overrides)
 }

@@ -9,7 +9,8 @@ import (
 	"github.com/shoenig/test/must"
 )
 
-// The settings of several devices become what the binding takes. No graphics device has seen it.
+// The multi-device settings are converted to the binding's parameters. This has not been tested on
+// a GPU.
 func TestPlacement(t *testing.T) {
 	must.NoError(t, Load(engineDir(t), hclog.NewNullLogger()))
 	two := []Device{{handle: 11}, {handle: 12}}

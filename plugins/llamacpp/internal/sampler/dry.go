@@ -46,7 +46,7 @@ func (s *Sampler) penaliseRepetition(w *Work) {
 	if limit < s.p.DRYAllowedLength || len(h) <= s.p.DRYAllowedLength {
 		return
 	}
-	// The Z algorithm over the reversed history: z[k] tokens before and at k equal the last ones.
+	// The Z algorithm over the reversed history: the z[k] tokens up to k equal the last z[k] ones.
 	n := len(h)
 	at := func(k int) int32 { return h[n-1-k] }
 	if cap(w.z) < n {
@@ -81,7 +81,7 @@ func (s *Sampler) penaliseRepetition(w *Work) {
 	}
 }
 
-// hit remembers the longest repetition that token would continue.
+// hit records the longest repetition that token would continue.
 func (w *Work) hit(token, n int32) {
 	if i, ok := w.hitAt[token]; ok {
 		w.hits[i].n = max(w.hits[i].n, n)

@@ -6,7 +6,7 @@ import (
 	"slices"
 )
 
-// MaxLogProbs bounds the likeliest tokens of LogProbs: OpenAI's bound.
+// MaxLogProbs bounds the number of likeliest tokens that LogProbs returns, as OpenAI does.
 const MaxLogProbs = 20
 
 // LogProb is the natural logarithm of a token's probability.
@@ -16,12 +16,12 @@ type LogProb struct {
 }
 
 // LogProbs returns the log probability of token, and appends the n likeliest tokens to dst, the
-// likeliest first. n is bounded by MaxLogProbs.
+// likeliest first. n is capped at MaxLogProbs.
 //
-// They are those of the model's own distribution: the softmax of the row, before bias, penalties,
-// temperature, truncation and constraints. So they say what the model thinks of a text, however it
-// was chosen; they compare between requests; and a constraint shows as a low probability. A
-// probability of 0 is negative infinity.
+// The probabilities are those of the model's own distribution: the softmax of the row, before bias,
+// penalties, temperature, truncation and constraints. So they show how likely the model finds a
+// text, however it was chosen; they are comparable between requests; and a constraint shows as a
+// low probability. A probability of 0 is negative infinity.
 func (w *Work) LogProbs(row []float32, token int32, n int, dst []LogProb) (float64, []LogProb) {
 	w.begin(row)
 	defer w.restore()

@@ -7,10 +7,10 @@ import (
 	"strings"
 )
 
-// Stage is a step that a row of logits passes.
+// Stage is a step in the processing of a row of logits.
 type Stage uint8
 
-// The stages, named as llama.cpp's `samplers` names them.
+// The stages, with their names in llama.cpp's `samplers`.
 const (
 	StagePenalties Stage = iota
 	StageDRY
@@ -24,7 +24,7 @@ const (
 	stageCount
 )
 
-// stageNames are the names of the stages, first the one that llama.cpp writes, and its letter in
+// stageNames holds the names of the stages, the one that llama.cpp writes first, and the letter in
 // llama.cpp's short form.
 var stageNames = [stageCount]struct {
 	letter byte
@@ -48,7 +48,7 @@ func (s Stage) String() string {
 	return fmt.Sprintf("stage %d", uint8(s))
 }
 
-// DefaultStages returns llama.cpp's order of stages.
+// DefaultStages returns llama.cpp's default order of stages.
 func DefaultStages() []Stage {
 	return []Stage{StagePenalties, StageDRY, StageTopNSigma, StageTopK, StageTypical, StageTopP, StageMinP, StageXTC, StageTemperature}
 }
@@ -56,7 +56,7 @@ func DefaultStages() []Stage {
 // maxListedStages bounds a list of stages; a stage may be listed twice.
 const maxListedStages = 32
 
-// ParseStages reads llama.cpp's `samplers`: a list of names.
+// ParseStages parses llama.cpp's `samplers`: a list of names.
 func ParseStages(names []string) ([]Stage, error) {
 	if len(names) > maxListedStages {
 		return nil, problem("samplers", "has %d entries; at most %d are taken", len(names), maxListedStages)
@@ -79,7 +79,7 @@ next:
 	return stages, nil
 }
 
-// ParseStageLetters reads the short form of `samplers`: a letter for each stage.
+// ParseStageLetters parses the short form of `samplers`: one letter per stage.
 func ParseStageLetters(letters string) ([]Stage, error) {
 	if len(letters) > maxListedStages {
 		return nil, problem("samplers", "has %d letters; at most %d are taken", len(letters), maxListedStages)
@@ -104,39 +104,39 @@ type Bias struct {
 	Add   float32 // -Inf: the token is never chosen
 }
 
-// Params says how tokens are chosen. Use [Defaults], whose result chooses from the model's own
-// distribution, and change what is asked for.
+// Params configures how tokens are chosen. Start from [Defaults], which chooses from the model's
+// own distribution, and change what is needed.
 type Params struct {
-	Temperature     float64 // 0: the largest logit
-	DynamicRange    float64 // the temperature moves with the entropy, by this much up and down; 0: off
+	Temperature     float64 // 0: always the largest logit
+	DynamicRange    float64 // how far the temperature varies with the entropy, up and down; 0: off
 	DynamicExponent float64
 
-	TopK      int     // the k largest logits; 0 or less: off
-	TopP      float64 // the likeliest tokens that make up this probability; 1: off
-	MinP      float64 // tokens of at least this part of the likeliest one's probability; 0: off
-	Typical   float64 // the tokens of most typical surprise that make up this probability; 1: off
-	TopNSigma float64 // logits within this many standard deviations of the largest; 0 or less: off
-	MinKeep   int     // tokens that top-p, min-p, typical and XTC leave at least; below 1: 1
+	TopK      int     // number of largest logits to keep; 0 or less: off
+	TopP      float64 // keep the likeliest tokens up to this total probability; 1: off
+	MinP      float64 // keep tokens with at least this fraction of the likeliest one's probability; 0: off
+	Typical   float64 // keep the most typical tokens up to this total probability; 1: off
+	TopNSigma float64 // keep logits within this many standard deviations of the largest; 0 or less: off
+	MinKeep   int     // minimum number of tokens left by top-p, min-p, typical and XTC; below 1: 1
 
 	XTCProbability float64 // how often the likeliest tokens are removed; 0: off
-	XTCThreshold   float64 // the probability from which a token is removed; above 0.5: off
+	XTCThreshold   float64 // minimum probability of a removed token; above 0.5: off
 
 	DRYMultiplier    float64 // 0: off
 	DRYBase          float64
 	DRYAllowedLength int
-	DRYLastN         int      // tokens of prompt and answer that are looked at; -1: all; 0: off
-	DRYBreakers      []string // texts that no repetition goes beyond
+	DRYLastN         int      // tokens of prompt and answer to search; -1: all; 0: off
+	DRYBreakers      []string // texts across which no repetition extends
 
-	Repeat       float64 // divides positive logits of tokens in the prompt or the answer, multiplies negative ones; 1: off
-	RepeatLastN  int     // tokens of prompt and answer that Repeat looks at; -1: all; 0: off
-	Frequency    float64 // subtracted for each time that a token is in the answer; 0: off
-	Presence     float64 // subtracted where a token is in the answer; 0: off
-	PresenceLast int     // tokens of the answer that Frequency and Presence look at; -1: all; 0: off
+	Repeat       float64 // divides positive and multiplies negative logits of tokens in prompt or answer; 1: off
+	RepeatLastN  int     // tokens of prompt and answer for Repeat; -1: all; 0: off
+	Frequency    float64 // subtracted for each occurrence of a token in the answer; 0: off
+	Presence     float64 // subtracted once if a token is in the answer; 0: off
+	PresenceLast int     // tokens of the answer for Frequency and Presence; -1: all; 0: off
 
-	Bias []Bias // at most MaxBias
+	Bias []Bias // at most MaxBias entries
 
 	Seed   uint64
-	Choice uint32  // the number of this text among several to one prompt
+	Choice uint32  // index of this text among several for one prompt
 	Stages []Stage // nil: DefaultStages
 }
 
@@ -154,14 +154,14 @@ const (
 	MaxBias         = 1 << 16
 	MaxBreakers     = 64
 	MaxBreakerBytes = 40  // of one breaker, as in llama.cpp
-	maxTemperature  = 100 // beyond it every token is as good as another
+	maxTemperature  = 100 // beyond it all tokens are practically equal
 	maxSigma        = 1000
 )
 
-// Error is a parameter that cannot be used.
+// Error reports an unusable parameter.
 type Error struct {
 	Param   string // as llama.cpp and OpenAI name it
-	Problem string // what is wrong with it, to follow the name
+	Problem string // the problem, to follow the name
 }
 
 func (e *Error) Error() string { return e.Param + " " + e.Problem }
@@ -170,8 +170,8 @@ func problem(param, format string, args ...any) error {
 	return &Error{Param: param, Problem: fmt.Sprintf(format, args...)}
 }
 
-// Check reports the first parameter that is out of its range, as an *Error. vocabulary is the
-// number of tokens.
+// Check returns an *Error for the first parameter that is out of range. vocabulary is the number of
+// tokens.
 func (p *Params) Check(vocabulary int) error {
 	for _, c := range []struct {
 		name   string

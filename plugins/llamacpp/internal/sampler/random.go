@@ -3,9 +3,9 @@ package sampler
 import "math/bits"
 
 // Philox returns four random words for a counter and a key: Philox4x32-10 of J. K. Salmon, M. A.
-// Moraes, R. O. Dror and D. E. Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC'11). It
-// has no state: the same counter and key give the same words, and any two counters give words that
-// are as good as independent.
+// Moraes, R. O. Dror and D. E. Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC'11). It is
+// stateless: the same counter and key give the same words, and the words of different counters are
+// practically independent.
 func Philox(counter [4]uint32, key [2]uint32) [4]uint32 {
 	const (
 		m0, m1 = 0xD2511F53, 0xCD9E8D57
@@ -22,14 +22,14 @@ func Philox(counter [4]uint32, key [2]uint32) [4]uint32 {
 	return c
 }
 
-// The draws at one position.
+// The draws at a position.
 const (
-	drawPick  = iota // the free choice
+	drawPick  = iota // the unconstrained choice
 	drawXTC          // whether XTC removes tokens
 	drawAgain        // the choice among allowed tokens after a refusal
 )
 
-// uniform returns the draw-th random number at a position of a text, from 0 to below 1.
+// uniform returns the random number of a draw at a position of a text, in [0, 1).
 func uniform(seed uint64, choice uint32, position uint64, draw uint32) float64 {
 	r := Philox([4]uint32{uint32(position), uint32(position >> 32), draw, choice}, [2]uint32{uint32(seed), uint32(seed >> 32)})
 	return float64((uint64(r[1])<<32|uint64(r[0]))>>11) / (1 << 53)

@@ -11,7 +11,7 @@ import (
 	"github.com/shoenig/test/must"
 )
 
-// The reference: every stage as its definition says, on a sorted list of all tokens.
+// The reference implements every stage by its definition, on a sorted list of all tokens.
 
 type refToken struct {
 	id int32
@@ -50,7 +50,7 @@ func (r refList) entropy() float64 {
 	return h
 }
 
-// text is what a choice depends on beside the row.
+// text is what a choice depends on, besides the row.
 type text struct {
 	prompt, answer []int32
 	pieces         []string
@@ -192,7 +192,7 @@ func (r refList) dry(p Params, x text) refList {
 		return r
 	}
 	all := x.all()
-	// What follows the last breaker.
+	// The tokens since the last breaker.
 	since := 0
 	for i := range all {
 		joined := ""
@@ -210,7 +210,7 @@ func (r refList) dry(p Params, x text) refList {
 	limit := len(all) - since
 	h := tail(all, p.DRYLastN)
 	longest := map[int32]int{}
-	for i := 0; i+1 < len(h); i++ { // a repetition that ends at i would go on with h[i+1]
+	for i := 0; i+1 < len(h); i++ { // a repetition that ends at i would continue with h[i+1]
 		n := 0
 		for n <= i && h[i-n] == h[len(h)-1-n] {
 			n++
@@ -290,7 +290,7 @@ func reference(p Params, x text, row []float32, allowed []bool) (refList, int32)
 	return r, slices.Clone(r).draw(u)
 }
 
-// allows is a constraint that holds its tokens in a list.
+// allows is a constraint that lists its allowed tokens.
 type allows []bool
 
 func (a allows) Try(t int) bool { return a[t] }
@@ -352,7 +352,7 @@ func randomCase(rng *rand.Rand) (Params, text, []float32) {
 	if chance(rng, 0.5) {
 		rng.Shuffle(len(p.Stages), func(i, j int) { p.Stages[i], p.Stages[j] = p.Stages[j], p.Stages[i] })
 		p.Stages = p.Stages[:rng.IntN(len(p.Stages)+1)]
-		// A penalty after the temperature is scaled with it, so that both ways only agree to
+		// A penalty after the temperature is scaled with it, so the two ways agree only up to
 		// rounding.
 		t := slices.Index(p.Stages, StageTemperature)
 		for i, s := range p.Stages {
@@ -428,7 +428,7 @@ func TestReference(t *testing.T) {
 	must.Greater(t, 1500, chosen)
 }
 
-// TestCandidates compares what remains after the stages, of which a draw shows only one.
+// TestCandidates compares the candidates after the stages, of which a draw shows only one.
 func TestCandidates(t *testing.T) {
 	t.Parallel()
 	w := new(Work)
@@ -446,7 +446,7 @@ func TestCandidates(t *testing.T) {
 		w.begin(row)
 		s.bias(w)
 		s.run(w)
-		if math.IsInf(w.scale, 1) { // no spread at all: the draw takes the largest
+		if math.IsInf(w.scale, 1) { // zero spread: the draw takes the largest
 			w.restore()
 			continue
 		}

@@ -6,17 +6,17 @@ import (
 	"math"
 )
 
-// Constraint restricts what may come next. A grammar.Matcher is one.
+// Constraint restricts which tokens may come next. A grammar.Matcher is one.
 type Constraint interface {
 	// Try reports whether token may come next.
 	Try(token int) bool
-	// Mask sets the bits of the tokens that may come next and clears all others. Its error ends
+	// Mask sets the bits of the tokens that may come next and clears all others. An error aborts
 	// the choice.
 	Mask(dst []uint64) error
 }
 
-// ErrNone reports that no token is left to choose from: every logit is negative infinity or not a
-// number, or the constraint allows none.
+// ErrNone means that no token is left to choose from: every logit is negative infinity or NaN, or
+// the constraint allows none.
 var ErrNone = errors.New("no token is left to choose from")
 
 // Sampler chooses the tokens of one text. It is not safe for concurrent use.
@@ -31,15 +31,15 @@ type Sampler struct {
 	position  uint64 // tokens of prompt and answer
 	answered  int    // tokens of the answer
 	history   []int32
-	keeps     bool // history is needed
+	keeps     bool // maintain history
 	repeated  counts
 	said      counts
-	lastBreak int // index in history of the last token in which a breaker ends; -1: none
+	lastBreak int // index in history of the last token that ends a breaker; -1: none
 	text      []byte
 }
 
-// New returns the sampler of a text. vocabulary is the number of tokens; pieces their text, which
-// only the breakers of DRY need. Its error is an *Error.
+// New returns a sampler for a text. vocabulary is the number of tokens; pieces holds their texts,
+// needed only for the breakers of DRY. Its error is an *Error.
 func New(p Params, vocabulary int, pieces []string) (*Sampler, error) {
 	if err := p.Check(vocabulary); err != nil {
 		return nil, err
@@ -65,7 +65,7 @@ func (s *Sampler) counts() bool {
 	return (s.p.Frequency != 0 || s.p.Presence != 0) && s.p.PresenceLast != 0
 }
 
-// Prompt appends what comes before the answer.
+// Prompt appends the tokens before the answer.
 func (s *Sampler) Prompt(tokens []int32) {
 	s.position += uint64(len(tokens))
 	if !s.keeps {
@@ -118,9 +118,9 @@ func (s *Sampler) Accept(token int32) {
 	}
 }
 
-// Choose returns the token that comes next. c may be nil. Choose changes row while it runs and
-// restores it before it returns. It does not accept the token. It fails with ErrNone, with the
-// error of a mask, or where the row does not have the vocabulary's length.
+// Choose returns the next token without accepting it. c may be nil. Choose modifies row while it
+// runs and restores it before it returns. It fails with ErrNone, with the error of a mask, or when
+// the length of row is not that of the vocabulary.
 func (s *Sampler) Choose(w *Work, row []float32, c Constraint) (int32, error) {
 	if len(row) != s.vocabulary {
 		return -1, fmt.Errorf("a row of %d logits for a vocabulary of %d", len(row), s.vocabulary)
@@ -176,7 +176,7 @@ func (s *Sampler) run(w *Work) {
 			continue
 		}
 		if greedy {
-			continue // the others only decide which of the less likely tokens remain
+			continue // the others only narrow the candidates
 		}
 		switch stage {
 		case StageTopNSigma:
@@ -202,7 +202,7 @@ func (s *Sampler) run(w *Work) {
 	}
 }
 
-// draw chooses a candidate; it returns its index, or -1 where there is none.
+// draw chooses a candidate and returns its index, or -1 without candidates.
 func (s *Sampler) draw(w *Work, draw uint32) int {
 	if math.IsInf(w.scale, 1) {
 		return w.largest()
@@ -217,7 +217,7 @@ func (s *Sampler) bias(w *Work) {
 }
 
 // penalise applies the repetition, frequency and presence penalties as llama.cpp does. They are
-// defined on logits before the temperature; after it, they are scaled alike.
+// defined on logits before the temperature; after it they are scaled accordingly.
 func (s *Sampler) penalise(w *Work) {
 	if s.repeats() {
 		for _, t := range s.repeated.list {

@@ -12,7 +12,7 @@ import (
 	"github.com/shoenig/test/must"
 )
 
-// TestPhilox holds the vectors of the authors' Random123, file kat_vectors.
+// TestPhilox checks the test vectors of the authors' Random123, file kat_vectors.
 func TestPhilox(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
@@ -77,7 +77,7 @@ func must2(t *testing.T, p Params, n int) *Sampler {
 	return s
 }
 
-// TestContinuation goes on with a text in another sampler, whose prompt holds the answer so far.
+// TestContinuation continues a text in another sampler, whose prompt includes the answer so far.
 func TestContinuation(t *testing.T) {
 	t.Parallel()
 	p := Defaults()
@@ -111,14 +111,14 @@ func TestContinuation(t *testing.T) {
 	must.NotEq(t, whole, generate(new(Work), prompt, rows))
 }
 
-// TestConstraintDistribution draws often and compares with the free distribution under the
-// condition that the token is allowed.
+// TestConstraintDistribution draws often and compares the result with the free distribution,
+// conditioned on allowed tokens.
 func TestConstraintDistribution(t *testing.T) {
 	t.Parallel()
 	row := []float32{2, 1.5, 1, 0.5, 0, -0.5, -1, -8}
 	allowed := allows{false, true, false, true, true, false, true, true}
 	p := Defaults()
-	p.TopK, p.Temperature = 6, 0.9 // keeps 1, 3 and 4 of those allowed
+	p.TopK, p.Temperature = 6, 0.9 // leaves 1, 3 and 4 of the allowed ones
 	want := map[int32]float64{}
 	total := 0.0
 	for i := range 6 {
@@ -142,7 +142,7 @@ func TestConstraintDistribution(t *testing.T) {
 	}
 }
 
-// TestConstraintBeyondTopK falls back on tokens that the stages would not have kept.
+// TestConstraintBeyondTopK falls back to tokens that the stages would have removed.
 func TestConstraintBeyondTopK(t *testing.T) {
 	t.Parallel()
 	row := []float32{5, 4, 3, 2, 1, 0}
@@ -256,8 +256,8 @@ func TestParseStages(t *testing.T) {
 	must.Error(t, err)
 }
 
-// FuzzChoose takes any parameters and any logits: it ends, never panics, leaves the row as it was
-// and chooses what is allowed.
+// FuzzChoose checks, for any parameters and logits, that Choose ends without a panic, restores the
+// row and chooses an allowed token.
 func FuzzChoose(f *testing.F) {
 	f.Add([]byte{}, []byte{})
 	for seed := range uint64(8) {
@@ -337,7 +337,7 @@ func FuzzChoose(f *testing.F) {
 	})
 }
 
-// benchmarkRow is like the logits of a model: a few likely tokens above a broad bulk.
+// benchmarkRow resembles the logits of a model: a few likely tokens above a broad bulk.
 func benchmarkRow(n int) []float32 {
 	rng := rand.New(rand.NewPCG(1, 1))
 	row := make([]float32, n)
@@ -441,7 +441,7 @@ func BenchmarkChoose(b *testing.B) {
 	}
 }
 
-// copied is a constraint whose mask costs next to nothing.
+// copied is a constraint with a nearly free mask.
 type copied []uint64
 
 func (c copied) Try(t int) bool { return c[t/64]>>(t%64)&1 != 0 }

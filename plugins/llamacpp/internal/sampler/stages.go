@@ -2,13 +2,13 @@ package sampler
 
 import "math"
 
-// entry is a candidate while a cut is looked for.
+// entry is a candidate during the search for a cut.
 type entry struct {
-	key    uint32 // ascends with what the candidates are ordered by
+	key    uint32 // sort key of the candidate
 	weight float64
 }
 
-// keyOf returns an integer that ascends with f. NaN comes first.
+// keyOf returns an integer with the same order as f. NaN sorts first.
 func keyOf(f float32) uint32 {
 	if f != f {
 		return 0
@@ -28,11 +28,11 @@ func valueOf(key uint32) float32 {
 	return math.Float32frombits(^key)
 }
 
-// cut returns the key at which the entries, largest keys first, reach the weight that is needed,
-// and how many of the entries with that key it takes. It reorders the entries. There must be some.
+// cut returns the key at which the entries, largest keys first, reach the needed weight, and how
+// many of the entries with that key are included. It reorders the entries, which must not be empty.
 //
-// It halves the range of keys, 32 times at most, and each time drops the entries outside of it:
-// a selection in linear time without a bad case.
+// It halves the range of keys, at most 32 times, and each time drops the entries outside: a
+// selection in linear time even in the worst case.
 func cut(e []entry, need float64) (key uint32, ties int) {
 	lo, hi := e[0].key, e[0].key
 	for _, x := range e {
@@ -40,7 +40,7 @@ func cut(e []entry, need float64) (key uint32, ties int) {
 	}
 	for lo < hi {
 		mid := lo + (hi-lo)/2
-		// Entries above mid to the front, with the bounds of both halves.
+		// Move entries above mid to the front, tracking the bounds of both halves.
 		n, above := 0, 0.0
 		aboveLo, belowHi := uint32(math.MaxUint32), uint32(0)
 		for i, x := range e {
@@ -79,7 +79,7 @@ func (w *Work) topK(k int) {
 		w.keepAbove(w.kth(k))
 		return
 	}
-	// One pass: a buffer takes what is above the k-th largest so far, and shrinks when it is full.
+	// One pass: a buffer collects the logits above the k-th largest so far, and shrinks when full.
 	size := 2*k + 64
 	w.room(size)
 	lg, id := w.lgBuf[:size], w.idBuf[:size]
@@ -114,7 +114,8 @@ func (w *Work) topK(k int) {
 	w.lg, w.id = lg[:n], id[:n]
 }
 
-// kth returns the k-th largest logit and how many of those that equal it belong to the k largest.
+// kth returns the k-th largest logit, and how many of the logits equal to it are among the k
+// largest.
 func (w *Work) kth(k int) (float32, int) { return w.kthOf(w.lg, k) }
 
 func (w *Work) kthOf(lg []float32, k int) (float32, int) {
@@ -126,13 +127,14 @@ func (w *Work) kthOf(lg []float32, k int) (float32, int) {
 	return valueOf(key), ties
 }
 
-// bins are the classes of logits by their distance from the largest one, an eighth wide.
+// Logits are binned by their distance from the largest one, in bins an eighth wide.
 const (
 	binsPerUnit = 8
 	bins        = -leastWeight * binsPerUnit
 )
 
-// binOf returns the class of a candidate of a distance of d ≥ 0; below 0: it weighs nothing.
+// binOf returns the bin of a candidate at distance d ≥ 0, or a negative number if its weight is
+// zero.
 func binOf(d float64) int {
 	if b := d * binsPerUnit; b < bins {
 		return int(b)
@@ -140,7 +142,7 @@ func binOf(d float64) int {
 	return -1
 }
 
-// topP keeps the likeliest candidates that make up the probability p, and least of them at least.
+// topP keeps the likeliest candidates up to the total probability p, and no fewer than least.
 func (w *Work) topP(p float64, least int) {
 	if p >= 1 || len(w.lg) <= least {
 		return
@@ -161,7 +163,7 @@ func (w *Work) topP(p float64, least int) {
 	for _, x := range w.bins {
 		total += x
 	}
-	// Only the class that crosses p is looked at one by one.
+	// Examine only the bin that crosses p one by one.
 	need, k := p*total, 0
 	for k < bins-1 && need > w.bins[k] {
 		need -= w.bins[k]
@@ -174,14 +176,14 @@ func (w *Work) topP(p float64, least int) {
 			w.entries = append(w.entries, entry{keyOf(l), weight(-d)})
 		}
 	}
-	if len(w.entries) == 0 { // rounding
+	if len(w.entries) == 0 { // only through rounding
 		return
 	}
 	key, ties := cut(w.entries, need)
 	w.keepAtLeast(valueOf(key), ties, least)
 }
 
-// keepAtLeast is keepAbove, but keeps the least likeliest candidates whatever the cut is.
+// keepAtLeast is keepAbove, but always keeps the likeliest candidates, least of them.
 func (w *Work) keepAtLeast(cut float32, ties, least int) {
 	if least > 1 {
 		if k, t := w.kth(min(least, len(w.lg))); k < cut || k == cut && t > ties {
@@ -191,7 +193,8 @@ func (w *Work) keepAtLeast(cut float32, ties, least int) {
 	w.keepAbove(cut, ties)
 }
 
-// minP keeps the candidates of at least p times the probability of the likeliest one.
+// minP keeps the candidates with at least p times the probability of the likeliest one, and no
+// fewer than least.
 func (w *Work) minP(p float64, least int) {
 	if p <= 0 || len(w.lg) <= least {
 		return
@@ -253,7 +256,8 @@ func (w *Work) entropy() (h, logSum, m float64) {
 	return logSum - moment/sum, logSum, m
 }
 
-// typical keeps the candidates whose surprise is nearest to the entropy, up to a probability of p.
+// typical keeps the candidates whose surprise is closest to the entropy, up to the total
+// probability p.
 func (w *Work) typical(p float64, least int) {
 	if p >= 1 || len(w.lg) <= least {
 		return
@@ -301,7 +305,8 @@ func (w *Work) typical(p float64, least int) {
 	w.lg, w.id = lg[:n], id[:n]
 }
 
-// xtc removes all candidates of at least the probability threshold but the least likely of them.
+// xtc removes all candidates with at least the probability threshold, except the least likely of
+// them.
 func (w *Work) xtc(threshold float64, least int) {
 	if threshold > 0.5 || len(w.lg) < 2 {
 		return
@@ -310,7 +315,7 @@ func (w *Work) xtc(threshold float64, least int) {
 	if math.IsInf(m, 0) {
 		return
 	}
-	limit := math.Log(threshold) + logSum // of the scaled distance from the largest logit
+	limit := math.Log(threshold) + logSum // on the scaled distance from the largest logit
 	above, last := 0, -1
 	for i, l := range w.lg {
 		if (float64(l)-m)*w.scale >= limit {
@@ -335,7 +340,8 @@ func (w *Work) xtc(threshold float64, least int) {
 	w.lg, w.id = lg[:n], id[:n]
 }
 
-// temperature divides logits by t, or by what lies within spread of it and grows with the entropy.
+// temperature divides logits by t, or with spread by a value within spread of t that grows with the
+// entropy.
 func (w *Work) temperature(t, spread, exponent float64) {
 	if spread > 0 {
 		if len(w.lg) < 2 {

@@ -20,7 +20,7 @@ const leastWeight = -52
 // weight returns e^x for x of at most 0, with a relative error below 1e-13, in a third of the time
 // of math.Exp. It returns 0 for NaN.
 //
-// It is the usual reduction: x = k·ln2/64 + r, e^x = 2^(k/64)·e^r, where |r| ≤ ln2/128 and four
+// The usual argument reduction: x = k·ln2/64 + r, e^x = 2^(k/64)·e^r, where |r| ≤ ln2/128 and four
 // terms of the series are enough.
 func weight(x float64) float64 {
 	if !(x > leastWeight) {

@@ -7,15 +7,15 @@ import (
 )
 
 // Work holds the buffers of a choice. The zero value is ready for use. It serves any number of
-// samplers, one after the other. It holds next to nothing where requests use top-k or none of the
-// truncations, and at most about 30 bytes for each token of the vocabulary.
+// samplers, one at a time. It stays small when requests use top-k or no truncation, and otherwise
+// takes at most about 30 bytes per token of the vocabulary.
 type Work struct {
 	row []float32
 
-	// The candidates. Their numbers ascend, so that equals are always told apart alike.
-	lg    []float32 // logits, not scaled
-	id    []int32   // tokens; nil: lg is the row, whose index is the token
-	scale float64   // what logits are multiplied with: the inverse of the temperature
+	// The candidates, by ascending token, so that ties are always broken alike.
+	lg    []float32 // unscaled logits
+	id    []int32   // tokens; nil: lg is the whole row, indexed by token
+	scale float64   // factor for logits: the inverse of the temperature
 
 	undo    []change
 	lgBuf   []float32
@@ -29,7 +29,7 @@ type Work struct {
 	bins    [bins]float64
 }
 
-// change is what a logit of the row was.
+// change is the original value of a modified logit.
 type change struct {
 	i   int
 	was float32
@@ -39,7 +39,7 @@ func (w *Work) begin(row []float32) {
 	w.row, w.lg, w.id, w.scale = row, row, nil, 1
 }
 
-// restore takes the changes of the row back.
+// restore undoes the changes to the row.
 func (w *Work) restore() {
 	for _, c := range slices.Backward(w.undo) {
 		w.row[c.i] = c.was
@@ -64,7 +64,7 @@ func (w *Work) token(i int) int32 {
 	return w.id[i]
 }
 
-// find returns the index of a token among the candidates; -1: it is none.
+// find returns the index of a token among the candidates, or -1.
 func (w *Work) find(token int32) int {
 	if w.id == nil {
 		if token < 0 || int(token) >= len(w.lg) {
@@ -78,8 +78,8 @@ func (w *Work) find(token int32) int {
 	return -1
 }
 
-// room makes the buffers of candidates ready for n of them. Candidates that are in them stay
-// valid: a buffer that is too small is replaced.
+// room prepares the candidate buffers for n candidates. Existing candidates stay valid: a buffer
+// that is too small is replaced.
 func (w *Work) room(n int) {
 	w.lgBuf = slices.Grow(w.lgBuf[:0], n)
 	w.idBuf = slices.Grow(w.idBuf[:0], n)
@@ -114,7 +114,7 @@ func (w *Work) keepMasked(mask []uint64) {
 	w.lg, w.id = lg, id
 }
 
-// keepAbove keeps the candidates with logits above cut, and the first ties of those at it.
+// keepAbove keeps the candidates with logits above cut, and the first ties ones equal to it.
 func (w *Work) keepAbove(cut float32, ties int) {
 	if w.id != nil {
 		n := 0
@@ -146,12 +146,12 @@ func (w *Work) keepAbove(cut float32, ties int) {
 	w.lg, w.id = lg, id
 }
 
-// largest returns the index of the first of the largest logits; -1: there is none above negative
+// largest returns the index of the first of the largest logits, or -1 if none is above negative
 // infinity.
 func (w *Work) largest() int {
 	inf := float32(math.Inf(-1))
 	best, at := inf, -1
-	// Four maxima, so that the comparisons do not wait for each other.
+	// Four maxima break the dependency between comparisons.
 	for from := 0; from < len(w.lg); from += block {
 		part := w.lg[from:min(from+block, len(w.lg))]
 		a, b, c, d := inf, inf, inf, inf
@@ -191,11 +191,11 @@ func (w *Work) max() float32 {
 	return float32(math.Inf(-1))
 }
 
-// block is how many weights one partial sum adds up.
+// block is the number of weights in a partial sum.
 const block = 256
 
-// pick draws a candidate with probabilities proportional to the weights, by inversion: u, below 1,
-// is the part of their sum before it. It returns -1 where there is no candidate.
+// pick draws a candidate with probability proportional to its weight, by inversion: u, below 1, is
+// the fraction of the total weight before it. It returns -1 without candidates.
 func (w *Work) pick(u float64) int {
 	largest := w.largest()
 	if largest < 0 {
