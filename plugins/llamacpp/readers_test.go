@@ -142,7 +142,7 @@ func TestRerank(t *testing.T) {
 			}
 			var other openai.RerankResponse
 			w.ask(t, "/v1/rerank", map[string]any{"model": "m", "query": "and then some", "documents": documents[3:4]}, &other)
-			must.Greater(t, 1e-3, math.Abs(scores[3]-other.Results[0].RelevanceScore)) // the query matters
+			must.Greater(t, 1e-3, math.Abs(scores[3]-other.Results[0].RelevanceScore)) // the scores depend on the query
 
 			long := strings.Repeat("there ", 300)
 			_, e, _ := w.refused(t, "/v1/rerank", `{"model":"m","query":"q","documents":["a","`+long+`"]}`)
@@ -157,7 +157,8 @@ func TestRerank(t *testing.T) {
 	}
 }
 
-// Texts are put together as BERT's models were trained: begin, query, separator, document, end.
+// A pair is joined as BERT's models were trained: begin token, query, separator, document, end
+// token.
 func TestRerankPairs(t *testing.T) {
 	w := startWorkerOf(t, synthetic(t, "-arch", "bert", "-pooling", "rank", "-labels", "1"), 1, 0, "")
 	join, err := w.served.model.joiner("the query")
@@ -166,7 +167,7 @@ func TestRerankPairs(t *testing.T) {
 	must.NoError(t, err)
 	tokens := func(s string) []token { return w.tokensOf(t, s, map[string]any{"parse_special": false}) }
 	must.Eq(t, slices.Concat([]token{2}, tokens("the query"), []token{3}, tokens("a [SEP] text"), []token{3}), got)
-	must.Eq(t, 2, strings.Count(fmt.Sprint(got)+" ", " 3]")+strings.Count(fmt.Sprint(got), " 3 ")) // a client's [SEP] is text
+	must.Eq(t, 2, strings.Count(fmt.Sprint(got)+" ", " 3]")+strings.Count(fmt.Sprint(got), " 3 ")) // [SEP] from a client is text
 }
 
 func TestRankTemplate(t *testing.T) {
@@ -198,7 +199,7 @@ func TestReadersRefuse(t *testing.T) {
 	}{
 		"no pooling":          {[]string{"-arch", "bert"}, "", sdk.ErrUnsupported, "does not say how those of a text's tokens become one"},
 		"encoder and decoder": {[]string{"-arch", "t5"}, "", sdk.ErrUnsupported, "has an encoder and a decoder"},
-		// The engine asserts that they are there when a text comes.
+		// The engine asserts that they exist when it gets a text.
 		"no begin": {[]string{"-arch", "bert", "-tokenizer", "ugm", "-pooling", "mean", "-set", "tokenizer.ggml.bos_token_id="}, "", sdk.ErrInvalid, "wants a tokenizer.ggml.bos_token_id"},
 		"no end":   {[]string{"-arch", "bert", "-tokenizer", "ugm", "-pooling", "mean", "-vocab", "512", "-set", "tokenizer.ggml.add_sep_token=1", "-set", "tokenizer.ggml.seperator_token_id="}, "", sdk.ErrInvalid, "wants a tokenizer.ggml.seperator_token_id"},
 	} {
@@ -208,12 +209,12 @@ func TestReadersRefuse(t *testing.T) {
 		must.StrContains(t, err.Error(), c.says)
 		must.NotEq(t, "", sdk.HintOf(err), must.Sprint(name))
 	}
-	w := startWorkerOf(t, synthetic(t, "-arch", "bert"), 1, 0, `{"pooling":"cls"}`) // as its publisher says
+	w := startWorkerOf(t, synthetic(t, "-arch", "bert"), 1, 0, `{"pooling":"cls"}`) // the template from the model card
 	v, _ := w.embed(t, `{"model":"m","input":"a"}`)
 	must.Len(t, 64, floats(t, v[0]))
 }
 
-// Stopping a worker that reads ends the requests that wait, and frees the model.
+// Stopping a worker that cannot generate ends the waiting requests and frees the model.
 func TestReadersStop(t *testing.T) {
 	b, spec := newWorkerOf(t, synthetic(t, "-arch", "bert", "-pooling", "mean"), 1, 0, "")
 	_, err := b.Start(t.Context(), spec, nil)
@@ -246,8 +247,8 @@ func TestReadersStop(t *testing.T) {
 	e.end()
 }
 
-// One word of many letters ended the process, where a vocabulary is cut by expressions that the
-// engine matches by recursion. What is cut by hand has the same tokens.
+// One word of many letters used to end the process when the vocabulary splits with expressions that
+// the engine matches by recursion. Cutting the text first yields the same tokens.
 func TestLongRuns(t *testing.T) {
 	for _, pre := range []string{"deepseek-v3", "poro-chat", "qwen2"} {
 		w := startWorkerOf(t, synthetic(t, "-arch", "qwen2", "-tokenizer", "bpe", "-pre", pre, "-pooling", "mean"), 1, 0, "")

@@ -99,7 +99,7 @@ func (s *server) guard(ctx context.Context, req *openai.ChatRequest, t *speech, 
 		budget = int(min(*req.ThinkingBudget, maxTokenBudget))
 	}
 	if len(t.tools) == 0 && budget < 0 {
-		return nil, nil //nolint:nilnil // nil means no guard
+		return nil, nil //nolint:nilnil // no guard is none
 	}
 	required := req.Choice().Mode == openai.ToolsRequired
 	if shape.Kind != "" {

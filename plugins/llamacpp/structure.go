@@ -25,7 +25,7 @@ const maxReason = 500
 // own goroutine, so it delays no other request's tokens.
 func (s *server) rule(ctx context.Context, shape openai.Shape) (*rule, error) {
 	if shape.Kind == "" {
-		return nil, nil //nolint:nilnil // nil means no rule
+		return nil, nil //nolint:nilnil // no rule is a rule
 	}
 	spec := constraint.Spec{Kind: constraint.Kind(shape.Kind), Text: shape.Text, Choices: shape.Choices, Whitespace: shape.Whitespace}
 	g, err := s.grammars.Compile(ctx, spec)

@@ -32,7 +32,7 @@ const (
 // startLlamaServer serves a model on a Unix socket until the test ends.
 func startLlamaServer(t *testing.T, exe, model string) *testWorker {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "ls") //nolint:usetesting // a socket path has at most 104 bytes
+	dir, err := os.MkdirTemp("", "ls") //nolint:usetesting // the path of a socket has 104 bytes at most
 	must.NoError(t, err)
 	t.Cleanup(func() { must.NoError(t, os.RemoveAll(dir)) })
 	socket := filepath.Join(dir, "s.sock")

@@ -67,7 +67,7 @@ func (m *Model) lacks() string {
 	}{
 		{"bos_token_id", llama.VocabBOS(m.vocab), pieces || llama.VocabGetAddBOS(m.vocab)},
 		{"eos_token_id", llama.VocabEOS(m.vocab), llama.VocabGetAddEOS(m.vocab)},
-		{"seperator_token_id", llama.VocabSEP(m.vocab), pieces || llama.VocabGetAddSEP(m.vocab)}, //nolint:misspell // GGUF's spelling
+		{"seperator_token_id", llama.VocabSEP(m.vocab), pieces || llama.VocabGetAddSEP(m.vocab)}, //nolint:misspell // as GGUF spells it
 	} {
 		switch {
 		case int(x.token) >= m.VocabSize():
