@@ -68,7 +68,7 @@ func (h *Host) call(ctx context.Context, p *process, name string, fn func(contex
 	if ctx.Err() == nil && (errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled)) {
 		return core.Errorf(core.Unavailable, "launch plugin: %s does not answer %s within %s", p.name, name, h.o.CallTimeout).Hint("It hangs, and was ended. See what it logs, and report it to the author of the plugin.")
 	}
-	return p.explain("launch plugin", err)
+	return p.explain(opLaunch, err)
 }
 
 // configError is diagnostics as an error, with their source lines.

@@ -85,81 +85,142 @@ type child struct {
 
 var _ runner.Runner = (*child)(nil)
 
+const opLaunch = "launch plugin"
+
 // start launches the process and returns when go-plugin has connected to it.
 func (h *Host) start(ctx context.Context, l launch) (*process, error) {
-	const op = "launch plugin"
 	name := fmt.Sprintf("%s plugin %q", l.spec.Kind, l.spec.Name)
-	if err := checkExecutable(l.spec.Executable); err != nil {
+	if err := h.checkCode(name, l.spec); err != nil {
 		return nil, err
 	}
-	if l.spec.SHA256 != "" {
-		got, err := h.fresh(l.spec)
-		if err != nil {
-			return nil, core.Prefix(err, op)
-		}
-		if got != l.spec.SHA256 {
-			return nil, core.Errorf(core.Integrity, "%s: %s: %s has the SHA-256 %s, and the configuration wants %s", op, name, l.spec.Executable, got, l.spec.SHA256).Hint(
-				"If you replaced the executable yourself, put its new sha256 into the block %s %q.", l.spec.Kind, l.spec.Name)
-		}
+	at, err := h.makeSite(l)
+	if err != nil {
+		return nil, err
 	}
+	c := h.newChild(l, at)
+	settings := h.clientConfig(l.spec.Kind, c, at.runDir)
+	p := &process{name: name, client: goplugin.NewClient(settings), run: c, runDir: at.runDir}
+	if err := h.connectTo(ctx, p, settings, l.spec.Executable); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// checkCode refuses what cannot be executed, and code other than the configuration wants.
+func (h *Host) checkCode(name string, s Spec) error {
+	if err := checkExecutable(s.Executable); err != nil {
+		return err
+	}
+	if s.SHA256 == "" {
+		return nil
+	}
+	got, err := h.fresh(s)
+	if err != nil {
+		return core.Prefix(err, opLaunch)
+	}
+	if got != s.SHA256 {
+		return core.Errorf(core.Integrity, "%s: %s: %s has the SHA-256 %s, and the configuration wants %s", opLaunch, name, s.Executable, got, s.SHA256).Hint(
+			"If you replaced the executable yourself, put its new sha256 into the block %s %q.", s.Kind, s.Name)
+	}
+	return nil
+}
+
+// site is where a plugin runs: its folders, and its user, who may read its code.
+type site struct {
+	user    *confine.User // nil: this process's
+	runDir  string
+	home    string
+	cleanup func() // removes what was made for this launch alone
+}
+
+func (h *Host) makeSite(l launch) (site, error) {
 	owner := fmt.Sprintf("%s-%s", l.spec.Kind, l.spec.Name)
-	user := h.userOf(owner, l.spec)
-	runDir, cleanup, err := h.runDir(l.runDir, user)
-	if err != nil {
-		return nil, err
+	at := site{user: h.userOf(owner, l.spec)}
+	var err error
+	if at.runDir, at.cleanup, err = h.runDir(l.runDir, at.user); err != nil {
+		return site{}, err
 	}
-	home, err := h.home(owner, user)
+	at.home, err = h.home(owner, at.user)
 	if err == nil {
-		err = h.admitCode(user, l)
+		err = h.admitCode(at.user, l)
 	}
 	if err != nil {
-		cleanup()
-		return nil, err
+		at.cleanup()
+		return site{}, err
 	}
-	c := &child{nonce: l.nonce, cleanup: cleanup, released: make(chan struct{}), done: make(chan struct{})}
-	if user != nil {
-		c.user = user.UID
+	return at, nil
+}
+
+// newChild returns the process, not started yet, with its environment, its walls and where its
+// output goes.
+func (h *Host) newChild(l launch, at site) *child {
+	c := &child{nonce: l.nonce, cleanup: at.cleanup, released: make(chan struct{}), done: make(chan struct{})}
+	if at.user != nil {
+		c.user = at.user.UID
 	}
-	cmd := exec.Command(l.spec.Executable) //nolint:noctx // the process may outlive every context
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	c.cmd = exec.Command(l.spec.Executable) //nolint:noctx // the process may outlive every context
+	c.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	env := h.userEnv(l.spec)
+	confined := Confined{
+		user: at.user, Executable: l.spec.Executable, Dir: at.runDir, Home: at.home, Read: h.reads(l.spec, env), Write: writes(l.spec, env),
+	}
+	c.cmd.Env = append(env, h.hostEnv(l)...)
+	c.out = &outputs{
+		logFile: l.logFile, tethered: l.tethered, log: h.o.Logger.Named(filepath.Base(l.spec.Executable)),
+		start: func(cmd *exec.Cmd) error { return h.StartConfined(cmd, confined) },
+	}
+	return c
+}
+
+// userEnv is what a plugin gets of the agent's environment.
+func (h *Host) userEnv(s Spec) []string {
 	environ := h.o.Environ()
-	cmd.Env = pickEnv(l.spec, environ)
+	env := pickEnv(s, environ)
 	if h.o.Walls.Rules != nil {
-		cmd.Env = append(cmd.Env, originFiles(filepath.Base(l.spec.Executable), environ)...)
+		env = append(env, originFiles(filepath.Base(s.Executable), environ)...)
 	}
-	write := l.spec.plugin.Write
-	if filepath.Base(l.spec.Executable) == "rbee-worker-openai" { // its servers fetch models
+	return env
+}
+
+// hostEnv is what the host tells a plugin by its environment.
+func (h *Host) hostEnv(l launch) []string {
+	env := []string{
+		"PYTHONDONTWRITEBYTECODE=1", // a plugin's folder stays as it is
+		sdk.EnvLogLevel + "=" + h.o.Logger.GetLevel().String(),
+	}
+	if l.nonce != "" {
+		env = append(env, markName+"="+l.nonce)
+	}
+	if l.tethered {
+		env = append(env, sdk.EnvTether+"=1")
+	}
+	return env
+}
+
+// writes are the folders beside its own that a plugin may write to.
+func writes(s Spec, env []string) []string {
+	write := s.plugin.Write
+	if filepath.Base(s.Executable) == "rbee-worker-openai" { // its servers fetch models
 		for _, name := range []string{"HF_HOME", "OLLAMA_MODELS"} {
-			if v, ok := lookup(cmd.Env, name); ok {
+			if v, ok := lookup(env, name); ok {
 				write = append(slices.Clone(write), v)
 			}
 		}
 	}
-	confined := Confined{
-		user: user, Executable: l.spec.Executable, Dir: runDir, Home: home, Read: h.reads(l.spec, cmd.Env), Write: write,
-	}
-	cmd.Env = append(cmd.Env, "PYTHONDONTWRITEBYTECODE=1") // a plugin's folder stays as it is
-	cmd.Env = append(cmd.Env, sdk.EnvLogLevel+"="+h.o.Logger.GetLevel().String())
-	if l.nonce != "" {
-		cmd.Env = append(cmd.Env, markName+"="+l.nonce)
-	}
-	if l.tethered {
-		cmd.Env = append(cmd.Env, sdk.EnvTether+"=1")
-	}
-	c.cmd = cmd
-	out := &outputs{
-		logFile: l.logFile, tethered: l.tethered, log: h.o.Logger.Named(filepath.Base(l.spec.Executable)),
-		start: func(cmd *exec.Cmd) error { return h.StartConfined(cmd, confined) },
-	}
-	settings := &goplugin.ClientConfig{
+	return write
+}
+
+// clientConfig has go-plugin run the child in place of a command of its own.
+func (h *Host) clientConfig(kind sdk.Kind, c *child, runDir string) *goplugin.ClientConfig {
+	return &goplugin.ClientConfig{
 		HandshakeConfig:  sdk.Handshake(),
-		VersionedPlugins: h.versions(l.spec.Kind),
+		VersionedPlugins: h.versions(kind),
 		AllowedProtocols: []goplugin.Protocol{goplugin.ProtocolGRPC},
 		RunnerFunc: func(_ hclog.Logger, set *exec.Cmd, tempDir string) (runner.Runner, error) {
 			// go-plugin made a folder of its own for the socket. The private one is ours, and its
 			// path is shorter.
 			_ = os.Remove(tempDir)
-			cmd.Env = append(append(cmd.Env, set.Env...), goplugin.EnvUnixSocketDir+"="+runDir)
+			c.cmd.Env = append(append(c.cmd.Env, set.Env...), goplugin.EnvUnixSocketDir+"="+runDir)
 			return c, nil
 		},
 		SkipHostEnv:      true,
@@ -169,17 +230,20 @@ func (h *Host) start(ctx context.Context, l launch) (*process, error) {
 		AutoMTLS:         true,
 		Logger:           hclog.NewNullLogger(), // what it has to say comes back as errors
 	}
-	client := goplugin.NewClient(settings)
-	p := &process{name: name, client: client, run: c, runDir: runDir}
-	c.out = out
-	// A caller that gives up ends the launch.
+}
+
+// connectTo starts the child and connects to it. The process is gone when it returns an error, also
+// when the caller gives up.
+func (h *Host) connectTo(ctx context.Context, p *process, settings *goplugin.ClientConfig, executable string) error {
+	c := p.run
 	stopWatch := context.AfterFunc(ctx, func() { _ = c.kill() })
 	began := time.Now()
-	p.address, err = client.Start()
+	var err error
+	p.address, err = p.client.Start()
 	if !c.started {
 		stopWatch()
-		cleanup()
-		return nil, launchError(name, l.spec.Executable, errors.Join(c.startErr, err))
+		c.cleanup()
+		return launchError(p.name, executable, errors.Join(c.startErr, err))
 	}
 	if err == nil {
 		p.keys, err = controlKeys(settings, c.stdout.firstLine())
@@ -190,19 +254,19 @@ func (h *Host) start(ctx context.Context, l launch) (*process, error) {
 	if !stopWatch() && err == nil {
 		err = context.Cause(ctx)
 	}
-	if err != nil {
-		late := time.Since(began) >= h.o.StartTimeout
-		_ = c.kill()
-		<-c.done
-		if p.conn != nil {
-			_ = p.conn.Close()
-		}
-		if ctx.Err() != nil {
-			return nil, core.Errorf(core.KindOf(context.Cause(ctx)), "%s: %s: %w", op, name, context.Cause(ctx))
-		}
-		return nil, h.startError(p, err, late, out)
+	if err == nil {
+		return nil
 	}
-	return p, nil
+	late := time.Since(began) >= h.o.StartTimeout
+	_ = c.kill()
+	<-c.done
+	if p.conn != nil {
+		_ = p.conn.Close()
+	}
+	if ctx.Err() != nil {
+		return core.Errorf(core.KindOf(context.Cause(ctx)), "%s: %s: %w", opLaunch, p.name, context.Cause(ctx))
+	}
+	return h.startError(p, err, late, c.out)
 }
 
 // fresh is the SHA-256 of what a spec launches, read anew.

@@ -15,7 +15,7 @@ import (
 
 // launchError is for an executable that the operating system did not start.
 func launchError(name, path string, err error) error {
-	const op = "launch plugin"
+	const op = opLaunch
 	switch {
 	case errors.Is(err, syscall.ENOEXEC):
 		return core.Errorf(core.Unsupported, "%s: %s: %s is no executable for this machine: %w", op, name, path, err).Hint("Install the plugin that was built for %s/%s.", runtime.GOOS, runtime.GOARCH)
@@ -33,7 +33,7 @@ func launchError(name, path string, err error) error {
 // startError says why a process that was started is no plugin that can be used. The process is
 // gone.
 func (h *Host) startError(p *process, err error, late bool, out *outputs) error {
-	const op = "launch plugin"
+	const op = opLaunch
 	first := p.run.stdout.firstLine()
 	tail := p.tail(out.logFile, out.logStart)
 	version, isPlugin := handshakeVersion(first)

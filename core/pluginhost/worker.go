@@ -60,7 +60,7 @@ type Worker struct {
 // Unavailable for a plugin that does not start or answer, Unsupported for one that is not for this
 // machine or this rbee, Forbidden, NotFound, Integrity for a wrong digest.
 func (h *Host) LaunchWorker(ctx context.Context, l WorkerLaunch) (*Worker, error) {
-	const op = "launch plugin"
+	const op = opLaunch
 	if l.Spec.Kind != sdk.KindWorker {
 		return nil, core.Errorf(core.Invalid, "%s: %q is a %s plugin, not a worker", op, l.Spec.Name, l.Spec.Kind)
 	}
