@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/rbee-project/rbee/core"
@@ -46,6 +47,17 @@ func (b BinarySpec) version() string {
 		return b.Version
 	}
 	return b.Version + "-" + b.EngineName + "-" + b.EngineVersion
+}
+
+// binaries manages the worker binaries below workers/.
+type binaries struct {
+	*folder
+	*checked
+	*transfers
+
+	limits   unpackLimits
+	installs flights[core.WorkerBinary]
+	states   sync.Mutex // held while the state.json of a worker binary is read, changed and written
 }
 
 // A published folder never changes except for its state.json: a running worker keeps the files that
@@ -113,7 +125,7 @@ type revision struct {
 func (r revision) id() string { return r.typ + "@" + r.version }
 
 // entry returns the revision as the API shows it.
-func (r revision) entry(s *Store) core.WorkerBinary {
+func (r revision) entry(s *binaries) core.WorkerBinary {
 	b := r.manifest.Binary
 	b.ID, b.Type, b.Version = r.id(), r.typ, r.version
 	b.Path = s.abs(r.folder)
@@ -126,7 +138,7 @@ func (r revision) entry(s *Store) core.WorkerBinary {
 
 // Binaries lists the worker binaries, sorted by id, without the fields that only Binary returns. It
 // marks damaged ones.
-func (s *Store) Binaries() ([]core.WorkerBinary, error) {
+func (s *binaries) Binaries() ([]core.WorkerBinary, error) {
 	revisions, err := s.current()
 	if err != nil {
 		return nil, err
@@ -142,7 +154,7 @@ func (s *Store) Binaries() ([]core.WorkerBinary, error) {
 
 // Binary finds a worker binary by id; a type alone selects the newest sound one of that type, or
 // the newest if none is sound. core.NotFound carries the nearest names as hint.
-func (s *Store) Binary(id string) (core.WorkerBinary, error) {
+func (s *binaries) Binary(id string) (core.WorkerBinary, error) {
 	r, err := s.binary(id)
 	if err != nil {
 		return core.WorkerBinary{}, err
@@ -152,7 +164,7 @@ func (s *Store) Binary(id string) (core.WorkerBinary, error) {
 
 // InstalledBinary finds the newest sound worker binary that matches the spec, by the digest of its
 // executable. If none is sound, it returns a damaged one. Errors: NotFound.
-func (s *Store) InstalledBinary(spec BinarySpec) (core.WorkerBinary, error) {
+func (s *binaries) InstalledBinary(spec BinarySpec) (core.WorkerBinary, error) {
 	all, err := s.current()
 	if err != nil {
 		return core.WorkerBinary{}, err
@@ -200,7 +212,7 @@ func (r revision) kin(spec BinarySpec) bool {
 // BinaryPaths returns the paths of a worker binary's executable and of its engine folder, which is
 // empty without an engine. id is as in Binary; a damaged entry is core.Integrity. The files at the
 // paths do not change as long as RemoveSuperseded's inUse reports them as in use.
-func (s *Store) BinaryPaths(id string) (exe, engine string, err error) {
+func (s *binaries) BinaryPaths(id string) (exe, engine string, err error) {
 	r, err := s.binary(id)
 	if err != nil {
 		return "", "", err
@@ -219,7 +231,7 @@ func damagedBinary(r revision) error {
 		"`rbee worker binary download %s` replaces it.", r.typ)
 }
 
-func (s *Store) binary(id string) (revision, error) {
+func (s *binaries) binary(id string) (revision, error) {
 	revisions, err := s.current()
 	if err != nil {
 		return revision{}, err
@@ -256,7 +268,7 @@ func newer(a, b revision) bool {
 }
 
 // current returns the highest revision of each id, sorted by id.
-func (s *Store) current() ([]revision, error) {
+func (s *binaries) current() ([]revision, error) {
 	all, err := s.revisions()
 	if err != nil {
 		return nil, err
@@ -276,7 +288,7 @@ func (s *Store) current() ([]revision, error) {
 }
 
 // revisions lists the published folders by id and number, without reading them.
-func (s *Store) revisions() ([]revision, error) {
+func (s *binaries) revisions() ([]revision, error) {
 	types, err := fs.ReadDir(s.root.FS(), workersDir)
 	if err != nil {
 		return nil, fmt.Errorf("list worker binaries: %w", err)
@@ -319,7 +331,7 @@ func parseFolder(name string) (version string, number int, ok bool) {
 
 // load reads a revision and sets damaged to what is wrong with it, as far as names, sizes and links
 // tell.
-func (s *Store) load(r *revision) {
+func (s *binaries) load(r *revision) {
 	r.damaged = ""
 	if err := s.readJSON(path.Join(r.folder, manifestFile), &r.manifest); err != nil {
 		r.damaged = err.Error()
@@ -339,7 +351,7 @@ func (s *Store) load(r *revision) {
 
 // compareFolder returns how a folder differs from its manifest: missing entries, other sizes or
 // kinds, foreign entries.
-func (s *Store) compareFolder(r revision) string {
+func (s *binaries) compareFolder(r revision) string {
 	want := map[string]int64{}
 	for _, f := range r.manifest.Binary.Files {
 		want[f.Path] = f.SizeBytes
@@ -409,7 +421,7 @@ func (s *Store) compareFolder(r revision) string {
 
 // VerifyBinary reads all files of a worker binary, found as in Binary, and compares their digests.
 // A difference is core.Integrity, and marks the entry as damaged from then on.
-func (s *Store) VerifyBinary(ctx context.Context, id string) error {
+func (s *binaries) VerifyBinary(ctx context.Context, id string) error {
 	r, err := s.binary(id)
 	if err != nil {
 		return err
@@ -419,7 +431,7 @@ func (s *Store) VerifyBinary(ctx context.Context, id string) error {
 
 // verifyBinary compares the files of one revision with their digests; if changed is set, only those
 // that may have changed since the last check. It calls read for each piece.
-func (s *Store) verifyBinary(ctx context.Context, r revision, changed bool, read func(int64)) error {
+func (s *binaries) verifyBinary(ctx context.Context, r revision, changed bool, read func(int64)) error {
 	if r.damaged != "" {
 		return damagedBinary(r)
 	}
@@ -453,7 +465,7 @@ func (s *Store) verifyBinary(ctx context.Context, r revision, changed bool, read
 }
 
 // SetProbe stores the result of probing a worker binary. id is as in Binary.
-func (s *Store) SetProbe(id string, p Probe) error {
+func (s *binaries) SetProbe(id string, p Probe) error {
 	r, err := s.binary(id)
 	if err != nil {
 		return err
@@ -466,9 +478,9 @@ func (s *Store) SetProbe(id string, p Probe) error {
 	return nil
 }
 
-func (s *Store) changeState(r revision, change func(*binaryState)) error {
-	s.records.Lock()
-	defer s.records.Unlock()
+func (s *binaries) changeState(r revision, change func(*binaryState)) error {
+	s.states.Lock()
+	defer s.states.Unlock()
 	var st binaryState
 	if err := s.readJSON(path.Join(r.folder, stateFile), &st); err != nil {
 		st = binaryState{} // missing, or broken and to be replaced
@@ -480,7 +492,7 @@ func (s *Store) changeState(r revision, change func(*binaryState)) error {
 // RemoveSuperseded removes the folders of worker binaries that a later revision has replaced,
 // except those in use. inUse gets the folder's path: the Path of the core.WorkerBinary that was
 // once read from it.
-func (s *Store) RemoveSuperseded(inUse func(folder string) bool) error {
+func (s *binaries) RemoveSuperseded(inUse func(folder string) bool) error {
 	old, err := s.superseded(inUse)
 	if err != nil {
 		return err

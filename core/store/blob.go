@@ -23,7 +23,7 @@ type Blob struct {
 // OpenBlob opens a file by its announced digest, "sha256:<hex>", or "sha512:<hex>" while it
 // arrives. The caller closes it. It returns core.NotFound if the file is neither stored nor
 // arriving in this process.
-func (s *Store) OpenBlob(name string) (*Blob, error) {
+func (s *transfers) OpenBlob(name string) (*Blob, error) {
 	d, err := parseDigest(name)
 	if err != nil {
 		return nil, err
@@ -41,7 +41,7 @@ func (s *Store) OpenBlob(name string) (*Blob, error) {
 	return nil, core.Errorf(core.NotFound, "open blob: there is no file %s in the store", d)
 }
 
-func (s *Store) openPublished(d digest) (*Blob, error) {
+func (s *transfers) openPublished(d digest) (*Blob, error) {
 	if d.algorithm != "sha256" {
 		return nil, nil
 	}
@@ -60,7 +60,7 @@ func (s *Store) openPublished(d digest) (*Blob, error) {
 	return &Blob{file: f, size: info.Size()}, nil
 }
 
-func (s *Store) openArriving(d digest) (*Blob, error) {
+func (s *transfers) openArriving(d digest) (*Blob, error) {
 	s.mu.Lock()
 	p := s.incoming[d.String()]
 	s.mu.Unlock()
@@ -109,7 +109,7 @@ func (b *Blob) Wait(ctx context.Context, offset int64) (end int64, err error) {
 func (b *Blob) ReadAt(to []byte, offset int64) (int, error) { return b.file.ReadAt(to, offset) }
 
 // arriving registers a transfer for OpenBlob.
-func (s *Store) arriving(want digest, p *partial) {
+func (s *transfers) arriving(want digest, p *partial) {
 	if want.algorithm == "" {
 		return
 	}
@@ -118,7 +118,7 @@ func (s *Store) arriving(want digest, p *partial) {
 	s.incoming[want.String()] = p
 }
 
-func (s *Store) arrived(want digest, p *partial) {
+func (s *transfers) arrived(want digest, p *partial) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.incoming[want.String()] == p {

@@ -27,6 +27,8 @@ type stamp struct {
 // checked records which files matched their digests. Records of an earlier boot do not count: while
 // the machine was off, the disk may have been changed elsewhere.
 type checked struct {
+	*folder
+
 	mu     sync.Mutex // guards below
 	read   bool
 	blobs  map[string]stamp // by digest; stored on disk
@@ -41,7 +43,7 @@ type checkedRecord struct {
 
 // stampNow returns the stamp of a file of the store. ok is false if the file system does not report
 // enough.
-func (s *Store) stampNow(name string) (stamp, bool) {
+func (s *folder) stampNow(name string) (stamp, bool) {
 	info, err := s.root.Lstat(name)
 	if err != nil || !info.Mode().IsRegular() {
 		return stamp{}, false
@@ -50,39 +52,38 @@ func (s *Store) stampNow(name string) (stamp, bool) {
 }
 
 // readCheckedLocked loads the records of this boot's processes. The caller holds the lock.
-func (s *Store) readCheckedLocked() {
-	c := &s.checked
-	if c.read {
+func (s *checked) readCheckedLocked() {
+	if s.read {
 		return
 	}
-	c.read, c.blobs, c.others = true, map[string]stamp{}, map[string]stamp{}
+	s.read, s.blobs, s.others = true, map[string]stamp{}, map[string]stamp{}
 	var r checkedRecord
 	if boot := s.boot(); boot != "" && s.readJSON(checkedFile, &r) == nil && r.Boot == boot {
-		maps.Copy(c.blobs, r.Blobs)
+		maps.Copy(s.blobs, r.Blobs)
 	}
 }
 
 // blobChecked reports whether a blob matched its digest and has not changed since.
-func (s *Store) blobChecked(d digest) bool {
+func (s *checked) blobChecked(d digest) bool {
 	now, ok := s.stampNow(blobName(d))
-	s.checked.mu.Lock()
-	defer s.checked.mu.Unlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.readCheckedLocked()
-	then, known := s.checked.blobs[d.String()]
+	then, known := s.blobs[d.String()]
 	return ok && known && then == now
 }
 
 // noteBlob records that a blob with the stamp matched its digest.
-func (s *Store) noteBlob(d digest, st stamp) {
-	s.checked.mu.Lock()
-	defer s.checked.mu.Unlock()
+func (s *checked) noteBlob(d digest, st stamp) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.readCheckedLocked()
-	s.checked.blobs[d.String()] = st
+	s.blobs[d.String()] = st
 	boot := s.boot()
 	if boot == "" {
 		return
 	}
-	if err := s.writeJSON(checkedFile, checkedRecord{Boot: boot, Blobs: s.checked.blobs}); err != nil {
+	if err := s.writeJSON(checkedFile, checkedRecord{Boot: boot, Blobs: s.blobs}); err != nil {
 		s.log.Warn("a checked file will be read again by the next process", "file", d.String(), "error", err)
 	}
 }
@@ -128,7 +129,7 @@ func (s *Store) CheckModel(ctx context.Context, name string, progress func(core.
 // CheckBinary compares the files of the worker binary in that folder (the directory of BinaryPaths'
 // executable) with their digests, unless this store has done so and they have not changed since. A
 // difference is core.Integrity, as in VerifyBinary.
-func (s *Store) CheckBinary(ctx context.Context, folder string) error {
+func (s *binaries) CheckBinary(ctx context.Context, folder string) error {
 	all, err := s.current()
 	if err != nil {
 		return err
@@ -142,35 +143,35 @@ func (s *Store) CheckBinary(ctx context.Context, folder string) error {
 }
 
 // otherChecked reports whether a file matched a digest and has not changed since.
-func (s *Store) otherChecked(name, digest string) bool {
+func (s *checked) otherChecked(name, digest string) bool {
 	now, ok := s.stampNow(name)
-	s.checked.mu.Lock()
-	defer s.checked.mu.Unlock()
-	then, known := s.checked.others[name+"\x00"+digest]
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	then, known := s.others[name+"\x00"+digest]
 	return ok && known && then == now
 }
 
-func (s *Store) noteOther(name, digest string, st stamp) {
-	s.checked.mu.Lock()
-	defer s.checked.mu.Unlock()
+func (s *checked) noteOther(name, digest string, st stamp) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.readCheckedLocked()
-	s.checked.others[name+"\x00"+digest] = st
+	s.others[name+"\x00"+digest] = st
 }
 
 // forgetFolder drops the records of a removed folder.
-func (s *Store) forgetFolder(folder string) {
-	s.checked.mu.Lock()
-	defer s.checked.mu.Unlock()
-	for key := range s.checked.others {
+func (s *checked) forgetFolder(folder string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for key := range s.others {
 		if strings.HasPrefix(key, folder+"/") {
-			delete(s.checked.others, key)
+			delete(s.others, key)
 		}
 	}
 }
 
 // stamped reads a file through read, and returns its stamp if the stamp was the same before and
 // after.
-func (s *Store) stamped(name string, read func() error) (st stamp, ok bool, err error) {
+func (s *folder) stamped(name string, read func() error) (st stamp, ok bool, err error) {
 	before, ok := s.stampNow(name)
 	if err := read(); err != nil {
 		return stamp{}, false, err

@@ -11,7 +11,7 @@ import (
 // DeleteBinary removes a worker binary, damaged or not, with all its revisions, and returns it. id
 // is as in Binary, but a type alone must have only one version (core.Invalid). It first calls claim
 // with the folders to remove; if claim fails, nothing is removed.
-func (s *Store) DeleteBinary(id string, claim func(folders []string) error) (core.WorkerBinary, error) {
+func (s *binaries) DeleteBinary(id string, claim func(folders []string) error) (core.WorkerBinary, error) {
 	current, err := s.current()
 	if err != nil {
 		return core.WorkerBinary{}, err

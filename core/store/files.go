@@ -16,7 +16,7 @@ const (
 )
 
 // lockedFile opens a file of the store, creating it if missing, and waits for its lock.
-func (s *Store) lockedFile(ctx context.Context, name string) (*os.File, error) {
+func (s *folder) lockedFile(ctx context.Context, name string) (*os.File, error) {
 	for {
 		f, err := s.root.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
 		if err != nil {
@@ -45,7 +45,7 @@ func (s *Store) lockedFile(ctx context.Context, name string) (*os.File, error) {
 }
 
 // isStill reports whether name still refers to the open file.
-func (s *Store) isStill(f *os.File, name string) (bool, error) {
+func (s *folder) isStill(f *os.File, name string) (bool, error) {
 	mine, err := f.Stat()
 	if err != nil {
 		return false, err

@@ -133,7 +133,7 @@ func (s *Store) gcPartial(now time.Time, dryRun bool) ([]core.StoreItem, error) 
 }
 
 // busy reports whether some process has a file of the store locked.
-func (s *Store) busy(name string) (bool, error) {
+func (s *folder) busy(name string) (bool, error) {
 	f, err := s.root.Open(name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return true, nil // its owner has just published or removed it
@@ -163,7 +163,7 @@ func (s *Store) gcQuarantine(dryRun bool) ([]core.StoreItem, error) {
 	return out, nil
 }
 
-func (s *Store) gcSuperseded(inUse func(folder string) bool, dryRun bool) ([]core.StoreItem, error) {
+func (s *binaries) gcSuperseded(inUse func(folder string) bool, dryRun bool) ([]core.StoreItem, error) {
 	old, err := s.superseded(inUse)
 	if err != nil {
 		return nil, err
@@ -184,7 +184,7 @@ func (s *Store) gcSuperseded(inUse func(folder string) bool, dryRun bool) ([]cor
 
 // superseded lists the unused worker binaries that were replaced by a later revision, or by other
 // code of the same versions of plugin and engine, for example after a rebuild of a plugin.
-func (s *Store) superseded(inUse func(folder string) bool) ([]revision, error) {
+func (s *binaries) superseded(inUse func(folder string) bool) ([]revision, error) {
 	all, err := s.revisions()
 	if err != nil {
 		return nil, err
@@ -215,7 +215,7 @@ func (s *Store) superseded(inUse func(folder string) bool) ([]revision, error) {
 	return slices.Clip(out), nil
 }
 
-func (s *Store) folderBytes(folder string) (int64, error) {
+func (s *folder) folderBytes(folder string) (int64, error) {
 	total := int64(0)
 	err := fs.WalkDir(s.root.FS(), folder, func(_ string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {

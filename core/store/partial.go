@@ -18,7 +18,7 @@ import (
 // The file is cut into segments. One connection at a time fills a segment from its beginning. The
 // journal records what has arrived in earlier attempts.
 type partial struct {
-	s    *Store
+	s    *transfers
 	file *os.File // locked until closed
 	name string   // relative to the store's folder
 	// nil: not resumable, because its parts may not belong together

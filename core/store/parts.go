@@ -72,7 +72,7 @@ func partsFolder(first digest) string { return path.Join(partsDir, first.fileNam
 func partName(i, n int) string { return fmt.Sprintf("model-%05d-of-%05d.gguf", i+1, n) }
 
 // link makes name a link to target, replacing whatever was there.
-func (s *Store) link(name, target string) error {
+func (s *folder) link(name, target string) error {
 	for {
 		if have, err := s.root.Readlink(name); err == nil && have == target {
 			return nil

@@ -27,7 +27,7 @@ import (
 // size and digest of the whole archive before it unpacks anything; the archive may hold only plain
 // files and folders with harmless names, within limits (core.Integrity, core.TooLarge). It refuses
 // an engine without a digest as core.Integrity: an engine is code.
-func (s *Store) PutBinary(ctx context.Context, spec BinarySpec, from Supply, progress func(core.Progress)) (core.WorkerBinary, error) {
+func (s *binaries) PutBinary(ctx context.Context, spec BinarySpec, from Supply, progress func(core.Progress)) (core.WorkerBinary, error) {
 	b, err := s.putBinary(ctx, spec, from, progress)
 	if err != nil {
 		return core.WorkerBinary{}, fmt.Errorf("store worker binary %s: %w", spec.ID(), err)
@@ -35,7 +35,7 @@ func (s *Store) PutBinary(ctx context.Context, spec BinarySpec, from Supply, pro
 	return b, nil
 }
 
-func (s *Store) putBinary(ctx context.Context, spec BinarySpec, from Supply, progress func(core.Progress)) (core.WorkerBinary, error) {
+func (s *binaries) putBinary(ctx context.Context, spec BinarySpec, from Supply, progress func(core.Progress)) (core.WorkerBinary, error) {
 	if err := checkBinarySpec(spec); err != nil {
 		return core.WorkerBinary{}, err
 	}
@@ -66,7 +66,7 @@ func (s *Store) putBinary(ctx context.Context, spec BinarySpec, from Supply, pro
 		return core.WorkerBinary{}, core.Errorf(core.Conflict, "%s was replaced meanwhile", path.Base(spec.Executable)).Hint("Try again: the new one is installed then.")
 	}
 	key := strings.Join([]string{spec.ID(), p.codeDigest, spec.engineDigest(), spec.Prefix, fmt.Sprint(spec.Links, spec.Force)}, "\x00")
-	return s.binaries.do(ctx, key, progress, func(ctx context.Context, report func(core.Progress)) (core.WorkerBinary, error) {
+	return s.installs.do(ctx, key, progress, func(ctx context.Context, report func(core.Progress)) (core.WorkerBinary, error) {
 		p.report = report
 		return p.run(ctx, from)
 	})
@@ -109,7 +109,7 @@ func checkBinarySpec(spec BinarySpec) error {
 
 // putting is one worker binary being installed.
 type putting struct {
-	s          *Store
+	s          *binaries
 	spec       BinarySpec
 	exe        *os.File
 	exeSize    int64
@@ -433,18 +433,18 @@ func (p *putting) publish(ctx context.Context, stage *stage) (revision, error) {
 // stage is a folder in partial/ in which a worker binary is assembled. Its lock file tells other
 // processes that it is in use.
 type stage struct {
-	s      *Store
+	s      *folder
 	folder string
 	lock   *os.File
 }
 
-func (s *Store) newStage(ctx context.Context) (*stage, error) {
+func (s *binaries) newStage(ctx context.Context) (*stage, error) {
 	folder := path.Join(partialDir, "stage-"+rand.Text())
 	lock, err := s.lockedFile(ctx, folder+".lock")
 	if err != nil {
 		return nil, err
 	}
-	st := &stage{s: s, folder: folder, lock: lock}
+	st := &stage{s: s.folder, folder: folder, lock: lock}
 	if err := s.root.Mkdir(folder, 0o700); err != nil {
 		st.discard()
 		return nil, spaceError(folder, err)
@@ -484,7 +484,7 @@ func (st *stage) sync() error {
 }
 
 // removeFolder removes a folder of the store so that it is never seen half removed.
-func (s *Store) removeFolder(folder string) error {
+func (s *binaries) removeFolder(folder string) error {
 	trash := path.Join(partialDir, "trash-"+rand.Text())
 	if err := s.publish(folder, trash); err != nil {
 		return err

@@ -55,7 +55,7 @@ func (t *transfer) quarantine(ctx context.Context) (where string, err error) {
 }
 
 // trimQuarantine removes the oldest files beyond the limits.
-func (s *Store) trimQuarantine() error {
+func (s *transfers) trimQuarantine() error {
 	files, err := s.quarantined()
 	if err != nil {
 		return err
@@ -72,7 +72,7 @@ func (s *Store) trimQuarantine() error {
 }
 
 // quarantined lists the files in quarantine, the newest first.
-func (s *Store) quarantined() ([]fs.FileInfo, error) {
+func (s *transfers) quarantined() ([]fs.FileInfo, error) {
 	entries, err := fs.ReadDir(s.root.FS(), quarantineDir)
 	if err != nil {
 		return nil, err
@@ -93,7 +93,7 @@ func (s *Store) quarantined() ([]fs.FileInfo, error) {
 }
 
 // Quarantined lists the files that did not match their announced digest, newest first.
-func (s *Store) Quarantined() ([]core.File, error) {
+func (s *transfers) Quarantined() ([]core.File, error) {
 	files, err := s.quarantined()
 	out := make([]core.File, 0, len(files))
 	for _, f := range files {

@@ -12,7 +12,7 @@ import (
 // openPartial opens the partial file of f, or starts a new one. It takes ownership of file, which
 // is locked, and closes it on error. It restarts a file without a digest, since its parts may not
 // belong together.
-func (s *Store) openPartial(file *os.File, name string, f FileSpec, want digest) (p *partial, saved *journalHash, err error) {
+func (s *transfers) openPartial(file *os.File, name string, f FileSpec, want digest) (p *partial, saved *journalHash, err error) {
 	p = &partial{s: s, file: file, name: name, size: max(f.SizeBytes, 0), news: make(chan struct{})}
 	if want.algorithm == "" {
 		err = file.Truncate(0)

@@ -12,13 +12,13 @@ const (
 )
 
 // checkSpace refuses n bytes if the disk lacks room for them beyond what transfers have reserved.
-func (s *Store) checkSpace(n int64) error {
+func (s *transfers) checkSpace(n int64) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.checkSpaceLocked(n)
 }
 
-func (s *Store) checkSpaceLocked(n int64) error {
+func (s *transfers) checkSpaceLocked(n int64) error {
 	free, err := s.free(s.dir)
 	if err != nil {
 		s.log.Warn("free space unknown", "error", err)
@@ -46,7 +46,7 @@ func spaceError(what string, err error) error {
 // reservation is disk space that a transfer has reserved and not yet used. It is safe for
 // concurrent use.
 type reservation struct {
-	s    *Store
+	s    *transfers
 	held int64 // guarded by s.mu
 }
 

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path"
+	"sync"
 	"sync/atomic"
 
 	"github.com/rbee-project/rbee/core"
@@ -31,9 +32,20 @@ type arrival struct {
 // errMismatch reports a digest other than the announced one.
 var errMismatch = errors.New("digest mismatch")
 
+// transfers fetches files into partial/ while there is room for them on the disk.
+type transfers struct {
+	*folder
+
+	free func(dir string) (int64, error)
+
+	mu       sync.Mutex          // guards below
+	expected int64               // bytes that running transfers have reserved and not yet written
+	incoming map[string]*partial // running transfers by their expected digest
+}
+
 // transfer fetches one file into partial/.
 type transfer struct {
-	s      *Store
+	s      *transfers
 	spec   FileSpec
 	want   digest
 	p      *partial
@@ -50,7 +62,7 @@ type transfer struct {
 // bring fetches f into partial/ and checks it. It resumes an earlier attempt if the digest is
 // known. It calls done once no other process can be fetching the same file: if done returns true,
 // there is nothing to fetch, and the arrival is nil.
-func (s *Store) bring(ctx context.Context, f FileSpec, supply Supply, report func(core.Progress), done func() bool) (*arrival, error) {
+func (s *transfers) bring(ctx context.Context, f FileSpec, supply Supply, report func(core.Progress), done func() bool) (*arrival, error) {
 	want, err := parseDigest(f.Digest)
 	if err != nil {
 		return nil, err

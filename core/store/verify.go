@@ -131,7 +131,7 @@ func (s *Store) verifyBlob(ctx context.Context, want digest, read func(int64)) (
 }
 
 // sha256File hashes a file of the store. It calls read for each piece.
-func (s *Store) sha256File(ctx context.Context, name string, read func(int64)) (digest, error) {
+func (s *folder) sha256File(ctx context.Context, name string, read func(int64)) (digest, error) {
 	f, err := s.root.Open(name)
 	if err != nil {
 		return digest{}, err
