@@ -1,8 +1,8 @@
 // Package confine starts child processes that cannot reach certain files of their parent's user.
 //
 // On Linux it uses Landlock, which needs neither privileges nor a helper: one thread of this
-// process gives up its access, starts the child, which inherits that, and ends. Elsewhere Start
-// starts the child as it is; Problem says so.
+// process gives up its access, starts the child, which inherits the restriction, and ends. On other
+// systems, Start starts the child unconfined; Problem reports that.
 package confine
 
 import (
@@ -18,7 +18,7 @@ import (
 type Access int
 
 const (
-	// None allows nothing but seeing names.
+	// None allows only seeing names.
 	None Access = iota
 	// Read allows reading and executing.
 	Read
@@ -27,13 +27,13 @@ const (
 )
 
 // Rules maps absolute paths to the access below them. The longest path that leads to a file
-// decides; what no rule names has Full access. A path may not exist yet.
+// decides; without a matching rule, access is Full. A path may not exist yet.
 //
-// A file that is created, after the child started, directly in a folder on the way to a rule is out
-// of the child's reach, whatever its rule: Landlock has lists of what is allowed only.
+// A file that is created directly in a folder on the way to a rule, after the child started, is out
+// of the child's reach, whatever its rule: Landlock only has lists of what is allowed.
 type Rules map[string]Access
 
-// With returns the rules and one more, which replaces one of the same path.
+// With returns a copy of the rules with one more, which replaces a rule of the same path.
 func (r Rules) With(path string, access Access) Rules {
 	out := maps.Clone(r)
 	if out == nil {
@@ -43,7 +43,8 @@ func (r Rules) With(path string, access Access) Rules {
 	return out
 }
 
-// Access is what the rules allow with an existing file or folder. What cannot be found out is None.
+// Access returns the access that the rules allow to an existing file or folder. It is None if that
+// cannot be determined.
 func (r Rules) Access(path string) Access {
 	rules, err := r.resolved()
 	if err != nil {
@@ -79,7 +80,7 @@ type grant struct {
 	dir    bool
 }
 
-// resolved returns the rules with every symbolic link in their paths followed as far as the paths
+// resolved returns the rules with every symbolic link in their paths resolved, as far as the paths
 // exist.
 func (r Rules) resolved() (Rules, error) {
 	out := Rules{}
@@ -88,7 +89,7 @@ func (r Rules) resolved() (Rules, error) {
 		if err != nil {
 			return nil, err
 		}
-		// Two names of one place: the stricter rule holds.
+		// Two names of one place: the stricter rule applies.
 		if have, ok := out[real]; !ok || access < have {
 			out[real] = access
 		}
@@ -96,7 +97,7 @@ func (r Rules) resolved() (Rules, error) {
 	return out, nil
 }
 
-// realPath follows the links of the part of path that exists.
+// realPath resolves the links in the part of path that exists.
 func realPath(path string) (string, error) {
 	path = filepath.Clean(path)
 	if !filepath.IsAbs(path) {
@@ -110,7 +111,7 @@ func realPath(path string) (string, error) {
 	return filepath.Join(parent, filepath.Base(path)), err
 }
 
-// grants lists what the rules allow. The paths of the rules have no symbolic links in them.
+// grants lists what the rules allow. The paths of the rules must not contain symbolic links.
 func (r Rules) grants() []grant {
 	var out []grant
 	var walk func(dir string, access Access)
@@ -124,7 +125,7 @@ func (r Rules) grants() []grant {
 			switch {
 			case child.IsDir() && r.below(path):
 				walk(path, inside)
-			case inside != None && child.Type()&fs.ModeSymlink == 0: // what a link leads to has a path of its own
+			case inside != None && child.Type()&fs.ModeSymlink == 0: // a link's target has its own path
 				out = append(out, grant{path: path, access: inside, dir: child.IsDir()})
 			}
 		}
@@ -140,7 +141,7 @@ func (r Rules) grants() []grant {
 	return out
 }
 
-// below reports whether a rule is about something below dir.
+// below reports whether a rule concerns something below dir.
 func (r Rules) below(dir string) bool {
 	prefix := strings.TrimSuffix(dir, "/") + "/"
 	for path := range r {
@@ -151,8 +152,8 @@ func (r Rules) below(dir string) bool {
 	return false
 }
 
-// children lists what is in dir, as far as it matters: where access is None, or dir cannot be
-// listed, what leads to a rule.
+// children lists the relevant entries of dir: all of them, or only those that lead to a rule if
+// access is None or dir cannot be listed.
 func (r Rules) children(dir string, access Access) []fs.DirEntry {
 	if access != None {
 		if f, err := os.Open(dir); err == nil {

@@ -13,13 +13,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Rights on a file; folders pass them on to what is in them.
+// Rights on a file; folders pass them on to their contents.
 const (
 	readFile  = unix.LANDLOCK_ACCESS_FS_READ_FILE
 	writeFile = unix.LANDLOCK_ACCESS_FS_WRITE_FILE
 )
 
-// Rights on folders alone. Listing a folder and executing a file are not handled, and so stay
+// Rights on folders alone. Listing a folder and executing a file are not handled, and so remain
 // allowed everywhere.
 const changeDir = unix.LANDLOCK_ACCESS_FS_REMOVE_DIR | unix.LANDLOCK_ACCESS_FS_REMOVE_FILE |
 	unix.LANDLOCK_ACCESS_FS_MAKE_CHAR | unix.LANDLOCK_ACCESS_FS_MAKE_DIR | unix.LANDLOCK_ACCESS_FS_MAKE_REG |
@@ -33,7 +33,7 @@ const (
 	abiSignal   = 6 // Linux 6.12
 )
 
-// abi is the version of Landlock's interface that the kernel has.
+// abi returns the kernel's version of Landlock's interface.
 func abi() (int, error) {
 	version, _, errno := unix.Syscall(unix.SYS_LANDLOCK_CREATE_RULESET, 0, 0, unix.LANDLOCK_CREATE_RULESET_VERSION)
 	if errno != 0 {
@@ -42,7 +42,7 @@ func abi() (int, error) {
 	return int(version), nil
 }
 
-// Problem says why Start cannot confine on this machine; empty: it can.
+// Problem returns the reason why Start cannot confine on this machine; empty: it can.
 func Problem() string {
 	switch _, err := abi(); {
 	case err == nil:
@@ -57,9 +57,9 @@ func Problem() string {
 	}
 }
 
-// tracingProblem says why the thread that starts a process cannot trace it; empty: it can. scope is
-// Yama's setting. refused is the kernel's answer to a request about a process that is not traced:
-// ESRCH, unless a filter of system calls, such as a container's, forbids tracing.
+// tracingProblem returns the reason why the thread that starts a process cannot trace it; empty: it
+// can. scope is Yama's setting. refused is the kernel's answer to a request about a process that is
+// not traced: ESRCH, unless a system call filter, such as a container's, forbids tracing.
 func tracingProblem(scope string, refused error) string {
 	switch {
 	case strings.TrimSpace(scope) == "3":
@@ -70,9 +70,9 @@ func tracingProblem(scope string, refused error) string {
 	return ""
 }
 
-// Start starts cmd under the rules. Where Problem is not empty it starts cmd as it is. The process
-// cannot gain privileges by setuid programs; nor can it signal, trace or read the memory of
-// processes that are not its own children, where the kernel's Landlock covers that.
+// Start starts cmd under the rules. If Problem is not empty, it starts cmd unconfined. The process
+// cannot gain privileges through setuid programs. As far as the kernel's Landlock supports it, the
+// process cannot signal, trace or read the memory of processes other than its own children.
 func Start(cmd *exec.Cmd, rules Rules) error {
 	version, err := abi()
 	if err != nil || Problem() != "" {
@@ -86,7 +86,7 @@ func Start(cmd *exec.Cmd, rules Rules) error {
 	return startOn(cmd, ruleset, func() {})
 }
 
-// newRuleset puts the rules into a ruleset of the kernel and returns its descriptor.
+// newRuleset creates a kernel ruleset from the rules and returns its descriptor.
 func newRuleset(version int, rules Rules) (int, error) {
 	file, dir := uint64(readFile|writeFile), uint64(changeDir)
 	if version >= abiRefer {
@@ -127,7 +127,7 @@ func addRule(ruleset int, path string, rights uint64) error {
 	fd, err := unix.Open(path, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	switch {
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.EACCES), errors.Is(err, unix.ENOTDIR):
-		return nil // gone meanwhile, or out of reach anyway
+		return nil // it no longer exists, or is out of reach anyway
 	case err != nil:
 		return err
 	}
@@ -139,18 +139,19 @@ func addRule(ruleset int, path string, rights uint64) error {
 	return nil
 }
 
-// startOn starts cmd from a thread that is restricted by the ruleset and ends with that. beforeEnd
-// is called on it at last.
+// startOn starts cmd from a thread that is restricted by the ruleset and ends afterwards. The
+// thread calls beforeEnd last.
 //
-// Until it ends the thread belongs to the child's domain, and the child could read this process's
-// memory through it. So the child is traced by the thread, which stops it at its first instruction:
-// the kernel lets it go when the thread ends.
+// Until it ends, the thread belongs to the child's domain, and the child could read this process's
+// memory through it. So the thread traces the child, which stops at its first instruction: the
+// kernel releases the child when the thread ends.
 func startOn(cmd *exec.Cmd, ruleset int, beforeEnd func()) error {
 	done := make(chan error, 1)
 	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
 		if unix.Gettid() == os.Getpid() {
-			// The first thread of a process never ends. It is kept busy while another one does it.
+			// The first thread of a process never ends. Keep it busy while another thread starts
+			// cmd.
 			done <- startOn(cmd, ruleset, beforeEnd)
 			runtime.UnlockOSThread()
 			return
@@ -165,7 +166,7 @@ func startOn(cmd *exec.Cmd, ruleset int, beforeEnd func()) error {
 	return <-done
 }
 
-// restrict takes from the calling thread, for good, what the ruleset does not allow.
+// restrict permanently restricts the calling thread to what the ruleset allows.
 func restrict(ruleset int) error {
 	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("confine: %w", err)
@@ -187,8 +188,8 @@ func startStopped(cmd *exec.Cmd) error {
 	if err := cmd.Start(); err != nil {
 		return err
 	}
-	// It stops, or was killed. Its end, in that case, is left for cmd.Wait to collect; the stop is
-	// collected, or the kernel would give the process the signal that stopped it.
+	// The child stops or was killed. cmd.Wait must collect its end; the stop is collected here,
+	// since the kernel would otherwise deliver the signal that stopped the process.
 	for _, options := range []int{unix.WSTOPPED | unix.WEXITED | unix.WNOWAIT, unix.WSTOPPED | unix.WNOHANG} {
 		var err error = unix.EINTR
 		for errors.Is(err, unix.EINTR) {

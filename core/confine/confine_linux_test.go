@@ -17,7 +17,8 @@ import (
 	"github.com/shoenig/test/must"
 )
 
-// childVariable makes this test binary the child that the tests start: a list of things to try.
+// childVariable turns this test binary into the child that the tests start: it lists the actions to
+// try.
 const childVariable = "RBEE_TEST_CONFINED"
 
 func TestMain(m *testing.M) {
@@ -112,7 +113,7 @@ func needLandlock(t *testing.T, atLeast int) {
 	}
 }
 
-// child is this test binary with a list of tries.
+// child returns this test binary as a command with a list of actions.
 func child(t *testing.T, tries ...string) (cmd *exec.Cmd, output func() string) {
 	t.Helper()
 	exe, err := os.Executable()
@@ -127,7 +128,7 @@ func child(t *testing.T, tries ...string) (cmd *exec.Cmd, output func() string) 
 	}
 }
 
-// expect starts the tries under the rules, and compares what became of each.
+// expect starts the actions under the rules, and compares their results.
 func expect(t *testing.T, rules Rules, tries [][2]string) {
 	t.Helper()
 	var all, want []string
@@ -140,7 +141,7 @@ func expect(t *testing.T, rules Rules, tries [][2]string) {
 	must.Eq(t, strings.Join(want, "\n"), output())
 }
 
-// tree makes files, each with its own path as content; names that end in a slash are folders.
+// tree creates files, each with its own path as content; names that end in a slash are folders.
 func tree(t *testing.T, names ...string) string {
 	t.Helper()
 	root, err := filepath.EvalSymlinks(t.TempDir())
@@ -164,7 +165,7 @@ func TestStartHidesFiles(t *testing.T) {
 	must.NoError(t, os.Symlink(filepath.Join(root, "data"), filepath.Join(root, "link/data")))
 	p := func(name string) string { return filepath.Join(root, name) }
 	rules := Rules{
-		p("link/data"):     None, // a link, which is followed
+		p("link/data"):     None, // a link, which is resolved
 		p("data/run/own"):  Full,
 		p("data/store"):    Read,
 		p("data/not/yet"):  None,
@@ -239,8 +240,8 @@ func TestStartForbidsSignals(t *testing.T) {
 func TestStartWaitsForTheThread(t *testing.T) {
 	t.Parallel()
 	needLandlock(t, 1)
-	// The thread that starts the child is in the child's domain. The child runs when it has ended,
-	// not before.
+	// The thread that starts the child is in the child's domain. The child runs only after that
+	// thread has ended.
 	root := tree(t, "data/")
 	version, err := abi()
 	must.NoError(t, err)
@@ -250,7 +251,7 @@ func TestStartWaitsForTheThread(t *testing.T) {
 	cmd, output := child(t, "threads")
 	var state string
 	must.NoError(t, startOn(cmd, ruleset, func() {
-		// Were it not stopped it would look at the threads, this one among them, and end.
+		// If the child were not stopped, it would find this thread among the threads, and exit.
 		for range 200 {
 			text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", cmd.Process.Pid))
 			if _, rest, ok := strings.Cut(string(text), ") "); ok && err == nil {
@@ -325,7 +326,7 @@ func TestTracingProblem(t *testing.T) {
 	}
 }
 
-// Whoever starts many leaves neither rulesets nor folders open. Nothing runs beside this test.
+// Starting many children leaves neither rulesets nor folders open. No other test runs concurrently.
 func TestStartLeavesNothingOpen(t *testing.T) {
 	needLandlock(t, 1)
 	open := func() int {

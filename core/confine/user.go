@@ -10,13 +10,13 @@ import (
 	"syscall"
 )
 
-// User is the user that a process runs as, in numbers: it needs no account.
+// User is the user that a process runs as, in numeric IDs: it needs no account.
 type User struct {
 	UID, GID uint32
 	Groups   []uint32 // supplementary
 }
 
-// Use has cmd run as the user, which this process may do as root only. nil changes nothing.
+// Use makes cmd run as the user, which requires root. A nil user changes nothing.
 func (u *User) Use(cmd *exec.Cmd) {
 	if u == nil {
 		return
@@ -29,8 +29,8 @@ func (u *User) Use(cmd *exec.Cmd) {
 	cmd.SysProcAttr = &attr
 }
 
-// Enters returns why the user cannot enter an existing folder, by the modes of all on the way; nil:
-// it can. Access lists are not looked at.
+// Enters returns the reason why the user cannot enter an existing folder, judging by the modes of
+// all folders on the way; nil: it can. It ignores access control lists.
 func (u *User) Enters(dir string) error {
 	dir, err := filepath.EvalSymlinks(dir)
 	if err != nil {
@@ -50,7 +50,7 @@ func (u *User) Enters(dir string) error {
 	}
 }
 
-// Runs returns why the user cannot read and execute a file; nil: it can.
+// Runs returns the reason why the user cannot read and execute a file; nil: it can.
 func (u *User) Runs(file string) error {
 	info, err := os.Stat(file)
 	if err != nil {
@@ -65,8 +65,8 @@ func (u *User) Runs(file string) error {
 	return nil
 }
 
-// Reads returns why the user cannot read a file, or a folder and the files in it; nil: it can. It
-// looks at the first thousand of those.
+// Reads returns the reason why the user cannot read a file, or a folder and the files in it; nil:
+// it can. It checks the first thousand of those files.
 func (u *User) Reads(path string) error {
 	path, err := filepath.EvalSymlinks(path)
 	if err != nil {
@@ -90,7 +90,7 @@ func (u *User) Reads(path string) error {
 		return err
 	}
 	defer f.Close()
-	entries, _ := f.ReadDir(1000) // as many as there are
+	entries, _ := f.ReadDir(1000) // a partial list on an error
 	for _, e := range entries {
 		if info, err := e.Info(); err == nil && info.Mode().IsRegular() {
 			if err := u.opens(filepath.Join(path, e.Name()), info); err != nil {
@@ -108,7 +108,7 @@ func (u *User) opens(path string, info fs.FileInfo) error {
 	return nil
 }
 
-// may reports whether the bits of a mode, such as 1 for entering, are set for the user.
+// may reports whether the mode grants the user these bits, such as 1 for entering.
 func (u *User) may(info fs.FileInfo, bits fs.FileMode) bool {
 	have := info.Mode().Perm()
 	if stat, ok := info.Sys().(*syscall.Stat_t); ok {
@@ -122,7 +122,7 @@ func (u *User) may(info fs.FileInfo, bits fs.FileMode) bool {
 	return have&bits == bits
 }
 
-// Own gives a folder to the user alone.
+// Own makes the user the owner of a folder, which nobody else may enter.
 func (u *User) Own(dir string) error {
 	if err := os.Lchown(dir, int(u.UID), int(u.GID)); err != nil {
 		return err
@@ -130,8 +130,8 @@ func (u *User) Own(dir string) error {
 	return os.Chmod(dir, 0o700)
 }
 
-// Pass lets the user's group through the folders from root down to the one that holds path. A path
-// outside of root is left alone, and so is what is right already.
+// Pass lets the user's group enter the folders from root down to the one that holds path. It leaves
+// a path outside root alone, and modes that already suffice.
 func (u *User) Pass(root, path string) error {
 	if !within(root, path) {
 		return nil
@@ -144,8 +144,8 @@ func (u *User) Pass(root, path string) error {
 	return nil
 }
 
-// Admit lets the user's group through to path, as Pass does, and read and execute what is there and
-// below, as far as their owner may. Nobody gets to write.
+// Admit lets the user's group reach path, as Pass does, and read and execute everything at and
+// below it, as far as the owner may. It grants no write access.
 func (u *User) Admit(root, path string) error {
 	if !within(root, path) {
 		return nil
@@ -174,7 +174,7 @@ func (u *User) admit(path string, more func(fs.FileMode) fs.FileMode) error {
 	mode := info.Mode().Perm()
 	bits := more(mode)
 	if mode&(bits>>3) == bits>>3 {
-		return nil // everybody may
+		return nil // all users may
 	}
 	want := mode | bits
 	if stat, ok := info.Sys().(*syscall.Stat_t); ok && stat.Gid != u.GID {

@@ -9,8 +9,8 @@ import (
 	"github.com/shoenig/test/must"
 )
 
-// The group gets in as far as it is let in: through the folders on the way, to read and execute
-// what is there, never to write. Others get nothing.
+// The group gets access only as admitted: it may enter the folders on the way and read and execute
+// what is at the path, but never write. Other users get no access.
 func TestAdmit(t *testing.T) {
 	t.Parallel()
 	root := t.TempDir()

@@ -13,12 +13,12 @@ import (
 var (
 	code       = regexp.MustCompile("`([^`]+)`")
 	identifier = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9]*$`)
-	// named is a file or folder of the repository; <noun> stands for any name.
+	// named matches a file or folder of the repository; <noun> stands for any name.
 	named = regexp.MustCompile(`^(core|cmd|raft|proto|plugins|contributing)/[a-z0-9_/.<>-]+$|^[A-Za-z.]+\.(md|example)$`)
 )
 
-// The checklists in contributing name files that are there, and what they say of a file, the file
-// has: a checklist cannot fall behind what it describes.
+// The checklists in contributing name files that exist, and each file contains what they cite from
+// it: a checklist cannot become outdated.
 func TestChecklists(t *testing.T) {
 	t.Parallel()
 	root := filepath.Join("..", "..")
@@ -29,7 +29,7 @@ func TestChecklists(t *testing.T) {
 		text, err := os.ReadFile(list)
 		must.NoError(t, err)
 		for line := range strings.Lines(string(text)) {
-			var row strings.Builder // the text of the files that the line of a table names
+			var row strings.Builder // the text of the files named in the line of a table
 			any := false
 			for _, m := range code.FindAllStringSubmatch(line, -1) {
 				if !named.MatchString(m[1]) {

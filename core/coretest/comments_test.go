@@ -12,8 +12,8 @@ import (
 	"github.com/shoenig/test/must"
 )
 
-// A comment line has at most 100 columns, of which a tab takes four, unless it is one long word or
-// speaks to a tool.
+// A comment line has at most 100 columns, counting a tab as four, unless it is one long word or a
+// directive for a tool.
 func TestCommentsFitColumns(t *testing.T) {
 	t.Parallel()
 	const columns = 100

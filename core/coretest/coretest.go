@@ -1,5 +1,5 @@
-// Package coretest holds what tests of several packages share: loggers, patience, and the import
-// table.
+// Package coretest holds helpers that tests of several packages share, such as loggers and
+// Eventually, and tests of the whole repository, such as the import table.
 package coretest
 
 import (
@@ -23,8 +23,8 @@ func Logger(t testing.TB) hclog.Logger {
 	return hclog.New(&hclog.LoggerOptions{Name: "test", Level: hclog.Debug, Output: Output(t)})
 }
 
-// Output is the test's own output for as long as the test runs. What comes later is dropped, where
-// t.Output panics: libraries have goroutines that nobody can wait for.
+// Output returns the test's own output for as long as the test runs. It drops later output, for
+// which t.Output would panic: some libraries have goroutines that cannot be waited for.
 func Output(t testing.TB) io.Writer {
 	o := &output{w: t.Output()}
 	t.Cleanup(o.end)
@@ -51,9 +51,10 @@ func (o *output) end() {
 	o.w = nil
 }
 
-// OpenBelow returns the files and folders at dir and below that this process has open, deleted ones
-// too. A finalizer may close what was forgotten: a test that looks for that runs alone, with the
-// collector off. It skips the test where the operating system does not tell.
+// OpenBelow returns the files and folders at or below dir that this process has open, including
+// deleted ones. A finalizer may close a forgotten file: a test that looks for leaks runs alone,
+// with the garbage collector off. OpenBelow skips the test if the operating system does not list
+// open files.
 func OpenBelow(t testing.TB, dir string) (paths []string) {
 	t.Helper()
 	entries, err := os.ReadDir("/proc/self/fd")
@@ -69,7 +70,7 @@ func OpenBelow(t testing.TB, dir string) (paths []string) {
 	return paths
 }
 
-// Eventually calls check until it returns nil, and fails the test with its last error when that
+// Eventually calls check until it returns nil, and fails the test with check's last error if that
 // takes longer than patience. It is for foreign processes and real sockets; inside one process use
 // testing/synctest.
 func Eventually(t testing.TB, patience time.Duration, check func() error) {
@@ -91,9 +92,8 @@ func Eventually(t testing.TB, patience time.Duration, check func() error) {
 	}
 }
 
-// Build compiles the program of pkg to out with the flags of `make dev`, so that it takes from the
-// build cache what that compiled already. Without them each package of a plugin would be compiled
-// once more, with cgo.
+// Build compiles the program of pkg to out with the flags of `make dev`, so that it shares that
+// command's build cache. Otherwise each package of a plugin would be compiled once more, with cgo.
 func Build(out, pkg string) error {
 	cmd := exec.Command("go", "build", "-trimpath", "-tags", "grpcnotrace", "-o", out, pkg)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
@@ -103,9 +103,9 @@ func Build(out, pkg string) error {
 	return nil
 }
 
-// Module returns a new folder with the program of the file source as a module of its own, outside
-// the repository, which requires rbee as it is in the folder root. Its go.mod lists what rbee's
-// lists: the go command then reads no go.mod of another version, which the module cache of a
+// Module returns a new folder with the program in the file source as a separate module outside the
+// repository, which requires the rbee in the folder root. Its go.mod lists the same requirements as
+// rbee's: the go command then needs no go.mod of another version, which the module cache of a
 // machine that only built rbee does not have.
 func Module(t testing.TB, root, name, source string) string {
 	t.Helper()

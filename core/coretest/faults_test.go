@@ -11,8 +11,8 @@ import (
 	"github.com/shoenig/test/must"
 )
 
-// TestFaultIDsAreExplained shows that contributing/faults.md has every id of a fault that a comment
-// or a document cites.
+// TestFaultIDsAreExplained checks that contributing/faults.md explains every fault ID that a
+// comment or a document cites.
 func TestFaultIDsAreExplained(t *testing.T) {
 	t.Parallel()
 	root := filepath.Join("..", "..")

@@ -16,8 +16,8 @@ import (
 const module = "github.com/rbee-project/rbee"
 
 // allowed is the import table of contributing/design.md, section 3: which packages of rbee a
-// package may import. A pattern ends in /... for a whole tree. Every package must match exactly one
-// row, the first that fits.
+// package may import. A pattern ending in /... covers a whole tree. For every package, the first
+// matching row applies.
 var allowed = []struct {
 	packages string
 	imports  []string
@@ -108,8 +108,8 @@ var allowed = []struct {
 // engineOnly may be imported only below plugins/llamacpp: yzma panics at start without libffi.
 var engineOnly = []string{"github.com/hybridgroup/yzma", "github.com/ebitengine/purego", "github.com/jupiterrider/ffi"}
 
-// bindingOnly may import yzma: what can crash the process is in one place. llamatest is for tests
-// and checks that place.
+// bindingOnly may import yzma: code that can crash the process is confined to one place. llamatest
+// is for tests and checks that place.
 var bindingOnly = []string{"plugins/llamacpp/internal/native", "plugins/llamacpp/llamatest"}
 
 type goPackage struct {

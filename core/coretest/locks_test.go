@@ -10,8 +10,8 @@ import (
 	"github.com/shoenig/test/must"
 )
 
-// The mutexes that design.md lists are in the code, and it lists each that guards the state of a
-// hive's or a queen's part: a field mu whose comment says that it guards what is below.
+// The mutexes listed in design.md exist in the code, and the list includes each one that guards the
+// state of a part of a hive or a queen: a field mu whose comment is "guards below".
 func TestListedLocks(t *testing.T) {
 	t.Parallel()
 	root := filepath.Join("..", "..")

@@ -1,5 +1,5 @@
-// Package gobuild compiles Go programs with the machine's Go toolchain, in an environment of its
-// own and within limits.
+// Package gobuild compiles Go programs with the machine's Go toolchain, in a separate environment
+// and within limits.
 package gobuild
 
 import (
@@ -21,17 +21,17 @@ import (
 // Options say how, where and within which limits to build programs.
 type Options struct {
 	Go          string // path of the go command; empty: the one in PATH
-	WorkDir     string // folder below which temporary folders are made; empty: the system's
+	WorkDir     string // parent of temporary folders; empty: the system's
 	BuildCache  string // GOCACHE, kept between builds; empty: a temporary one
-	ModuleCache string // GOMODCACHE, kept likewise; empty: a temporary one
-	// CGO compiles C code too: a module's C code can run its author's commands during the build.
+	ModuleCache string // GOMODCACHE, kept between builds; empty: a temporary one
+	// CGO also compiles C code: a module's C code can run its author's commands during the build.
 	CGO     bool
 	Timeout time.Duration
-	// MaxDiskBytes bounds the temporary folder, with the caches in it; 0: 8 GiB.
+	// MaxDiskBytes bounds the temporary folder, including caches within it; 0: 8 GiB.
 	MaxDiskBytes int64
-	// Start starts each command of a build; nil: its own Start.
+	// Start starts each command of a build; nil: the command's own Start.
 	Start func(cmd *exec.Cmd) error
-	// Environ returns the environment from which a build gets a few variables; nil: os.Environ.
+	// Environ returns the environment from which a build takes a few variables; nil: os.Environ.
 	Environ func() []string
 }
 
@@ -44,13 +44,13 @@ const (
 	markName = "RBEE_BUILD"
 )
 
-// Source is what to build: a folder or a package of a module. ParseSource makes it.
+// Source is what to build: a folder or a package of a module. ParseSource creates it.
 type Source struct {
 	folder string // absolute; empty: a module
 	module string // package@version
 }
 
-// String returns the source in the form that ParseSource reads.
+// String returns the source in the format that ParseSource parses.
 func (s Source) String() string {
 	if s.folder != "" {
 		return s.folder
@@ -59,10 +59,10 @@ func (s Source) String() string {
 }
 
 // Build compiles the program and writes its executable to out, whose folder must exist. It passes
-// every line of the toolchain's output to emit, within limits. On failure or when ctx ends it
-// leaves no file and no process behind. Errors: Unsupported without a toolchain, NotFound for a
-// missing folder, Invalid with the compiler's messages, TooLarge for the disk limit,
-// DeadlineExceeded, ctx's.
+// every line of the toolchain's output to emit, within limits. If it fails or ctx ends, it leaves
+// no file and no process behind. Errors: Unsupported without a toolchain, NotFound for a missing
+// folder, Invalid with the compiler's messages, TooLarge for the disk limit, DeadlineExceeded,
+// ctx's.
 func Build(ctx context.Context, o Options, src Source, out string, emit func(line string)) (err error) {
 	const op = "build"
 	if o.Timeout == 0 {
@@ -126,7 +126,7 @@ func toolchain(o Options) (string, error) {
 	return path, nil
 }
 
-// lookPath does what exec.LookPath does, in the given environment.
+// lookPath is exec.LookPath for the given environment.
 func lookPath(name string, environ []string) (string, error) {
 	if filepath.IsAbs(name) {
 		return exec.LookPath(name)
@@ -151,8 +151,8 @@ func lookup(environ []string, name string) string {
 	return ""
 }
 
-// passedOn lists the agent's variables that a build sees: where modules come from, and how to get
-// there.
+// passedOn lists the agent's environment variables that a build sees: where modules come from, and
+// how to get there.
 func passedOn() []string {
 	return []string{
 		"GOPROXY", "GONOPROXY", "GOPRIVATE", "GOSUMDB", "GONOSUMDB", "GOINSECURE", "GOVCS",
@@ -177,8 +177,9 @@ func environment(o Options, goTool, dir string) []string {
 		"PATH=" + filepath.Dir(goTool) + string(filepath.ListSeparator) + lookup(environ, "PATH"),
 		"HOME=" + filepath.Join(dir, "home"), "TMPDIR=" + filepath.Join(dir, "tmp"), "GOTMPDIR=" + filepath.Join(dir, "tmp"),
 		"GOPATH=" + filepath.Join(dir, "gopath"), "GOMODCACHE=" + or(o.ModuleCache, "modules"), "GOCACHE=" + or(o.BuildCache, "cache"), "GOBIN=" + filepath.Join(dir, "bin"),
-		// Ignore personal settings and fetch no other toolchain; keep the caches removable. Plugins
-		// speak gRPC, whose tracing pages would keep every method of every type in the binary.
+		// Ignore personal settings and download no other toolchain; keep the caches removable.
+		// Plugins use gRPC, whose tracing pages would keep every method of every type in the
+		// binary.
 		"GOENV=off", "GOTOOLCHAIN=local", "GOWORK=off", "GOFLAGS=-modcacherw -tags=grpcnotrace", "CGO_ENABLED=" + cgo,
 		"GIT_TERMINAL_PROMPT=0", "LC_ALL=C",
 	}
@@ -225,7 +226,7 @@ func (b *build) run(ctx context.Context, goTool string, src Source) error {
 	const op = "build"
 	var cmd *exec.Cmd
 	if src.folder != "" {
-		// Do not even run version control on the folder: its settings may name programs to run.
+		// Do not run version control on the folder: its settings may name programs to run.
 		cmd = b.command(goTool, "build", "-trimpath", "-buildvcs=false", "-o", filepath.Join(b.dir, "bin")+string(filepath.Separator), "--", ".")
 		cmd.Dir = src.folder
 	} else {
@@ -273,7 +274,7 @@ func (b *build) watchDisk(ctx context.Context, stop context.CancelCauseFunc) err
 	}
 }
 
-// folderBytes sums the files of a folder and ignores those that vanish meanwhile.
+// folderBytes sums the file sizes in a folder and ignores files that vanish meanwhile.
 func folderBytes(dir string) (n int64) {
 	_ = filepath.WalkDir(dir, func(_ string, d os.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
@@ -304,6 +305,6 @@ func (b *build) publish(out string) error {
 	return core.Wrap(os.Rename(path, out), core.Internal, op)
 }
 
-// leftovers kills the processes that a build left behind, also those that changed their process
-// group.
+// leftovers kills the processes that a build left behind, including those that changed their
+// process group.
 func (b *build) leftovers() { _, _ = hostinfo.KillMarked(markName + "=" + b.mark) }

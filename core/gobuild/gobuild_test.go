@@ -22,7 +22,7 @@ import (
 
 const patience = 30 * time.Second
 
-// site is a folder to build in, with the caches of whoever runs the tests.
+// site is a folder to build in, with the caches of the user who runs the tests.
 type site struct {
 	o   gobuild.Options
 	out string // where the executable goes
@@ -73,7 +73,7 @@ func (s *site) build(t *testing.T, ctx context.Context, source string) error {
 	return gobuild.Build(ctx, s.o, src, s.out, s.emit)
 }
 
-// nothingLeft checks that no file of a build is there.
+// nothingLeft checks that no file of a build remains.
 func (s *site) nothingLeft(t *testing.T) {
 	t.Helper()
 	for _, dir := range []string{s.o.WorkDir, filepath.Dir(s.out)} {
@@ -195,7 +195,7 @@ func TestNoToolchain(t *testing.T) {
 	}
 }
 
-// fakeGo returns a toolchain that is a shell script; it is in the folder that it is built in.
+// fakeGo returns a toolchain that is a shell script in the folder where the build runs.
 func fakeGo(t *testing.T, s *site, script string) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -204,8 +204,8 @@ func fakeGo(t *testing.T, s *site, script string) string {
 	return dir
 }
 
-// The build starts children, of which one leaves its group and its session: all are gone when it is
-// cancelled, and none when it is not ours.
+// The build starts children, one of which leaves its group and its session: cancelling kills all of
+// them, and no process of another build.
 func TestCancelKillsTheWholeGroup(t *testing.T) {
 	t.Parallel()
 	bystander := exec.Command("sleep", "600")
@@ -242,7 +242,7 @@ func TestCancelKillsTheWholeGroup(t *testing.T) {
 			} else {
 				must.Eq(t, core.Invalid, core.KindOf(<-done))
 			}
-			// The build has returned: nothing of it may be left, not for a moment.
+			// The build has returned: none of its processes may remain, not even for a moment.
 			for _, text := range children {
 				var pid int
 				_, err := fmt.Sscan(text, &pid)
@@ -311,7 +311,7 @@ func TestLimits(t *testing.T) {
 	})
 }
 
-// A build sees nothing of the agent's environment but where modules come from.
+// Of the agent's environment, a build sees only where modules come from.
 func TestEnvironmentOfABuild(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, "GOPRIVATE=example.org", "HTTPS_PROXY=http://proxy", "RBEE_TOKEN=secret", "GOENV=/etc/x", "GOTOOLCHAIN=auto", "LD_PRELOAD=/evil.so", "HOME=/root")

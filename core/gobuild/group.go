@@ -15,15 +15,15 @@ import (
 
 const (
 	maxLines     = 2000     // lines of the toolchain's output to pass on
-	maxBytes     = 1 << 20  // likewise
+	maxBytes     = 1 << 20  // bytes of it
 	maxLineBytes = 2 << 10  // longer lines are cut
 	maxReadLine  = 64 << 10 // longer lines are broken
 	maxTail      = 20       // lines in the message of a failed build
 	pipePatience = time.Second
 )
 
-// group runs a command as the leader of a process group, and returns when the whole group is gone.
-// When ctx ends it kills the group at once.
+// group runs a command as the leader of a process group, and returns when the whole group has
+// exited. When ctx ends, it kills the group at once.
 func (b *build) group(ctx context.Context, cmd *exec.Cmd, said *output) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -60,8 +60,8 @@ func (b *build) group(ctx context.Context, cmd *exec.Cmd, said *output) error {
 	return err
 }
 
-// leader is the first process of a group. No other process gets its number, which is the group's,
-// until it is collected.
+// leader is the first process of a group. Its PID, which is also the group's ID, is not reused
+// until the process is collected.
 type leader struct {
 	cmd *exec.Cmd
 
@@ -127,7 +127,7 @@ func (o *output) line(text string) {
 	o.emit(text)
 }
 
-// cleanLine shortens a line and removes what could control a terminal.
+// cleanLine shortens a line and removes characters that could control a terminal.
 func cleanLine(s string) string {
 	s = strings.Map(func(r rune) rune {
 		switch {

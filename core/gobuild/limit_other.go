@@ -4,7 +4,7 @@ package gobuild
 
 import "syscall"
 
-// niceness is how far a build yields to the workers.
+// niceness is the nice value of a build, so that workers have priority.
 const niceness = 10
 
 // limit lowers the priority of a process group. It ignores what the system does not allow.

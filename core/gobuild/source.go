@@ -13,8 +13,8 @@ import (
 // moduleSource matches a package path and a version. Neither can be mistaken for a flag or a file.
 var moduleSource = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._~-]*(/[a-zA-Z0-9._~-]+)*@[a-zA-Z0-9][a-zA-Z0-9._+-]*$`)
 
-// WorkerType returns the name behind "rbee-worker-" of the folder or package, as such executables
-// are named; empty: it has none.
+// WorkerType returns the part after "rbee-worker-" in the name of the folder or package, which is
+// how such executables are named; empty: the name has another form.
 func (s Source) WorkerType() string {
 	path, _, _ := strings.Cut(s.module, "@")
 	name, found := strings.CutPrefix(filepath.Base(cmp.Or(path, s.folder)), "rbee-worker-")
@@ -24,8 +24,8 @@ func (s Source) WorkerType() string {
 	return name
 }
 
-// Root returns the folder of the module that a folder is in, or the folder itself; empty: the
-// source is fetched.
+// Root returns the folder of the module that contains a folder, or the folder itself; empty: the
+// source is downloaded.
 func (s Source) Root() string {
 	for dir := s.folder; dir != ""; dir = filepath.Dir(dir) {
 		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
@@ -38,7 +38,7 @@ func (s Source) Root() string {
 	return s.folder
 }
 
-// ParseSource reads the absolute path of a folder, or a package and a version:
+// ParseSource parses the absolute path of a folder, or a package and a version:
 // "example.org/bee/cmd/worker@v1.2.3". Errors: Invalid.
 func ParseSource(text string) (Source, error) {
 	switch {

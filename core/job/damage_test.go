@@ -15,8 +15,8 @@ import (
 	"github.com/rbee-project/rbee/core/job"
 )
 
-// A job that ended leaves no file open, though its file grew so long that it was replaced, and
-// neither does one that is found again.
+// An ended job leaves no file open, even if its file grew so long that it was replaced; neither
+// does a restored job.
 func TestJobsLeaveNoFileOpen(t *testing.T) { // not parallel: the collector would close what leaks
 	defer debug.SetGCPercent(debug.SetGCPercent(-1))
 	dir, err := filepath.EvalSymlinks(t.TempDir())
@@ -30,7 +30,7 @@ func TestJobsLeaveNoFileOpen(t *testing.T) { // not parallel: the collector woul
 		return nil, nil
 	})
 	must.NoError(t, m.Events(t.Context(), j.ID, 0, func(core.Event) error { return nil }))
-	must.NoError(t, m.Close(context.Background())) // and so waits for what writes
+	must.NoError(t, m.Close(context.Background())) // waits for the writers
 	must.Eq(t, 0, len(coretest.OpenBelow(t, dir)))
 	again := open(t, dir, job.Options{})
 	_, err = again.Get(j.ID)
@@ -42,7 +42,7 @@ func TestJobsLeaveNoFileOpen(t *testing.T) { // not parallel: the collector woul
 	must.Eq(t, 0, len(coretest.OpenBelow(t, dir)))
 }
 
-// A file that says it is another job's is not believed.
+// A file that claims to be another job's is not trusted.
 func TestJobOfAnotherName(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "jobs")
@@ -61,8 +61,8 @@ func TestJobOfAnotherName(t *testing.T) {
 	must.ErrorIs(t, err, os.ErrNotExist)
 }
 
-// C-11: a bit of a job's file is flipped, any of them: what is shown of it is what was written, as
-// far as it goes, or nothing.
+// C-11: any bit of a job's file is flipped: the job shows what was written, up to some point, or
+// nothing.
 func TestEveryFlippedByteOfAJob(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "jobs")

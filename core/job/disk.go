@@ -14,13 +14,13 @@ import (
 	"github.com/rbee-project/rbee/core/disk"
 )
 
-// errRestarted is the failure of a job that ran when its agent died.
+// errRestarted is the failure of a job that was running when its agent died.
 var errRestarted = core.WithHint(core.WithKind(errors.New("the agent was restarted while the job ran"), core.Unavailable),
 	"Submit the request again: what was fetched already is kept.")
 
-// Open returns a Manager that keeps its jobs in Options.Dir, with the jobs of an earlier one. A job
-// that ran when the earlier one died appears as failed, with all its events. Errors: Internal if
-// the folder cannot be used.
+// Open returns a Manager that keeps its jobs in Options.Dir and restores those of an earlier
+// Manager. A job that was running when that one died appears as failed, with all its events.
+// Errors: Internal if the folder cannot be used.
 func Open(opts Options) (*Manager, error) {
 	m := New(opts)
 	if err := disk.MakeFolder(m.opts.Dir); err != nil {
@@ -36,13 +36,13 @@ func Open(opts Options) (*Manager, error) {
 		path := filepath.Join(m.opts.Dir, e.Name())
 		switch {
 		case strings.HasSuffix(e.Name(), logSuffix+".new"), isLog && err == nil && node != m.opts.Owner:
-			// Half a file, or a job from a time when this machine had another id: no one can ask
-			// for it.
+			// A partial file, or a job from a time when this machine had another ID: no client can
+			// ask for it.
 			err = os.Remove(path)
 		case isLog && err == nil && e.Type().IsRegular():
 			err = m.load(id, path)
 		default:
-			continue // not ours
+			continue // not a job's file
 		}
 		if err != nil && m.opts.Trouble != nil {
 			m.opts.Trouble(id, err)
@@ -137,8 +137,8 @@ func (m *Manager) remove(files []string) {
 	}
 }
 
-// keep writes a job's events to its file, then shows them to readers, until the job's end is
-// written.
+// keep writes a job's events to its file and then shows them to readers, until it has written the
+// job's end.
 func (m *Manager) keep(j *job, l *logFile) {
 	defer l.close()
 	broken := false
@@ -165,17 +165,17 @@ func (m *Manager) keep(j *job, l *logFile) {
 			if broken = err != nil; broken && m.opts.Trouble != nil {
 				m.opts.Trouble(l.h.ID, err)
 			}
-		case batch[len(batch)-1].Kind == core.EventEnd: // there may be room again
+		case batch[len(batch)-1].Kind == core.EventEnd: // there may be space again
 			if broken = l.renew(append(kept(), batch...)) != nil || l.sync() != nil; !broken {
 				break
 			}
-			// Without its end it would later appear as failed, however it ended.
+			// Without its end, it would later appear as failed, however it ended.
 			gone := l.path
 			m.mu.Lock()
 			j.path = ""
 			m.mu.Unlock()
 			m.remove([]string{gone})
-			_ = disk.SyncFolder(m.opts.Dir) // nor after a loss of power
+			_ = disk.SyncFolder(m.opts.Dir) // nor reappear after a loss of power
 		}
 		m.mu.Lock()
 		for _, e := range batch {
@@ -186,7 +186,7 @@ func (m *Manager) keep(j *job, l *logFile) {
 		if ended {
 			j.sizeBytes = l.size
 			if !broken {
-				j.events.drop() // readers get them from the file
+				j.events.drop() // readers read them from the file
 			}
 			gone = m.pruneLocked()
 		}

@@ -30,7 +30,7 @@ func open(t testing.TB, dir string, opts job.Options) *job.Manager {
 	return m
 }
 
-// copied returns a folder as it is now: what a process that is killed now leaves.
+// copied returns a copy of a folder: the state that a process killed now would leave.
 func copied(t testing.TB, dir string) string {
 	t.Helper()
 	to := filepath.Join(t.TempDir(), "jobs")
@@ -79,7 +79,7 @@ func TestJobsAreFoundAgain(t *testing.T) {
 	must.NoError(t, err)
 	follow(t, a, cancelled.ID, 0)
 	running := a.Start(core.OpWorkerSpawn, "", func(ctx context.Context, _ *job.Run) (any, error) { <-ctx.Done(); return nil, ctx.Err() })
-	must.NoError(t, a.Close(t.Context())) // ends it in order, with the reason
+	must.NoError(t, a.Close(t.Context())) // ends it properly, with the reason
 	ids = append(ids, cancelled.ID, running.ID)
 
 	b := open(t, dir, job.Options{})
@@ -99,11 +99,11 @@ func TestJobsAreFoundAgain(t *testing.T) {
 	must.Eq(t, core.JobCancelled, j.State)
 	must.StrContains(t, j.Error.Message, "shutting down")
 
-	// The same request is still the same job.
+	// The same request still returns the same job.
 	again := b.Start(core.OpModelDownload, "good", func(context.Context, *job.Run) (any, error) { panic("must not run") })
 	must.Eq(t, core.JobSucceeded, again.State)
 	must.Eq(t, `{"answer":42}`, string(again.Result))
-	// And a new one is behind all.
+	// A new job sorts after all others.
 	next := b.Start(core.OpModelDownload, "", func(context.Context, *job.Run) (any, error) { return nil, nil })
 	must.Eq(t, next.ID, b.List()[0].ID)
 
@@ -115,8 +115,8 @@ func TestJobsAreFoundAgain(t *testing.T) {
 	must.Eq(t, 0o600, info.Mode().Perm())
 }
 
-// Events that a reader has seen survive a kill of the agent at any moment, and the numbers
-// continue.
+// Events that a reader has seen survive a kill of the agent at any moment, and the numbering
+// continues.
 func TestJobThatRanWhenItsAgentWasKilled(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "jobs")
@@ -132,7 +132,7 @@ func TestJobThatRanWhenItsAgentWasKilled(t *testing.T) {
 			}
 		}
 	})
-	// the request id is known as soon as the job is
+	// The request ID is known as soon as the job is.
 	atOnce := open(t, copied(t, dir), job.Options{})
 	must.Eq(t, []string{"1 failed unavailable"}, briefs(follow(t, atOnce, j.ID, 0)))
 
@@ -160,7 +160,7 @@ func TestJobThatRanWhenItsAgentWasKilled(t *testing.T) {
 	}
 }
 
-// A file may end anywhere when the machine loses its power, and a disk may give back anything.
+// A file may end anywhere when the machine loses power, and a disk may return anything.
 func TestDamagedFiles(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "jobs")
@@ -177,7 +177,7 @@ func TestDamagedFiles(t *testing.T) {
 	must.NoError(t, err)
 	first := strings.IndexByte(string(whole), '\n') + 1
 
-	// check opens a file and returns what was left of the job, or nothing.
+	// check opens a file and returns what remains of the job, or nothing.
 	check := func(t *testing.T, text []byte) []string {
 		t.Helper()
 		dir := t.TempDir()
@@ -194,14 +194,14 @@ func TestDamagedFiles(t *testing.T) {
 		}
 		must.Zero(t, troubles)
 		got := briefs(follow(t, m, j.ID, 0))
-		again := open(t, dir, job.Options{}) // it is mended on the disk as well
+		again := open(t, dir, job.Options{}) // the file is repaired as well
 		must.Eq(t, got, briefs(follow(t, again, j.ID, 0)))
 		return got
 	}
 	lost := fmt.Sprintf
 	for cut := 0; cut <= len(whole); cut++ {
 		got := check(t, whole[:cut])
-		lines := strings.Count(string(whole[:cut]), "\n") - 1 // events that are whole
+		lines := strings.Count(string(whole[:cut]), "\n") - 1 // complete events
 		switch {
 		case cut < first:
 			must.SliceEmpty(t, got)
@@ -220,7 +220,7 @@ func TestDamagedFiles(t *testing.T) {
 	}
 }
 
-// A reader who has seen events that a loss of power took does not wait for ever.
+// A reader that has seen events lost with the power does not wait forever.
 func TestReaderWhoIsAheadGetsTheEnd(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "jobs")
@@ -239,7 +239,7 @@ func TestFilesAreBounded(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "jobs")
 	a := open(t, dir, job.Options{})
-	const lines = 6000 // of 1 KiB: three times what a file takes
+	const lines = 6000 // of 1 KiB: three times the size limit of a file
 	j := a.Start(core.OpModelDownload, "", func(_ context.Context, r *job.Run) (any, error) {
 		for i := range lines {
 			r.Log("%d %s", i, strings.Repeat("x", 1<<10))
@@ -270,7 +270,7 @@ func TestRetentionOnDisk(t *testing.T) {
 	day := 24 * time.Hour
 	for name, tt := range map[string]struct {
 		opts job.Options
-		want int // of 5 jobs, each of a day and at least 10 KB
+		want int // of 5 jobs, each a day apart and at least 10 KB
 	}{
 		"count": {job.Options{Retain: 3}, 3},
 		"age":   {job.Options{MaxAge: 2*day + time.Hour}, 3},
@@ -303,7 +303,7 @@ func TestRetentionOnDisk(t *testing.T) {
 				must.NoError(t, err)
 				return len(entries)
 			}
-			must.NoError(t, m.Close(t.Context())) // also waits for the files that are removed
+			must.NoError(t, m.Close(t.Context())) // also waits for the removal of files
 			must.Len(t, min(tt.want+1, cmpRetain(tt.opts)), m.List())
 			_, err := m.Get(newest.ID)
 			must.NoError(t, err)
@@ -315,7 +315,7 @@ func TestRetentionOnDisk(t *testing.T) {
 	}
 }
 
-// cmpRetain returns how many jobs are kept at most: the running one has ended, too.
+// cmpRetain returns the maximum number of kept jobs: the running one has ended as well.
 func cmpRetain(o job.Options) int {
 	if o.Retain == 0 {
 		return job.DefaultRetain
@@ -323,7 +323,7 @@ func cmpRetain(o job.Options) int {
 	return o.Retain
 }
 
-// A disk that is full does not stop an operation: deleting a model must work then.
+// A full disk does not stop an operation: deleting a model must work then.
 func TestDiskThatCannotBeWritten(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "jobs")

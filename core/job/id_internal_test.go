@@ -9,7 +9,7 @@ import (
 	"github.com/shoenig/test/must"
 )
 
-// scarce has one id for each millisecond.
+// scarce has one ID for each millisecond.
 type scarce struct {
 	io.Reader
 	last uint64
@@ -23,7 +23,8 @@ func (s *scarce) MonotonicRead(ms uint64, _ []byte) error {
 	return nil
 }
 
-// Ids sort as they were made, also when a millisecond has none left or the clock goes back.
+// IDs sort in the order of their creation, even when a millisecond has none left or the clock is
+// set back.
 func TestIDsAscend(t *testing.T) {
 	t.Parallel()
 	now := time.UnixMilli(1_000_000_000_000)

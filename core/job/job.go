@@ -1,5 +1,5 @@
-// Package job runs operations as jobs, with their lifecycle, numbered events that can be resumed,
-// and cancellation.
+// Package job runs operations as jobs, with a lifecycle, numbered events from which readers can
+// resume, and cancellation.
 package job
 
 import (
@@ -31,9 +31,9 @@ const (
 )
 
 const (
-	// maxResultBytes bounds the JSON of a result, which travels in one message of 4 MiB.
+	// maxResultBytes bounds the JSON of a result, which must fit into one message of 4 MiB.
 	maxResultBytes = 3 << 20
-	// maxHistoryBytes bounds the kept events of a job, its result and its end excluded.
+	// maxHistoryBytes bounds the kept events of a job, excluding its result and its end.
 	maxHistoryBytes = 1 << 20
 )
 
@@ -47,19 +47,19 @@ var (
 // Options configure a Manager.
 type Options struct {
 	Owner     string           // id of the node that owns the jobs: the tail of every job id
-	Version   string           // of the program, for errors about unknown operations
+	Version   string           // version of the program, for errors about unknown operations
 	Now       func() time.Time // stamps jobs and events; nil: time.Now
 	Retain    int              // ended jobs to keep, newest first; 0: DefaultRetain
 	MaxEvents int              // events kept per job; 0: DefaultMaxEvents
 	MaxAge    time.Duration    // how long an ended job is kept; 0: DefaultMaxAge
-	MaxBytes  int64            // of the files of ended jobs; 0: DefaultMaxBytes
-	// Dir is the folder in which Open keeps the jobs, one file for each; New ignores it.
+	MaxBytes  int64            // total size of the files of ended jobs; 0: DefaultMaxBytes
+	// Dir is the folder in which Open keeps the jobs, one file per job; New ignores it.
 	//
-	// An event is written to the file before any reader sees it, so that it outlasts the agent,
-	// killed or not. The end of a job, with its result, is flushed to the disk before any reader
-	// sees it, and so outlasts a loss of power. Earlier events may not: a reader who has seen lost
-	// events gets the end of the job with the next number. Private operations (operation.Spec)
-	// stay in memory only. If a file cannot be written, the job goes on.
+	// An event is written to the file before any reader sees it, so that it survives even a killed
+	// agent. The end of a job, with its result, is flushed to disk before any reader sees it, so
+	// that it also survives a loss of power. Earlier events may not: a reader that has seen lost
+	// events gets the end of the job with the next number. Private operations (operation.Spec) stay
+	// in memory only. If a file cannot be written, the job continues.
 	Dir string
 	// Trouble is called for a job whose file cannot be written, read or removed; nil: not called.
 	// It must not call the Manager.
@@ -69,8 +69,8 @@ type Options struct {
 	Panicked func(id string, op core.Operation, value any, stack []byte)
 }
 
-// Manager owns the jobs of one agent: those of its hive and those of its queen. Methods may be
-// called concurrently.
+// Manager owns the jobs of one agent: those of its hive and those of its queen. It is safe for
+// concurrent use.
 type Manager struct {
 	opts Options
 	wg   sync.WaitGroup // running operations
@@ -78,14 +78,14 @@ type Manager struct {
 	mu        sync.Mutex // guards below, and the fields of every job
 	closed    bool
 	jobs      map[string]*job
-	requests  map[string]*job // by request id
+	requests  map[string]*job // by request ID
 	funcs     map[core.Operation]Func
 	ended     []*job // oldest first
 	entropy   io.Reader
-	lastStamp uint64 // of the newest id, in milliseconds
+	lastStamp uint64 // timestamp of the newest ID, in milliseconds
 }
 
-// New returns a Manager without jobs, which keeps jobs in memory.
+// New returns a Manager without jobs, which keeps its jobs in memory.
 func New(opts Options) *Manager {
 	if opts.Now == nil {
 		opts.Now = time.Now
@@ -111,20 +111,20 @@ type job struct {
 	events    history
 	phases    phases
 	changed   chan struct{} // closed and replaced at every event
-	over      bool          // its operation has returned; the end may not be shown yet
+	over      bool          // its operation has returned; readers may not see the end yet
 
-	path      string        // of its file; empty: it is in memory only
-	sizeBytes int64         // of its file, once it has ended
-	queue     []core.Event  // not in the file yet, without numbers
+	path      string        // path of its file; empty: kept in memory only
+	sizeBytes int64         // size of its file, once the job has ended
+	queue     []core.Event  // not yet in the file, without numbers
 	kick      chan struct{} // buffered 1: signals that the queue is not empty
 }
 
-// Start runs fn as a new job and returns it at once. The job belongs to the manager, not to the
-// caller's request: only Cancel and Close end its context. fn's result is kept as JSON (nil: no
+// Start runs fn as a new job and returns the job at once. The job belongs to the manager, not to
+// the caller's request: only Cancel and Close end its context. fn's result is kept as JSON (nil: no
 // result), its error becomes the failure, and a panic becomes an Internal failure.
 //
-// If a kept job already has the requestID, Start returns that job and does not run fn; an empty one
-// matches none. After Close the job fails at once as Unavailable.
+// If a kept job already has the requestID, Start returns that job and does not run fn; an empty
+// requestID matches none. After Close, the job fails at once as Unavailable.
 func (m *Manager) Start(op core.Operation, requestID string, fn func(ctx context.Context, r *Run) (any, error)) core.Job {
 	j, kept := m.start(op, requestID, fn)
 	<-kept // the file exists: the job now survives whatever happens to the agent
@@ -133,7 +133,7 @@ func (m *Manager) Start(op core.Operation, requestID string, fn func(ctx context
 	return j.copyLocked()
 }
 
-// start returns kept, which closes once the job has its file or needs none.
+// start also returns kept, which closes once the job has its file or needs none.
 func (m *Manager) start(op core.Operation, requestID string, fn func(ctx context.Context, r *Run) (any, error)) (j *job, kept <-chan struct{}) {
 	done := make(chan struct{})
 	m.mu.Lock()
@@ -186,7 +186,7 @@ func (m *Manager) start(op core.Operation, requestID string, fn func(ctx context
 	return j, done
 }
 
-// newIDLocked returns an id that sorts after every earlier one, also when the clock goes back.
+// newIDLocked returns an ID that sorts after every earlier one, even when the clock is set back.
 func (m *Manager) newIDLocked() string {
 	m.lastStamp = max(m.lastStamp, ulid.Timestamp(m.opts.Now()))
 	for {
@@ -198,7 +198,7 @@ func (m *Manager) newIDLocked() string {
 	}
 }
 
-// Owner returns the id of the node that owns the job. Errors: Invalid.
+// Owner returns the ID of the node that owns the job. Errors: Invalid.
 func Owner(id string) (node string, err error) {
 	stamp, node, ok := strings.Cut(id, "-")
 	if _, parseErr := ulid.ParseStrict(strings.ToUpper(stamp)); !ok || parseErr != nil || node == "" || stamp != strings.ToLower(stamp) {
@@ -207,7 +207,7 @@ func Owner(id string) (node string, err error) {
 	return node, nil
 }
 
-// run runs the operation and ends the job, even if the operation ends its goroutine.
+// run runs the operation and ends the job, even if the operation exits its goroutine.
 func (m *Manager) run(ctx context.Context, j *job, fn func(context.Context, *Run) (any, error)) {
 	var result json.RawMessage
 	var err error = core.Errorf(core.Internal, "%s ended without a result", j.view.Operation)
@@ -325,7 +325,7 @@ func (m *Manager) Get(id string) (core.Job, error) {
 	return j.copyLocked(), nil
 }
 
-// ByRequest returns the kept job that a request id started.
+// ByRequest returns the kept job that the request with this ID started.
 func (m *Manager) ByRequest(requestID string) (core.Job, bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -336,7 +336,7 @@ func (m *Manager) ByRequest(requestID string) (core.Job, bool) {
 	return j.copyLocked(), true
 }
 
-// List returns the running and the kept ended jobs, newest first; private ones come without their
+// List returns the running and the kept ended jobs, newest first; private ones without their
 // results.
 func (m *Manager) List() []core.Job {
 	m.mu.Lock()
@@ -345,7 +345,7 @@ func (m *Manager) List() []core.Job {
 	for _, j := range m.jobs {
 		view := j.copyLocked()
 		if spec, err := operation.Find(view.Operation); err == nil && spec.Private {
-			view.Result = nil // only those who ask for this job get it
+			view.Result = nil // only callers who ask for this job get it
 		}
 		list = append(list, view)
 	}
@@ -353,7 +353,7 @@ func (m *Manager) List() []core.Job {
 	return list
 }
 
-// Cancel asks a job to stop and returns its present state. The job ends, as JobCancelled, when its
+// Cancel asks a job to stop and returns its current state. The job ends, as JobCancelled, once its
 // operation has cleaned up. An ended job does not change. Errors: NotFound.
 func (m *Manager) Cancel(id string) (core.Job, error) {
 	j, err := m.find(id)
@@ -367,9 +367,9 @@ func (m *Manager) Cancel(id string) (core.Job, error) {
 }
 
 // Events calls emit in order for every kept event with a number greater than after, then for new
-// ones as they happen. It returns nil after the end event, the error of emit, or ctx's. Any number
-// of readers may follow a job, and a slow one delays no other: a reader that falls behind by more
-// than the kept events misses the oldest progress. Errors: NotFound.
+// events as they happen. It returns nil after the end event, the error of emit, or ctx's. Any
+// number of readers may follow a job, and a slow reader does not delay the others: a reader that
+// falls behind by more than the kept events misses the oldest progress. Errors: NotFound.
 func (m *Manager) Events(ctx context.Context, id string, after int64, emit func(core.Event) error) error {
 	j, err := m.find(id)
 	if err != nil {
@@ -382,14 +382,14 @@ func (m *Manager) Events(ctx context.Context, id string, after int64, emit func(
 		m.mu.Unlock()
 		if stored {
 			if events, err = readEvents(path); err != nil {
-				return core.Wrap(err, core.NotFound, "read job "+id) // it was pruned just now
+				return core.Wrap(err, core.NotFound, "read job "+id) // it has just been pruned
 			}
 			if after >= last && len(events) > 0 {
 				end := events[len(events)-1]
 				if end.Seq = after + 1; after == last {
 					return nil
 				}
-				return emit(end) // a loss of power took events that this reader has seen
+				return emit(end) // a loss of power destroyed events that this reader has seen
 			}
 		}
 		for _, e := range events {
@@ -416,7 +416,7 @@ func (m *Manager) Events(ctx context.Context, id string, after int64, emit func(
 }
 
 // Close cancels all jobs and waits until their operations have returned. No job starts afterwards;
-// existing ones can still be read. It returns ctx's error if an operation does not end in time.
+// existing ones remain readable. It returns ctx's error if an operation does not end in time.
 func (m *Manager) Close(ctx context.Context) error {
 	m.mu.Lock()
 	m.closed = true

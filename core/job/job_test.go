@@ -34,7 +34,7 @@ func follow(t testing.TB, m *job.Manager, id string, after int64) []core.Event {
 	return events
 }
 
-// brief writes an event as a test likes to compare it.
+// brief formats an event for comparison.
 func brief(e core.Event) string {
 	switch e.Kind {
 	case core.EventProgress:
@@ -102,7 +102,7 @@ func TestLife(t *testing.T) {
 		must.Eq(t, 42, got.Answer)
 		must.Eq(t, []core.Job{j}, m.List())
 
-		// Cancelling what has ended changes nothing.
+		// Cancelling an ended job changes nothing.
 		again, err := m.Cancel(j.ID)
 		must.NoError(t, err)
 		must.Eq(t, j, again)
@@ -203,7 +203,8 @@ func TestEnds(t *testing.T) {
 	}
 }
 
-// Ten events a second come of a phase however often it speaks, and its last word always does.
+// A phase makes at most ten events a second, however often it reports, and its last report always
+// becomes an event.
 func TestProgressIsCoalesced(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -216,8 +217,8 @@ func TestProgressIsCoalesced(t *testing.T) {
 				time.Sleep(time.Millisecond)
 			}
 			r.Progress(core.Progress{Phase: "a", Done: 1000, Total: 1000})
-			r.Progress(core.Progress{Phase: "a", Done: 1000, Total: 1000}) // says nothing new
-			// without a word: the last one comes by itself
+			r.Progress(core.Progress{Phase: "a", Done: 1000, Total: 1000}) // reports nothing new
+			// Without further reports, the last one becomes an event on its own.
 			time.Sleep(time.Minute)
 			r.Log("almost done")
 			r.Progress(core.Progress{Phase: "c", Done: 1})
@@ -252,7 +253,7 @@ func TestProgressIsCoalesced(t *testing.T) {
 	})
 }
 
-// Many readers see the same, whenever they come and whatever they have seen already.
+// All readers see the same events, whenever they connect and whatever they have already seen.
 func TestReadersAndResume(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -268,9 +269,9 @@ func TestReadersAndResume(t *testing.T) {
 		lists := make([][]string, 50)
 		for i := range lists {
 			wg.Go(func() {
-				// some come late, some when it is over
+				// Some connect late, some after the job has ended.
 				time.Sleep(time.Duration(i) * 500 * time.Millisecond)
-				// It reads a little, is cut off, and resumes after what it has.
+				// The reader reads a little, is cut off, and resumes after the events that it has.
 				cut := errors.New("cut")
 				after := int64(0)
 				for {
@@ -302,7 +303,7 @@ func TestReadersAndResume(t *testing.T) {
 	})
 }
 
-// A reader that does not read holds up neither the job nor the others, and its context ends it.
+// A reader that does not read delays neither the job nor other readers, and its context ends it.
 func TestReaderGivesUp(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -325,7 +326,7 @@ func TestReaderGivesUp(t *testing.T) {
 	})
 }
 
-// The oldest progress goes first, then the oldest lines; numbers stay, result and end too.
+// The oldest progress is dropped first, then the oldest lines; numbers, result and end stay.
 func TestEventsAreBounded(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -338,7 +339,7 @@ func TestEventsAreBounded(t *testing.T) {
 			r.Log("second")
 			return result{1}, nil
 		})
-		synctest.Wait() // a reader who is there meanwhile may see more
+		synctest.Wait() // a reader connected in the meantime may see more
 		must.Eq(t, []string{`1 "first"`, "5 p3 3/0", `6 "second"`, `7 result {"answer":1}`, "8 succeeded"}, briefs(follow(t, m, j.ID, 0)))
 
 		j = m.Start(core.OpModelDownload, "", func(_ context.Context, r *job.Run) (any, error) {
@@ -371,7 +372,7 @@ func TestRequestID(t *testing.T) {
 		must.Eq(t, 1, runs)
 		c := m.Start(core.OpWorkerSpawn, "", fn)
 		synctest.Wait()
-		must.NotEq(t, a.ID, c.ID) // it pushed the first out, and its request id with it
+		must.NotEq(t, a.ID, c.ID) // it displaced the first job and its request ID
 		d := m.Start(core.OpWorkerSpawn, "request", fn)
 		synctest.Wait()
 		must.NotEq(t, a.ID, d.ID)
@@ -394,7 +395,7 @@ func TestRetention(t *testing.T) {
 		for _, j := range m.List() {
 			kept = append(kept, j.ID)
 		}
-		// newest first; a running one is never forgotten
+		// Newest first; a running job is never dropped.
 		must.Eq(t, []string{all[9], all[8], all[7], running.ID}, kept)
 		for _, f := range []func(string) error{
 			func(id string) error { _, err := m.Get(id); return err },
@@ -447,7 +448,7 @@ func TestLateWords(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newManager(t, job.Options{})
 		var run *job.Run
-		var left context.Context // of what the operation left behind: it ends with the job
+		var left context.Context // for what the operation left behind: it ends with the job
 		j := m.Start(core.OpModelDownload, "", func(ctx context.Context, r *job.Run) (any, error) {
 			run, left = r, ctx
 			must.StrHasSuffix(t, "-hive-1", r.ID())
@@ -490,7 +491,7 @@ func FuzzOwner(f *testing.F) {
 	})
 }
 
-// Later phases push out quiet ones, but none whose last word was not told.
+// Later phases displace quiet ones, but none whose last report is not yet an event.
 func TestManyPhases(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -47,7 +47,7 @@ func appendLine(b []byte, v any) ([]byte, error) {
 	return append(append(b, data...), '\n'), nil
 }
 
-// readLine decodes a line of appendLine, without its newline.
+// readLine decodes a line that appendLine wrote, without its newline.
 func readLine(line []byte, v any) bool {
 	if len(line) < 9 || line[8] != ' ' {
 		return false
@@ -60,7 +60,7 @@ func readLine(line []byte, v any) bool {
 	return dec.Decode(v) == nil
 }
 
-// readLog reads a job's file. It ignores what follows the last whole line, such as a torn write
+// readLog reads a job's file. It ignores everything after the last whole line, such as a torn write
 // after a loss of power: good is the length of the valid part. Errors: Integrity if even the first
 // line is torn, Internal.
 func readLog(r io.Reader) (h header, events []core.Event, good int64, err error) {
@@ -90,7 +90,7 @@ func readLog(r io.Reader) (h header, events []core.Event, good int64, err error)
 	return h, events, good, nil
 }
 
-// follows reports whether an event can come after the earlier ones.
+// follows reports whether an event can follow the earlier ones.
 func follows(before []core.Event, e core.Event) bool {
 	var last core.Event
 	if len(before) > 0 {
@@ -144,9 +144,9 @@ func (l *logFile) write(b []byte) error {
 	return core.Wrap(err, core.Internal, "keep a job")
 }
 
-// add appends events. If they end the job it flushes them, so that they outlast a loss of power;
-// otherwise they outlast only the end of the agent. kept holds all events to keep in case the file
-// has grown too long.
+// add appends events. If they end the job, add flushes them, so that they survive a loss of power;
+// otherwise they survive only the end of the agent. kept returns all events to keep, in case the
+// file has grown too long.
 func (l *logFile) add(events []core.Event, kept func() []core.Event) error {
 	var b []byte
 	ended := false
@@ -169,7 +169,7 @@ func (l *logFile) add(events []core.Event, kept func() []core.Event) error {
 	return err
 }
 
-// sync flushes the file and its directory entry to the disk.
+// sync flushes the file and its directory entry to disk.
 func (l *logFile) sync() error {
 	err := l.f.Sync()
 	if err == nil {
@@ -178,7 +178,7 @@ func (l *logFile) sync() error {
 	return core.Wrap(err, core.Internal, "keep a job")
 }
 
-// renew replaces the file by one with these events.
+// renew replaces the file with one that holds these events.
 func (l *logFile) renew(events []core.Event) error {
 	b, err := appendLine(nil, l.h)
 	for _, e := range events {
@@ -202,7 +202,7 @@ func (l *logFile) renew(events []core.Event) error {
 	}
 	if err != nil {
 		f.Close()
-		_ = os.Remove(l.path + ".new") // half a file would keep a full disk full
+		_ = os.Remove(l.path + ".new") // a partial file would keep a full disk full
 		return core.Wrap(err, core.Internal, "keep a job")
 	}
 	l.f.Close()

@@ -25,7 +25,7 @@ func logText(t testing.TB, h header, events ...core.Event) []byte {
 	return b
 }
 
-// The parsed part of a file is whole, in order, and the same when it is parsed again up to its end.
+// The parsed part of a file is complete, in order, and the same when parsed again.
 func FuzzReadLog(f *testing.F) {
 	at := time.Unix(1e9, 0).UTC()
 	whole := logText(f, header{ID: "j", Operation: "o", RequestID: "r", At: 7},
@@ -82,7 +82,7 @@ func TestReadLine(t *testing.T) {
 	must.False(t, readLine(append([]byte("00000000x"), whole[9:]...), &h))
 }
 
-// A file without a whole first line is damaged; a disk that cannot be read damages nothing.
+// A file without a whole first line is damaged; an unreadable disk does not mean damage.
 func TestReadLogFails(t *testing.T) {
 	t.Parallel()
 	for name, r := range map[string]io.Reader{
@@ -104,7 +104,7 @@ func progressed(phase string) core.Event {
 	return core.Event{Kind: core.EventProgress, Progress: &core.Progress{Phase: phase}}
 }
 
-// Over its bounds a history drops progress, then lines, the oldest first, and never result and end.
+// Beyond its bounds, a history drops progress, then lines, oldest first, but never result and end.
 func TestHistory(t *testing.T) {
 	t.Parallel()
 	line := func(text string) core.Event { return core.Event{Kind: core.EventLog, Message: text} }
@@ -123,7 +123,7 @@ func TestHistory(t *testing.T) {
 	must.Eq(t, []core.Event{result, end}, kept(1, a, result, end))
 
 	large := line(strings.Repeat("x", maxHistoryBytes/2-128))
-	must.Eq(t, []core.Event{large, large}, kept(9, large, large)) // as large as may be
+	must.Eq(t, []core.Event{large, large}, kept(9, large, large)) // of the maximum size
 	must.Eq(t, []core.Event{large, a}, kept(9, large, large, a))
 	long := progressed(strings.Repeat("x", maxHistoryBytes/2-128))
 	must.Eq(t, []core.Event{long, long, result}, kept(9, long, long, result))

@@ -18,8 +18,8 @@ import (
 	"github.com/rbee-project/rbee/core/job"
 )
 
-// limited makes files of this process end after so many bytes, which is what a full disk does; a
-// negative number ends that. The process must be of this test alone.
+// limited makes writes to this process's files fail beyond so many bytes, as on a full disk; a
+// negative number lifts the limit. The process must run only this test.
 func limited(t *testing.T) (limit func(bytes int64)) {
 	t.Helper()
 	signal.Ignore(syscall.SIGXFSZ)
@@ -34,7 +34,7 @@ func limited(t *testing.T) (limit func(bytes int64)) {
 	}
 }
 
-// The end of a job whose file could not be written for a while is on the disk as well.
+// The end of a job whose file could not be written for a while is also on disk.
 func TestPowerLossJobAfterTrouble(t *testing.T) {
 	disktrace.Check(t, disktrace.Scenario{Run: func(t *testing.T, dir string, ack func(string)) {
 		limit := limited(t)
@@ -52,8 +52,8 @@ func TestPowerLossJobAfterTrouble(t *testing.T) {
 	}})
 }
 
-// A full disk takes a job's file, at its beginning or at its end, and nothing else: the job ends as
-// it would, and neither half a file nor an open one stays.
+// A full disk only costs a job its file, at its beginning or at its end: the job ends as usual, and
+// neither a partial file nor an open one remains.
 func TestFullDiskLeavesNothing(t *testing.T) {
 	disktrace.Check(t, disktrace.Scenario{Run: func(t *testing.T, dir string, ack func(string)) {
 		debug.SetGCPercent(-1) // the collector would close what leaks

@@ -13,8 +13,8 @@ import (
 	"github.com/rbee-project/rbee/core/job"
 )
 
-// C-08: the end of a job that a reader has seen is on the disk, also if its file grew so long that
-// it was renamed.
+// C-08: the end of a job that a reader has seen is on disk, even if its file grew so long that it
+// was renamed.
 func TestPowerLossJob(t *testing.T) {
 	disktrace.Check(t, disktrace.Scenario{Run: func(t *testing.T, dir string, ack func(string)) {
 		m := open(t, filepath.Join(dir, "jobs"), job.Options{})

@@ -12,7 +12,7 @@ import (
 	"github.com/rbee-project/rbee/core/job"
 )
 
-// Questions to a model, and its answers, are on no disk, and do not appear in lists of jobs.
+// Prompts to a model and its answers are never on disk, and do not appear in lists of jobs.
 func TestPrivateJobsAreInMemoryOnly(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "jobs")

@@ -13,12 +13,12 @@ import (
 const (
 	// progressInterval is the minimum time between two progress events of one phase.
 	progressInterval = 100 * time.Millisecond
-	// maxMessageBytes bounds a log event.
+	// maxMessageBytes bounds the message of a log event.
 	maxMessageBytes = 8 << 10
 )
 
-// Run is a running job from the view of its operation. Methods may be called concurrently; after
-// the operation returned they do nothing.
+// Run is a running job as its operation sees it. It is safe for concurrent use; after the operation
+// has returned, its methods do nothing.
 type Run struct {
 	m  *Manager
 	j  *job
@@ -28,7 +28,7 @@ type Run struct {
 // ID returns the job's id.
 func (r *Run) ID() string { return r.id }
 
-// Progress reports how far a phase is. Call it as often as you like: a phase makes at most ten
+// Progress reports the progress of a phase. Call it as often as you like: a phase makes at most ten
 // events a second, and its last state always becomes an event before a later log line or another
 // phase. Unchanged progress makes no event.
 func (r *Run) Progress(p core.Progress) {
@@ -44,7 +44,7 @@ func (r *Run) Progress(p core.Progress) {
 	r.m.flushLocked(r.j, false)
 }
 
-// Log adds a line for people. It truncates messages over 8 KiB.
+// Log adds a line for people to read. It truncates messages over 8 KiB.
 func (r *Run) Log(format string, args ...any) {
 	msg := fmt.Sprintf(format, args...)
 	if len(msg) > maxMessageBytes {
@@ -77,7 +77,8 @@ func (m *Manager) flushLocked(j *job, all bool) {
 		if p.pending && (next.IsZero() || p.next.Before(next)) {
 			next = p.next
 		}
-		// Later phases push out a quiet one, so that a thousand files are not a thousand phases.
+		// Later phases displace a quiet one, so that a thousand files do not stay a thousand
+		// phases.
 		return due && len(ps.list) > maxQuietPhases
 	})
 	if all || next.IsZero() {
@@ -102,8 +103,8 @@ type phases struct {
 
 type phase struct {
 	value   core.Progress
-	pending bool      // value has not become an event
-	next    time.Time // no event before
+	pending bool      // value has not become an event yet
+	next    time.Time // time of the next event at the earliest
 }
 
 func (ps *phases) has(name string) bool {
@@ -126,12 +127,12 @@ func (ps *phases) set(p core.Progress) {
 type history struct {
 	max     int
 	events  []core.Event
-	bytes   int  // of the events that may be dropped
-	dropped bool // they are only in the file
+	bytes   int  // size of the events that may be dropped
+	dropped bool // the events are only in the file
 }
 
-// add keeps an event. Over the bounds it drops the oldest progress first, then the oldest log line;
-// result and end always stay.
+// add keeps an event. Beyond the bounds it drops the oldest progress first, then the oldest log
+// line; result and end always stay.
 func (h *history) add(e core.Event) {
 	h.events = append(h.events, e)
 	h.bytes += weight(e)
@@ -168,7 +169,7 @@ func oldest(events []core.Event) int {
 	return -1
 }
 
-// trim drops events until at most n are left, as far as it may.
+// trim drops events until at most n are left, as far as possible.
 func trim(events []core.Event, n int) []core.Event {
 	for len(events) > n {
 		i := oldest(events)

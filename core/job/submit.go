@@ -9,10 +9,10 @@ import (
 )
 
 // Func runs a request and returns its result, which becomes JSON. It honours ctx, and returns
-// success only after it observed the effect.
+// success only after it has observed the effect.
 type Func func(ctx context.Context, r core.Request, run *Run) (any, error)
 
-// Funcs are the functions of operations.
+// Funcs maps operations to their functions.
 type Funcs map[core.Operation]Func
 
 // Does adds the function that runs an operation.
@@ -26,16 +26,16 @@ func Does[R any](to Funcs, o operation.Of[R], f func(ctx context.Context, r core
 	}
 }
 
-// Handle adds the functions of operations. Each part of the agent that runs operations calls it
-// before the first Submit.
+// Handle registers the functions of operations. Each part of the agent that runs operations calls
+// it before the first Submit.
 func (m *Manager) Handle(funcs Funcs) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	maps.Copy(m.funcs, funcs)
 }
 
-// Knows returns nil if there is a function for an operation. Errors: Unsupported: the asking queen
-// may be newer than this agent.
+// Knows returns nil if an operation has a registered function. Errors: Unsupported: the asking
+// queen may be newer than this agent.
 func (m *Manager) Knows(op core.Operation) error {
 	_, err := m.function(op)
 	return err
@@ -50,8 +50,8 @@ func (m *Manager) function(op core.Operation) (Func, error) {
 	return nil, operation.Unsupported(m.opts.Owner, m.opts.Version, op)
 }
 
-// Submit checks a request, as its owner, and starts its operation as a job. Errors: Invalid,
-// Unsupported.
+// Submit validates a request, as the agent that owns the job, and starts its operation as a job.
+// Errors: Invalid, Unsupported.
 func (m *Manager) Submit(r core.Request) (core.Job, error) {
 	if err := operation.Check(r); err != nil {
 		return core.Job{}, err

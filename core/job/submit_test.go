@@ -44,13 +44,13 @@ func TestOperationThatAnOlderAgentDoesNotKnow(t *testing.T) {
 	})
 	m.Handle(funcs)
 	c := served(t, m)
-	// A newer queen's: neither the operation nor its field is known here.
+	// Sent by a newer queen: neither the operation nor its field is known here.
 	_, err := c.Submit(t.Context(), &jobv1.SubmitRequest{Operation: "worker_fly", RequestJson: []byte(`{"operation":"worker_fly","wings":2}`)})
 	err = rpc.FromStatus(err)
 	must.ErrorContains(t, err, `node h1, which runs rbee 0.1, does not know the operation "worker_fly"`)
 	must.Eq(t, core.Unsupported, core.KindOf(err))
 	must.StrContains(t, core.HintOf(err), "same version")
-	// Known to the table, but to nobody here.
+	// In the table, but without a registered function.
 	_, err = m.Submit(core.Request{Operation: core.OpStatus})
 	must.Eq(t, core.Unsupported, core.KindOf(err))
 

@@ -21,9 +21,9 @@ import (
 
 // Lifetimes of certificates.
 const (
-	CATTL      = 10 * 365 * 24 * time.Hour // of a CA certificate
-	DefaultTTL = 90 * 24 * time.Hour       // of a node's certificate, by default
-	// certificates start this long before they are made, because clocks differ
+	CATTL      = 10 * 365 * 24 * time.Hour // lifetime of a CA certificate
+	DefaultTTL = 90 * 24 * time.Hour       // default lifetime of a node's certificate
+	// backdate is how long before their creation certificates become valid, because clocks differ.
 	backdate = time.Hour
 )
 
@@ -31,11 +31,11 @@ const (
 	maxPEMBytes     = 1 << 20
 	maxRequestBytes = 16 << 10
 	maxHosts        = 64
-	maxNameBytes    = 64 // of an organizational unit, X.520
+	maxNameBytes    = 64 // limit of X.520 for an organizational unit
 )
 
 // CA signs the certificates of a cluster's nodes. It is immutable, safe for concurrent use, and
-// does not show its key when formatted.
+// hides its key when formatted.
 type CA struct {
 	cluster string
 	cert    *x509.Certificate
@@ -43,7 +43,7 @@ type CA struct {
 	key     *ecdsa.PrivateKey
 }
 
-// NewCA makes the CA of a new cluster. The name is for people. Errors: Invalid for an id that is
+// NewCA creates the CA of a new cluster. name is a display name. Errors: Invalid for an ID that is
 // not 8 to 32 hex digits or a name over 64 bytes.
 func NewCA(clusterID, name string, now time.Time) (*CA, error) {
 	if !isClusterID(clusterID) {
@@ -78,7 +78,7 @@ func NewCA(clusterID, name string, now time.Time) (*CA, error) {
 	return &CA{cluster: clusterID, cert: cert, certPEM: encodePEM(blockCertificate, der), key: key}, core.Wrap(err, core.Internal, "make a CA")
 }
 
-// ParseCA reads a CA's certificate and key, both PEM. The first of several certificates is the
+// ParseCA parses a CA's certificate and key, both PEM. The first of several certificates is the
 // CA's. Errors: Integrity.
 func ParseCA(certPEM, keyPEM []byte) (*CA, error) {
 	certs, err := parseCertificates(certPEM)
@@ -105,8 +105,7 @@ func ParseCA(certPEM, keyPEM []byte) (*CA, error) {
 // Cluster returns the id of the CA's cluster.
 func (c *CA) Cluster() string { return c.cluster }
 
-// NotAfter returns the end of the CA's certificate, and with it of every certificate that it
-// signed.
+// NotAfter returns when the CA's certificate expires, and with it every certificate that it signed.
 func (c *CA) NotAfter() time.Time { return c.cert.NotAfter }
 
 // CertPEM returns the CA's certificate, PEM.
@@ -118,17 +117,17 @@ func (c *CA) KeyPEM() Secret { return encodeKey(c.key) }
 // Fingerprint returns the fingerprint of the CA's certificate, as in join tokens.
 func (c *CA) Fingerprint() string { return fingerprint(c.cert) }
 
-// Format shows the CA's cluster and never its key.
+// Format prints the CA's cluster, never its key.
 func (c *CA) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "CA of cluster %s", c.cluster) }
 
 // Sign signs the certificate of node n (its Cluster, ID, Roles and Name) for the key of a PKCS #10
-// request (DER). It uses only the request's key and common name, which must be the node id. A
+// request (DER). It uses only the request's key and common name, which must be the node ID. A
 // queen's certificate is also valid for localhost, the loopback addresses and the hosts (DNS names,
 // addresses), because browsers and OpenAI clients check only those. A node that is not a queen
 // serves no such client: its certificate names no host, and cannot pass for a queen's. A ttl of 0
-// is DefaultTTL; no certificate outlives the CA's. The returned node is that of the new
+// means DefaultTTL; no certificate outlives the CA's. The returned node describes the new
 // certificate. Errors: Invalid for a bad request, node or host; Unavailable if the CA's certificate
-// has ended.
+// has expired.
 func (c *CA) Sign(csrDER []byte, n Node, hosts []string, ttl time.Duration, now time.Time) (certPEM []byte, node Node, err error) {
 	key, err := requestKey(csrDER, n.ID)
 	if err != nil {
@@ -164,7 +163,7 @@ func (c *CA) Sign(csrDER []byte, n Node, hosts []string, ttl time.Duration, now 
 	return encodePEM(blockCertificate, der), node, err
 }
 
-// template returns the certificate of a node, without its times and key.
+// template returns the certificate of a node, without its validity and key.
 func (c *CA) template(n Node, hosts []string) (*x509.Certificate, error) {
 	const op = "sign a certificate"
 	switch {
@@ -217,7 +216,7 @@ func (c *CA) template(n Node, hosts []string) (*x509.Certificate, error) {
 	return t, nil
 }
 
-// checkHost refuses invalid DNS names, and names that would be a role.
+// checkHost refuses invalid DNS names, and names that would denote a role.
 func checkHost(h string) error {
 	bad := core.Errorf(core.Invalid, "sign a certificate: %q is not a host name", h).Hint("A host is a DNS name or an IP address, without a port.")
 	if h == "" || len(h) > 253 {
@@ -267,7 +266,7 @@ func requestKey(csrDER []byte, nodeID string) (*ecdsa.PublicKey, error) {
 	return key, nil
 }
 
-// NewKey makes the private key of a node: ECDSA P-256, PEM.
+// NewKey creates the private key of a node: ECDSA P-256, PEM.
 func NewKey() (Secret, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -276,8 +275,8 @@ func NewKey() (Secret, error) {
 	return encodeKey(key), nil
 }
 
-// NewRequest makes the certificate request of a node: PKCS #10, DER. Errors: Integrity for a key
-// that NewKey did not make.
+// NewRequest creates the certificate request of a node: PKCS #10, DER. Errors: Integrity for a key
+// that NewKey did not create.
 func NewRequest(keyPEM []byte, nodeID string) (csrDER []byte, err error) {
 	key, err := parseKey(keyPEM)
 	if err != nil {
@@ -357,7 +356,7 @@ func parseKey(keyPEM []byte) (*ecdsa.PrivateKey, error) {
 	return ec, nil
 }
 
-// parseCertificates reads one or more certificates.
+// parseCertificates parses one or more certificates.
 func parseCertificates(certPEM []byte) ([]*x509.Certificate, error) {
 	if len(certPEM) > maxPEMBytes {
 		return nil, damaged("the certificates are too large")

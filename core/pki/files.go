@@ -29,15 +29,15 @@ const (
 	maxFileBytes = 1 << 20
 )
 
-// Files names the files of an identity outside the data folder, as the tls block of a configuration
-// does.
+// Files names the files of an identity outside the data folder, as in the tls block of a
+// configuration.
 type Files struct {
 	CA, Certificate, Key string // paths; PEM
-	Name                 string // of the node; empty: the name in the certificate
+	Name                 string // node name; empty: the name in the certificate
 	RPCAddress           string // host:port
 }
 
-// Load reads the identity in a data folder. Errors: NotFound if the node is in no cluster,
+// Load reads the identity in a data folder. Errors: NotFound if the node is not in a cluster,
 // Forbidden if other users could read its keys, Integrity if parts are damaged, missing or do not
 // belong together.
 func Load(dataDir string) (*Identity, error) {
@@ -123,8 +123,8 @@ func LoadFiles(f Files) (*Identity, error) {
 	return i, nil
 }
 
-// Reload reads the files of LoadFiles again and takes them into use if they are in order and of the
-// same node. Errors: as LoadFiles, Conflict for another node.
+// Reload rereads the files of LoadFiles and uses them if they are valid and belong to the same
+// node. Errors: as LoadFiles, Conflict for another node.
 func (i *Identity) Reload(f Files) error {
 	i.write.Lock()
 	defer i.write.Unlock()
@@ -141,8 +141,8 @@ func (i *Identity) Reload(f Files) error {
 }
 
 // Create writes a new identity into a data folder atomically and returns it. Errors: Conflict if
-// there is one, Integrity if the parts do not belong together, Invalid for a seal key on a node
-// that is not a queen.
+// the folder already holds one, Integrity if the parts do not belong together, Invalid for a seal
+// key on a node that is not a queen.
 func Create(dataDir string, m Material) (*Identity, error) {
 	s, err := build(info{ClusterName: m.ClusterName, Name: m.Name, RPCAddress: m.RPCAddress, AddressFound: m.AddressFound}, slices.Clone(m.CAPEM), slices.Clone(m.NodePEM), slices.Clone(m.Key), slices.Clone(m.SealKey))
 	if err != nil {
@@ -177,10 +177,10 @@ func Create(dataDir string, m Material) (*Identity, error) {
 	return i, nil
 }
 
-// Replace takes a renewed certificate and the present CA certificates into use, on disk and in
-// memory. It does not touch open connections and running handshakes. The key stays. Errors:
-// Conflict for a certificate of another node, Integrity if it does not fit this node's key or none
-// of the CAs signed it, Unsupported if the files belong to the configuration.
+// Replace switches to a renewed certificate and the current CA certificates, on disk and in memory.
+// It does not touch open connections and running handshakes. The key stays. Errors: Conflict for a
+// certificate of another node, Integrity if it does not fit this node's key or none of the CAs
+// signed it, Unsupported if the files belong to the configuration.
 func (i *Identity) Replace(certPEM, caPEM []byte) error {
 	i.write.Lock()
 	defer i.write.Unlock()
@@ -190,7 +190,7 @@ func (i *Identity) Replace(certPEM, caPEM []byte) error {
 	old := i.state.Load()
 	in := old.info
 	in.Cluster, in.Node = "", "" // distinguish another node from damage
-	in.AddressNew = false        // the request told the queens
+	in.AddressNew = false        // the request informed the queens
 	s, err := build(in, slices.Clone(caPEM), slices.Clone(certPEM), old.key, old.sealKey)
 	if err != nil {
 		return err
@@ -198,8 +198,8 @@ func (i *Identity) Replace(certPEM, caPEM []byte) error {
 	if s.node.ID != old.node.ID || s.node.Cluster != old.node.Cluster {
 		return otherNode()
 	}
-	// The disk must never have a certificate without its CA: write all CAs first, then the
-	// certificate, then the remaining CAs.
+	// A certificate must never be on disk without its CA: write all CAs first, then the
+	// certificate, then only the remaining CAs.
 	both, err := union(s.caPEM, old.caPEM)
 	if err != nil {
 		return err
@@ -222,7 +222,7 @@ func (i *Identity) Replace(certPEM, caPEM []byte) error {
 	return nil
 }
 
-// SetRPCAddress stores a new address at which others reach the node's RPC port: host:port.
+// SetRPCAddress stores a new address, host:port, at which others reach the node's RPC port.
 func (i *Identity) SetRPCAddress(address string) error {
 	i.write.Lock()
 	defer i.write.Unlock()
@@ -240,8 +240,8 @@ func (i *Identity) SetRPCAddress(address string) error {
 	return nil
 }
 
-// GossipKeys returns the gossip keys that SetGossipKeys stored last: with them a node finds the
-// others before it receives newer ones. Errors: NotFound if there are none, Integrity.
+// GossipKeys returns the stored gossip keys: with them a node finds the others before it receives
+// newer ones. Errors: NotFound if there are none, Integrity.
 func (i *Identity) GossipKeys() (Secrets, error) {
 	b, err := i.get(fileGossip)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -265,8 +265,8 @@ func (i *Identity) SetGossipKeys(keys Secrets) error {
 	return i.put(fileGossip, b)
 }
 
-// Remove deletes the identity in a data folder: the node is then in no cluster. It does nothing if
-// there is none.
+// Remove deletes the identity in a data folder: the node is then not in a cluster. It does nothing
+// if there is no identity.
 func Remove(dataDir string) error {
 	dir := filepath.Join(dataDir, Folder)
 	gone, err := os.MkdirTemp(dataDir, "."+Folder+"-*")
@@ -331,15 +331,15 @@ func writeFolder(dataDir, dir string, files map[string][]byte) error {
 	if err := os.MkdirAll(dataDir, 0o700); err != nil {
 		return core.WithHint(core.Wrap(err, core.Internal, op), "Choose another folder with -data-dir or data_dir = ….")
 	}
-	// A folder whose entry is not on the disk loses everything in it. This user may not be able to
-	// open the parent folder, unless this call just made it.
+	// A folder whose entry is not on disk loses everything in it. This user may not be able to open
+	// the parent folder, unless this call has just created it.
 	if err := syncDir(filepath.Dir(filepath.Clean(dataDir))); err != nil && missing != nil {
 		return err
 	}
-	// An empty folder may be left over: a rename replaces nothing that exists. One that holds
-	// something stays.
+	// An empty folder may be left over, and a rename replaces nothing that exists. os.Remove keeps
+	// a folder that is not empty.
 	_ = os.Remove(dir)
-	tmp, err := os.MkdirTemp(dataDir, "."+Folder+"-*") // 0700
+	tmp, err := os.MkdirTemp(dataDir, "."+Folder+"-*") // mode 0700
 	if err != nil {
 		return core.Wrap(err, core.Internal, op)
 	}
@@ -401,7 +401,7 @@ func readMode(root *os.Root, name string, forbidden fs.FileMode) ([]byte, error)
 	if st.Size() > maxFileBytes {
 		return nil, damaged(name + " is too large")
 	}
-	b, err := io.ReadAll(io.LimitReader(f, maxFileBytes)) // it may grow
+	b, err := io.ReadAll(io.LimitReader(f, maxFileBytes)) // the file may grow meanwhile
 	return b, core.Wrap(err, core.Internal, "read "+name)
 }
 

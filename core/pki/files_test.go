@@ -33,8 +33,8 @@ func TestKeyOfAnotherCurve(t *testing.T) {
 	must.ErrorContains(t, err, "not one of ECDSA P-256")
 }
 
-// A folder where a file of the identity should be: nothing of the new certificate counts, on disk
-// or in memory.
+// A folder takes the place of one of the identity's files: nothing of the new certificate counts,
+// on disk or in memory.
 func TestReplaceTellsOfTheDisk(t *testing.T) {
 	t.Parallel()
 	for _, name := range []string{"ca.pem", "node.pem", "identity.json"} {
@@ -65,7 +65,7 @@ func TestLoadOfAFile(t *testing.T) {
 	must.Eq(t, core.Internal, core.KindOf(err))
 }
 
-// A flipped bit in what no signature covers is noticed, whichever it is.
+// Load notices every flipped bit that no signature covers.
 func TestLoadFlippedBit(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -87,8 +87,8 @@ func TestLoadFlippedBit(t *testing.T) {
 	must.NoError(t, err)
 }
 
-// Whatever is done with an identity, none of its files stays open. Nothing runs beside this test,
-// and no finalizer closes what was forgotten.
+// No operation on an identity leaves a file open. No other test runs concurrently, and no finalizer
+// closes forgotten files.
 func TestNothingStaysOpen(t *testing.T) {
 	defer debug.SetGCPercent(debug.SetGCPercent(-1))
 	dir := t.TempDir()
@@ -124,7 +124,7 @@ func TestNothingStaysOpen(t *testing.T) {
 	must.SliceEmpty(t, entries)
 }
 
-// No session is resumed: it would skip the checks for expiry and revocation.
+// Sessions are never resumed: that would skip the checks for expiry and revocation.
 func TestNoSessionIsResumed(t *testing.T) {
 	t.Parallel()
 	ca := newCA(t, clusterID)
@@ -142,7 +142,8 @@ func TestNoSessionIsResumed(t *testing.T) {
 	}
 }
 
-// A join token pins the CA's certificate: the fingerprint of another one is not enough to answer.
+// A join token pins the CA's certificate: presenting another certificate with that fingerprint is
+// not enough.
 func TestJoinPinsACA(t *testing.T) {
 	t.Parallel()
 	queen := identity(t, newCA(t, clusterID), signing{id: "0000000a", roles: []core.Role{core.RoleQueen}})

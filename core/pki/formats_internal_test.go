@@ -13,8 +13,8 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// What people keep for years, or what the registry has sealed, is read by every later version: its
-// form does not change.
+// Every later version reads what people keep for years or what the registry has sealed: these
+// formats do not change.
 func TestFormatsStay(t *testing.T) {
 	t.Parallel()
 	key := make([]byte, sealKeyBytes)
@@ -35,7 +35,7 @@ func TestFormatsStay(t *testing.T) {
 	must.Eq(t, "gossip keys of cluster a", gossipKeysLabel("a"))
 }
 
-// A proof is of this node's key, and of nothing that the key signs elsewhere.
+// A proof depends on this node's key, and differs from everything that the key signs elsewhere.
 func TestProof(t *testing.T) {
 	t.Parallel()
 	i := &Identity{}
@@ -50,7 +50,7 @@ func TestProof(t *testing.T) {
 	must.NotEq(t, i.Proof([]byte("message")), other.Proof([]byte("message")))
 }
 
-// An error about one of several keys says which.
+// An error about one of several keys names the key.
 func TestCheckGossipKeys(t *testing.T) {
 	t.Parallel()
 	a, b := NewGossipKey(), NewGossipKey()
@@ -69,7 +69,7 @@ func TestCheckGossipKeys(t *testing.T) {
 	must.Error(t, err)
 }
 
-// A file that was left half written, or is much too large, is in nobody's way, nor read.
+// A half-written file does not get in the way, and a file that is much too large is not read.
 func TestPutAndRead(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -90,12 +90,12 @@ func TestPutAndRead(t *testing.T) {
 	_, err = readFile(root, "folder")
 	must.ErrorContains(t, err, "folder is not a file")
 	for size, kind := range map[int64]core.Kind{maxFileBytes: "", maxFileBytes + 1: core.Integrity, 1 << 32: core.Integrity} {
-		must.NoError(t, os.Truncate(filepath.Join(dir, "a"), size)) // takes no room on the disk
+		must.NoError(t, os.Truncate(filepath.Join(dir, "a"), size)) // takes no space on disk
 		_, err = readFile(root, "a")
 		must.Eq(t, kind, core.KindOf(err))
 	}
 
-	// What cannot be removed is told.
+	// A failed removal is reported.
 	must.NoError(t, os.MkdirAll(filepath.Join(dir, fileSeed, "x"), 0o700))
 	must.Eq(t, core.Internal, core.KindOf(i.DropSeed()))
 	_, err = i.Seed()

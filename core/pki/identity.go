@@ -17,14 +17,16 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// Identity identifies this node in its cluster: its certificate and key, the CA's certificates, and
-// for queens the key that opens sealed settings. It is safe for concurrent use: what it returns for
-// TLS always follows the newest certificate. Formatted, it does not show its keys.
+// Identity identifies this node in its cluster: it holds the node's certificate and key, the CA's
+// certificates, and for queens the key that opens sealed settings. It is safe for concurrent use:
+// the TLS configurations it returns always follow the newest certificate. It hides its keys when
+// formatted.
 type Identity struct {
-	// the cluster folder; empty: the configuration names the files, and nothing is ever written
+	// dir is the cluster folder; empty: the configuration names the files, and nothing is ever
+	// written.
 	dir string
 
-	write sync.Mutex // serialises changes of the files
+	write sync.Mutex // serialises changes to the files
 	state atomic.Pointer[state]
 }
 
@@ -41,7 +43,7 @@ type state struct {
 	began   time.Time // NotBefore of the node's certificate
 }
 
-// info is identity.json: facts that are not in a certificate.
+// info is the content of identity.json: facts that are not in a certificate.
 type info struct {
 	Cluster     string      `json:"cluster"`
 	ClusterName string      `json:"cluster_name"`
@@ -49,35 +51,35 @@ type info struct {
 	Name        string      `json:"name"`
 	Roles       []core.Role `json:"roles"`
 	RPCAddress  string      `json:"rpc_address"`
-	// AddressFound says that the address was detected, not configured, and may be detected anew.
-	// Older identities lack it.
+	// AddressFound reports that the address was detected, not configured, and may be detected
+	// again. Older identities lack the field.
 	AddressFound bool `json:"address_found,omitempty"`
-	// The address has changed since the cluster signed the certificate.
+	// AddressNew reports that the address has changed since the cluster signed the certificate.
 	AddressNew bool `json:"address_new,omitempty"`
 }
 
-// Material holds the parts of an identity. Formatted, it does not show its keys.
+// Material holds the parts of an identity. It hides its keys when formatted.
 type Material struct {
 	ClusterName string
-	Name        string // of the node
-	RPCAddress  string // host:port that others reach the node's RPC port at
-	// AddressFound says that the address was detected, not given as one to advertise.
+	Name        string // node name
+	RPCAddress  string // host:port at which others reach the node's RPC port
+	// AddressFound reports that the address was detected rather than configured.
 	AddressFound bool
-	CAPEM        []byte // one or more CA certificates, the one that signs first
-	NodePEM      []byte // the node's certificate, with the cluster, the node's id and its roles
+	CAPEM        []byte // one or more CA certificates, the signing one first
+	NodePEM      []byte // the node's certificate, with the cluster, the node's ID and its roles
 	Key          Secret // PEM
-	SealKey      Secret // of a queen; empty: none
+	SealKey      Secret // queens only; empty: none
 	GossipKeys   Secrets
-	Seed         *Seed // of the first queen
+	Seed         *Seed // first queen only
 }
 
-// Format shows the node, and no key.
+// Format prints the node, without its keys.
 func (m Material) Format(f fmt.State, _ rune) {
 	fmt.Fprintf(f, "identity of %s in %s", m.Name, m.ClusterName)
 }
 
 // build checks that all parts belong together. It ignores the clock: an expired certificate needs
-// renewal; it is not a broken file.
+// renewal, but is not a broken file.
 func build(i info, caPEM, nodePEM []byte, key, sealKey Secret) (*state, error) {
 	cas, err := parseCertificates(caPEM)
 	if err != nil {
@@ -153,19 +155,19 @@ func build(i info, caPEM, nodePEM []byte, key, sealKey Secret) (*state, error) {
 	}, nil
 }
 
-// Format shows the node, and no key.
+// Format prints the node, without its keys.
 func (i *Identity) Format(f fmt.State, _ rune) {
 	s := i.state.Load()
 	fmt.Fprintf(f, "node %s of cluster %s", s.node.ID, s.node.Cluster)
 }
 
-// MarshalJSON shows what Format shows.
+// MarshalJSON encodes the text that Format prints.
 func (i *Identity) MarshalJSON() ([]byte, error) { return json.Marshal(fmt.Sprint(i)) }
 
 // Cluster returns the cluster's id.
 func (i *Identity) Cluster() string { return i.state.Load().info.Cluster }
 
-// ClusterName returns the cluster's name, for people; it may be empty.
+// ClusterName returns the cluster's display name; it may be empty.
 func (i *Identity) ClusterName() string { return i.state.Load().info.ClusterName }
 
 // Node returns the contents of the node's certificate, with the node's name.
@@ -180,16 +182,16 @@ func (i *Identity) Node() Node {
 // Has reports whether the node has the role.
 func (i *Identity) Has(r core.Role) bool { return i.state.Load().node.Has(r) }
 
-// RPCAddress returns where others reach the node's RPC port: host:port.
+// RPCAddress returns the address, host:port, at which others reach the node's RPC port.
 func (i *Identity) RPCAddress() string { return i.state.Load().info.RPCAddress }
 
-// AddressFound reports whether RPCAddress was detected, and may have changed since, rather than
-// configured.
+// AddressFound reports whether RPCAddress was detected rather than configured; a detected address
+// may have changed since.
 func (i *Identity) AddressFound() bool { return i.state.Load().info.AddressFound }
 
-// Outdated reports whether the cluster should sign a new certificate at once: it does not know the
-// node's address yet, a queen's certificate does not cover that address, or an older one covers
-// host names although the node is not a queen.
+// Outdated reports whether the cluster should sign a new certificate at once: because the cluster
+// does not know the node's address yet, because a queen's certificate does not cover that address,
+// or because an older certificate covers host names although the node is not a queen.
 func (i *Identity) Outdated() bool {
 	s := i.state.Load()
 	if !s.node.Has(core.RoleQueen) {
@@ -205,15 +207,15 @@ func (i *Identity) ValidFor(host string) bool {
 	return i.state.Load().tls.Leaf.VerifyHostname(host) == nil
 }
 
-// CAPEM returns the CA's certificates, the one that signs first.
+// CAPEM returns the CA's certificates, the signing one first.
 func (i *Identity) CAPEM() []byte { return slices.Clone(i.state.Load().caPEM) }
 
 // SealKey returns the key that opens sealed settings of the registry. It is nil on a hive, and in a
 // cluster whose certificates are made elsewhere.
 func (i *Identity) SealKey() Secret { return slices.Clone(i.state.Load().sealKey) }
 
-// Proof returns a MAC of a message by the node's key, which only those who can read this node's
-// files can make.
+// Proof returns a MAC of a message under the node's key; only a process that can read this node's
+// files can compute it.
 func (i *Identity) Proof(message []byte) []byte {
 	key := sha256.Sum256(i.state.Load().key)
 	mac := hmac.New(sha256.New, key[:])
@@ -229,7 +231,7 @@ func (i *Identity) Certificate() *tls.Certificate { return i.state.Load().tls }
 // Roots returns the CA's certificates. Callers must not change them.
 func (i *Identity) Roots() *x509.CertPool { return i.state.Load().roots }
 
-// RenewAt returns when to replace the certificate: when a third of its life is left, counted from
+// RenewAt returns when to renew the certificate: when a third of its lifetime is left, counted from
 // its creation.
 func (i *Identity) RenewAt() time.Time {
 	s := i.state.Load()
@@ -254,15 +256,15 @@ func (i *Identity) Check(now time.Time) error {
 	return nil
 }
 
-// Request makes the request for a new certificate: PKCS #10, DER, for the node's present key.
+// Request creates the request for a new certificate: PKCS #10, DER, for the node's current key.
 func (i *Identity) Request() ([]byte, error) {
 	s := i.state.Load()
 	return NewRequest(s.key, s.node.ID)
 }
 
 // CA returns the cluster's CA, from its sealed key in the registry. caPEM holds the registry's CA
-// certificates; the first one signs. Errors: Unsupported if this node cannot open the key or there
-// is none, Integrity.
+// certificates, the signing one first. Errors: Unsupported if this node cannot open the key or
+// there is none, Integrity.
 func (i *Identity) CA(caPEM, sealedKey []byte) (*CA, error) {
 	s := i.state.Load()
 	if len(s.sealKey) == 0 || len(sealedKey) == 0 {
@@ -293,7 +295,7 @@ func (i *Identity) SealGossipKeys(keys Secrets) ([]byte, error) {
 	return sealGossipKeys(s.sealKey, s.info.Cluster, keys)
 }
 
-// OpenGossipKeys opens what SealGossipKeys sealed. Errors: Unsupported without a seal key,
+// OpenGossipKeys opens keys that SealGossipKeys sealed. Errors: Unsupported without a seal key,
 // Integrity.
 func (i *Identity) OpenGossipKeys(sealed []byte) (Secrets, error) {
 	s := i.state.Load()

@@ -65,7 +65,7 @@ func TestInit(t *testing.T) {
 	must.Eq(t, []string{"ca.pem", "gossip.key", "identity.json", "init.json", "node.key", "node.pem", "seal.key"}, names)
 	all, err := os.ReadDir(dir)
 	must.NoError(t, err)
-	must.Len(t, 1, all) // nothing temporary is left
+	must.Len(t, 1, all) // no temporary files remain
 
 	id, err := pki.Load(dir)
 	must.NoError(t, err)
@@ -91,7 +91,7 @@ func TestInit(t *testing.T) {
 	ca, err := id.CA(seed.CAPEM, seed.SealedCAKey)
 	must.NoError(t, err)
 	must.Eq(t, r.Fingerprint, ca.Fingerprint())
-	// The CA's key is nowhere in clear.
+	// The CA's key is never stored in clear.
 	for _, name := range names {
 		must.StrNotContains(t, string(read(t, dir, name)), string(ca.KeyPEM()))
 	}
@@ -101,7 +101,7 @@ func TestInit(t *testing.T) {
 	must.NoError(t, err)
 	must.Eq(t, kept, keys)
 
-	// Once.
+	// A second Init is refused.
 	before := read(t, dir, "node.pem")
 	_, err = pki.Init(dir, initOptions())
 	must.Eq(t, core.Conflict, core.KindOf(err))
@@ -227,7 +227,7 @@ func TestCreateRefuses(t *testing.T) {
 	left, err := os.ReadDir(dir)
 	must.NoError(t, err)
 	must.SliceEmpty(t, left)
-	// an empty folder is in nobody's way
+	// An empty folder does not get in the way.
 	must.NoError(t, os.Mkdir(filepath.Join(dir, pki.Folder), 0o755))
 	id, err := pki.Create(dir, pki.Material{CAPEM: ca.CertPEM(), NodePEM: certPEM, Key: key})
 	must.NoError(t, err)
@@ -257,7 +257,7 @@ func TestSealedThingsOfAnotherClusterDoNotOpen(t *testing.T) {
 	must.Eq(t, core.Integrity, core.KindOf(err))
 	_, err = a.OpenGossipKeys(seed.SealedGossipKeys)
 	must.Eq(t, core.Integrity, core.KindOf(err))
-	_, err = b.OpenGossipKeys(seed.SealedCAKey) // one sealed thing in the place of another
+	_, err = b.OpenGossipKeys(seed.SealedCAKey) // one sealed value in the place of another
 	must.Eq(t, core.Integrity, core.KindOf(err))
 	k := pki.NewGossipKey()
 	_, err = b.SealGossipKeys(pki.Secrets{k, k})
@@ -276,7 +276,7 @@ func TestReplaceKeepsEverythingTogether(t *testing.T) {
 	id, err := pki.Create(dir, pki.Material{RPCAddress: "a:1", CAPEM: ca.CertPEM(), NodePEM: certPEM, Key: key})
 	must.NoError(t, err)
 	must.Eq(t, now.Add(60*24*time.Hour).UTC(), id.RenewAt().UTC())
-	// One that lives for minutes is not due at once because it is backdated.
+	// A certificate with a lifetime of minutes is not due at once because of backdating.
 	must.Eq(t, now.Add(6*time.Minute).UTC(), identity(t, ca, signing{id: "0a0b0c0e", roles: []core.Role{core.RoleHive}, ttl: 9 * time.Minute, now: now}).RenewAt().UTC())
 	must.NoError(t, id.Check(now))
 	must.Eq(t, core.Forbidden, core.KindOf(id.Check(now.Add(91*24*time.Hour))))
@@ -343,7 +343,7 @@ func TestReplaceIsSafeAtEveryStep(t *testing.T) {
 				return
 			default:
 			}
-			// Two files are read one after the other, so a reader may see them of different
+			// The two files are read one after the other, so a reader may see them at different
 			// moments; a crash sees one moment.
 			caPEM, node := read(t, dir, "ca.pem"), read(t, dir, "node.pem")
 			if bytes.Equal(caPEM, read(t, dir, "ca.pem")) && bytes.Equal(node, read(t, dir, "node.pem")) {

@@ -14,16 +14,16 @@ import (
 
 // InitOptions describe the cluster to start.
 type InitOptions struct {
-	Name         string // of the cluster, for people; empty: none
+	Name         string // display name of the cluster; may be empty
 	NodeID       string // 8 hex digits
-	NodeName     string // of this node
-	RPCAddress   string // host:port that others reach this node's RPC port at
-	AddressFound bool   // as Material has it
-	// further DNS names and addresses that the certificate is to be valid for
+	NodeName     string // name of this node
+	RPCAddress   string // host:port at which others reach this node's RPC port
+	AddressFound bool   // as in Material
+	// Hosts are further DNS names and addresses for which the certificate is to be valid.
 	Hosts          []string
-	Roles          []core.Role   // of this node; it must be a queen
+	Roles          []core.Role   // roles of this node, which must be a queen
 	CertificateTTL time.Duration // 0: DefaultTTL
-	// Token is the first operator token: its id, hash, scopes and so on. core/token makes it.
+	// Token is the first operator token: its ID, hash, scopes and so on. core/token creates it.
 	Token core.Token
 	Now   time.Time
 }
@@ -31,10 +31,10 @@ type InitOptions struct {
 // InitResult describes a newly started cluster.
 type InitResult struct {
 	Identity    *Identity
-	Fingerprint string // of the CA's certificate
+	Fingerprint string // fingerprint of the CA's certificate
 }
 
-// Seed is what the first queen puts into the registry of a new cluster. Formatted, it shows
+// Seed is what the first queen writes to the registry of a new cluster. Formatting it reveals
 // nothing.
 type Seed struct {
 	CAPEM            []byte
@@ -43,10 +43,10 @@ type Seed struct {
 	Token            core.Token // the first operator token
 }
 
-// Format shows nothing of the seed.
+// Format reveals nothing of the seed.
 func (Seed) Format(f fmt.State, _ rune) { fmt.Fprint(f, "seed of a cluster") }
 
-// seedFile is init.json.
+// seedFile is the content of init.json.
 type seedFile struct {
 	CAPEM            []byte     `json:"ca_certificates"`
 	SealedCAKey      []byte     `json:"sealed_ca_key"`
@@ -59,10 +59,10 @@ func (s *Seed) file() seedFile {
 	return seedFile{CAPEM: s.CAPEM, SealedCAKey: s.SealedCAKey, SealedGossipKeys: s.SealedGossipKeys, Token: s.Token, TokenHash: s.Token.SecretHash}
 }
 
-// Init starts a cluster: it makes the CA, the first node's certificate, the seal key and the first
-// gossip key, and writes them into the data folder atomically. The contents of the registry wait
-// there, sealed, as the Seed. The CA's key is never stored unencrypted. Errors: Conflict if the
-// node is already in a cluster, Invalid.
+// Init starts a cluster: it creates the CA, the first node's certificate, the seal key and the
+// first gossip key, and writes them into the data folder atomically. The future contents of the
+// registry wait there, sealed, as the Seed. The CA's key is never stored unencrypted. Errors:
+// Conflict if the node is already in a cluster, Invalid.
 func Init(dataDir string, o InitOptions) (InitResult, error) {
 	const op = "start a cluster"
 	if _, err := os.Lstat(dataDir + "/" + Folder + "/" + fileInfo); err == nil {
@@ -111,8 +111,8 @@ func Init(dataDir string, o InitOptions) (InitResult, error) {
 	return InitResult{Identity: id, Fingerprint: ca.Fingerprint()}, err
 }
 
-// Seed returns what to put into the registry of a new cluster, or nil if that is done or was never
-// this node's task. Errors: Integrity.
+// Seed returns what to write to the registry of a new cluster, or nil if that has been done or
+// never was this node's task. Errors: Integrity.
 func (i *Identity) Seed() (*Seed, error) {
 	b, err := i.get(fileSeed)
 	if errors.Is(err, fs.ErrNotExist) {

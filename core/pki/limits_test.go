@@ -26,7 +26,7 @@ import (
 	"github.com/rbee-project/rbee/core/pki"
 )
 
-// Names and hosts may be as long as they are said to be, and no longer.
+// Names and hosts may be as long as documented, and no longer.
 func TestSignAtTheBounds(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
@@ -70,12 +70,12 @@ func TestSignAtTheBounds(t *testing.T) {
 		certPEM, _, err := ca.Sign(csr, pki.Node{Cluster: clusterID, ID: "0a0b0c0d", Name: c.name, Roles: []core.Role{core.RoleQueen}}, c.hosts, 0, time.Now())
 		must.Eq(t, c.good, err == nil, must.Sprint(name, err))
 		if c.good {
-			must.True(t, parseCert(t, certPEM).BasicConstraintsValid) // some clients want to read that it is no CA
+			must.True(t, parseCert(t, certPEM).BasicConstraintsValid) // some clients want an explicit "not a CA"
 		}
 	}
 }
 
-// What a CA or a bundle of certificates is made of is looked at whole.
+// A CA and a bundle of certificates are checked in full.
 func TestParseCAReadsEverything(t *testing.T) {
 	t.Parallel()
 	ca := newCA(t, clusterID)
@@ -116,7 +116,7 @@ func TestParseCAReadsEverything(t *testing.T) {
 			must.Eq(t, core.Integrity, core.KindOf(err), must.Sprint(name))
 		}
 	}
-	// OpenSSL's older form of a key is taken, too.
+	// OpenSSL's older key format is accepted as well.
 	der, err := x509.MarshalECPrivateKey(key)
 	must.NoError(t, err)
 	_, err = pki.ParseCA(good, pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der}))
@@ -143,7 +143,7 @@ func TestServerRefusesAnotherCluster(t *testing.T) {
 	must.ErrorContains(t, serverErr, "it is of another cluster")
 }
 
-// A certificate that does not fit what the node is, or where it is, is renewed at once.
+// A certificate that does not match the node's role or address is renewed at once.
 func TestOutdated(t *testing.T) {
 	t.Parallel()
 	ca := newCA(t, clusterID)
@@ -165,7 +165,7 @@ func TestOutdated(t *testing.T) {
 	must.True(t, made(core.RoleQueen, "10.0.0.9:1", nil).Outdated())
 	for _, role := range []core.Role{core.RoleHive, core.RoleQueen} {
 		id := made(role, "10.0.0.7:1", nil)
-		must.NoError(t, id.SetRPCAddress("127.0.0.1:1")) // that it covers, and the cluster does not know
+		must.NoError(t, id.SetRPCAddress("127.0.0.1:1")) // covered, but unknown to the cluster
 		must.True(t, id.Outdated())
 	}
 	must.NoError(t, made(core.RoleQueen, "", nil).ServerConfig().VerifyConnection(tls.ConnectionState{}), must.Sprint("where nothing is to be negotiated"))
@@ -174,7 +174,7 @@ func TestOutdated(t *testing.T) {
 	must.ErrorContains(t, err, "a certificate that should be a CA's is not")
 }
 
-// A certificate that has ended is no damage: the node is loaded, and says so.
+// An expired certificate is not damage: the node loads, and Check reports the expiry.
 func TestLoadOfWhatHasEnded(t *testing.T) {
 	t.Parallel()
 	ca := newCA(t, clusterID) // three days ago
@@ -186,11 +186,11 @@ func TestLoadOfWhatHasEnded(t *testing.T) {
 	id, err := pki.Load(dir)
 	must.NoError(t, err)
 	must.Eq(t, core.Forbidden, core.KindOf(id.Check(time.Now())))
-	must.NoError(t, id.Check(made.Add(time.Minute))) // to the last second
+	must.NoError(t, id.Check(made.Add(time.Minute))) // up to the last second
 	must.NoError(t, id.Check(made.Add(-time.Hour)))
 }
 
-// One that was made elsewhere is not backdated: its whole life counts.
+// A certificate made elsewhere is not backdated: its whole lifetime counts.
 func TestRenewAtOfOneHour(t *testing.T) {
 	t.Parallel()
 	ca := newCA(t, clusterID)
@@ -205,7 +205,7 @@ func TestRenewAtOfOneHour(t *testing.T) {
 	}
 }
 
-// A queen's certificate must name this cluster as its own, whatever hosts it is for.
+// A queen's certificate must name this cluster, whatever hosts it is valid for.
 func TestClientRefusesAnotherCluster(t *testing.T) {
 	t.Parallel()
 	ca := newCA(t, clusterID)
@@ -222,7 +222,7 @@ func TestClientRefusesAnotherCluster(t *testing.T) {
 	must.ErrorContains(t, clientErr, "it is of another cluster")
 }
 
-// An identity says of which node and cluster it is: the certificate alone could be anybody's.
+// An identity names its node and cluster: the certificate alone could belong to any node.
 func TestLoadOfNobody(t *testing.T) {
 	t.Parallel()
 	for _, info := range []map[string]string{{"name": "x"}, {"cluster": clusterID}, {"node": "0a0b0c0d"}, {"cluster": "home", "node": "0a0b0c0d"}, {"cluster": clusterID, "node": "me"}} {
@@ -236,7 +236,7 @@ func TestLoadOfNobody(t *testing.T) {
 	}
 }
 
-// What is to go into the registry of a new cluster is there whole, or not at all.
+// The seed of a new cluster's registry is complete, or loading it fails.
 func TestSeedThatLacksAPart(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -268,8 +268,7 @@ func TestSeedThatLacksAPart(t *testing.T) {
 	must.NoError(t, err)
 }
 
-// A registry whose CA does not fit, or a node that may not be, gives no certificate, and writes
-// nothing.
+// A registry whose CA does not fit, or an invalid node, yields no certificate and writes nothing.
 func TestRecoverRefuses(t *testing.T) {
 	t.Parallel()
 	made := initialise(t, t.TempDir()).Identity
@@ -305,7 +304,7 @@ func TestRecoverRefuses(t *testing.T) {
 	_, err = made.CA(newCA(t, made.Cluster()).CertPEM(), seed.SealedCAKey)
 	must.Eq(t, core.Integrity, core.KindOf(err))
 
-	// An address that names no machine is in no certificate.
+	// A certificate never contains an address that names no machine.
 	for _, address := range []string{":7834", "0.0.0.0:7834", "[::]:7834"} {
 		good.RPCAddress = address
 		id, err := pki.Recover(t.TempDir(), good)
@@ -314,7 +313,7 @@ func TestRecoverRefuses(t *testing.T) {
 	}
 }
 
-// The files of a configuration are opened where they are said to be, or the error says where.
+// The configured files are opened at their paths, or the error names the path.
 func TestLoadFilesInNoFolder(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -329,7 +328,7 @@ func TestLoadFilesInNoFolder(t *testing.T) {
 	must.Error(t, err)
 }
 
-// Whatever prints them, no key of an identity is shown, but whose it is.
+// Any form of printing an identity hides its keys and names its owner.
 func TestIdentityInText(t *testing.T) {
 	t.Parallel()
 	key := pki.NewSealKey()
@@ -346,14 +345,14 @@ func TestIdentityInText(t *testing.T) {
 	must.StrContains(t, string(text), `{"key":"[secret]","keys":"[secret]"}`)
 	must.StrNotContains(t, string(text), fmt.Sprintf("%x", []byte(key)))
 	n := id.Node()
-	n.Roles[0] = "changed" // the caller's
+	n.Roles[0] = "changed" // the copy belongs to the caller
 	must.Eq(t, []core.Role{core.RoleHive}, id.Node().Roles)
 	b, err := json.Marshal(id)
 	must.NoError(t, err)
 	must.Eq(t, `"node 0a0b0c0d of cluster `+clusterID+`"`, string(b))
 }
 
-// A node's certificate names one node, in the one way that there is.
+// A node's certificate names one node, in exactly one form.
 func TestNodeOf(t *testing.T) {
 	t.Parallel()
 	good := func() *x509.Certificate {
@@ -391,7 +390,7 @@ func TestNodeOf(t *testing.T) {
 	must.Eq(t, core.Unauthenticated, core.KindOf(err))
 }
 
-// The CA that a token names may stand anywhere behind a queen's certificate.
+// The CA that a token names may be anywhere behind a queen's certificate in the chain.
 func TestJoinFindsTheCA(t *testing.T) {
 	t.Parallel()
 	ca := newCA(t, clusterID)

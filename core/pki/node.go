@@ -1,7 +1,7 @@
 // Package pki manages the cluster's certificates: its CA, the identity of a node on its disk, the
-// roles that a certificate gives, and the sealing of secrets in the registry.
+// roles that a certificate grants, and the sealing of secrets in the registry.
 //
-// Every node has one ECDSA P-256 certificate from the cluster's CA. Its common name is the node id,
+// Every node has one ECDSA P-256 certificate from the cluster's CA. Its common name is the node ID,
 // its URI name is rbee://<cluster id>/node/<node id>, and each of its roles is a DNS name:
 // queen.<cluster id>.rbee, hive.<cluster id>.rbee. So TLS itself checks the role: a client that
 // dials a queen asks for the server name of a queen.
@@ -22,28 +22,28 @@ import (
 type Node struct {
 	Cluster  string // cluster id
 	ID       string // 8 hex digits
-	Name     string // when the certificate was signed; for people
+	Name     string // display name when the certificate was signed
 	Roles    []core.Role
 	KeyHash  []byte // SHA-256 of the public key (PKIX)
 	NotAfter time.Time
 }
 
-// Has reports whether the certificate gives the role.
+// Has reports whether the certificate grants the role.
 func (n Node) Has(r core.Role) bool { return slices.Contains(n.Roles, r) }
 
-// ServerName returns the DNS name that the certificates of a cluster's nodes with the role have.
+// ServerName returns the DNS name in the certificates of a cluster's nodes with the role.
 func ServerName(role core.Role, cluster string) string { return string(role) + "." + cluster + ".rbee" }
 
-// IsNodeID reports whether the text can be a node id: 8 lower-case hex digits.
+// IsNodeID reports whether the text is a valid node ID: 8 lower-case hex digits.
 func IsNodeID(id string) bool { return len(id) == 8 && strings.Trim(id, "0123456789abcdef") == "" }
 
-// isClusterID reports whether the text can be a cluster id: 8 to 32 lower-case hex digits.
+// isClusterID reports whether the text is a valid cluster ID: 8 to 32 lower-case hex digits.
 func isClusterID(id string) bool {
 	return len(id) >= 8 && len(id) <= 32 && strings.Trim(id, "0123456789abcdef") == ""
 }
 
-// NodeOf returns the node that a certificate names. It does not verify the certificate; TLS did.
-// Errors: Unauthenticated for a certificate that is not a node's.
+// NodeOf returns the node that a certificate names. It does not verify the certificate; TLS has
+// done that. Errors: Unauthenticated for a certificate that is not a node's.
 func NodeOf(cert *x509.Certificate) (Node, error) {
 	if cert == nil {
 		return Node{}, notNode("there is no certificate")

@@ -40,7 +40,7 @@ type signing struct {
 	now   time.Time
 }
 
-// sign makes a key and a certificate.
+// sign creates a key and a certificate.
 func sign(t testing.TB, ca *pki.CA, s signing) (key pki.Secret, certPEM []byte) {
 	t.Helper()
 	if s.now.IsZero() {
@@ -55,7 +55,7 @@ func sign(t testing.TB, ca *pki.CA, s signing) (key pki.Secret, certPEM []byte) 
 	return key, certPEM
 }
 
-// identity makes a node of the CA's cluster.
+// identity creates a node of the CA's cluster.
 func identity(t testing.TB, ca *pki.CA, s signing) *pki.Identity {
 	t.Helper()
 	key, certPEM := sign(t, ca, s)
@@ -118,8 +118,8 @@ func TestSign(t *testing.T) {
 	must.Eq(t, core.Unavailable, core.KindOf(err))
 }
 
-// Clients that check only host names, such as browsers and OpenAI clients, do not take a hive for a
-// queen.
+// Clients that check only host names, such as browsers and OpenAI clients, cannot mistake a hive
+// for a queen.
 func TestHiveCertificateNamesNoHost(t *testing.T) {
 	t.Parallel()
 	ca := newCA(t, clusterID)
@@ -132,7 +132,7 @@ func TestHiveCertificateNamesNoHost(t *testing.T) {
 		}
 		must.NoError(t, c.VerifyHostname(pki.ServerName(role, clusterID)))
 
-		// A certificate of before, or for another address, is renewed at once.
+		// A certificate in the old format, or for another address, is renewed at once.
 		id, err := pki.Create(t.TempDir(), pki.Material{Name: "box", RPCAddress: "10.0.0.7:7834", CAPEM: ca.CertPEM(), NodePEM: certPEM, Key: key})
 		must.NoError(t, err)
 		must.False(t, id.Outdated())
@@ -154,7 +154,7 @@ func TestHiveCertificateNamesNoHost(t *testing.T) {
 	must.True(t, id.Outdated())
 }
 
-// resign signs a certificate as a CA of before did.
+// resign signs a certificate as an older CA did.
 func resign(t *testing.T, ca *pki.CA, template *x509.Certificate) []byte {
 	t.Helper()
 	block, _ := pem.Decode(ca.KeyPEM())
@@ -273,13 +273,13 @@ func TestParseCA(t *testing.T) {
 	}
 	_, err = pki.Fingerprint([]byte("garbage"))
 	must.Eq(t, core.Integrity, core.KindOf(err))
-	_, err = pki.Roots(selfSigned(t)) // it may sign, but says itself that it is no CA
+	_, err = pki.Roots(selfSigned(t)) // it may sign, but states that it is not a CA
 	must.Eq(t, core.Integrity, core.KindOf(err))
 	_, err = pki.Roots(nodeCert)
 	must.Eq(t, core.Integrity, core.KindOf(err))
 }
 
-// selfSigned makes a certificate that may sign others by its key usage alone.
+// selfSigned creates a certificate that may sign others only by its key usage.
 func selfSigned(t *testing.T) []byte {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -389,7 +389,7 @@ func TestSecretsHideThemselves(t *testing.T) {
 		must.NoError(t, err)
 		b.Write(j)
 	}
-	// hclog takes slices apart by itself; what holds them is safe.
+	// hclog takes slices apart by itself; types that contain secrets are safe.
 	for _, thing := range []any{id, *seed, seed, ca, material, &material, r} {
 		for _, asJSON := range []bool{false, true} {
 			hclog.New(&hclog.LoggerOptions{Output: &b, JSONFormat: asJSON}).Info("x", "x", thing)
@@ -399,7 +399,7 @@ func TestSecretsHideThemselves(t *testing.T) {
 	for name, secret := range map[string][]byte{"seal key": id.SealKey(), "gossip key": keys[0], "CA key": ca.KeyPEM()[40:100], "node key": key[40:100], "token hash": seed.Token.SecretHash} {
 		for _, form := range []string{"%s", "%x", "%X", "%d", "%q"} {
 			text := strings.Trim(fmt.Sprintf(form, secret), `"[]`)
-			// without printing it all
+			// Report the leak without printing all of it.
 			must.False(t, strings.Contains(got, text), must.Sprint(name, " leaks with ", form[1:]))
 		}
 		j, _ := json.Marshal(secret)

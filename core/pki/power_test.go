@@ -12,7 +12,7 @@ import (
 	"github.com/rbee-project/rbee/core/pki"
 )
 
-// C-08: an identity is on the disk before anybody is told of it, and each change of it.
+// C-08: an identity, and each change to it, is on disk before anyone learns of it.
 func TestPowerLossIdentity(t *testing.T) {
 	disktrace.Check(t, disktrace.Scenario{Run: func(t *testing.T, dir string, ack func(string)) {
 		data := filepath.Join(dir, "data")

@@ -9,8 +9,8 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// A recovery key is the seal key of a cluster in a form that people keep: a prefix, the cluster's
-// id, and the key with the first bytes of a checksum over both, in base64.
+// A recovery key is the seal key of a cluster in a form for people to keep: a prefix, the cluster's
+// ID, and the key with the first bytes of a checksum over both, in base64.
 const (
 	recoveryPrefix   = "rbee-recovery-"
 	recoverySumBytes = 4
@@ -63,18 +63,18 @@ func recoverySum(cluster string, key []byte) []byte {
 // RecoverOptions describe the identity to make from a registry.
 type RecoverOptions struct {
 	Cluster        core.Cluster // of the registry
-	SealKey        Secret       // as ParseRecoveryKey gives it
+	SealKey        Secret       // from ParseRecoveryKey
 	NodeID         string       // 8 hex digits, new to the cluster
 	NodeName       string
-	RPCAddress     string // host:port that others reach this node's RPC port at
-	AddressFound   bool   // as Material has it
+	RPCAddress     string // host:port at which others reach this node's RPC port
+	AddressFound   bool   // as in Material
 	Hosts          []string
 	Roles          []core.Role
 	CertificateTTL time.Duration // 0: DefaultTTL
 	Now            time.Time
 }
 
-// Recover makes the identity of a new queen for a cluster that has lost all queens, signed by the
+// Recover creates the identity of a new queen for a cluster that has lost all queens, signed by the
 // CA in its registry, and writes it to the data folder. Errors: Integrity if the seal key does not
 // open the registry's keys, Unsupported if the registry has no CA, Conflict, Invalid.
 func Recover(dataDir string, o RecoverOptions) (*Identity, error) {

@@ -11,8 +11,9 @@ import (
 	"github.com/rbee-project/rbee/core/pki"
 )
 
-// The recovery key and what the registry holds make a queen of the cluster, whose certificate the
-// old nodes accept. With one wrong character, or with another cluster's, nothing is written.
+// The recovery key and the contents of the registry produce a queen of the cluster, whose
+// certificate the old nodes accept. With one wrong character, or another cluster's key, nothing is
+// written.
 func TestRecover(t *testing.T) {
 	t.Parallel()
 	now := time.Now()

@@ -13,16 +13,16 @@ import (
 const (
 	sealKeyBytes   = 32
 	gossipKeyBytes = 32
-	// first byte of sealed data: AES-256-GCM, a random nonce of 12 bytes in front, the label as
-	// additional data
+	// sealVersion is the first byte of sealed data: AES-256-GCM, a random nonce of 12 bytes in
+	// front, the label as additional data.
 	sealVersion   = 1
 	maxGossipKeys = 16
 )
 
-// NewSealKey makes a key for Seal and Open: 32 random bytes.
+// NewSealKey creates a key for Seal and Open: 32 random bytes.
 func NewSealKey() Secret { return random(sealKeyBytes) }
 
-// NewGossipKey makes a key for the gossip pool: 32 random bytes.
+// NewGossipKey creates a key for the gossip pool: 32 random bytes.
 func NewGossipKey() Secret { return random(gossipKeyBytes) }
 
 func random(n int) []byte {
@@ -32,8 +32,8 @@ func random(n int) []byte {
 }
 
 // Seal encrypts plain so that only Open with the same key and label returns it. The label names the
-// purpose, so that one sealed value cannot replace another. Errors: Invalid if NewSealKey did not
-// make the key.
+// purpose, so that one sealed value cannot replace another. Errors: Invalid if the key is not one
+// of NewSealKey's.
 func Seal(key, plain []byte, label string) ([]byte, error) {
 	a, err := aead(key)
 	if err != nil {
@@ -42,8 +42,8 @@ func Seal(key, plain []byte, label string) ([]byte, error) {
 	return a.Seal([]byte{sealVersion}, nil, plain, []byte(label)), nil
 }
 
-// Open decrypts what Seal made. Errors: Invalid if NewSealKey did not make the key; Integrity if
-// the key or the label differs, or the bytes were changed.
+// Open decrypts what Seal returned. Errors: Invalid if the key is not one of NewSealKey's;
+// Integrity if the key or the label differs, or the bytes were changed.
 func Open(key, sealed []byte, label string) (Secret, error) {
 	a, err := aead(key)
 	if err != nil {
@@ -77,7 +77,7 @@ func unopened(label, why string) error {
 		"Queens of one cluster share one seal key: if this queen's is lost or from another cluster, join it again.")
 }
 
-// These functions return the labels of a registry's sealed values. They include the cluster's id,
+// These functions return the labels of a registry's sealed values. They include the cluster's ID,
 // so that no value can be copied from another cluster.
 func caKeyLabel(cluster string) string      { return "CA key of cluster " + cluster }
 func gossipKeysLabel(cluster string) string { return "gossip keys of cluster " + cluster }

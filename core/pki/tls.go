@@ -10,9 +10,10 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// ServerConfig returns the TLS 1.3 configuration of the RPC port. A client may show a certificate;
-// if it does, it must be of a node of this cluster. The caller decides which calls need one.
-// Without any alpn, none is negotiated; otherwise a client must ask for one of them.
+// ServerConfig returns the TLS 1.3 configuration of the RPC port. A client may present a
+// certificate; if it does, the certificate must belong to a node of this cluster. The caller
+// decides which calls need one. Without alpn, no protocol is negotiated; otherwise a client must
+// offer one of them.
 func (i *Identity) ServerConfig(alpn ...string) *tls.Config {
 	current := func() *tls.Config {
 		return &tls.Config{
@@ -43,9 +44,9 @@ func (i *Identity) ServerConfig(alpn ...string) *tls.Config {
 	return c
 }
 
-// ClientConfig returns a TLS 1.3 configuration for a node of this cluster that must have the role,
-// and the id unless it is empty. A handshake fails with Unauthenticated or with an error of
-// crypto/x509. A renewed certificate and new CAs count from the next handshake on.
+// ClientConfig returns a TLS 1.3 configuration for connecting to a node of this cluster that must
+// have the role and, unless it is empty, the ID. A handshake fails with Unauthenticated or with an
+// error of crypto/x509. A renewed certificate and new CAs take effect with the next handshake.
 func (i *Identity) ClientConfig(alpn string, role core.Role, nodeID string) *tls.Config {
 	name := ServerName(role, i.Cluster())
 	return &tls.Config{
@@ -72,9 +73,9 @@ func (i *Identity) ClientConfig(alpn string, role core.Role, nodeID string) *tls
 	}
 }
 
-// JoinConfig returns a TLS 1.3 configuration for a queen of a cluster of which only the fingerprint
-// of the CA's certificate is known, from a join token. It shows no certificate. A handshake fails
-// with Unauthenticated or with an error of crypto/x509.
+// JoinConfig returns a TLS 1.3 configuration for connecting to a queen of a cluster of which only
+// the fingerprint of the CA's certificate is known, from a join token. It presents no certificate.
+// A handshake fails with Unauthenticated or with an error of crypto/x509.
 func JoinConfig(alpn, fingerprintOfCA string) *tls.Config {
 	return &tls.Config{
 		MinVersion:         tls.VersionTLS13,
@@ -100,7 +101,7 @@ func JoinConfig(alpn, fingerprintOfCA string) *tls.Config {
 }
 
 // HTTPConfig returns the TLS configuration of the HTTP port: the node's certificate, no client
-// certificates. It accepts TLS 1.2 for proxies and clients that speak no newer one, such as
+// certificates. It accepts TLS 1.2 for proxies and clients that support nothing newer, such as
 // Debian's nginx; between machines only 1.3 is allowed, see ServerConfig.
 func (i *Identity) HTTPConfig() *tls.Config {
 	return &tls.Config{
@@ -110,7 +111,7 @@ func (i *Identity) HTTPConfig() *tls.Config {
 	}
 }
 
-// verifyServer checks a server's chain as crypto/tls would. An empty name is not checked.
+// verifyServer checks a server's chain as crypto/tls would. It does not check an empty name.
 func verifyServer(cs tls.ConnectionState, roots *x509.CertPool, name string) (Node, error) {
 	if len(cs.PeerCertificates) == 0 {
 		return Node{}, refused("it showed no certificate")
@@ -120,7 +121,7 @@ func verifyServer(cs tls.ConnectionState, roots *x509.CertPool, name string) (No
 		intermediates.AddCert(c)
 	}
 	_, err := leaf.Verify(x509.VerifyOptions{Roots: roots, Intermediates: intermediates, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}})
-	// check the name after the chain: a foreign node's error is its cluster, not its role
+	// Check the name after the chain: the error for a foreign node is its cluster, not its role.
 	if err == nil && name != "" {
 		err = leaf.VerifyHostname(name)
 	}
@@ -130,7 +131,7 @@ func verifyServer(cs tls.ConnectionState, roots *x509.CertPool, name string) (No
 	return NodeOf(leaf)
 }
 
-// classify gives errors of crypto/x509 a kind and a hint; errors.As still finds the original.
+// classify adds a kind and a hint to errors of crypto/x509; errors.As still finds the original.
 func classify(err error) error {
 	var invalid x509.CertificateInvalidError
 	var name x509.HostnameError

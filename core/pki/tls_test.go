@@ -46,7 +46,7 @@ func shake(t testing.TB, server, client *tls.Config) (serverState tls.Connection
 	if err == nil {
 		_, err = c.Write([]byte("x"))
 		if err == nil {
-			// with TLS 1.3 the server's refusal comes only now
+			// With TLS 1.3 the server's refusal arrives only now.
 			_, err = io.ReadFull(c, make([]byte, 1))
 		}
 		c.Close()
@@ -71,14 +71,14 @@ func TestNodesOfOneClusterShake(t *testing.T) {
 		must.Eq(t, "00000002", n.ID)
 		must.Eq(t, []core.Role{core.RoleHive}, n.Roles)
 	}
-	// Who joins shows none.
+	// A joining machine presents no certificate.
 	state, serverErr, clientErr := shake(t, queen.ServerConfig("h2"), pki.JoinConfig("h2", ca.Fingerprint()))
 	must.NoError(t, serverErr)
 	must.NoError(t, clientErr)
 	must.SliceEmpty(t, state.PeerCertificates)
 }
 
-// Each refusal of a server's certificate says what to look at.
+// Each refusal of a server's certificate hints at what to check.
 func TestRefusalsOfServers(t *testing.T) {
 	t.Parallel()
 	ca := newCA(t, clusterID)
@@ -117,13 +117,13 @@ func TestHandshakesAreRefused(t *testing.T) {
 	expired := identity(t, ca, signing{id: "00000003", roles: []core.Role{core.RoleQueen, core.RoleHive}, ttl: time.Hour, now: longAgo})
 	early := identity(t, ca, signing{id: "00000006", roles: []core.Role{core.RoleQueen, core.RoleHive}, now: time.Now().Add(48 * time.Hour)})
 	foreign := identity(t, foreignCA, signing{id: "00000004", roles: []core.Role{core.RoleQueen, core.RoleHive}})
-	// another CA that claims the same cluster
+	// Another CA that claims the same cluster.
 	twin := identity(t, twinCA, signing{id: "00000005", roles: []core.Role{core.RoleQueen, core.RoleHive}})
 	old := func(c *tls.Config) *tls.Config {
 		c.MinVersion, c.MaxVersion = tls.VersionTLS12, tls.VersionTLS12
 		return c
 	}
-	// a client that takes everybody
+	// A client that accepts any server.
 	anything := func(c *tls.Config) *tls.Config { c.VerifyConnection = nil; return c }
 	one := func(c *tls.Config) *tls.Config { c.NextProtos = nil; return c }
 
@@ -138,7 +138,7 @@ func TestHandshakesAreRefused(t *testing.T) {
 
 	for name, c := range map[string]struct {
 		server, client *tls.Config
-		onServer       func(error) bool // nil: it does not look
+		onServer       func(error) bool // nil: not checked
 		onClient       func(error) bool
 	}{
 		"client of a foreign CA":     {server: queen.ServerConfig("h2"), client: anything(foreign.ClientConfig("h2", core.RoleQueen, "")), onServer: isUnknownCA},
@@ -169,8 +169,8 @@ func TestHandshakesAreRefused(t *testing.T) {
 		"join with TLS 1.2":             {server: queen.ServerConfig("h2"), client: old(pki.JoinConfig("h2", ca.Fingerprint())), onServer: any},
 		"join through an expired queen": {server: expired.ServerConfig("h2"), client: pki.JoinConfig("h2", ca.Fingerprint()), onClient: isInvalid},
 		"join, the CA only shown": {
-			// Somebody in between has the CA's certificate, which is public, but nothing signed by
-			// it.
+			// An attacker in between has the CA's certificate, which is public, but nothing signed
+			// by it.
 			server:   &tls.Config{Certificates: []tls.Certificate{{Certificate: append(twin.Certificate().Certificate[:1:1], queen.Certificate().Certificate[1]), PrivateKey: twin.Certificate().PrivateKey}}, NextProtos: []string{"h2"}},
 			client:   pki.JoinConfig("h2", ca.Fingerprint()),
 			onClient: isUnknownCA,
@@ -206,7 +206,7 @@ func fingerprintOf(t testing.TB, der []byte) string {
 	return f
 }
 
-// Certificates and the CA are replaced while others connect all the time: no handshake fails.
+// Certificates and the CA are replaced while others keep connecting: no handshake fails.
 func TestReplaceDropsNothing(t *testing.T) {
 	t.Parallel()
 	ca := newCA(t, clusterID)
@@ -224,7 +224,7 @@ func TestReplaceDropsNothing(t *testing.T) {
 			wg.Go(func() { defer c.Close(); _, _ = io.Copy(c, c) })
 		}
 	})
-	config := hive.ClientConfig("h2", core.RoleQueen, "00000001") // one, as gRPC keeps it
+	config := hive.ClientConfig("h2", core.RoleQueen, "00000001") // a single one, as gRPC keeps it
 	standing, err := tls.Dial("tcp", l.Addr().String(), config)
 	must.NoError(t, err)
 	echo := func(c net.Conn) error {
@@ -257,8 +257,8 @@ func TestReplaceDropsNothing(t *testing.T) {
 			}
 		})
 	}
-	// Every client has finished the handshake that ran, and another one: nothing in flight shows an
-	// older certificate. The standing connection was there before all of this.
+	// Every client has finished its running handshake and one more: no handshake in flight presents
+	// an older certificate. The standing connection was opened before all of this.
 	settle := func() {
 		for i := range shakes {
 			for before := shakes[i].Load(); shakes[i].Load() < before+2 && !t.Failed(); {
@@ -277,7 +277,7 @@ func TestReplaceDropsNothing(t *testing.T) {
 		renew(queen, ca, ca.CertPEM())
 		renew(hive, ca, ca.CertPEM())
 	}
-	// A new CA: known everywhere first, then used, then the old one goes.
+	// A new CA is first known everywhere, then used, then the old one is removed.
 	ca2 := newCA(t, clusterID)
 	both := append(ca.CertPEM(), ca2.CertPEM()...)
 	for _, step := range []struct {
@@ -294,7 +294,7 @@ func TestReplaceDropsNothing(t *testing.T) {
 	standing.Close()
 	l.Close()
 	wg.Wait()
-	// Certificates of the old CA are refused now.
+	// Certificates of the old CA are now refused.
 	stranger := identity(t, ca, signing{id: "00000003", roles: []core.Role{core.RoleHive}})
 	c := stranger.ClientConfig("h2", core.RoleQueen, "")
 	c.VerifyConnection = nil
@@ -314,7 +314,7 @@ func TestHTTPConfig(t *testing.T) {
 	t.Cleanup(func() { must.NoError(t, s.Close()); <-done })
 	roots, err := pki.Roots(ca.CertPEM())
 	must.NoError(t, err)
-	// the older one for proxies
+	// TLS 1.2 is for proxies.
 	for _, version := range []uint16{tls.VersionTLS13, tls.VersionTLS12} {
 		client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots, MaxVersion: version}}}
 		t.Cleanup(client.CloseIdleConnections)

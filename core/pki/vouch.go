@@ -9,15 +9,16 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// vouched is what a signature is made of; binding is what both ends of one connection know.
+// vouched returns the message that is signed; binding is a value that both ends of one connection
+// know.
 func vouched(binding []byte) []byte {
 	sum := sha256.Sum256(append([]byte("rbee standing\n"), binding...))
 	return sum[:]
 }
 
-// Vouch returns this node's certificate, DER, and a signature that shows that its key is here. It
-// is worth something over one connection alone, of which binding is the exported keying material.
-// Errors: Internal.
+// Vouch returns this node's certificate, DER, and a signature that proves possession of its key.
+// The proof is only valid over one connection, whose exported keying material is binding. Errors:
+// Internal.
 func (i *Identity) Vouch(binding []byte) (certificate, signature []byte, err error) {
 	s := i.state.Load()
 	key, err := parseKey(s.key)
@@ -28,8 +29,8 @@ func (i *Identity) Vouch(binding []byte) (certificate, signature []byte, err err
 	return s.tls.Leaf.Raw, signature, core.Wrap(err, core.Internal, "sign with the node's key")
 }
 
-// CheckVouch returns the node of a certificate that this cluster's CA signed, at any time, and
-// whose key made the signature over a connection with this binding. Errors: Unauthenticated.
+// CheckVouch returns the node of a certificate that this cluster's CA signed at any time, if its
+// key made the signature over a connection with this binding. Errors: Unauthenticated.
 func (i *Identity) CheckVouch(certificate, signature, binding []byte) (Node, error) {
 	no := func() (Node, error) {
 		return Node{}, core.Errorf(core.Unauthenticated, "check a certificate: it is not of this cluster, or its key is not there")
@@ -46,7 +47,7 @@ func (i *Identity) CheckVouch(certificate, signature, binding []byte) (Node, err
 	if err != nil || !ok || node.Cluster != i.Cluster() || !ecdsa.VerifyASN1(key, vouched(binding), signature) {
 		return no()
 	}
-	when := leaf.NotBefore // one that has ended is still the node's
+	when := leaf.NotBefore // an expired certificate still belongs to the node
 	cas, err := parseCertificates(i.CAPEM())
 	if err != nil {
 		return Node{}, err

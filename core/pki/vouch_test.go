@@ -10,8 +10,8 @@ import (
 	"github.com/rbee-project/rbee/core/pki"
 )
 
-// A node shows that it has the key of its certificate over one connection, also when that has
-// ended; nobody else can, and not over another connection.
+// A node proves over one connection that it holds the key of its certificate, even an expired one;
+// no other node can, and the proof is not valid over another connection.
 func TestVouch(t *testing.T) {
 	t.Parallel()
 	ca := newCA(t, clusterID)
@@ -32,7 +32,7 @@ func TestVouch(t *testing.T) {
 		must.Eq(t, i.Node().ID, n.ID)
 		must.Eq(t, i.Node().KeyHash, n.KeyHash)
 	}
-	// A signature that was made over no connection would be good at any.
+	// A signature without a binding would be valid over any connection.
 	c, unbound, err := hive.Vouch(nil)
 	must.NoError(t, err)
 	_, err = queen.CheckVouch(c, unbound, nil)

@@ -5,8 +5,8 @@ import (
 	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
 )
 
-// InventoryToProto converts an inventory for a report. Hives, loaders, files and what only a
-// question about one model tells stay out.
+// InventoryToProto converts an inventory for a report. It omits hives, loaders, files and the
+// details that only a query for a single model returns.
 func InventoryToProto(v core.Inventory) *queenv1.Inventory {
 	return &queenv1.Inventory{Models: All(v.Models, storedToProto), Offers: All(v.Offers, offerToProto), OffersKnown: v.OffersKnown}
 }

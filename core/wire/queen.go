@@ -108,7 +108,8 @@ func LoadToProto(l core.Load) *queenv1.Load {
 	}
 }
 
-// keepAliveOf tells 0 from nothing: a worker that unloads when it is done from one that stays.
+// keepAliveOf distinguishes 0 from nil: a worker that unloads when it is done from one that stays
+// loaded.
 func keepAliveOf(l core.Load) *durationpb.Duration {
 	if !l.Unloads {
 		return nil
@@ -138,7 +139,7 @@ func LoadFromProto(l *queenv1.Load, at time.Time) core.Load {
 	}
 }
 
-// durationOf returns nil for 0, so that the usual value takes no bytes.
+// durationOf returns nil for 0, so that the most common value takes no bytes.
 func durationOf(d core.Duration) *durationpb.Duration {
 	if d == 0 {
 		return nil

@@ -1,9 +1,9 @@
 // Package wire converts core nouns to protobuf messages and back.
 //
 // XToProto and XFromProto use the messages of queen.v1, hive.v1 and job.v1; XToRaft and XFromRaft
-// those of raft.v1. A nil message becomes the zero noun, a zero time is a missing timestamp, and
-// lists that the public API writes as [] are never nil after FromProto. Slices are copied: noun and
-// message share no mutable memory.
+// those of raft.v1. A nil message becomes the zero noun, a zero time becomes a missing timestamp,
+// and lists that the public API writes as [] are never nil after FromProto. Slices are copied: noun
+// and message share no mutable memory.
 package wire
 
 import (
@@ -17,7 +17,7 @@ import (
 	hivev1 "github.com/rbee-project/rbee/proto/hive/v1"
 )
 
-// All converts a list. The result is never nil: it is [] in JSON.
+// All converts a list. The result is never nil, so that it is [] in JSON.
 func All[A, B any](list []A, convert func(A) B) []B {
 	out := make([]B, 0, len(list))
 	for _, v := range list {
@@ -26,12 +26,12 @@ func All[A, B any](list []A, convert func(A) B) []B {
 	return out
 }
 
-// filled copies a list that is [] in JSON when it is empty.
+// filled copies a list; the copy of an empty list is [] in JSON.
 func filled(list []string) []string {
 	return append(make([]string, 0, len(list)), list...)
 }
 
-// bytesOf copies bytes; no bytes are nil.
+// bytesOf copies bytes; an empty slice becomes nil.
 func bytesOf(b []byte) []byte {
 	if len(b) == 0 {
 		return nil
@@ -39,7 +39,7 @@ func bytesOf(b []byte) []byte {
 	return slices.Clone(b)
 }
 
-// int32Of narrows a count, clamped to the range.
+// int32Of narrows a count, clamped to the range of int32.
 func int32Of(n int) int32 {
 	return int32(min(max(int64(n), math.MinInt32), math.MaxInt32))
 }

@@ -18,7 +18,7 @@ import (
 	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
 )
 
-// fill sets every field of v, and of everything in it, to a value of its own.
+// fill sets every field of v, and of everything in it, to a distinct value.
 func fill(t *testing.T, v reflect.Value, n *int) {
 	t.Helper()
 	*n++
@@ -54,7 +54,7 @@ func fill(t *testing.T, v reflect.Value, n *int) {
 	}
 }
 
-// clear zeroes the fields named by dotted paths; a path goes through lists.
+// clearPath zeroes the fields named by dotted paths; a path goes through lists.
 func clearPath(t *testing.T, v reflect.Value, path string) {
 	t.Helper()
 	name, rest, more := strings.Cut(path, ".")
@@ -122,8 +122,8 @@ func scalar(t *testing.T, f protoreflect.FieldDescriptor, n *int) protoreflect.V
 	}
 }
 
-// roundTrip checks both ways: no field of the noun is lost but those in lost, and no field of the
-// message at all.
+// roundTrip checks both directions: the noun loses no field except those in lost, and the message
+// none at all.
 func roundTrip[N any, M proto.Message](name string, to func(N) M, from func(M) N, lost ...string) (string, func(*testing.T)) {
 	return name, func(t *testing.T) {
 		t.Parallel()
@@ -147,7 +147,7 @@ func roundTrip[N any, M proto.Message](name string, to func(N) M, from func(M) N
 		again := to(from(full))
 		must.True(t, proto.Equal(full, again), must.Sprintf("message changed:\n%v\n%v", full, again))
 
-		// A zero noun is an empty message, and comes back as itself but for lists.
+		// A zero noun is an empty message, and converts back to itself except for lists.
 		var zero N
 		empty := to(zero)
 		must.Eq(t, 0, proto.Size(empty))
@@ -184,7 +184,7 @@ func TestRoundTrip(t *testing.T) {
 	})
 }
 
-// Lists that the public API writes as [] are never null, even if a peer sent nothing at all.
+// Lists that the public API writes as [] are never null, even if a peer sent nothing.
 func TestListsAreNeverNull(t *testing.T) {
 	t.Parallel()
 	for name, v := range map[string]any{
@@ -212,7 +212,7 @@ func TestEdges(t *testing.T) {
 	must.True(t, JobFromProto(impossible).CreatedAt.IsZero())
 }
 
-// A noun must not change when the message it came from is used again.
+// A noun must not change when its message is reused.
 func TestNothingShared(t *testing.T) {
 	t.Parallel()
 	m := &jobv1.Job{ResultJson: []byte(`{"a":1}`)}

@@ -1,6 +1,6 @@
-// Package apischema checks what an agent answers against schemas of the APIs that it speaks: whole
-// answers, each event of a stream, and errors. The schemas are our own, and say what clients read;
-// the reference that each follows stands in it.
+// Package apischema checks an agent's answers against schemas of the APIs that it implements: whole
+// answers, each event of a stream, and errors. The schemas are our own and cover what clients read;
+// each names the reference that it follows.
 package apischema
 
 import (
@@ -23,7 +23,7 @@ type Schemas struct {
 	byName map[string]*jsonschema.Schema // "openai/chat"
 }
 
-// New compiles the schemas. Errors are those of the schemas themselves.
+// New compiles the schemas. It fails only if a schema is invalid.
 func New() (*Schemas, error) {
 	out := &Schemas{byName: map[string]*jsonschema.Schema{}}
 	list, err := files.ReadDir("schemas")
@@ -61,11 +61,12 @@ func New() (*Schemas, error) {
 	return out, nil
 }
 
-// endpoint is what a route answers with: a whole answer, and the events or lines of a stream.
+// endpoint names the schemas of a route's answers: of a whole answer, and of the events or lines of
+// a stream.
 type endpoint struct{ whole, part string }
 
-// endpoints are the routes, by method and path without /v1. A path that ends in / has an id behind
-// it.
+// endpoints maps routes to endpoints, by method and path without /v1. A path that ends in / is
+// followed by an ID.
 var endpoints = map[string]endpoint{
 	"POST /chat/completions":       {"openai/chat", "openai/chunk"},
 	"POST /completions":            {"openai/completion", "openai/completion"},
@@ -87,7 +88,7 @@ var endpoints = map[string]endpoint{
 	"GET /api/version":             {"ollama/version", ""},
 }
 
-// endpointOf returns the endpoint of a request, and the error's schema of its API.
+// endpointOf returns the endpoint of a request, and the error schema of its API.
 func endpointOf(r *http.Request) (e endpoint, failure string, known bool) {
 	name := strings.TrimPrefix(r.URL.Path, "/v1")
 	key := r.Method + " " + name

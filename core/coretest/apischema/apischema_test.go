@@ -14,7 +14,7 @@ type answers func(r *http.Request) *http.Response
 
 func (f answers) RoundTrip(r *http.Request) (*http.Response, error) { return f(r), nil }
 
-// TestWrongAnswers sees that what is wrong is reported, whole and in streams.
+// TestWrongAnswers checks that wrong answers are reported, whole ones and those in streams.
 func TestWrongAnswers(t *testing.T) {
 	t.Parallel()
 	schemas, err := New()
@@ -24,7 +24,7 @@ func TestWrongAnswers(t *testing.T) {
 	for name, c := range map[string]struct {
 		route, typ, body string
 		status           int
-		says             string // empty: it is right
+		says             string // empty: the answer is valid
 	}{
 		"a stream":                {"POST /v1/chat/completions", "text/event-stream", ": alive\n" + sse(chunk, `[DONE]`), 200, ""},
 		"an error in it":          {"POST /v1/chat/completions", "text/event-stream", sse(chunk, `{"error":{"message":"x","type":"server_error"}}`), 200, ""},

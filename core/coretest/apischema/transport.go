@@ -11,15 +11,15 @@ import (
 	"strings"
 )
 
-// Transport checks the answers that pass through it. It passes bytes on as they come; what is wrong
-// it reports where the client has read so far.
+// Transport checks the answers that pass through it. It passes bytes on as they arrive, and reports
+// a violation once the client has read that far.
 type Transport struct {
 	Base    http.RoundTripper
 	Schemas *Schemas
 	// Report is called for each answer that does not match its schema, by the goroutine that reads
 	// the answer.
 	Report func(error)
-	// Skip leaves out what a test makes up itself; nil: nothing.
+	// Skip excludes schemas whose answers a test makes up itself; nil: excludes none.
 	Skip func(schema string) bool
 }
 
@@ -53,19 +53,19 @@ func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	return resp, nil
 }
 
-// maxHeld bounds what is kept of an answer, in bytes. A longer one is not checked.
+// maxHeld bounds how much of an answer is buffered, in bytes. A longer answer is not checked.
 const maxHeld = 8 << 20
 
-// checked is the body of an answer that is read.
+// checked is the body of an answer being read.
 type checked struct {
 	io.ReadCloser
 	t    *Transport
 	what string
 
-	whole, events, lines, failure string // schemas
+	whole, events, lines, failure string // names of schemas
 	held                          []byte
-	seen                          int64 // events
-	over                          bool  // the answer is too long, or wrong already
+	seen                          int64 // events so far
+	over                          bool  // the answer is too long, or already known to be wrong
 }
 
 // Read implements io.Reader.
@@ -96,7 +96,7 @@ func (c *checked) report(err error) {
 	}
 }
 
-// cut takes whole parts off what is held.
+// cut removes complete parts from the buffer and passes them to take.
 func (c *checked) cut(end string, take func(part []byte)) {
 	for !c.over {
 		part, rest, ok := bytes.Cut(c.held, []byte(end))
@@ -108,8 +108,8 @@ func (c *checked) cut(end string, take func(part []byte)) {
 	}
 }
 
-// event checks one event. Its name is its type where it has a name, and its number follows the one
-// before.
+// event checks one event. Its name, if any, must be its type, and its number must follow the
+// previous one.
 func (c *checked) event(block []byte) {
 	name, data := "", []byte(nil)
 	for line := range strings.Lines(string(block)) {
@@ -149,7 +149,7 @@ func (c *checked) event(block []byte) {
 	c.report(c.t.Schemas.check(schema, data))
 }
 
-// line checks one line of a stream that is lines of JSON.
+// line checks one line of a stream of JSON lines.
 func (c *checked) line(data []byte) {
 	if len(bytes.TrimSpace(data)) == 0 {
 		return

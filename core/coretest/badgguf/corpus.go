@@ -6,14 +6,14 @@ import (
 	"strings"
 )
 
-// Case is a file that must be refused, and a part of what must be said of it.
+// Case is a file that must be refused, and a part of the expected error.
 type Case struct {
 	Name string
 	File []byte
 	Says string
 }
 
-// Corpus is the malformed files, each with something else wrong.
+// Corpus returns the malformed files, each with a different defect.
 func Corpus() []Case {
 	head := func(version uint32, tensors, keys uint64, rest ...byte) []byte {
 		h := &header{}
@@ -97,14 +97,14 @@ func Corpus() []Case {
 	}
 }
 
-// Part is one file of a model that is split, with GoodTensors. tensors is how many all files say
-// that they have together.
+// Part returns one file of a split model, with GoodTensors. tensors is the total number of tensors
+// that the file claims for all parts.
 func Part(no, count, tensors uint32, entries ...Entry) []byte {
 	return File(split(no, count, tensors, entries), GoodTensors(), GoodData)
 }
 
-// Split is the model of Good in three files, as llama-gguf-split writes them: the first has the
-// metadata alone, the others only what part they are.
+// Split returns the model of Good in three files, as llama-gguf-split writes them: the first holds
+// only the metadata, the others only their part number.
 func Split() [][]byte {
 	all := GoodTensors()
 	last := []Tensor{{all[2].Name, all[2].Dims, all[2].Type, 0}}

@@ -1,4 +1,4 @@
-// Package badgguf writes GGUF files for tests: sound ones, and a corpus of malformed ones that
+// Package badgguf writes GGUF files for tests: valid ones, and a corpus of malformed ones that
 // every reader must refuse.
 package badgguf
 
@@ -8,7 +8,7 @@ import (
 	"math"
 )
 
-// header writes a GGUF file piece by piece, so that a test can lie at any place.
+// header writes a GGUF file piece by piece, so that a test can put wrong values anywhere.
 type header struct{ bytes.Buffer }
 
 func (h *header) u32(v uint32) { _ = binary.Write(h, binary.LittleEndian, v) }
@@ -35,7 +35,7 @@ type List struct {
 	Bytes []byte
 }
 
-// Raw is a value of any type, right or wrong.
+// Raw is a value of any type, valid or not.
 type Raw struct {
 	Type  uint32
 	Bytes []byte
@@ -99,7 +99,7 @@ func (h *header) entry(e Entry) {
 	}
 }
 
-// Tensor is an entry of the list of tensors, of a ggml type by its number.
+// Tensor is an entry in the list of tensors; the type is ggml's number.
 type Tensor struct {
 	Name   string
 	Dims   []uint64
@@ -107,7 +107,8 @@ type Tensor struct {
 	Offset uint64
 }
 
-// File is a GGUF file with its metadata, tensors and this much data behind the header.
+// File returns a GGUF file with these metadata and tensors and this many bytes of data behind the
+// header.
 func File(entries []Entry, tensors []Tensor, data int) []byte {
 	h := &header{}
 	h.start(3, uint64(len(tensors)), uint64(len(entries)))
@@ -130,7 +131,7 @@ func File(entries []Entry, tensors []Tensor, data int) []byte {
 	return h.Bytes()
 }
 
-// With is entries with one more, which replaces one of the same name.
+// With returns the entries with one more, which replaces an entry of the same name.
 func With(entries []Entry, key string, value any) []Entry {
 	var out []Entry
 	for _, e := range entries {
@@ -141,7 +142,7 @@ func With(entries []Entry, key string, value any) []Entry {
 	return append(out, Entry{key, value})
 }
 
-// GoodEntries is the metadata of a little llama.
+// GoodEntries returns the metadata of a small llama.
 func GoodEntries() []Entry {
 	return []Entry{
 		{"tokenizer.ggml.tokens", []string{"<unk>", "a", "b"}},
@@ -164,8 +165,8 @@ func GoodEntries() []Entry {
 	}
 }
 
-// Nested is the bytes of an array value, so many arrays deep, with an empty list of bytes at the
-// bottom.
+// Nested returns the bytes of an array value with arrays nested this deep, and an empty list of
+// bytes innermost.
 func Nested(depth int) []byte {
 	h := &header{}
 	for range depth - 1 {
@@ -177,7 +178,7 @@ func Nested(depth int) []byte {
 	return h.Bytes()
 }
 
-// GoodTensors are the tensors of GoodEntries, which take GoodData bytes.
+// GoodTensors returns the tensors of GoodEntries, which take GoodData bytes.
 func GoodTensors() []Tensor {
 	return []Tensor{
 		{"token_embd.weight", []uint64{256, 3}, 12, 0},      // Q4_K: 3 blocks, 432 bytes
@@ -186,8 +187,8 @@ func GoodTensors() []Tensor {
 	}
 }
 
-// GoodData is how many bytes of tensor data belong to GoodTensors.
+// GoodData is the size of the tensor data of GoodTensors, in bytes.
 const GoodData = 704 + 136
 
-// Good is a sound file of them.
+// Good returns a valid file made of these.
 func Good() []byte { return File(GoodEntries(), GoodTensors(), GoodData) }

@@ -12,7 +12,7 @@ import (
 	"github.com/rbee-project/rbee/core/coretest/disktrace"
 )
 
-// steps is how a careful program publishes a file, with one step left out.
+// steps returns how a careful program publishes a file, with one step left out.
 func steps(without string) disktrace.Scenario {
 	return disktrace.Scenario{Run: func(t *testing.T, dir string, ack func(string)) {
 		folder := filepath.Join(dir, "folder")
@@ -59,8 +59,8 @@ func noticed(t *testing.T, without, want string) {
 	must.StrContains(t, strings.Join(found, "\n"), want)
 }
 
-// Each step that is left out is noticed. A scenario is a test of its own, as it runs in a process
-// of its own.
+// Check notices each missing step. Each scenario is a separate test, as it runs in a separate
+// process.
 func TestMissingFolder(t *testing.T) {
 	noticed(t, "the folder's own name", "folder was made")
 }
@@ -75,7 +75,7 @@ func TestMissingAppend(t *testing.T) { noticed(t, "more data", "data of folder/a
 
 func TestMissingRemoval(t *testing.T) { noticed(t, "removal", "folder/a was removed") }
 
-// What a program does that the scenario starts is followed as well.
+// Programs that the scenario starts are traced as well.
 func shell(script string) disktrace.Scenario {
 	return disktrace.Scenario{Run: func(t *testing.T, dir string, ack func(string)) {
 		out, err := exec.CommandContext(t.Context(), "sh", "-c", script, "sh", dir).CombinedOutput()
@@ -94,7 +94,8 @@ func TestCarelessProgram(t *testing.T) {
 	must.StrContains(t, strings.Join(found, "\n"), "b was made, and its folder is not on the disk")
 }
 
-// A folder is published with all that is in it, also where it had a name that nobody minds before.
+// A folder is published with its whole contents, even if it had a name before that nothing relied
+// on.
 func TestMissingInnerNames(t *testing.T) {
 	s := shell(`mkdir -p "$1/.new/inner" && echo text >"$1/.new/inner/a" && sync "$1/.new/inner/a" "$1/.new" && mv "$1/.new" "$1/folder" && sync "$1"`)
 	found := disktrace.Violations(t, s)

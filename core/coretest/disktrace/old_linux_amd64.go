@@ -6,7 +6,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// enterOld and exitOld look at system calls that newer machines do not have.
+// enterOld and exitOld handle system calls that newer architectures lack.
 func (m *model) enterOld(c *call, tid int) {
 	here := unix.AT_FDCWD
 	cwd := uint64(int64(here)) //nolint:gosec // the bits of a number

@@ -17,10 +17,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// acknowledge tells the tracer: a look-up of a path that does not exist.
+// acknowledge notifies the tracer by looking up a path that does not exist.
 func acknowledge(name string) { _ = unix.Access(ackPrefix+name, unix.F_OK) }
 
-// trace runs the test that calls it once more, as a process whose system calls it follows.
+// trace runs the calling test once more, as a process whose system calls it traces.
 func trace(t *testing.T, dir string, s Scenario) []string {
 	t.Helper()
 	test, _, _ := strings.Cut(t.Name(), "/")
@@ -34,7 +34,7 @@ func trace(t *testing.T, dir string, s Scenario) []string {
 	defer out.Close()
 	done := make(chan error, 1)
 	m := newModel(dir, s)
-	go func() { // a thread of its own is the tracer, and goes with the goroutine
+	go func() { // a dedicated thread is the tracer; it ends with the goroutine
 		runtime.LockOSThread()
 		done <- follow(test, dir, out, m)
 	}()
@@ -53,7 +53,7 @@ func trace(t *testing.T, dir string, s Scenario) []string {
 	return m.violations
 }
 
-// notThread is __WNOTHREAD: children of other threads are theirs.
+// notThread is __WNOTHREAD: wait only for the children of this thread.
 const notThread = 0x20000000
 
 func follow(test, dir string, out *os.File, m *model) error {
@@ -73,7 +73,7 @@ func follow(test, dir string, out *os.File, m *model) error {
 		return err
 	}
 	pid := process.Pid
-	_ = process.Release() // it is waited for here
+	_ = process.Release() // this function waits for it instead
 	var status unix.WaitStatus
 	if _, err := unix.Wait4(pid, &status, unix.WALL|notThread, nil); err != nil {
 		return err
@@ -87,7 +87,7 @@ func follow(test, dir string, out *os.File, m *model) error {
 		return err
 	}
 	m.pid = pid
-	calls := map[int]*call{} // by thread: what it is in
+	calls := map[int]*call{} // by thread: the system call in progress
 	for {
 		tid, err := unix.Wait4(-1, &status, unix.WALL|notThread, nil)
 		if errors.Is(err, unix.EINTR) {
@@ -129,16 +129,16 @@ func follow(test, dir string, out *os.File, m *model) error {
 	}
 }
 
-// call is a system call that a thread is in.
+// call is a system call that a thread is executing.
 type call struct {
 	number uint64
 	args   [6]uint64
-	path   string // that it names, absolute; empty: none of the folder
+	path   string // path that it names, absolute; empty: not below the folder
 	other  string // the new name of a rename or link
 	fresh  bool   // path did not exist before
 }
 
-// syscallInfo asks for what a thread is stopped at.
+// syscallInfo returns the kernel's description of a thread's stop.
 func syscallInfo(tid int) ([]byte, error) {
 	const getSyscallInfo = 0x420e
 	b := make([]byte, 88)
@@ -169,17 +169,17 @@ func failed(tid int) (int64, bool) {
 	return int64(binary.NativeEndian.Uint64(b[24:])), b[32] != 0 //nolint:gosec // the bits of a number
 }
 
-// inode names a file whatever it is called.
+// inode identifies a file independently of its names.
 type inode struct{ dev, ino uint64 }
 
-// model is what the disk has for sure.
+// model tracks what is certainly on disk.
 type model struct {
 	dir string
 	s   Scenario
 	pid int
 
-	dirty      map[inode]string            // data that are not on the disk, with a name of the file
-	names      map[inode]map[string]string // of a folder, whatever it is called: names that are not as on the disk, and what happened
+	dirty      map[inode]string            // files with data not on disk, each with a name
+	names      map[inode]map[string]string // by folder: names that differ from the disk, and why
 	acks       int
 	syncs      int
 	violations []string
@@ -196,7 +196,7 @@ func (m *model) fail(format string, args ...any) {
 	}
 }
 
-// below returns the path relative to the folder; false: it is elsewhere.
+// below returns the path relative to the folder; false: it lies elsewhere.
 func (m *model) below(path string) (string, bool) {
 	if path == m.dir {
 		return ".", true
@@ -230,7 +230,7 @@ func inodeOf(path string) (inode, bool) {
 	return inode{st.Dev, st.Ino}, true
 }
 
-// text reads a path out of the process.
+// text reads a path from the traced process's memory.
 func text(tid int, at uint64) string {
 	b := make([]byte, 4096)
 	f, err := os.Open(fmt.Sprintf("/proc/%d/mem", tid))
@@ -259,7 +259,7 @@ func pathAt(tid int, fd, at uint64) string {
 	return filepath.Join(base, name)
 }
 
-// enter looks at a call before it is made.
+// enter handles a call before it is executed.
 func (m *model) enter(c *call, tid int) {
 	switch c.number {
 	case unix.SYS_OPENAT:
@@ -299,7 +299,7 @@ func (m *model) enter(c *call, tid int) {
 	}
 }
 
-// published checks a file or a folder that gets a name under which it is looked for.
+// published checks a file or a folder that gets a name under which it is looked up.
 func (m *model) published(from, to string, id inode) {
 	rel, ok := m.below(to)
 	if !ok || m.free(rel) || m.s.Late(rel) {
@@ -330,7 +330,7 @@ func (m *model) published(from, to string, id inode) {
 	}
 }
 
-// exit looks at a call after it was made.
+// exit handles a call after it was executed.
 func (m *model) exit(c *call, tid int) {
 	value, bad := failed(tid)
 	if bad {
@@ -380,7 +380,7 @@ func (m *model) exit(c *call, tid int) {
 	}
 }
 
-// changed notes a name that is not on the disk as it is now.
+// changed records a name that now differs from the disk.
 func (m *model) changed(path, what string) {
 	rel, ok := m.below(path)
 	if !ok || rel == "." {
@@ -396,7 +396,7 @@ func (m *model) changed(path, what string) {
 	m.names[folder][filepath.Base(rel)] = what
 }
 
-// free reports whether a path may be lost: it or a folder above it.
+// free reports whether a path, or a folder above it, may be lost.
 func (m *model) free(rel string) bool {
 	for p := rel; p != "."; p = filepath.Dir(p) {
 		if temporary(p) || m.s.Ignore(p) {
@@ -406,7 +406,7 @@ func (m *model) free(rel string) bool {
 	return false
 }
 
-// acknowledged checks that nothing can be lost now.
+// acknowledged checks that nothing can be lost any more.
 func (m *model) acknowledged(name string) {
 	m.acks++
 	for id, path := range m.dirty {
@@ -417,7 +417,7 @@ func (m *model) acknowledged(name string) {
 	for folder, changed := range m.names {
 		now := m.nameOf(folder)
 		if now == "" {
-			continue // it is gone itself
+			continue // the folder itself no longer exists
 		}
 		for base, what := range changed {
 			path := filepath.Join(now, base)
@@ -428,7 +428,7 @@ func (m *model) acknowledged(name string) {
 	}
 }
 
-// nameOf finds a file by its inode; empty: it has no name any more.
+// nameOf finds a file's name by its inode; empty: it has no name any more.
 func (m *model) nameOf(id inode) (found string) {
 	_ = filepath.WalkDir(m.dir, func(path string, _ os.DirEntry, err error) error {
 		if err != nil {

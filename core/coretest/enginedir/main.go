@@ -1,4 +1,4 @@
-// Command enginedir installs a worker type into a store, by the same road as a hive, and prints the
+// Command enginedir installs a worker type into a store, in the same way as a hive, and prints the
 // folder of its engine libraries: the engine's own tests need one without an agent.
 package main
 

@@ -1,7 +1,6 @@
-// Package fakecluster is a cluster that exists only in memory: what a queen is to those who consume
-// one (core/gateway, the command line), without raft, hives and certificates. It answers every
-// operation that only reads, also one that was registered a moment ago, and remembers what it was
-// asked to change.
+// Package fakecluster is a cluster that exists only in memory: it stands in for a queen towards its
+// consumers (core/gateway, the command line), without raft, hives and certificates. It answers
+// every read-only operation, even a newly registered one, and records the changes it was asked for.
 package fakecluster
 
 import (
@@ -23,9 +22,9 @@ import (
 	"github.com/rbee-project/rbee/core/token"
 )
 
-// State is what a fake cluster has.
+// State is the contents of a fake cluster.
 type State struct {
-	Status    core.Status // its lists are those below
+	Status    core.Status // its lists are the fields below
 	Hives     []core.Hive // the first is core.LocalHive
 	Workers   []core.Worker
 	Models    []core.Model
@@ -33,33 +32,33 @@ type State struct {
 	Processes []core.Process
 	Binaries  []core.WorkerBinary
 	Items     []core.CatalogItem
-	Health    core.HiveHealth    // of any hive
-	Refreshed core.RefreshResult // of any hive
+	Health    core.HiveHealth    // for any hive
+	Refreshed core.RefreshResult // for any hive
 
 	Queens []core.Queen
 	Nodes  []core.Node
 	Tokens []core.Token
 	Keys   []string // fingerprints, the primary first
 
-	Settings map[string]string // of the cluster, that somebody set; replaced, never changed
+	Settings map[string]string // settings of the cluster that were set; replaced, never changed
 
-	Secrets map[string]core.Token // tokens besides Tokens, by their texts, which may be any
+	Secrets map[string]core.Token // tokens besides Tokens, by their arbitrary texts
 	Lookups int                   // calls of Authorize
 
-	NotReady error                    // of Ready
-	NoLeader error                    // of every read but a stale one
-	Silent   bool                     // the leader does not answer: such reads end with their context
-	NoTokens error                    // of every Authorize
-	Refuse   func(asked string) error // refuses what Asked would get; nil: nothing
+	NotReady error                    // error of Ready
+	NoLeader error                    // error of every read but a stale one
+	Silent   bool                     // no leader answers: reads that need one time out
+	NoTokens error                    // error of every Authorize
+	Refuse   func(asked string) error // refuses what would go to Asked; nil: nothing
 	Snapshot func(w io.Writer) error  // nil: "snapshot"
-	Restored []byte                   // of the last snapshot that was restored
-	Asked    []string                 // what administrators asked for, in order
-	Reads    []core.Consistency       // of every Sync
+	Restored []byte                   // the last restored snapshot
+	Asked    []string                 // requests of administrators, in order
+	Reads    []core.Consistency       // argument of every Sync
 }
 
 // Cluster is a fake cluster. It is safe for concurrent use.
 type Cluster struct {
-	// Answers are the functions of the operations that only read. A test may set others before it
+	// Answers holds the functions of the read-only operations. A test may replace them before it
 	// serves the cluster.
 	Answers operation.Answers
 
@@ -67,7 +66,7 @@ type Cluster struct {
 	s  State
 }
 
-// New returns a cluster that has s.
+// New returns a cluster with the state s.
 func New(s State) *Cluster {
 	c := &Cluster{s: s, Answers: operation.Answers{}}
 	a := c.Answers
@@ -129,7 +128,7 @@ func find[T any](list []T, is func(T) bool, missing string, args ...any) (T, err
 	return none, core.Errorf(core.NotFound, missing, args...).Hint("See the list.")
 }
 
-// State returns a copy of what the cluster has. Its lists may be changed, their elements not.
+// State returns a copy of the cluster's state. Its lists may be changed, their elements not.
 func (c *Cluster) State() State {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -141,14 +140,14 @@ func (c *Cluster) State() State {
 	return s
 }
 
-// Change changes what the cluster has.
+// Change changes the cluster's state.
 func (c *Cluster) Change(f func(s *State)) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	f(&c.s)
 }
 
-// ask notes what an administrator asks for, and returns why it is refused.
+// ask records an administrator's request, and returns the error if it is refused.
 func (c *Cluster) ask(format string, args ...any) error {
 	what := fmt.Sprintf(format, args...)
 	c.mu.Lock()
@@ -189,7 +188,7 @@ func (c *Cluster) settings() []core.Setting {
 	return list
 }
 
-// SetSetting does the operation setting_set.
+// SetSetting runs the operation setting_set.
 func (c *Cluster) SetSetting(r core.Request) (core.Setting, error) {
 	s, err := setting.Find(r.Setting)
 	if err == nil && !r.Unset {
@@ -292,7 +291,7 @@ func (c *Cluster) Sync(ctx context.Context, want core.Consistency) (core.ReadInf
 }
 
 // Authorize implements gateway.Authorizer with the tokens of the cluster. Its errors repeat the
-// text, which those who call it must not.
+// text, which callers must not repeat.
 func (c *Cluster) Authorize(_ context.Context, text string, scope core.Scope) (core.Token, error) {
 	c.mu.Lock()
 	c.s.Lookups++
@@ -322,7 +321,7 @@ func (c *Cluster) Queens(context.Context) ([]core.Queen, error) {
 	return c.State().Queens, c.ask("queens")
 }
 
-// RemoveQueen notes "remove ID".
+// RemoveQueen records "remove ID".
 func (c *Cluster) RemoveQueen(_ context.Context, id string) error {
 	err := c.ask("remove %s", id)
 	if err == nil {
@@ -333,8 +332,8 @@ func (c *Cluster) RemoveQueen(_ context.Context, id string) error {
 	return err
 }
 
-// TransferLeadership notes `transfer to "NAME"`. Without a name the first voter that does not lead
-// is the leader then.
+// TransferLeadership records `transfer to "NAME"`. Without a name, the first voter other than the
+// leader becomes the leader.
 func (c *Cluster) TransferLeadership(_ context.Context, to string) error {
 	err := c.ask("transfer to %q", to)
 	if err == nil {
@@ -349,7 +348,7 @@ func (c *Cluster) TransferLeadership(_ context.Context, to string) error {
 	return err
 }
 
-// Nodes notes "nodes".
+// Nodes records "nodes".
 func (c *Cluster) Nodes(context.Context) ([]core.Node, error) {
 	return c.State().Nodes, c.ask("nodes")
 }
@@ -362,7 +361,7 @@ func (c *Cluster) node(id string) core.Node {
 	return n
 }
 
-// RevokeNode notes "revoke node ID".
+// RevokeNode records "revoke node ID".
 func (c *Cluster) RevokeNode(_ context.Context, id string) (core.Node, error) {
 	err := c.ask("revoke node %s", id)
 	c.Change(func(s *State) {
@@ -374,17 +373,17 @@ func (c *Cluster) RevokeNode(_ context.Context, id string) (core.Node, error) {
 	return c.node(id), err
 }
 
-// LeaveNode notes "leave ID".
+// LeaveNode records "leave ID".
 func (c *Cluster) LeaveNode(_ context.Context, id string) (core.Node, error) {
 	return c.node(id), c.ask("leave %s", id)
 }
 
-// Tokens notes "tokens".
+// Tokens records "tokens".
 func (c *Cluster) Tokens(context.Context) ([]core.Token, error) {
 	return c.State().Tokens, c.ask("tokens")
 }
 
-// CreateToken notes "create token REQUEST". The token is a real one.
+// CreateToken records "create token REQUEST". The token is a real one.
 func (c *Cluster) CreateToken(_ context.Context, r core.TokenRequest) (core.NewToken, error) {
 	if err := c.ask("create token %s", JSON(r)); err != nil {
 		return core.NewToken{}, err
@@ -399,7 +398,7 @@ func (c *Cluster) CreateToken(_ context.Context, r core.TokenRequest) (core.NewT
 	return core.NewToken{Token: t, Secret: text}, nil
 }
 
-// RotateToken notes "rotate token ID REQUEST". The secret is a real one.
+// RotateToken records "rotate token ID REQUEST". The secret is a real one.
 func (c *Cluster) RotateToken(_ context.Context, id string, r core.RotateRequest) (core.NewToken, error) {
 	if err := c.ask("rotate token %s %s", id, JSON(r)); err != nil {
 		return core.NewToken{}, err
@@ -416,7 +415,7 @@ func (c *Cluster) RotateToken(_ context.Context, id string, r core.RotateRequest
 	return core.NewToken{Token: t, Secret: text}, nil
 }
 
-// RevokeToken notes "revoke token ID".
+// RevokeToken records "revoke token ID".
 func (c *Cluster) RevokeToken(_ context.Context, id string) (core.Token, error) {
 	if err := c.ask("revoke token %s", id); err != nil {
 		return core.Token{}, err
@@ -428,7 +427,7 @@ func (c *Cluster) RevokeToken(_ context.Context, id string) (core.Token, error) 
 	return t, err
 }
 
-// DrainHive notes "drain HIVE true" or "drain HIVE false".
+// DrainHive records "drain HIVE true" or "drain HIVE false".
 func (c *Cluster) DrainHive(_ context.Context, hive string, drain bool) (core.Hive, error) {
 	if err := c.ask("drain %s %t", hive, drain); err != nil {
 		return core.Hive{}, err
@@ -446,7 +445,7 @@ func (c *Cluster) DrainHive(_ context.Context, hive string, drain bool) (core.Hi
 	return h, err
 }
 
-// SaveSnapshot notes "save".
+// SaveSnapshot records "save".
 func (c *Cluster) SaveSnapshot(_ context.Context, w io.Writer) error {
 	if err := c.ask("save"); err != nil {
 		return err
@@ -458,7 +457,7 @@ func (c *Cluster) SaveSnapshot(_ context.Context, w io.Writer) error {
 	return err
 }
 
-// RestoreSnapshot notes "restore". The index is the number of bytes.
+// RestoreSnapshot records "restore". The index is the number of bytes.
 func (c *Cluster) RestoreSnapshot(_ context.Context, r io.Reader) (core.SnapshotInfo, error) {
 	if err := c.ask("restore"); err != nil {
 		return core.SnapshotInfo{}, err
@@ -468,7 +467,7 @@ func (c *Cluster) RestoreSnapshot(_ context.Context, r io.Reader) (core.Snapshot
 	return core.SnapshotInfo{Format: 1, FSM: 2, Index: uint64(len(b)), Cluster: "ccc"}, core.WithKind(err, core.Integrity)
 }
 
-// Keyring notes "keyring".
+// Keyring records "keyring".
 func (c *Cluster) Keyring(context.Context) (core.Keyring, error) {
 	return c.keyring(), c.ask("keyring")
 }
@@ -484,7 +483,7 @@ func (c *Cluster) keyring() core.Keyring {
 // NewKey is the fingerprint of the key that ChangeKeyring installs.
 const NewKey = "3333333333333333"
 
-// ChangeKeyring notes "keyring CHANGE".
+// ChangeKeyring records "keyring CHANGE".
 func (c *Cluster) ChangeKeyring(_ context.Context, change core.KeyringChange) (core.Keyring, error) {
 	err := c.ask("keyring %s", JSON(change))
 	c.Change(func(s *State) {
@@ -506,7 +505,7 @@ func (c *Cluster) ChangeKeyring(_ context.Context, change core.KeyringChange) (c
 	return c.keyring(), err
 }
 
-// JSON is v as JSON in one line.
+// JSON returns v as JSON in one line.
 func JSON(v any) string {
 	b, err := json.Marshal(v)
 	if err != nil {

@@ -25,7 +25,7 @@ func (b *builder) biased(name string, cols, rows int) {
 }
 
 // classifier adds the layer that turns a text's vector into scores. With dense, a layer of the
-// vector's own size comes first.
+// vector's size precedes it.
 func (b *builder) classifier(a arch, dense bool) {
 	if a.labels == 0 {
 		return
@@ -106,14 +106,14 @@ func modernBERT(b *builder, a arch) {
 	b.fill("output_norm.weight", 1, a.embd)
 }
 
-const t5Buckets = 32 // of relative positions
+const t5Buckets = 32 // buckets of relative positions
 
 func (a arch) t5() []kv {
 	a.kvHeads = a.heads
 	return append(a.decoder(), kv{"decoder_block_count", uint32(a.layers)}, kv{"decoder_start_token_id", uint32(1)}, kv{"attention.relative_buckets_count", uint32(t5Buckets)})
 }
 
-// t5 has an encoder and a decoder, both without anything that positions would need.
+// t5 has an encoder and a decoder, neither with position embeddings.
 func t5(b *builder, a arch) {
 	attention := func(p string) {
 		for _, name := range []string{"q", "k", "v", "o"} {

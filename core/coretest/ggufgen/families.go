@@ -2,14 +2,14 @@ package main
 
 import "fmt"
 
-// family is an architecture: what its models say of themselves, and which tensors they have beside
-// the embeddings of their tokens.
+// family is an architecture: the metadata of its models, and their tensors besides the token
+// embeddings.
 type family struct {
-	meta      func(a arch) []kv // without the architecture's name before the keys
+	meta      func(a arch) []kv // keys lack the prefix with the architecture's name
 	tensors   func(b *builder, a arch)
 	tokenizer string // its usual kind of vocabulary
-	reads     bool   // it writes no text
-	experts   int    // its own number
+	reads     bool   // it generates no text
+	experts   int    // its own number of experts
 }
 
 var families = map[string]family{
@@ -29,7 +29,7 @@ var families = map[string]family{
 	"t5":              {meta: arch.t5, tensors: t5, tokenizer: "ugm"},
 }
 
-// common is what all architectures say.
+// common returns the metadata that all architectures have.
 func (a arch) common() []kv {
 	return []kv{
 		{"context_length", uint32(a.ctx)},
@@ -60,7 +60,7 @@ func (a arch) windowed() []kv {
 	return append(a.decoder(), kv{"attention.sliding_window", uint32(a.window)})
 }
 
-// ffn adds a feed-forward layer with a gate, dense or of experts.
+// ffn adds a feed-forward layer with a gate, dense or with experts.
 func (b *builder) ffn(a arch, p string) {
 	b.fill(p+"ffn_norm.weight", 1, a.embd)
 	if a.experts > 0 {
@@ -129,7 +129,7 @@ func gemma3(b *builder, a arch) {
 	})
 }
 
-// The state space layers of mamba.
+// Parameters of mamba's state space layers.
 const (
 	ssmConv  = 4
 	ssmState = 16
@@ -166,10 +166,10 @@ func mamba(b *builder, a arch) {
 	b.fill("output_norm.weight", 1, a.embd)
 }
 
-// attends reports whether a layer of a hybrid model has a cache: every second one.
+// attends reports whether a layer of a hybrid model has a KV cache: every second one does.
 func attends(l int) bool { return l%2 == 1 }
 
-// hybridHeads are the key/value heads of each layer.
+// hybridHeads returns the number of key/value heads of each layer.
 func (a arch) hybridHeads() []int32 {
 	list := make([]int32, a.layers)
 	for l := range list {
@@ -190,7 +190,7 @@ func (a arch) hybrid() []kv {
 	return list
 }
 
-const mambaHeads = 8 // of the state space layers of granite
+const mambaHeads = 8 // for granite's state space layers
 
 func (a arch) graniteHybrid() []kv {
 	return append(a.hybrid(),
@@ -228,7 +228,7 @@ func graniteHybrid(b *builder, a arch) {
 	b.fill("output_norm.weight", 1, a.embd)
 }
 
-const lfmCache = 3 // positions that a convolution of lfm2 sees
+const lfmCache = 3 // positions that lfm2's convolution covers
 
 func (a arch) lfm2() []kv { return append(a.hybrid(), kv{"shortconv.l_cache", uint32(lfmCache)}) }
 

@@ -184,7 +184,7 @@ func writeGGUF(path string, meta []kv, tensors []tensor) error {
 	return os.Rename(tmp, path)
 }
 
-// writeSplit writes the model into several files as llama-gguf-split does: path names the first,
+// writeSplit writes the model into several files, as llama-gguf-split does: path names the first,
 // -00001-of-0000N.gguf.
 func writeSplit(path string, parts int, meta []kv, tensors []tensor) error {
 	per := (len(tensors) + parts - 1) / parts

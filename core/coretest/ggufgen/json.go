@@ -8,7 +8,7 @@ import (
 	"strings"
 )
 
-const userToken = 4 // found in a text before all others, and shown
+const userToken = 4 // matched in a text before all other tokens, and shown
 
 // tokenizerFile is the part of a tokenizer.json that vocabularyFrom reads.
 type tokenizerFile struct {
@@ -25,8 +25,8 @@ type tokenizerFile struct {
 	} `json:"model"`
 }
 
-// vocabularyFrom reads the vocabulary of a published tokenizer.json of byte pairs, or of pieces
-// with a token for each byte, as a conversion to GGUF writes it.
+// vocabularyFrom reads the vocabulary of a published tokenizer.json with byte pairs, or with pieces
+// and a token for each byte, in the form that a conversion to GGUF writes.
 func vocabularyFrom(path, pre string) (vocabulary, error) {
 	text, err := os.ReadFile(path)
 	if err != nil {
@@ -86,7 +86,7 @@ func vocabularyFrom(path, pre string) (vocabulary, error) {
 	if f.Model.ByteFallback {
 		scores := make([]float32, n)
 		for id := range scores {
-			scores[id] = -float32(id) // published ones are in the order of their scores
+			scores[id] = -float32(id) // published vocabularies are sorted by score
 		}
 		if id, ok := first("<unk>"); ok {
 			types[id] = unknownToken

@@ -2,7 +2,7 @@ package main
 
 import "fmt"
 
-// adapterMeta is the metadata of a LoRA adapter.
+// adapterMeta returns the metadata of a LoRA adapter.
 func adapterMeta(name string, rank int) []kv {
 	return []kv{
 		{"general.type", "adapter"},
@@ -12,7 +12,7 @@ func adapterMeta(name string, rank int) []kv {
 	}
 }
 
-// adapter makes the tensors of an adapter that changes what every layer attends to and says.
+// adapter adds the tensors of an adapter that changes every layer's attention projections.
 func (b *builder) adapter(a arch, rank int) []tensor {
 	b.blocks(a, func(_ int, p string) {
 		for _, m := range []struct {

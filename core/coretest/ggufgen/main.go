@@ -1,6 +1,6 @@
 // Command ggufgen writes a GGUF model file with random weights of a chosen shape: its speed and
-// memory use are those of a trained model of that shape, its text is noise. Tests and benchmarks
-// use it where the real little model is too fast.
+// memory use match those of a trained model of that shape, its text is noise. Tests and benchmarks
+// use it when the real small model is too fast.
 package main
 
 import (

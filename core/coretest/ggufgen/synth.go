@@ -20,8 +20,8 @@ type arch struct {
 
 	window        int // of layers with a sliding window
 	experts, used int // 0: the feed-forward layers are dense
-	pooling       int // llama.cpp's number of how vectors become one; 0: the file says nothing
-	labels        int // outputs of a classifier; 0: it has none
+	pooling       int // llama.cpp's number of the pooling type; 0: not in the file
+	labels        int // outputs of a classifier; 0: no classifier
 }
 
 func (a arch) head() int  { return a.embd / a.heads }
@@ -37,11 +37,11 @@ var presets = map[string]arch{
 
 const chatML = `{%- for m in messages -%}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{%- endfor -%}{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}`
 
-// poolings are the numbers of pooling_type.
+// poolings maps names to the numbers of pooling_type.
 var poolings = map[string]int{"": 0, "none": 0, "mean": 1, "cls": 2, "last": 3, "rank": 4}
 
-// runSynth writes a model with random weights: its speed and memory use are
-// those of a trained model of the same shape, and its text is noise.
+// runSynth writes a model with random weights: its speed and memory use match those of a trained
+// model of the same shape, and its text is noise.
 func runSynth(args []string) error {
 	fs := flag.NewFlagSet("ggufgen", flag.ContinueOnError)
 	out := fs.String("out", "", "GGUF file to write")
@@ -203,7 +203,7 @@ func labelNames(n int) []string {
 	return names
 }
 
-// replace puts numbers in the place of others, so that tests have models that are wrong.
+// replace overwrites numbers in the metadata, so that tests get models with wrong values.
 func replace(meta []kv, set map[string]string) ([]kv, error) {
 	var out []kv
 	for _, e := range meta {
@@ -238,7 +238,7 @@ func replace(meta []kv, set map[string]string) ([]kv, error) {
 // builder collects the tensors of a model.
 type builder struct {
 	rng     splitmix
-	weights uint32 // the type of matrices
+	weights uint32 // type of the weight matrices
 	tensors []tensor
 	params  uint64
 }
@@ -248,12 +248,12 @@ func (b *builder) add(t tensor) {
 	b.tensors = append(b.tensors, t)
 }
 
-// matrix adds random weights with so many columns; further dimensions are rows.
+// matrix adds random weights with this many columns; further dimensions are rows.
 func (b *builder) matrix(name string, cols int, rows ...int) {
 	b.random(name, b.weights, 1/math.Sqrt(float64(cols)), append([]int{cols}, rows...)...)
 }
 
-// small adds random numbers that are F32 always: biases, embeddings of positions.
+// small adds random numbers that are always F32: biases, position embeddings.
 func (b *builder) small(name string, dims ...int) { b.random(name, typeF32, 0.1, dims...) }
 
 func (b *builder) random(name string, typ uint32, std float64, dims ...int) {
@@ -263,7 +263,7 @@ func (b *builder) random(name string, typ uint32, std float64, dims ...int) {
 	b.add(t)
 }
 
-// fill adds a tensor of one value, F32 always.
+// fill adds a tensor of one repeated value, always F32.
 func (b *builder) fill(name string, value float32, dims ...int) {
 	t := tensor{name: name, typ: typeF32, dims: sizes(dims)}
 	t.write = func(w io.Writer) error { return repeat(w, value, t.elements()) }

@@ -19,20 +19,20 @@ const (
 	byteToken    = 6
 )
 
-// markers are ChatML's, which every vocabulary has.
+// markers are ChatML's; every vocabulary contains them.
 var markers = []string{"<|im_start|>", "<|im_end|>"}
 
-// gapMarkers are the tokens of texts with a gap, as Qwen's models for code have them.
+// gapMarkers are the infill tokens, as in Qwen's models for code.
 var gapMarkers = []string{"<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", "<|repo_name|>", "<|file_sep|>"}
 
-// addGaps puts gapMarkers in the place of the last pieces before the markers.
+// addGaps replaces the last pieces before the markers with gapMarkers.
 func (v vocabulary) addGaps() error {
 	var tokens []string
 	var types []int32
 	for _, e := range v.meta {
 		switch e.key {
 		case "tokenizer.ggml.model":
-			if e.val != "llama" { // the merges of others name their tokens
+			if e.val != "llama" { // in other vocabularies, merges refer to the tokens
 				return fmt.Errorf("-infill is for spm vocabularies")
 			}
 		case "tokenizer.ggml.tokens":
@@ -48,8 +48,9 @@ func (v vocabulary) addGaps() error {
 	return nil
 }
 
-// vocabularyOf makes a vocabulary of n tokens of a kind: "spm" (SentencePiece, llama), "bpe" (GPT-2
-// with the pre-tokenizer pre), "wpm" (WordPiece, BERT) or "ugm" (Unigram, T5 and XLM-RoBERTa).
+// vocabularyOf returns a vocabulary of n tokens of a kind: "spm" (SentencePiece, llama), "bpe"
+// (GPT-2 with the pre-tokenizer pre), "wpm" (WordPiece, BERT) or "ugm" (Unigram, T5 and
+// XLM-RoBERTa).
 func vocabularyOf(kind, pre string, n int) (vocabulary, error) {
 	switch kind {
 	case "spm":
@@ -121,9 +122,9 @@ func vocabularyOf(kind, pre string, n int) (vocabulary, error) {
 	return vocabulary{}, fmt.Errorf("unknown -tokenizer %q", kind)
 }
 
-const tokenTypes = 2 // of BERT: the first and the second text
+const tokenTypes = 2 // BERT's: the first and the second text
 
-// grams calls add with letter n-grams, the short ones first, until it wants no more.
+// grams calls add with letter n-grams, shorter ones first, until it returns false.
 func grams(add func(gram string) bool) {
 	const letters = "etaoinshrdlcumwfgypbvkjxqz"
 	for list := []string{""}; ; {
@@ -140,8 +141,8 @@ func grams(add func(gram string) bool) {
 	}
 }
 
-// bytePairs builds a vocabulary as GPT-2's: the 256 bytes as its own alphabet spells them, then
-// n-grams with and without a leading space, each merged from a shorter one, and the markers.
+// bytePairs builds a vocabulary like GPT-2's: the 256 bytes in its own alphabet, then n-grams with
+// and without a leading space, each merged from a shorter one, and the markers.
 func bytePairs(n int) (tokens, merges []string, types []int32) {
 	for i := range 256 {
 		tokens = append(tokens, byteLetter(byte(i)))
@@ -163,7 +164,8 @@ func bytePairs(n int) (tokens, merges []string, types []int32) {
 	return tokens, merges, types
 }
 
-// byteLetter is GPT-2's letter of a byte: itself where it can be seen, else one beyond 255.
+// byteLetter returns GPT-2's letter for a byte: the byte itself if it is printable, else a
+// character beyond 255.
 func byteLetter(b byte) string {
 	hidden := func(b int) bool { return b < '!' || b > '~' && b < 0xa1 || b == 0xad }
 	if !hidden(int(b)) {
@@ -178,8 +180,8 @@ func byteLetter(b byte) string {
 	return string(rune(256 + n))
 }
 
-// wordPieces builds a vocabulary as BERT's, in the form of llama.cpp: what begins a word has a
-// mark, and what goes on has none.
+// wordPieces builds a vocabulary like BERT's, in llama.cpp's form: pieces that begin a word have a
+// mark, pieces that continue one do not.
 func wordPieces(n int) (tokens []string, types []int32) {
 	for _, s := range append([]string{"[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"}, markers...) {
 		tokens, types = append(tokens, s), append(types, controlToken)
@@ -192,7 +194,7 @@ func wordPieces(n int) (tokens []string, types []int32) {
 		return len(tokens) < n
 	}
 	for c := '!'; c <= '~'; c++ {
-		if c < 'A' || c > 'z' { // its normalizer makes letters small
+		if c < 'A' || c > 'z' { // its normalizer lower-cases letters
 			add("\u2581" + string(c))
 			add(string(c))
 		}
@@ -201,7 +203,7 @@ func wordPieces(n int) (tokens []string, types []int32) {
 	return tokens, types
 }
 
-// unigrams builds a vocabulary as XLM-RoBERTa's.
+// unigrams builds a vocabulary like XLM-RoBERTa's.
 func unigrams(n int) (tokens []string, scores []float32, types []int32) {
 	for i, s := range append([]string{"<s>", "<pad>", "</s>", "<unk>"}, markers...) {
 		tokens, scores, types = append(tokens, s), append(scores, 0), append(types, controlToken)
@@ -225,10 +227,10 @@ func unigrams(n int) (tokens []string, scores []float32, types []int32) {
 	return tokens, scores, types
 }
 
-// sentencePieces builds a SentencePiece-like vocabulary of exactly n pieces:
-// specials, the 256 bytes, printable characters, then letter n-grams with and
-// without a leading space. Every n-gram's prefix comes before it, so that the
-// merge procedure can reach each piece. The last two are the ChatML markers.
+// sentencePieces builds a SentencePiece-like vocabulary of exactly n pieces: specials, the 256
+// bytes, printable characters, then letter n-grams with and without a leading space. Every n-gram's
+// prefix precedes it, so that the merge procedure can reach each piece. The last two are the ChatML
+// markers.
 func sentencePieces(n int) (tokens []string, scores []float32, types []int32) {
 	seen := map[string]bool{}
 	add := func(s string, typ int32) bool {

@@ -19,7 +19,8 @@ import (
 	"github.com/hashicorp/memberlist"
 )
 
-// queueLen is how many packets wait for a node; more are lost, as in a socket's buffer.
+// queueLen is the number of packets that can wait for a node; further ones are lost, as in a
+// socket's buffer.
 const queueLen = 1024
 
 // Network joins transports. It is safe for concurrent use.
@@ -29,16 +30,17 @@ type Network struct {
 	nodes map[string]*Transport
 	loss  float64
 	cut   map[[2]string]bool // from, to
-	deaf  map[[2]string]bool // the same, for packets alone
+	deaf  map[[2]string]bool // as cut, but for packets only
 }
 
-// New makes a network without losses. The seed decides which packets a loss takes.
+// New returns a network without losses. The seed determines which packets are lost once SetLoss is
+// called.
 func New(seed uint64) *Network {
 	return &Network{rand: rand.New(rand.NewPCG(seed, 1)), nodes: map[string]*Transport{}, cut: map[[2]string]bool{}, deaf: map[[2]string]bool{}}
 }
 
-// Listen is the transport of a node at an address (IP:port). An address can be used again when its
-// transport was shut down; it panics if it is in use.
+// Listen returns the transport of a node at an address (IP:port). It panics if the address is in
+// use; the address of a transport that was shut down is free again.
 func (n *Network) Listen(address string) *Transport {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -53,30 +55,30 @@ func (n *Network) Listen(address string) *Transport {
 	return t
 }
 
-// SetLoss has this part of all packets (0 to 1) lost. Streams lose them too, and send them again as
-// TCP does: that takes time.
+// SetLoss sets the fraction of all packets that are lost, 0 to 1. Streams lose packets as well and
+// resend them as TCP does, which takes time.
 func (n *Network) SetLoss(part float64) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.loss = part
 }
 
-// Cut has nothing that one node sends reach the other. Cut both ways for a broken cable.
+// Cut drops everything that one node sends to the other. Cut both ways for a broken cable.
 func (n *Network) Cut(from, to string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.cut[[2]string{from, to}] = true
 }
 
-// CutPackets has no packet that one node sends reach the other; streams go on.
+// CutPackets drops every packet that one node sends to the other; streams still work.
 func (n *Network) CutPackets(from, to string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.deaf[[2]string{from, to}] = true
 }
 
-// Partition cuts both ways between all nodes of different groups. Nodes in no group reach
-// everybody.
+// Partition cuts both ways between all nodes of different groups. Nodes in no group reach all
+// others.
 func (n *Network) Partition(groups ...[]string) {
 	for i, g := range groups {
 		for _, other := range groups[i+1:] {
@@ -98,8 +100,8 @@ func (n *Network) Heal() {
 	clear(n.deaf)
 }
 
-// Inject has a packet arrive at a node, as if somebody had sent it. It is lost when the node's
-// queue is full.
+// Inject delivers a packet to a node as if another had sent it. It is lost if the node's queue is
+// full.
 func (n *Network) Inject(from, to string, packet []byte) {
 	n.mu.Lock()
 	t := n.nodes[to]
@@ -109,7 +111,7 @@ func (n *Network) Inject(from, to string, packet []byte) {
 	}
 }
 
-// reach finds a node that another can send to.
+// reach returns the transport of a node if another node can send to it.
 func (n *Network) reach(from, to string) *Transport {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -126,15 +128,15 @@ func (n *Network) hears(from, to string) bool {
 	return !n.deaf[[2]string{from, to}]
 }
 
-// loses throws the dice for one packet.
+// loses decides randomly whether one packet is lost.
 func (n *Network) loses() bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.loss > 0 && n.rand.Float64() < n.loss
 }
 
-// delay is how long TCP needs to get something to the other side and an answer back, when it waits
-// first for an answer and then twice as long.
+// delay returns how long TCP needs to get data to the other side and an answer back, when it first
+// resends after the given time and doubles that time with every further attempt.
 func (n *Network) delay(first time.Duration) time.Duration {
 	var d time.Duration
 	for wait := first; ; wait *= 2 {
@@ -163,15 +165,15 @@ type Transport struct {
 	shut    bool
 }
 
-// Address is IP:port.
+// Address returns the transport's IP:port.
 func (t *Transport) Address() string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.address.String()
 }
 
-// Lose takes the node's address away: nothing that is sent there arrives, as on a machine whose
-// address was taken from it. The node can send on, and Move gives it another one.
+// Lose removes the node's address: nothing sent to it arrives, as on a machine that lost its
+// address. The node can still send, and Move gives it another address.
 func (t *Transport) Lose() {
 	address := t.Address()
 	t.net.mu.Lock()
@@ -179,7 +181,7 @@ func (t *Transport) Lose() {
 	delete(t.net.nodes, address)
 }
 
-// Move gives the node another IP address, with the port that it has.
+// Move changes the node's IP address and keeps its port.
 func (t *Transport) Move(_ context.Context, ip string) error {
 	parsed, err := netip.ParseAddr(ip)
 	if err != nil {
@@ -196,10 +198,10 @@ func (t *Transport) Move(_ context.Context, ip string) error {
 	return nil
 }
 
-// Tap has a function see every packet that is sent from here. Call it before the transport is used.
+// Tap calls see for every packet that is sent from here. Call it before the transport is used.
 func (t *Transport) Tap(see func(packet []byte)) { t.tap = see }
 
-// FinalAdvertiseAddr is the transport's address.
+// FinalAdvertiseAddr returns the transport's address.
 func (t *Transport) FinalAdvertiseAddr(string, int) (net.IP, int, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -220,10 +222,10 @@ func (t *Transport) WriteTo(b []byte, addr string) (time.Time, error) {
 	return time.Now(), nil
 }
 
-// PacketCh gives the packets that arrived.
+// PacketCh returns the channel of packets that arrived.
 func (t *Transport) PacketCh() <-chan *memberlist.Packet { return t.packets }
 
-// StreamCh gives the streams that others opened.
+// StreamCh returns the channel of streams that others opened.
 func (t *Transport) StreamCh() <-chan net.Conn { return t.streams }
 
 // DialTimeout opens a stream.
@@ -231,10 +233,10 @@ func (t *Transport) DialTimeout(addr string, timeout time.Duration) (net.Conn, e
 	if t.closed() {
 		return nil, net.ErrClosed
 	}
-	wait := t.net.delay(time.Second) // what a lost SYN costs
+	wait := t.net.delay(time.Second) // the cost of a lost SYN
 	to, back := t.net.reach(t.Address(), addr), t.net.reach(addr, t.Address())
 	if t.exists(addr) && (to == nil || back == nil) {
-		wait = timeout // nothing comes back from behind a cut
+		wait = timeout // no answer returns through a cut
 	}
 	if !t.sleep(min(wait, timeout)) {
 		return nil, net.ErrClosed
@@ -262,7 +264,7 @@ func (t *Transport) DialTimeout(addr string, timeout time.Duration) (net.Conn, e
 	}
 }
 
-// Shutdown takes the node off the network. It may be repeated.
+// Shutdown removes the node from the network. It may be called again.
 func (t *Transport) Shutdown() error {
 	t.mu.Lock()
 	if t.shut {
@@ -343,9 +345,9 @@ type conn struct {
 	deadline time.Time
 }
 
-// Write sends, as late as TCP would; nothing comes through a cut.
+// Write sends data with TCP's delay; nothing passes a cut.
 func (c *conn) Write(b []byte) (int, error) {
-	wait := c.from.net.delay(200 * time.Millisecond) // the least that Linux waits before it sends again
+	wait := c.from.net.delay(200 * time.Millisecond) // Linux's minimum retransmission timeout
 	if c.from.net.reach(c.from.Address(), c.to.Address()) == nil {
 		wait = time.Minute
 	}
@@ -370,7 +372,7 @@ func (c *conn) SetDeadline(d time.Time) error {
 	return c.Conn.SetDeadline(d)
 }
 
-// Close ends the stream for both ends.
+// Close closes the stream at both ends.
 func (c *conn) Close() error {
 	c.from.mu.Lock()
 	delete(c.from.conns, c)

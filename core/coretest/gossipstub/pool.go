@@ -1,4 +1,4 @@
-// Package gossipstub is a gossip pool in tests whose members are what the test says.
+// Package gossipstub is a gossip pool for tests, whose members the test sets.
 package gossipstub
 
 import (
@@ -8,7 +8,7 @@ import (
 	"github.com/rbee-project/rbee/core/gossip"
 )
 
-// Pool is a gossip pool whose members are what the test says. The zero value has none.
+// Pool is a gossip pool whose members the test sets. The zero value has none.
 type Pool struct {
 	mu      sync.Mutex // guards below
 	members []gossip.Member
@@ -29,7 +29,7 @@ func (p *Pool) Members() []gossip.Member {
 	return slices.Clone(p.members)
 }
 
-// Changed returns nil: nobody is told of changes.
+// Changed returns nil: changes are not announced.
 func (p *Pool) Changed() <-chan struct{} { return nil }
 
 // SetKeys replaces the keys, the primary first.

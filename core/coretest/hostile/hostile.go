@@ -1,5 +1,5 @@
-// Package hostile holds HTTP/2 clients that mean harm: floods of frames that cost a server more
-// than the one who sends them.
+// Package hostile holds malicious HTTP/2 clients: they send floods of frames that cost the server
+// more than the client.
 package hostile
 
 import (
@@ -19,7 +19,7 @@ type Attack struct {
 	Name string
 	// send writes frames until the server closes the connection or the client has sent enough.
 	send func(c *client) error
-	deaf bool // the client reads nothing of what the server answers
+	deaf bool // the client does not read the server's answers
 }
 
 // floodTime bounds each attack, and floodBytes what it writes.
@@ -38,7 +38,7 @@ type client struct {
 	w       io.Writer
 }
 
-// Write counts what is written, and ends the attack when it is enough.
+// Write counts the written bytes, and ends the attack at the limit.
 func (c *client) Write(b []byte) (int, error) {
 	if c.written += int64(len(b)); c.written > floodBytes || time.Now().After(c.until) {
 		return 0, io.EOF
@@ -50,7 +50,7 @@ func (c *client) block(extra ...hpack.HeaderField) []byte {
 	var b bytes.Buffer
 	enc := hpack.NewEncoder(&b)
 	for _, f := range append(c.headers, extra...) {
-		_ = enc.WriteField(f) // into a buffer
+		_ = enc.WriteField(f) // never fails: it writes into a buffer
 	}
 	return b.Bytes()
 }
@@ -60,7 +60,7 @@ func (c *client) open(endStream bool) (id uint32, err error) {
 	return id, c.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: c.block(), EndHeaders: true, EndStream: endStream})
 }
 
-// Attacks returns all of them.
+// Attacks returns all attacks.
 func Attacks() []Attack {
 	forever := func(send func(c *client) error) func(c *client) error {
 		return func(c *client) error {
@@ -96,7 +96,7 @@ func Attacks() []Attack {
 			return err
 		}},
 		{Name: "compressed headers", send: func(c *client) error {
-			// One field of 3 KiB goes into the table, and comes again for a byte each time.
+			// One field of 3 KiB enters the table, and each repetition costs the client one byte.
 			c.AllowIllegalWrites = true
 			for {
 				block := c.block(hpack.HeaderField{Name: "x", Value: string(bytes.Repeat([]byte("y"), 3<<10))})
@@ -137,8 +137,8 @@ func Attacks() []Attack {
 	}
 }
 
-// Run attacks a server over a connection on which HTTP/2 was agreed, with requests of these header
-// fields, and closes the connection.
+// Run attacks a server over a connection on which HTTP/2 was negotiated, with requests that have
+// these header fields, and closes the connection.
 func (a Attack) Run(conn net.Conn, headers ...hpack.HeaderField) {
 	defer conn.Close()
 	c := &client{headers: headers, next: 1, until: time.Now().Add(floodTime), w: conn}
@@ -152,15 +152,15 @@ func (a Attack) Run(conn net.Conn, headers ...hpack.HeaderField) {
 		}
 	}()
 	if _, err := io.WriteString(c, http2.ClientPreface); err == nil && c.WriteSettings() == nil {
-		_ = a.send(c) // the server's answer to it is that the connection ends, or that nothing happens
+		_ = a.send(c) // the server closes the connection or ignores the frames
 	}
 	_ = conn.Close()
 	<-read
 }
 
 // Watch calls honest, which must not fail, again and again while attack runs, and checks that
-// neither the heap nor the goroutines of the process grow by more than the bounds, while it runs
-// and afterwards. It must not run beside other tests.
+// neither the heap nor the goroutines of the process grow beyond the bounds, during the attack and
+// afterwards. No other test may run concurrently.
 func Watch(t *testing.T, maxHeap uint64, maxGoroutines int, honest func() error, attack func()) {
 	t.Helper()
 	if err := honest(); err != nil {

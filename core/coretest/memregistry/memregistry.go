@@ -1,4 +1,4 @@
-// Package memregistry is a registry in memory: the state machine without raft.
+// Package memregistry is an in-memory registry: the state machine without raft.
 package memregistry
 
 import (
@@ -14,7 +14,7 @@ import (
 	"github.com/rbee-project/rbee/raft/state"
 )
 
-// Registry is a registry that applies what is written at once.
+// Registry is a registry that applies writes at once.
 type Registry struct {
 	machine *fsm.FSM
 
@@ -25,7 +25,7 @@ type Registry struct {
 // New returns an empty registry.
 func New() *Registry { return &Registry{machine: fsm.New()} }
 
-// View returns the registry as it is now.
+// View returns the current registry.
 func (r *Registry) View() *state.Snapshot { return r.machine.State().Snapshot() }
 
 // Replaced returns a channel that is never closed.
@@ -48,7 +48,7 @@ func (r *Registry) Apply(_ context.Context, _ string, c *raftv1.Command) (fsm.Re
 	return result, result.Err
 }
 
-// AppliedIndex returns how many commands were written.
+// AppliedIndex returns the number of commands written.
 func (r *Registry) AppliedIndex() uint64 {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -61,7 +61,7 @@ func (r *Registry) Write(ctx context.Context, requestID string, c *raftv1.Comman
 	return err
 }
 
-// CatchUp returns at once: the registry is as new as it gets.
+// CatchUp returns at once: the registry is always up to date.
 func (r *Registry) CatchUp(context.Context) error { return nil }
 
 // Cluster returns the registry's cluster. Errors: Unavailable if it has none.
@@ -76,5 +76,5 @@ func (r *Registry) Cluster() (core.Cluster, error) {
 // Alone reports that the registry belongs to a cluster.
 func (r *Registry) Alone() bool { return false }
 
-// Silence reports that this queen leads.
+// Silence returns 0, as on the leader.
 func (r *Registry) Silence() time.Duration { return 0 }

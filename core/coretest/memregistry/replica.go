@@ -10,12 +10,12 @@ import (
 )
 
 const (
-	replicaLag  = 50 * time.Millisecond // before a replica has what the leader has
-	replicaTrip = 10 * time.Millisecond // to the leader and back
+	replicaLag  = 50 * time.Millisecond // delay of a replica behind the leader
+	replicaTrip = 10 * time.Millisecond // round trip to the leader
 )
 
-// Replica is the registry of a queen that follows: it hears of the leader's while it is connected.
-// Its clock is the bubble's.
+// Replica is the registry of a following queen: it receives the leader's changes while it is
+// connected. Its clock is the bubble's.
 type Replica struct {
 	*Registry
 
@@ -31,22 +31,22 @@ func (r *Registry) Follow() *Replica {
 	return &Replica{Registry: r, seen: r.View(), connected: true, since: time.Now().Add(-replicaLag)}
 }
 
-// Connect connects the replica with the leader, or cuts it off.
+// Connect connects the replica to the leader, or disconnects it.
 func (r *Replica) Connect(on bool) {
-	r.View() // what it had until now
+	r.View() // keeps its state so far
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.connected, r.since = on, time.Now()
 }
 
-// Asked returns how often the leader was asked how new the registry is.
+// Asked returns how often the leader was asked how fresh the registry is.
 func (r *Replica) Asked() int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.asked
 }
 
-// View returns the registry as the replica has it.
+// View returns the replica's current view of the registry.
 func (r *Replica) View() *state.Snapshot {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -65,7 +65,7 @@ func (r *Replica) Cluster() (core.Cluster, error) {
 	return c, nil
 }
 
-// CatchUp waits until the replica has what the leader has. Errors: ctx's if it is cut off.
+// CatchUp waits until the replica is as fresh as the leader. Errors: ctx's if it is disconnected.
 func (r *Replica) CatchUp(ctx context.Context) error {
 	r.mu.Lock()
 	r.asked++
@@ -83,7 +83,7 @@ func (r *Replica) CatchUp(ctx context.Context) error {
 	return nil
 }
 
-// Silence returns for how long it has been cut off.
+// Silence returns how long the replica has been disconnected.
 func (r *Replica) Silence() time.Duration {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -10,19 +10,19 @@ import (
 	"strings"
 )
 
-// edit is a text in place of another.
+// edit replaces one text with another.
 type edit struct {
 	file       *source
 	folder     string
 	line       int
 	kind       string
-	function   string // "(decl)": in none
+	function   string // "(decl)": outside functions
 	start, end int    // offsets
 	old        string
-	to         []string // the first that compiles is taken
+	to         []string // alternatives; the first that compiles is used
 }
 
-// String is as people look it up: place, function, and what becomes of what.
+// String describes the edit for people: place, function, old and new text.
 func (e *edit) String() string {
 	return fmt.Sprintf("%s:%d  in %s  %s: %s -> %s", path.Join(e.folder, e.file.name), e.line, e.function, e.kind,
 		short(e.old, 80), short(e.to[0], 60))
@@ -37,16 +37,16 @@ func (e *edit) same(o *edit) bool {
 	return e.file == o.file && e.start == o.start && e.end == o.end && e.to[0] == o.to[0]
 }
 
-// apply returns the text of the edit's file with it.
+// apply returns the text of the edit's file with the edit applied.
 func (e *edit) apply() []byte {
 	return slices.Concat(e.file.text[:e.start], []byte(e.to[0]), e.file.text[e.end:])
 }
 
-// finder calls add for every edit that one node suggests. The signatures are those of the functions
-// around it, the innermost last.
+// finder adds every edit that one node suggests. The signatures are those of the enclosing
+// functions, the innermost last.
 type finder func(n ast.Node, c *site)
 
-// candidates are all edits of the package, whether they compile or not.
+// candidates returns all edits of the package, whether they compile or not.
 func (p *goPackage) candidates(find finder) []*edit {
 	var all []*edit
 	for _, f := range p.edited() {
@@ -70,9 +70,9 @@ func (p *goPackage) candidates(find finder) []*edit {
 	return all
 }
 
-// choose takes n that compile, at most one of a line; a kind is chosen by the root of how many of
-// it there are, so that the frequent ones do not hide the others. With n = 0 it takes all, also
-// several of a line.
+// choose picks n edits that compile, at most one per line; a kind is weighted by the square root of
+// its number of edits, so that frequent kinds do not hide the others. With n = 0 it returns all,
+// including several of a line.
 func (p *goPackage) choose(found []*edit, seed int64, n int) []*edit {
 	var chosen []*edit
 	if n == 0 {
@@ -118,7 +118,7 @@ func (p *goPackage) choose(found []*edit, seed int64, n int) []*edit {
 	return chosen
 }
 
-// settle finds the first text that compiles.
+// settle chooses the first alternative that compiles, and reports whether there is one.
 func (p *goPackage) settle(e *edit) bool {
 	for len(e.to) > 0 {
 		if p.compiles(e.file, e.apply()) {
@@ -152,7 +152,7 @@ func draw(rng *rand.Rand, kinds []string, byKind map[string][]*edit) string {
 	return some[len(some)-1]
 }
 
-// root is Newton's, as figures of other runs were drawn with it.
+// root is Newton's method: earlier figures were drawn with it.
 func root(x float64) float64 {
 	z := x
 	for range 40 {

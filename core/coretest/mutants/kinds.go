@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-// site is where a finder is.
+// site is the place that a finder looks at.
 type site struct {
 	p          *goPackage
 	file       *source
@@ -26,7 +26,7 @@ func (c *site) add(kind string, from, to token.Pos, texts ...string) {
 
 func (c *site) text(n ast.Node) string { return c.p.text(c.file, n) }
 
-// walk shows every node below n to find; s is the function whose body n is, nil for none.
+// walk calls find for every node below n; s is the function whose body is n, nil for none.
 func (c *site) walk(s *types.Signature, n ast.Node, find finder) {
 	if s != nil {
 		c.signatures = append(c.signatures, s)
@@ -56,8 +56,8 @@ var (
 	opposite = map[token.Token]string{token.ADD: "-", token.SUB: "+", token.MUL: "/", token.QUO: "*"}
 )
 
-// anyEdits are conditions, operators, numbers and results that say something else, and statements
-// that are gone.
+// anyEdits finds edits that change conditions, operators, numbers and results, and edits that
+// remove statements.
 func anyEdits(n ast.Node, c *site) {
 	switch v := n.(type) {
 	case *ast.IfStmt:
@@ -113,7 +113,8 @@ func anyEdits(n ast.Node, c *site) {
 	}
 }
 
-// isErrorCheck: err != nil. Such a condition is not turned round: every test would notice.
+// isErrorCheck reports whether a condition is err != nil. Such a condition is not inverted: every
+// test would notice.
 func (c *site) isErrorCheck(cond ast.Expr) bool {
 	b, ok := cond.(*ast.BinaryExpr)
 	if !ok || b.Op != token.NEQ || !isNil(b.Y) {
@@ -148,7 +149,7 @@ func (c *site) operators(v *ast.BinaryExpr) {
 	case token.EQL:
 		c.add("eq", from, to, "!=")
 	case token.NEQ:
-		if !isNil(v.Y) { // otherwise negcond does it
+		if !isNil(v.Y) { // otherwise negcond covers it
 			c.add("eq", from, to, "==")
 		}
 	case token.LAND, token.LOR:
@@ -162,7 +163,7 @@ func (c *site) operators(v *ast.BinaryExpr) {
 	}
 }
 
-// results returns each zero value in place of what was returned.
+// results replaces each returned value with its zero value.
 func (c *site) results(v *ast.ReturnStmt) {
 	if len(c.signatures) == 0 {
 		return

@@ -19,10 +19,10 @@ import (
 	"time"
 )
 
-// goPackage is a package with its types.
+// goPackage is a type-checked package.
 type goPackage struct {
-	module string // folder
-	folder string // below the module, with slashes
+	module string // folder of the module
+	folder string // relative to the module, with slashes
 	path   string // import path
 	dir    string
 	fset   *token.FileSet
@@ -34,19 +34,19 @@ type goPackage struct {
 
 // source is one file of a package.
 type source struct {
-	name string // without folder
+	name string // without its folder
 	text []byte
 	tree *ast.File
 }
 
-// command is a program whose pipes do not outlive it by much.
+// command returns a command whose pipes close shortly after it ends.
 func command(ctx context.Context, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
 	cmd.WaitDelay = 2 * time.Second
 	return cmd
 }
 
-// load reads the package's files, tests aside, and checks their types.
+// load reads the package's files, without tests, and type-checks them.
 func load(ctx context.Context, module, folder string) (*goPackage, error) {
 	cmd := command(ctx, "go", "list", "-export", "-deps", "-json=Dir,ImportPath,Export,GoFiles", "./"+folder)
 	var stderr bytes.Buffer
@@ -102,7 +102,7 @@ func (p *goPackage) check() error {
 	return err
 }
 
-// trees are the package's files, one of them changed.
+// trees returns the package's files, one of them changed.
 func (p *goPackage) trees(changed *source, to *ast.File) []*ast.File {
 	var all []*ast.File
 	for _, f := range p.files {
@@ -115,7 +115,7 @@ func (p *goPackage) trees(changed *source, to *ast.File) []*ast.File {
 	return all
 }
 
-// compiles says whether the package does with another text of one file.
+// compiles reports whether the package compiles with another text for one file.
 func (p *goPackage) compiles(f *source, text []byte) bool {
 	tree, err := parser.ParseFile(p.fset, f.name, text, 0)
 	if err != nil {
@@ -131,7 +131,7 @@ func (p *goPackage) text(f *source, n ast.Node) string {
 	return string(f.text[p.offset(n.Pos()):p.offset(n.End())])
 }
 
-// edited are the files whose edits say something: no generated ones.
+// edited returns the files that are worth editing: all but generated ones.
 func (p *goPackage) edited() []*source {
 	var some []*source
 	for _, f := range p.files {

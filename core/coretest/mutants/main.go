@@ -1,13 +1,13 @@
-// Command mutants tells how much of a package its tests hold: it makes many small edits of the
+// Command mutants measures how much of a package its tests check: it makes many small edits of the
 // package, one at a time, and prints those that no test notices.
 //
-// All edits go into one test binary. Each is a copy of its function, and the function goes to the
-// copy whose number is in a file. Every test is run once alone, to see which edits it reaches and
-// how long it takes; then, for each edit, the tests that reach it run, the fastest first, until
-// one fails. What is in no function (constants, tables) gets a test binary of its own.
+// All edits go into one test binary. Each is a copy of its function, and the function calls the
+// copy whose number is in a file. Every test is first run alone, to see which edits it reaches and
+// how long it takes; then, for each edit, the tests that reach it run, the fastest first, until one
+// fails. Edits outside functions (constants, tables) get a separate test binary each.
 //
-// An edit may do anything, such as kill every process that it can see or remove what it finds: each
-// run has a process namespace of its own, in which the module's folder is read-only.
+// An edit may do anything, such as kill every process that it can see or remove files: each run has
+// its own process namespace, in which the module's folder is read-only.
 package main
 
 import (
@@ -44,7 +44,7 @@ func main() {
 	}
 }
 
-// options are the flags.
+// options hold the flags.
 type options struct {
 	folder, kind, seeds, tests, before string
 	n                                  int
@@ -116,13 +116,13 @@ func run(ctx context.Context, o options) error {
 			fmt.Printf("noticed   %s  (%s)\n", e, r.by)
 		}
 	})
-	for _, r := range rounds { // also after an interrupt, of what was tried
+	for _, r := range rounds { // even after an interrupt, for the edits tried so far
 		fmt.Printf("%s: %s (%s, seed %d, of %d candidates)\n", o.folder, count(r.edits, t.results), o.kind, r.seed, r.candidates)
 	}
 	return err
 }
 
-// count says how many of some edits were noticed.
+// count formats how many of some edits were noticed.
 func count(edits []*edit, results map[*edit]result) string {
 	tried, noticed, late := 0, 0, 0
 	for _, e := range edits {
@@ -147,7 +147,7 @@ func count(edits []*edit, results map[*edit]result) string {
 	return text
 }
 
-// noticedIn are the edits that an earlier run printed as noticed.
+// noticedIn returns the edits that an earlier run printed as noticed.
 func noticedIn(file string) (map[string]bool, error) {
 	if file == "" {
 		return nil, nil
@@ -167,14 +167,14 @@ func noticedIn(file string) (map[string]bool, error) {
 	return known, nil
 }
 
-// round is what one seed chose.
+// round is the edits that one seed chose.
 type round struct {
 	seed       int64
 	edits      []*edit
 	candidates int
 }
 
-// rounds chooses for each seed. What several seeds choose is one edit.
+// rounds chooses edits for each seed. An edit that several seeds choose is tried once.
 func (p *goPackage) rounds(find finder, seeds string, n int) ([]round, []*edit, error) {
 	var rounds []round
 	var all []*edit
@@ -201,16 +201,16 @@ func (p *goPackage) rounds(find finder, seeds string, n int) ([]round, []*edit, 
 	return rounds, all, nil
 }
 
-// needNamespace are packages whose edits end other processes of the machine.
+// needNamespace lists the packages whose edits may kill other processes of the machine.
 var needNamespace = []string{"core/hostinfo", "core/pluginhost", "core/hive"}
 
-// sandbox is where tests run.
+// sandbox is the environment in which tests run.
 type sandbox struct {
 	module   string
 	isolated bool
 }
 
-// newSandbox fails where the package's edits are not safe without namespaces and there are none.
+// newSandbox fails if the package's edits need a namespace and none is available.
 func newSandbox(ctx context.Context, module, folder string) (sandbox, error) {
 	b := sandbox{module: module, isolated: true}
 	_, err := b.exec(ctx, time.Minute, ".", "true")
@@ -225,13 +225,13 @@ func newSandbox(ctx context.Context, module, folder string) (sandbox, error) {
 	return b, nil
 }
 
-// enter makes the module read-only and runs the rest of its arguments in a folder of it. The
-// shell remains the first process of the namespace, where it takes what orphans leave.
+// enter makes the module read-only and runs the rest of its arguments in a folder of it. The shell
+// remains the first process of the namespace, where it collects orphans.
 const enter = `mount --bind "$1" "$1" && mount -o remount,bind,ro "$1" && cd "$1/$2" && shift 2 && { "$@"; exit $?; }`
 
 var errLate = errors.New("took too long")
 
-// exec runs a program in a folder of the module and returns what it printed.
+// exec runs a program in a folder of the module and returns its output.
 func (b sandbox) exec(ctx context.Context, limit time.Duration, folder string, args ...string) (string, error) {
 	if b.isolated {
 		args = append([]string{

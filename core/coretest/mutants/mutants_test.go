@@ -14,7 +14,7 @@ import (
 	"github.com/shoenig/test/must"
 )
 
-// parsed is a package of one file without imports.
+// parsed returns a package of one file without imports.
 func parsed(t *testing.T, text string) *goPackage {
 	t.Helper()
 	p := &goPackage{folder: "x", path: "x", fset: token.NewFileSet()}
@@ -23,7 +23,7 @@ func parsed(t *testing.T, text string) *goPackage {
 	return p
 }
 
-// told are edits as short texts, "kind: old -> new".
+// told formats edits as short texts, "kind: old -> new".
 func told(edits []*edit) []string {
 	var all []string
 	for _, e := range edits {
@@ -94,7 +94,7 @@ var fs struct{ File file; ScopeAdmin, ScopeOperate int }
 	}
 }
 
-// Of what an edit may be, the first that compiles is taken.
+// settle uses the first alternative that compiles.
 func TestSettle(t *testing.T) {
 	p := parsed(t, `func f(g func() func()) { cancel := g(); defer cancel() }`)
 	chosen := p.choose(p.candidates(promises), 1, 0)
@@ -117,7 +117,7 @@ func TestChoose(t *testing.T) {
 	must.Len(t, 3, slices.Collect(maps.Keys(lines)))
 }
 
-// What is woven compiles, whatever the function looks like, and does without edits what it did.
+// Woven code compiles, whatever the function looks like, and without edits behaves as before.
 func TestWeave(t *testing.T) {
 	for _, c := range []struct{ name, text, want string }{
 		{"a function", `func f(a int) int { return a + 1 }`, "return m1__f(a)"},
@@ -212,9 +212,9 @@ func TestCount(t *testing.T) {
 	must.Eq(t, "2 of 2 edits were noticed, 1 by tests that took too long, 1 were not tried", count([]*edit{a, b, c}, results))
 }
 
-// Edits of some packages kill whatever they see.
+// Edits of some packages kill every process they see.
 func TestSandboxNeeded(t *testing.T) {
-	t.Setenv("PATH", t.TempDir()) // no unshare
+	t.Setenv("PATH", t.TempDir()) // unshare is not found
 	_, err := newSandbox(t.Context(), t.TempDir(), "core/hive")
 	must.ErrorContains(t, err, "may kill every process")
 	b, err := newSandbox(t.Context(), t.TempDir(), "core/sched")
@@ -228,7 +228,7 @@ func TestFailed(t *testing.T) {
 	must.Eq(t, "no test failed by itself", failed(""))
 }
 
-// What an earlier run noticed is found again by its text.
+// noticedIn finds the edits that an earlier run noticed by their text.
 func TestNoticedIn(t *testing.T) {
 	e := parsed(t, "func f(a int) bool { return a < 1 }").candidates(anyEdits)[1]
 	e.folder = "core/x"

@@ -19,8 +19,8 @@ var (
 	compares  = regexp.MustCompile(`^(bytes\.Equal|hmac\.Equal|strings\.EqualFold)$`)
 )
 
-// promises are edits that take back what people rely on without seeing it: bytes on the disk,
-// closed files, what is let go of, ends of waiting, digests, scopes.
+// promises finds edits that break what people rely on without seeing it: bytes on disk, closed
+// files, released resources, cancelled waits, digests, scopes.
 func promises(n ast.Node, c *site) {
 	switch v := n.(type) {
 	case *ast.CallExpr:
@@ -60,7 +60,7 @@ func promises(n ast.Node, c *site) {
 	}
 }
 
-// called is the name of the function or method that is called, "" for a literal.
+// called returns the name of the function or method that is called, "" for a literal.
 func called(call *ast.CallExpr) string {
 	switch f := call.Fun.(type) {
 	case *ast.Ident:
@@ -71,7 +71,7 @@ func called(call *ast.CallExpr) string {
 	return ""
 }
 
-// call takes effects out of a call whose result is used.
+// call removes effects from a call whose result is used.
 func (c *site) call(v *ast.CallExpr) {
 	whole, name := c.text(v.Fun), called(v)
 	arg := func(i int) string { return c.text(v.Args[i]) }
@@ -98,7 +98,8 @@ func (c *site) call(v *ast.CallExpr) {
 	}
 }
 
-// isFixed: a number, a text or nil is what no digest is compared with.
+// isFixed reports whether an expression is a number, a text or nil: digests are never compared with
+// these.
 func isFixed(e ast.Expr) bool {
 	_, ok := e.(*ast.BasicLit)
 	return ok || isNil(e)
@@ -106,7 +107,7 @@ func isFixed(e ast.Expr) bool {
 
 func isError(t types.Type) bool { return t != nil && t.String() == "error" }
 
-// statement leaves out a call that lets go of something.
+// statement removes a call that releases something.
 func (c *site) statement(s ast.Stmt, call *ast.CallExpr) {
 	name := called(call)
 	if strings.HasSuffix(c.text(call.Fun), ".mu.Unlock") || isLog(call) {
@@ -117,7 +118,7 @@ func (c *site) statement(s ast.Stmt, call *ast.CallExpr) {
 	}
 }
 
-// unused are texts that do nothing, but use what the call would have.
+// unused returns statements that do nothing but use what the removed call would have used.
 func (c *site) unused(call *ast.CallExpr) []string {
 	texts := []string{""}
 	switch f := call.Fun.(type) {
@@ -129,7 +130,7 @@ func (c *site) unused(call *ast.CallExpr) []string {
 	return texts
 }
 
-// mode opens a file or a folder to everybody.
+// mode makes a file or a folder accessible to everyone.
 func (c *site) mode(v *ast.BasicLit) {
 	n, ok := constant.Int64Val(constant.MakeFromLiteral(v.Value, token.INT, 0))
 	if !ok || n&0o600 == 0 || n > 0o777 { // a mask
@@ -144,10 +145,10 @@ func (c *site) mode(v *ast.BasicLit) {
 	}
 }
 
-// weaker are the scopes of more tokens.
+// weaker maps a scope to one that more tokens have.
 var weaker = map[string]string{"ScopeAdmin": "ScopeOperate", "ScopeOperate": "ScopeRead", "ScopeRead": "ScopeInfer"}
 
-// scope asks for less.
+// scope requires a weaker scope.
 func (c *site) scope(v *ast.SelectorExpr) {
 	if to, ok := weaker[v.Sel.Name]; ok {
 		c.add("scope", v.Sel.Pos(), v.Sel.End(), to)

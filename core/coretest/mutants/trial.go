@@ -16,12 +16,13 @@ import (
 )
 
 const (
-	ownLimit = 2 * time.Minute // of a test alone, without an edit
+	ownLimit = 2 * time.Minute // limit of a test run alone, without an edit
 	slack    = 10 * time.Second
-	// A group of tests may take this many times what its tests take alone: less counts as failed.
+	// A group of tests may take this many times as long as its tests take alone; beyond that it
+	// counts as failed.
 	patience = 4
-	// The first group is of the fastest tests that take this long together, each further one of
-	// tests that take growth times as long.
+	// The first group consists of the fastest tests that take this long together; each further
+	// group takes growth times as long.
 	firstGroup = 500 * time.Millisecond
 	growth     = 4
 )
@@ -31,13 +32,13 @@ type trial struct {
 	pkg     *goPackage
 	box     sandbox
 	temp    string
-	folders []string // whose tests
+	folders []string // folders whose tests run
 	edits   []*edit
-	known   map[string]bool // texts of edits that are noticed, as an earlier run saw
+	known   map[string]bool // texts of edits that an earlier run noticed
 	failing []string
 	results map[*edit]result
 
-	now, hits string // files
+	now, hits string // paths of files
 	tests     []test
 	alone     []int
 }
@@ -50,17 +51,17 @@ type test struct {
 	reaches map[int]bool // edits, by number
 }
 
-// result says whether a test noticed an edit, and by what.
+// result reports whether a test noticed an edit, and which one.
 type result struct {
 	noticed bool
 	late    bool
 	by      string
 }
 
-// number of an edit in the binary: 0 is none.
+// number returns the number of an edit in the binary: 0 means no edit.
 func (t *trial) number(i int) int { return i + 1 }
 
-// prepare compiles the tests with all edits, and runs each once without any.
+// prepare compiles the tests with all edits, and runs each test once without any.
 func (t *trial) prepare(ctx context.Context) error {
 	t.results = map[*edit]result{}
 	t.now, t.hits = filepath.Join(t.temp, "now"), filepath.Join(t.temp, "hits")
@@ -97,12 +98,12 @@ func (t *trial) prepare(ctx context.Context) error {
 	return nil
 }
 
-// binary is the file of a folder's tests, with all edits or with one.
+// binary returns the path of a folder's test binary, with all edits or with one.
 func (t *trial) binary(edits, folder string) string {
 	return filepath.Join(t.temp, edits+"-"+strings.ReplaceAll(folder, "/", "-")+".test")
 }
 
-// replace writes the text of a file of the package for the compiler.
+// replace writes the text of one of the package's files for the compiler.
 func (t *trial) replace(overlay map[string]string, as, name string, text []byte) error {
 	path := filepath.Join(t.temp, as)
 	overlay[filepath.Join(t.pkg.dir, name)] = path
@@ -126,7 +127,7 @@ func (t *trial) compile(ctx context.Context, folder, binary string, replace map[
 	return nil
 }
 
-// record learns which edits each test of a folder reaches and how long it takes.
+// record measures which edits each test of a folder reaches and how long it takes.
 func (t *trial) record(ctx context.Context, folder string) error {
 	binary := t.binary("all", folder)
 	if err := os.WriteFile(t.now, []byte("0"), 0o644); err != nil { //nolint:gosec // tests run as other users, too
@@ -170,7 +171,7 @@ func (t *trial) record(ctx context.Context, folder string) error {
 	return nil
 }
 
-// run tries each edit, those with slow tests last, and tells of each.
+// run tries each edit, those with slow tests last, and calls tell for each.
 func (t *trial) run(ctx context.Context, tell func(*edit, result)) error {
 	type job struct {
 		number int
@@ -201,7 +202,7 @@ func (t *trial) run(ctx context.Context, tell func(*edit, result)) error {
 	return nil
 }
 
-// try runs the tests with one edit until one notices.
+// try runs the tests with one edit until one fails.
 func (t *trial) try(ctx context.Context, number int, e *edit, tests []test) (result, error) {
 	if t.known[e.String()] {
 		return result{noticed: true, by: "before"}, nil
@@ -226,7 +227,7 @@ func (t *trial) try(ctx context.Context, number int, e *edit, tests []test) (res
 		for _, g := range groups(slices.DeleteFunc(slices.Clone(tests), func(x test) bool { return x.folder != folder })) {
 			args := []string{t.binary(binaries, folder), "-test.failfast", "-test.run", g.pattern}
 			out, err := t.box.exec(ctx, g.limit, folder, args...)
-			if errors.Is(err, errLate) && ctx.Err() == nil { // a busy machine is late as well, but hardly twice
+			if errors.Is(err, errLate) && ctx.Err() == nil { // maybe the machine was busy: retry once
 				out, err = t.box.exec(ctx, g.limit, folder, args...)
 			}
 			switch {
@@ -247,7 +248,7 @@ func (t *trial) try(ctx context.Context, number int, e *edit, tests []test) (res
 
 var failLine = regexp.MustCompile(`(?m)^--- FAIL: (\S+)|^(panic: .*|fatal error: .*)`)
 
-// failed is the first test that failed or what ended the program, by its output.
+// failed returns the first test that failed, or what ended the program, from its output.
 func failed(out string) string {
 	if m := failLine.FindStringSubmatch(out); m != nil {
 		return short(m[1]+m[2], 80)
@@ -255,13 +256,13 @@ func failed(out string) string {
 	return "no test failed by itself"
 }
 
-// group is what runs in one process.
+// group is a set of tests that run in one process.
 type group struct {
 	pattern string
 	limit   time.Duration
 }
 
-// groups cuts tests, the fastest first, into groups that take longer and longer.
+// groups divides tests, the fastest first, into groups that take longer and longer.
 func groups(tests []test) []group {
 	var all []group
 	var names []string

@@ -8,8 +8,8 @@ import (
 	"strings"
 )
 
-// switchFile is the file that is added to the package. Its names are in no package by chance. What
-// a test starts again is the same binary, with whatever environment: hence a file.
+// switchFile is the file that is added to the package. Its names are unlikely to exist in a
+// package. Processes that a test starts run the same binary, with any environment: hence a file.
 const switchFile = `package %s
 
 import (
@@ -19,7 +19,7 @@ import (
 	mutantAtomic "sync/atomic"
 )
 
-// mutantNow is the edit that counts, 0 for none; mutantHits is the file for what was reached.
+// mutantNow is the active edit, 0 for none; mutantHits is the file that records the edits reached.
 var mutantNow, mutantHits = mutantRead()
 
 var mutantSeen [%d]mutantAtomic.Bool
@@ -50,7 +50,7 @@ func mutantHit(n int) {
 }
 `
 
-// insertion is a text at an offset, in place of length bytes.
+// insertion is a text at an offset that replaces length bytes.
 type insertion struct {
 	at, length int
 	text       string
@@ -69,8 +69,8 @@ func insert(text []byte, all []insertion) []byte {
 	return out.Bytes()
 }
 
-// weave returns a file with all edits that can be in it beside each other, by their numbers, and
-// the numbers of the others.
+// weave returns a file with all edits that can coexist in it, by their numbers, and the numbers of
+// the others.
 func (p *goPackage) weave(f *source, edits map[int]*edit) (text []byte, alone []int) {
 	var all []insertion
 	var copies bytes.Buffer
@@ -91,13 +91,13 @@ func (p *goPackage) weave(f *source, edits map[int]*edit) (text []byte, alone []
 		if _, ok := calls[d]; !ok {
 			order = append(order, d)
 		}
-		// In small letters: a test that calls every method of a type must not find the copies.
+		// In lower case: a test that calls every method of a type must not find the copies.
 		name := fmt.Sprintf("m%d__%s", n, d.Name.Name)
 		calls[d] += fmt.Sprintf("\n\tcase %d:\n\t\t%s", n, p.callOf(f, d, name))
 		copies.WriteString("\n" + p.copyOf(f, d, name, e) + "\n")
 		all = append(all, insertion{at: p.reach(f, e), text: fmt.Sprintf("mutantHit(%d); ", n)})
 	}
-	var first []insertion // the switch and a first statement may be at one offset
+	var first []insertion // the switch and a first statement may share an offset
 	for _, d := range order {
 		first = append(first, p.named(d)...)
 		first = append(first, insertion{at: p.offset(d.Body.Lbrace) + 1, text: "\n\tswitch mutantNow {" + calls[d] + "\n\t}\n"})
@@ -106,7 +106,7 @@ func (p *goPackage) weave(f *source, edits map[int]*edit) (text []byte, alone []
 	return append(insert(f.text, all), copies.Bytes()...), alone
 }
 
-// function is the declaration whose body the edit is in, nil for none.
+// function returns the declaration whose body contains the edit, nil for none.
 func (p *goPackage) function(f *source, e *edit) *ast.FuncDecl {
 	for _, d := range f.tree.Decls {
 		if d, ok := d.(*ast.FuncDecl); ok && d.Body != nil && p.offset(d.Body.Lbrace) < e.start && e.end <= p.offset(d.Body.Rbrace) {
@@ -116,7 +116,8 @@ func (p *goPackage) function(f *source, e *edit) *ast.FuncDecl {
 	return nil
 }
 
-// usesRecover: recover works in the deferred function itself, not in what that calls.
+// usesRecover reports whether a function calls recover, which works only in the deferred function
+// itself, not in functions that it calls.
 func usesRecover(d *ast.FuncDecl) bool {
 	found := false
 	ast.Inspect(d.Body, func(n ast.Node) bool {
@@ -131,7 +132,7 @@ func usesRecover(d *ast.FuncDecl) bool {
 	return found
 }
 
-// copyOf is the function with the edit under another name.
+// copyOf returns the function with the edit under another name.
 func (p *goPackage) copyOf(f *source, d *ast.FuncDecl, name string, e *edit) string {
 	from := p.offset(d.Pos())
 	text := insert(f.text[:p.offset(d.End())], []insertion{
@@ -141,11 +142,11 @@ func (p *goPackage) copyOf(f *source, d *ast.FuncDecl, name string, e *edit) str
 	return string(text[from:])
 }
 
-// paramName is what a parameter without a name is called; n counts those of a function.
+// paramName returns a name for an unnamed parameter; n counts those of a function.
 func paramName(n int) string { return fmt.Sprintf("mutantP%d", n) }
 
-// fields calls do with each parameter, the receiver first, and the name to use. Parameters without
-// any name have ident nil and the position of their type.
+// fields calls do with each parameter, the receiver first, and the name to use. For unnamed
+// parameters, ident is nil and the position is that of the type.
 func fields(d *ast.FuncDecl, do func(receiver bool, ident *ast.Ident, field *ast.Field, name string)) {
 	n := 0
 	each := func(list *ast.FieldList, receiver bool) {
@@ -171,7 +172,7 @@ func fields(d *ast.FuncDecl, do func(receiver bool, ident *ast.Ident, field *ast
 	each(d.Type.Params, false)
 }
 
-// named gives every parameter a name.
+// named names every parameter.
 func (p *goPackage) named(d *ast.FuncDecl) []insertion {
 	var all []insertion
 	fields(d, func(_ bool, id *ast.Ident, f *ast.Field, name string) {
@@ -185,7 +186,7 @@ func (p *goPackage) named(d *ast.FuncDecl) []insertion {
 	return all
 }
 
-// callOf is the statement that goes to the copy and returns what it does.
+// callOf returns the statement that calls the copy and returns its results.
 func (p *goPackage) callOf(f *source, d *ast.FuncDecl, name string) string {
 	target := name
 	var args []string
@@ -215,8 +216,8 @@ func (p *goPackage) callOf(f *source, d *ast.FuncDecl, name string) string {
 	return "return " + call
 }
 
-// reach is where a test that may notice the edit comes by: the statement around it or, as a branch
-// that does nothing differs only for those who take it, the branch's first.
+// reach returns the offset at which a test reaches the edit: the statement around it or, because a
+// branch that does nothing matters only to those who take it, the first statement of the branch.
 func (p *goPackage) reach(f *source, e *edit) int {
 	at := e.start
 	ast.Inspect(f.tree, func(n ast.Node) bool {
@@ -236,7 +237,7 @@ func (p *goPackage) reach(f *source, e *edit) int {
 	return at
 }
 
-// statements are those of a list: before each of them there may be another.
+// statements returns the statements of a list: another may be inserted before each.
 func statements(n ast.Node) []ast.Stmt {
 	switch n := n.(type) {
 	case *ast.BlockStmt:

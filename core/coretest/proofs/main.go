@@ -1,7 +1,7 @@
-// Command proofs undoes defences one after the other, each in a copy of its file that the compiler
-// is given in the original's place, and sees that the test which is to notice does fail.
+// Command proofs undoes defences one after the other, each in a copy of its file that replaces the
+// original for the compiler, and checks that the test that should notice fails.
 //
-// What is undone for which test is in contributing/proofs.json.
+// contributing/proofs.json lists what is undone for which test.
 package main
 
 import (
@@ -19,16 +19,16 @@ import (
 	"strings"
 )
 
-// proof says how a test is seen to fail. One without edits says why it was not.
+// proof describes how to see a test fail. A proof without edits explains why there are none.
 type proof struct {
 	Test   string `json:"test"` // "core/store.TestWrongBytes"
 	Undo   []edit `json:"undo,omitempty"`
 	Unseen string `json:"unseen,omitempty"`
 }
 
-// edit replaces a text that is in a file once.
+// edit replaces a text that occurs exactly once in a file.
 type edit struct {
-	File string `json:"file"` // below the repository
+	File string `json:"file"` // relative to the repository
 	From string `json:"from"`
 	To   string `json:"to"`
 }
@@ -79,7 +79,7 @@ func run(ctx context.Context, list, pattern string) error {
 	return bad
 }
 
-// try returns nil when the test fails.
+// try returns nil if the test fails as expected.
 func (p proof) try(ctx context.Context) error {
 	dir, err := os.MkdirTemp("", "proof")
 	if err != nil {
@@ -92,7 +92,7 @@ func (p proof) try(ctx context.Context) error {
 	}
 	i := strings.LastIndex(p.Test, ".")
 	pkg, name := "./"+p.Test[:i], p.Test[i+1:]
-	// By the environment, as tests build programs themselves.
+	// Through the environment, because tests build programs themselves.
 	env := append(os.Environ(), "GOFLAGS="+strings.TrimSpace(os.Getenv("GOFLAGS")+" -overlay="+overlay))
 	goTool := func(args ...string) ([]byte, error) {
 		cmd := exec.CommandContext(ctx, "go", args...)
@@ -102,7 +102,7 @@ func (p proof) try(ctx context.Context) error {
 	if out, err := goTool("vet", pkg); err != nil {
 		return fmt.Errorf("what is undone does not compile: %s", bytes.TrimSpace(out))
 	}
-	if bin := os.Getenv("RBEE_TEST_BIN"); bin != "" && strings.HasSuffix(pkg, "/e2e") { // the program under test is another one
+	if bin := os.Getenv("RBEE_TEST_BIN"); bin != "" && strings.HasSuffix(pkg, "/e2e") { // another binary is under test
 		own := filepath.Join(dir, "bin")
 		if err := os.CopyFS(own, os.DirFS(bin)); err != nil {
 			return err
@@ -122,7 +122,7 @@ func (p proof) try(ctx context.Context) error {
 	return nil
 }
 
-// overlay writes the changed copies and the file that names them for the go command.
+// overlay writes the changed copies, and the file that lists them for the go command.
 func (p proof) overlay(dir string) (string, error) {
 	replace := map[string]string{}
 	for i, e := range p.Undo {

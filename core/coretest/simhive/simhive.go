@@ -1,5 +1,5 @@
-// Package simhive simulates hives that report to queens without gRPC between them: thousands fit
-// into a test.
+// Package simhive simulates hives that report to queens without gRPC in between: thousands fit into
+// a test.
 package simhive
 
 import (
@@ -29,7 +29,7 @@ type link struct {
 	seq uint64
 }
 
-// New returns a hive with workers that are ready, of the models m0, m1 and so on.
+// New returns a hive with ready workers, of the models m0, m1 and so on.
 func New(id string, workers int) *Hive {
 	h := &Hive{links: map[*liveness.Monitor]*link{}, Now: time.Now, Hive: core.Hive{
 		ID: id, Name: "name-" + id, Version: "1", OS: "linux", Arch: "amd64", Incarnation: 1, Status: core.HiveReady, WorkerTypes: []string{"cpu"},
@@ -44,7 +44,7 @@ func New(id string, workers int) *Hive {
 	return h
 }
 
-// Report returns what the hive reports now.
+// Report returns the hive's current report.
 func (h *Hive) Report() *liveness.Report {
 	at := h.Now()
 	r := &liveness.Report{At: at, Hive: h.Hive, Workers: slices.Clone(h.Workers)}
@@ -56,7 +56,7 @@ func (h *Hive) Report() *liveness.Report {
 	return r
 }
 
-// Tell reports to a queen, over a new link where there is none, and returns when the queen wants
+// Tell reports to a queen, over a new link if the hive has none, and returns when the queen wants
 // the next report.
 func (h *Hive) Tell(t *testing.T, m *liveness.Monitor) (next time.Duration, err error) {
 	t.Helper()
@@ -82,7 +82,7 @@ func (h *Hive) Tell(t *testing.T, m *liveness.Monitor) (next time.Duration, err 
 	return resp.GetNext().AsDuration(), nil
 }
 
-// MustTell is Tell for a report that the queen takes.
+// MustTell is Tell for a report that the queen accepts.
 func (h *Hive) MustTell(t *testing.T, m *liveness.Monitor) time.Duration {
 	t.Helper()
 	next, err := h.Tell(t, m)
@@ -90,7 +90,7 @@ func (h *Hive) MustTell(t *testing.T, m *liveness.Monitor) time.Duration {
 	return next
 }
 
-// End reports that the agent of the hive is shutting down, over the link that it has.
+// End reports, over the existing link, that the hive's agent is shutting down.
 func (h *Hive) End(t *testing.T, m *liveness.Monitor) {
 	t.Helper()
 	l := h.links[m]

@@ -1,5 +1,5 @@
-// Package sshserver is an SSH server within a test: real handshakes, and commands that a test
-// answers or has a shell run.
+// Package sshserver is an SSH server within a test: real handshakes, and commands that the test
+// answers or a shell runs.
 package sshserver
 
 import (
@@ -23,9 +23,9 @@ import (
 	"golang.org/x/crypto/ssh"
 )
 
-// Options say what kind of server it is.
+// Options configure a server.
 type Options struct {
-	Authorized []ssh.PublicKey   // who may come in; none: nobody
+	Authorized []ssh.PublicKey   // keys that may log in; none: nobody may
 	HostKey    ssh.Signer        // nil: a new one
 	Run        func(Command) int // answers a command with its exit status; nil: 0 and no output
 }
@@ -47,7 +47,7 @@ type Server struct {
 	HostKey ssh.PublicKey
 }
 
-// NewKey is a new key pair.
+// NewKey creates a new key pair.
 func NewKey(t testing.TB) ssh.Signer {
 	t.Helper()
 	_, key, err := ed25519.GenerateKey(rand.Reader)
@@ -57,7 +57,7 @@ func NewKey(t testing.TB) ssh.Signer {
 	return s
 }
 
-// Home is a temporary home folder with a new key in .ssh/id_ed25519, encrypted if there is a
+// Home creates a temporary home folder with a new key in .ssh/id_ed25519, encrypted if there is a
 // passphrase.
 func Home(t testing.TB, passphrase string) (home string, key ssh.PublicKey) {
 	t.Helper()
@@ -78,7 +78,7 @@ func Home(t testing.TB, passphrase string) (home string, key ssh.PublicKey) {
 	return home, s.PublicKey()
 }
 
-// Shell runs commands with sh, whose home folder is home, as another machine's SSH server would.
+// Shell runs commands with sh and the home folder home, as another machine's SSH server would.
 func Shell(home string, env ...string) func(Command) int {
 	return func(c Command) int {
 		cmd := exec.CommandContext(c.Context, "sh", "-c", c.Line)
@@ -192,7 +192,7 @@ func session(ctx context.Context, ch ssh.Channel, requests <-chan *ssh.Request, 
 	}
 }
 
-// forward connects a jump host's client to where it wants to go.
+// forward connects a jump host's client to its destination.
 func forward(ctx context.Context, c ssh.NewChannel) {
 	var to struct {
 		Host       string
