@@ -266,7 +266,7 @@ func listen(ctx context.Context, address string, port int, setting string) (net.
 		if setting == "http_port" {
 			flag = "-http-port or "
 		}
-		return nil, core.Errorf(core.InUse, "the address %s is taken by another process", address).Hint(
+		return nil, core.Errorf(core.InUse, "address %s already in use", address).Hint(
 			"If it is an rbee agent, use it as it is (\"rbee status\"); otherwise choose another port with %sbind { %s = … }.", flag, setting)
 	case errors.Is(err, syscall.EACCES):
 		return nil, core.Errorf(core.Forbidden, "may not listen on %s", address).Hint("Choose a port above 1023.")

@@ -87,7 +87,7 @@ func rolesFit(cfg *config.Config, identity *pki.Identity) error {
 	case cfg.Hive.Enabled && !identity.Has(core.RoleHive):
 		return core.Errorf(core.Invalid, "this machine is a queen of cluster %s and no hive, which hive.enabled has it be", identity.Cluster()).Hint(hint)
 	case !cfg.Queen.Enabled && identity.Has(core.RoleQueen) && !cfg.TLS.Given():
-		return core.Errorf(core.Invalid, "this machine is a queen of cluster %s: with queen.enabled = false the others would miss its vote and not be told", identity.Cluster()).Hint(
+		return core.Errorf(core.Invalid, "this machine is a queen of cluster %s: with queen.enabled = false the others would still count on its vote", identity.Cluster()).Hint(
 			"Take queen.enabled = false out. " + hint)
 	}
 	return nil

@@ -35,7 +35,7 @@ func memberDir(t *testing.T, roles ...core.Role) string {
 }
 
 // Check reports whatever keeps an agent from starting, in the same words as Run.
-func TestCheckSaysWhatRunSays(t *testing.T) {
+func TestCheckMatchesRun(t *testing.T) {
 	t.Parallel()
 	files, _ := filesOf(t, time.Hour)
 	tlsBlock := func(f config.TLS) string {

@@ -48,7 +48,7 @@ func (l *leaver) Leave(ctx context.Context, _ *hivev1.LeaveRequest) (*hivev1.Lea
 			ctx, cancel := context.WithTimeout(ctx, goodbye)
 			defer cancel()
 			if err := l.gossip.Leave(ctx); err != nil {
-				l.log.Warn("cannot tell all that this node leaves", "error", err)
+				l.log.Warn("cannot announce to all nodes that this node leaves", "error", err)
 			}
 		}
 		if l.bees != nil {

@@ -106,7 +106,7 @@ func (p *process) moveTo(host string) {
 		}
 	})
 	if err != nil {
-		n.log.Error("gossip does not tell this machine's new address", "error", err)
+		n.log.Error("cannot announce this machine's new address over gossip", "error", err)
 	}
 	n.gossip.Move(host)
 	n.redial()

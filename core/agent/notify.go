@@ -20,10 +20,10 @@ func notify(ctx context.Context, socket, state string) error {
 	}
 	conn, err := (&net.Dialer{Timeout: time.Second}).DialContext(ctx, "unixgram", socket)
 	if err != nil {
-		return core.Wrap(err, core.Internal, "tell the service manager")
+		return core.Wrap(err, core.Internal, "notify the service manager")
 	}
 	defer conn.Close()
 	_ = conn.SetDeadline(time.Now().Add(time.Second)) // sockets support deadlines
 	_, err = conn.Write([]byte(state))
-	return core.Wrap(err, core.Internal, "tell the service manager")
+	return core.Wrap(err, core.Internal, "notify the service manager")
 }

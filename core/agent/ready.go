@@ -40,12 +40,12 @@ func (p *process) ready(ctx context.Context) error {
 		p.opts.Ready(record.HTTPAddress)
 	}
 	if err := notify(ctx, p.opts.NotifySocket, "READY=1"); err != nil {
-		p.log.Warn("the service manager does not learn that the agent serves", "error", err)
+		p.log.Warn("failed to notify the service manager", "error", err)
 	}
 	<-ctx.Done()
 	record.Stopping = true
 	if err := writeRecord(p.cfg.DataDir, record); err != nil {
-		p.log.Warn("failed to write that the agent stops", "error", err)
+		p.log.Warn("failed to record that the agent stops", "error", err)
 	}
 	// The manager may have exited, or the machine may be shutting down.
 	_ = notify(context.WithoutCancel(ctx), p.opts.NotifySocket, "STOPPING=1")

@@ -34,7 +34,7 @@ func (p *process) followReloads(ctx context.Context) error {
 			err = p.reload(ctx, cfg)
 		}
 		if err != nil && ctx.Err() == nil {
-			p.log.Error("the configuration is not reloaded: the agent goes on with what it has", "error", err)
+			p.log.Error("the configuration is not reloaded: the agent keeps the running one", "error", err)
 		}
 	}
 }

@@ -40,7 +40,7 @@ func runStages(ctx context.Context, stages []stage) error {
 				return // it was asked to stop
 			}
 			if err == nil {
-				err = core.Errorf(core.Internal, "ended unasked")
+				err = core.Errorf(core.Internal, "stopped unexpectedly")
 			}
 			fail(fmt.Errorf("%s: %w", s.name, err))
 		})

@@ -76,7 +76,7 @@ func (n *network) askStanding(ctx context.Context, first string) queenv1.Standin
 		if err == nil && s != queenv1.Standing_STANDING_UNSPECIFIED {
 			return s
 		}
-		n.log.Debug("a queen does not say what became of this node", "address", address, "error", err)
+		n.log.Debug("no standing of this node from a queen", "address", address, "error", err)
 		if ctx.Err() != nil {
 			break
 		}
@@ -146,7 +146,7 @@ func (n *network) Standing() core.Standing {
 // not.
 func (n *network) barred() error {
 	if s := n.Standing(); s.Problem != "" { // already logged
-		return core.Errorf(core.Forbidden, "the cluster has taken this machine out").Hint("%s", s.Hint)
+		return core.Errorf(core.Forbidden, "this machine was removed from the cluster").Hint("%s", s.Hint)
 	}
 	return nil
 }

@@ -120,7 +120,7 @@ func (c *Client) SaveSnapshot(ctx context.Context, w io.Writer) error {
 	case ctx.Err() != nil:
 		return core.FromContext(ctx)
 	case err != nil:
-		return core.Errorf(core.Unavailable, "the snapshot was cut: %w", err).Hint("Ask again; what came is of no use.")
+		return core.Errorf(core.Unavailable, "the snapshot was cut off: %w", err).Hint("Try again; the partial snapshot is useless.")
 	}
 	return nil
 }

@@ -88,7 +88,7 @@ func TestAddresses(t *testing.T) {
 }
 
 // An address without a scheme uses TLS when there is something to protect.
-func TestSchemeOfAnAddress(t *testing.T) {
+func TestAddressScheme(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
 		o    Options
@@ -150,7 +150,7 @@ func TestTokenInClear(t *testing.T) {
 }
 
 // Requests to a private address never go through a proxy.
-func TestProxyIsForTheInternet(t *testing.T) {
+func TestProxyOnlyForInternet(t *testing.T) {
 	t.Parallel()
 	proxy, err := url.Parse("http://proxy.example:3128")
 	must.NoError(t, err)
@@ -190,7 +190,7 @@ func serve(t *testing.T, h http.HandlerFunc) *Client {
 	return c
 }
 
-func TestTokenAndAgentAreSent(t *testing.T) {
+func TestTokenAndUserAgentSent(t *testing.T) {
 	t.Parallel()
 	got := make(chan http.Header, 1)
 	c := serve(t, func(w http.ResponseWriter, r *http.Request) {
@@ -204,7 +204,7 @@ func TestTokenAndAgentAreSent(t *testing.T) {
 	must.Eq(t, "test", h.Get("User-Agent"))
 }
 
-func TestErrorsOfOthers(t *testing.T) {
+func TestForeignErrors(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
 		status int
@@ -233,7 +233,7 @@ func TestErrorsOfOthers(t *testing.T) {
 
 // A stream that ends without [DONE] never counts as a complete answer, even without a gateway to
 // report it.
-func TestStreamsThatEndEarly(t *testing.T) {
+func TestStreamsEndEarly(t *testing.T) {
 	t.Parallel()
 	const chunk = `data: {"choices":[{"index":0,"delta":{"content":"a"}}]}` + "\n\n"
 	for name, s := range map[string]struct {
@@ -267,7 +267,7 @@ func TestStreamsThatEndEarly(t *testing.T) {
 }
 
 // A request that may have been carried out is sent again only with the same ID.
-func TestSubmitAgainIsOneJob(t *testing.T) {
+func TestSubmitTwiceIsOneJob(t *testing.T) {
 	t.Parallel()
 	var mu sync.Mutex
 	var ids, attempts []string

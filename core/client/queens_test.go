@@ -84,7 +84,7 @@ var (
 	}
 )
 
-func TestMovesOn(t *testing.T) {
+func TestNextQueenTried(t *testing.T) {
 	t.Parallel()
 	look := func(ctx context.Context, c *Client) error { _, err := c.Hives(ctx); return err }
 	submit := func(ctx context.Context, c *Client) error {
@@ -146,7 +146,7 @@ func TestMovesOn(t *testing.T) {
 
 // A dead queen costs its timeout only now and then, not with every call; it is asked again when no
 // better queen is left.
-func TestDeadQueenIsAskedLast(t *testing.T) {
+func TestDeadQueenTriedLast(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		q := &threeQueens{does: map[string]func(*http.Request) (*http.Response, error){"a": dark}}

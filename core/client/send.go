@@ -58,7 +58,7 @@ func newTransport(o Options, several bool) (*http.Transport, error) {
 	if len(o.CACert) > 0 {
 		config.RootCAs = x509.NewCertPool()
 		if !config.RootCAs.AppendCertsFromPEM(o.CACert) {
-			return nil, core.Errorf(core.Invalid, "there is no certificate in what should be the CA's").Hint("It is the file that begins with -----BEGIN CERTIFICATE-----.")
+			return nil, core.Errorf(core.Invalid, "no certificate in the CA file").Hint("It is the file that begins with -----BEGIN CERTIFICATE-----.")
 		}
 	}
 	lookup := func(ctx context.Context, host string) ([]netip.Addr, error) {
@@ -225,7 +225,7 @@ func (b *answerBody) Close() error {
 func (c *Client) unreachable(err error) error {
 	at := strings.Join(c.queens, ", ")
 	if e, ok := errors.AsType[*notQueenError](err); ok {
-		return core.Errorf(core.Unauthenticated, "%s answers as a queen and is none: %w", at, e).Hint(
+		return core.Errorf(core.Unauthenticated, "%s answers but is not a queen: %w", at, e).Hint(
 			"Look where the queens are, `rbee status`. If one should be there, a machine of the cluster answers in its place: revoke that node, `rbee tls revoke`.")
 	}
 	switch bad, isBad := errors.AsType[*tls.CertificateVerificationError](err); {

@@ -70,7 +70,7 @@ func (a *authority) leaf(t *testing.T, uri string, names ...string) tls.Certific
 
 // A node that is not a queen never receives a token, whatever hosts its certificate is valid for; a
 // proxy with its own certificate does.
-func TestQueenRoleIsDemanded(t *testing.T) {
+func TestQueenRoleRequired(t *testing.T) {
 	t.Parallel()
 	const cluster = "rbee://0123456789abcdef"
 	ours, operators := newAuthority(t, cluster), newAuthority(t, "")

@@ -213,7 +213,7 @@ func TestStartForbidsTruncation(t *testing.T) {
 	})
 }
 
-func TestStartHidesTheParent(t *testing.T) {
+func TestStartHidesParent(t *testing.T) {
 	t.Parallel()
 	needLandlock(t, 1)
 	root := tree(t, "data/key")
@@ -237,7 +237,7 @@ func TestStartForbidsSignals(t *testing.T) {
 	expect(t, Rules{root + "/data": None}, [][2]string{{"signal", "refused"}})
 }
 
-func TestStartWaitsForTheThread(t *testing.T) {
+func TestStartWaitsForThread(t *testing.T) {
 	t.Parallel()
 	needLandlock(t, 1)
 	// The thread that starts the child is in the child's domain. The child runs only after that
@@ -267,7 +267,7 @@ func TestStartWaitsForTheThread(t *testing.T) {
 	must.Eq(t, "threads: refused", output())
 }
 
-func TestStartLeavesTheParentFree(t *testing.T) {
+func TestStartLeavesParentUnconfined(t *testing.T) {
 	t.Parallel()
 	needLandlock(t, 1)
 	root := tree(t, "data/key")

@@ -11,9 +11,9 @@ import (
 	"github.com/shoenig/test/must"
 )
 
-// TestFaultIDsAreExplained checks that contributing/faults.md explains every fault ID that a
+// TestFaultIDsExplained checks that contributing/faults.md explains every fault ID that a
 // comment or a document cites.
-func TestFaultIDsAreExplained(t *testing.T) {
+func TestFaultIDsExplained(t *testing.T) {
 	t.Parallel()
 	root := filepath.Join("..", "..")
 	explained, err := os.ReadFile(filepath.Join(root, "contributing", "faults.md"))

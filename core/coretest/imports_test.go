@@ -117,7 +117,7 @@ type goPackage struct {
 	Imports    []string
 }
 
-func TestImportsFollowTheTable(t *testing.T) {
+func TestImportTable(t *testing.T) {
 	t.Parallel()
 	cmd := exec.CommandContext(t.Context(), "go", "list", "-json=ImportPath,Imports", module+"/...")
 	out, err := cmd.Output()

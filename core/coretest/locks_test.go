@@ -10,8 +10,8 @@ import (
 	"github.com/shoenig/test/must"
 )
 
-// The mutexes listed in design.md exist in the code, and the list includes each one that guards the
-// state of a part of a hive or a queen: a field mu whose comment is "guards below".
+// The mutexes listed in design.md exist in the code, and the list includes each mutex of core/hive
+// with the comment "guards below".
 func TestListedLocks(t *testing.T) {
 	t.Parallel()
 	root := filepath.Join("..", "..")

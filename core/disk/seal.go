@@ -30,7 +30,7 @@ func Seal(v any) ([]byte, error) {
 	}
 	rest, ok := bytes.CutPrefix(b, []byte("{\n"))
 	if !ok {
-		return nil, fmt.Errorf("seal %T: it is no object with members", v)
+		return nil, fmt.Errorf("seal %T: not an object with members", v)
 	}
 	head, tail := []byte(sealOpening), append([]byte(sealClosing), append(rest, '\n')...)
 	return bytes.Join([][]byte{head, tail}, fmt.Appendf(nil, "%0*x", sealDigits, sealSum(head, tail))), nil

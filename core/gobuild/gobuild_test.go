@@ -101,7 +101,7 @@ func runs(t *testing.T, exe, want string) {
 	must.Eq(t, want, strings.TrimSpace(string(out)))
 }
 
-func TestBuildOfAFolder(t *testing.T) {
+func TestBuildFolder(t *testing.T) {
 	t.Parallel()
 	s := newSite(t)
 	must.NoError(t, s.build(t, t.Context(), module(t, hello)))
@@ -112,7 +112,7 @@ func TestBuildOfAFolder(t *testing.T) {
 	must.SliceEmpty(t, left)
 }
 
-func TestBuildOfAModule(t *testing.T) {
+func TestBuildModule(t *testing.T) {
 	t.Parallel()
 	proxy := t.TempDir()
 	at := filepath.Join(proxy, "example.org", "bee", "@v")
@@ -146,7 +146,7 @@ func TestBuildOfAModule(t *testing.T) {
 	missing.nothingLeft(t)
 }
 
-func TestBuildThatFailsLeavesNothing(t *testing.T) {
+func TestBuildFailureLeavesNothing(t *testing.T) {
 	t.Parallel()
 	library := module(t, "package bee\n")
 	for name, c := range map[string]struct {
@@ -206,7 +206,7 @@ func fakeGo(t *testing.T, s *site, script string) string {
 
 // The build starts children, one of which leaves its group and its session: cancelling kills all of
 // them, and no process of another build.
-func TestCancelKillsTheWholeGroup(t *testing.T) {
+func TestCancelKillsGroup(t *testing.T) {
 	t.Parallel()
 	bystander := exec.Command("sleep", "600")
 	must.NoError(t, bystander.Start())
@@ -312,7 +312,7 @@ func TestLimits(t *testing.T) {
 }
 
 // Of the agent's environment, a build sees only where modules come from.
-func TestEnvironmentOfABuild(t *testing.T) {
+func TestBuildEnvironment(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, "GOPRIVATE=example.org", "HTTPS_PROXY=http://proxy", "RBEE_TOKEN=secret", "GOENV=/etc/x", "GOTOOLCHAIN=auto", "LD_PRELOAD=/evil.so", "HOME=/root")
 	dir := fakeGo(t, s, "env; exit 1")

@@ -53,13 +53,13 @@ func (p *Pool) examine(ctx context.Context, list *memberlist.Memberlist, c Confl
 		p.mu.Unlock()
 		p.log.Debug("the pool still has this node at its former address", "address", ask)
 	case !answered:
-		p.log.Debug("a node comes from another address than the pool has for it, where nobody answers", "node", c.ID, "known", c.Known, "now", c.Refused)
+		p.log.Debug("a node uses another address than the pool knows, where no node answers", "node", c.ID, "known", c.Known, "now", c.Refused)
 	default:
 		p.conflicts.Add(1)
 		if c.Self {
-			p.log.Error("another machine uses this node's id: one of the two was copied from the other", "node", c.ID, "here", here, "there", ask, "came_second", c.SelfLate)
+			p.log.Error("another machine uses this node's id: one is a copy of the other", "node", c.ID, "here", here, "there", ask, "came_second", c.SelfLate)
 		} else {
-			p.log.Error("a node was refused: its id belongs to another that is alive", "node", c.ID, "alive", c.Known, "refused", c.Refused)
+			p.log.Error("refused a node: its id belongs to another live node", "node", c.ID, "alive", c.Known, "refused", c.Refused)
 		}
 		if p.opts.OnConflict != nil {
 			p.opts.OnConflict(c)

@@ -48,7 +48,7 @@ func (p *Pool) lookInto(ctx context.Context, list *memberlist.Memberlist, d deat
 		p.mu.Unlock()
 	}()
 	for round := 1; p.answers(ctx, list, d); round++ {
-		p.log.Debug("a node was taken for dead and answers", "node", d.id, "address", d.address)
+		p.log.Debug("a node reported dead still answers", "node", d.id, "address", d.address)
 		// In the first exchange the node learns of its reported death and denies it; in the second
 		// it spreads the denial.
 		for range 2 {

@@ -17,7 +17,7 @@ import (
 	"github.com/rbee-project/rbee/core/gossip"
 )
 
-func TestNothingIsSentInClear(t *testing.T) {
+func TestTrafficIsEncrypted(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t)
@@ -136,7 +136,7 @@ func TestKeysRotateDuringPartition(t *testing.T) {
 	})
 }
 
-func TestLossMakesNoFalseDeaths(t *testing.T) {
+func TestLossWithoutFalseDeaths(t *testing.T) {
 	t.Parallel()
 	for size, patience := range map[int]time.Duration{3: 10 * time.Minute, 5: 10 * time.Minute, 12: time.Minute} {
 		t.Run(fmt.Sprint(size), func(t *testing.T) {
@@ -162,7 +162,7 @@ func TestLossMakesNoFalseDeaths(t *testing.T) {
 	}
 }
 
-func TestGarbageLosesNobody(t *testing.T) {
+func TestGarbageLosesNoMember(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t)

@@ -32,7 +32,7 @@ const (
 	nonceBytes = 12
 )
 
-var errFrame = errors.New("this is no message of the pool")
+var errFrame = errors.New("not a message of the pool")
 
 // opener separates the messages of key holders from all others before memberlist sees them. The
 // pool's own messages are never compressed: a few compressed bytes could unpack to 40 MiB.

@@ -296,7 +296,7 @@ func (p *Pool) Ping(ctx context.Context, id string) error {
 		return nil
 	case e == nil:
 		p.mu.Unlock()
-		return core.Errorf(core.NotFound, "%s: gossip knows no such node", "ping "+id).Hint("\"rbee status\" shows the nodes.")
+		return core.Errorf(core.NotFound, "%s: unknown to gossip", "ping "+id).Hint("\"rbee status\" shows the nodes.")
 	}
 	address := e.GossipAddress
 	p.wg.Add(1) // under the lock: Run removes the list before it waits

@@ -158,7 +158,7 @@ func TestThreeNodesFindEachOther(t *testing.T) {
 	})
 }
 
-func TestLastToStartIsFound(t *testing.T) {
+func TestLateStarterIsFound(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t)
@@ -169,7 +169,7 @@ func TestLastToStartIsFound(t *testing.T) {
 	})
 }
 
-func TestUpdateReachesEverybody(t *testing.T) {
+func TestUpdateReachesAllNodes(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t)
@@ -191,7 +191,7 @@ func TestUpdateReachesEverybody(t *testing.T) {
 	})
 }
 
-func TestUpdateBeforeRunIsTold(t *testing.T) {
+func TestUpdateBeforeRun(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t)
@@ -214,7 +214,7 @@ func TestUpdateBeforeRunIsTold(t *testing.T) {
 	})
 }
 
-func TestCrashAndLeaveAreToldApart(t *testing.T) {
+func TestCrashAndLeaveDiffer(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t)
@@ -240,7 +240,7 @@ func TestCrashAndLeaveAreToldApart(t *testing.T) {
 	})
 }
 
-func TestLeaveIsKnownInSpiteOfLosses(t *testing.T) {
+func TestLeaveDespiteLosses(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t)
@@ -277,7 +277,7 @@ func TestPartitionHeals(t *testing.T) {
 	})
 }
 
-func TestOneWayCutIsNoDeath(t *testing.T) {
+func TestOneWayCut(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t)
@@ -339,7 +339,7 @@ func TestPing(t *testing.T) {
 	})
 }
 
-func TestSecondNodeWithTheSameIDIsRefused(t *testing.T) {
+func TestSecondNodeWithSameID(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t)
@@ -374,7 +374,7 @@ func TestSecondNodeWithTheSameIDIsRefused(t *testing.T) {
 	})
 }
 
-func TestRestartAtAnotherAddressIsTaken(t *testing.T) {
+func TestRestartAtAnotherAddress(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t)
@@ -420,7 +420,7 @@ func TestRestartAtAnotherAddressIsTaken(t *testing.T) {
 	})
 }
 
-func TestForeignersAreNotHeard(t *testing.T) {
+func TestForeignNodesIgnored(t *testing.T) {
 	t.Parallel()
 	for name, change := range map[string]func(*gossip.Options){
 		"another cluster": func(o *gossip.Options) { o.ClusterID = "fedcba9876543210" },

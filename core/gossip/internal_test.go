@@ -283,7 +283,7 @@ func idlePool() *Pool {
 }
 
 // When a large part of the pool dies at once, not every death is verified.
-func TestManyDeathsAreBelieved(t *testing.T) {
+func TestManyDeathsBelieved(t *testing.T) {
 	t.Parallel()
 	p := idlePool()
 	d := delegate{p}

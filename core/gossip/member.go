@@ -62,10 +62,10 @@ func (m Member) encode() ([]byte, error) {
 		Fsm: m.FSM, BootstrapExpect: m.BootstrapExpect, RaftId: m.RaftID, HasState: m.HasState, Incarnation: m.Incarnation,
 	})
 	if err != nil {
-		return nil, core.Wrap(err, core.Internal, "encode what gossip tells")
+		return nil, core.Wrap(err, core.Internal, "encode gossip metadata")
 	}
 	if len(b) > maxMetaBytes {
-		return nil, core.Errorf(core.TooLarge, "encode what gossip tells: this node's name and addresses take %d bytes, %d at most", len(b), maxMetaBytes).Hint(
+		return nil, core.Errorf(core.TooLarge, "encode gossip metadata: this node's name and addresses take %d bytes, %d at most", len(b), maxMetaBytes).Hint(
 			"Use a shorter name, or addresses instead of long host names.")
 	}
 	return b, nil

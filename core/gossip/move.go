@@ -47,7 +47,7 @@ func (p *Pool) takeMove(ctx context.Context) error {
 		}
 		return err
 	}
-	p.log.Info("gossip has another address", "host", host)
+	p.log.Info("gossip address changed", "host", host)
 	return nil
 }
 

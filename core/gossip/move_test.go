@@ -72,7 +72,7 @@ func TestMove(t *testing.T) {
 }
 
 // A node that moves still notices another that dies meanwhile.
-func TestMoveBesideADeath(t *testing.T) {
+func TestMoveDuringDeath(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t)

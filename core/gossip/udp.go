@@ -132,7 +132,7 @@ func (p *Pool) checkUDP(ctx context.Context, list *memberlist.Memberlist, m Memb
 	}
 	p.mu.Unlock()
 	if told && ctx.Err() == nil {
-		p.log.Warn("UDP to or from a node is blocked: gossip goes on over TCP, and changes arrive late; open the gossip port for UDP in both directions",
+		p.log.Warn("UDP to or from a node is blocked: gossip continues over TCP, and changes arrive late; open the gossip port for UDP in both directions",
 			"node", m.ID, "name", m.Name, "address", m.GossipAddress)
 	}
 }
@@ -147,6 +147,6 @@ func (p *Pool) heardUDP(m Member) {
 	}
 	p.mu.Unlock()
 	if told {
-		p.log.Info("UDP to and from a node gets through again", "node", m.ID, "name", m.Name, "address", m.GossipAddress)
+		p.log.Info("UDP to and from a node works again", "node", m.ID, "name", m.Name, "address", m.GossipAddress)
 	}
 }

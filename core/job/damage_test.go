@@ -43,7 +43,7 @@ func TestJobsLeaveNoFileOpen(t *testing.T) { // not parallel: the collector woul
 }
 
 // A file that claims to be another job's is not trusted.
-func TestJobOfAnotherName(t *testing.T) {
+func TestJobFileOfAnotherJob(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "jobs")
 	m := open(t, dir, job.Options{})
@@ -63,7 +63,7 @@ func TestJobOfAnotherName(t *testing.T) {
 
 // C-11: any bit of a job's file is flipped: the job shows what was written, up to some point, or
 // nothing.
-func TestEveryFlippedByteOfAJob(t *testing.T) {
+func TestFlippedBitsInJobFile(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "jobs")
 	m := open(t, dir, job.Options{})

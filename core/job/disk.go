@@ -66,7 +66,7 @@ func (m *Manager) load(id, path string) error {
 	}
 	h, events, good, err := readLog(f)
 	if err == nil && h.ID != id {
-		err = core.Errorf(core.Integrity, "read a job: its file says that it is another one")
+		err = core.Errorf(core.Integrity, "read a job: its file belongs to another job")
 	}
 	if err != nil {
 		f.Close()

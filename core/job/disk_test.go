@@ -55,7 +55,7 @@ func sameJob(t *testing.T, want, got core.Job) {
 	must.Eq(t, want, got)
 }
 
-func TestJobsAreFoundAgain(t *testing.T) {
+func TestJobsRestored(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "jobs")
 	a := open(t, dir, job.Options{})
@@ -117,7 +117,7 @@ func TestJobsAreFoundAgain(t *testing.T) {
 
 // Events that a reader has seen survive a kill of the agent at any moment, and the numbering
 // continues.
-func TestJobThatRanWhenItsAgentWasKilled(t *testing.T) {
+func TestJobRunningWhenAgentKilled(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "jobs")
 	a := open(t, dir, job.Options{})
@@ -221,7 +221,7 @@ func TestDamagedFiles(t *testing.T) {
 }
 
 // A reader that has seen events lost with the power does not wait forever.
-func TestReaderWhoIsAheadGetsTheEnd(t *testing.T) {
+func TestReaderAheadGetsEnd(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "jobs")
 	a := open(t, dir, job.Options{})
@@ -324,7 +324,7 @@ func cmpRetain(o job.Options) int {
 }
 
 // A full disk does not stop an operation: deleting a model must work then.
-func TestDiskThatCannotBeWritten(t *testing.T) {
+func TestUnwritableDisk(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "jobs")
 	var mu sync.Mutex
@@ -341,7 +341,7 @@ func TestDiskThatCannotBeWritten(t *testing.T) {
 	must.Eq(t, []string{j.ID}, told)
 }
 
-func TestOthersFilesStay(t *testing.T) {
+func TestForeignFilesStay(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	other := "01jd0000000000000000000000-other"

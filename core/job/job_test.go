@@ -443,7 +443,7 @@ func TestClose(t *testing.T) {
 }
 
 // A message from a goroutine that an operation left behind has no effect.
-func TestLateWords(t *testing.T) {
+func TestLateMessages(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		m := newManager(t, job.Options{})
@@ -509,7 +509,7 @@ func TestManyPhases(t *testing.T) {
 	})
 }
 
-func TestProgressIsToldBeforeWhatFollowsIt(t *testing.T) {
+func TestProgressOrder(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		m := job.New(job.Options{Owner: "h"})

@@ -35,7 +35,7 @@ func served(t *testing.T, m *job.Manager) jobv1.JobServiceClient {
 	return jobv1.NewJobServiceClient(c)
 }
 
-func TestOperationThatAnOlderAgentDoesNotKnow(t *testing.T) {
+func TestUnknownOperation(t *testing.T) {
 	t.Parallel()
 	m := job.New(job.Options{Owner: "h1", Version: "0.1"})
 	funcs := job.Funcs{}

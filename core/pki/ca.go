@@ -229,7 +229,7 @@ func checkHost(h string) error {
 		}
 	}
 	if labels[len(labels)-1] == "rbee" {
-		return core.Errorf(core.Invalid, "sign a certificate: %q is a name that says a role", h).Hint("Host names must not end in .rbee.")
+		return core.Errorf(core.Invalid, "sign a certificate: %q is a role's name", h).Hint("Host names must not end in .rbee.")
 	}
 	return nil
 }

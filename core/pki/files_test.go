@@ -23,7 +23,7 @@ import (
 	"github.com/rbee-project/rbee/core/pki"
 )
 
-func TestKeyOfAnotherCurve(t *testing.T) {
+func TestKeyOnOtherCurve(t *testing.T) {
 	t.Parallel()
 	key, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
 	must.NoError(t, err)
@@ -35,7 +35,7 @@ func TestKeyOfAnotherCurve(t *testing.T) {
 
 // A folder takes the place of one of the identity's files: nothing of the new certificate counts,
 // on disk or in memory.
-func TestReplaceTellsOfTheDisk(t *testing.T) {
+func TestReplaceDiskError(t *testing.T) {
 	t.Parallel()
 	for _, name := range []string{"ca.pem", "node.pem", "identity.json"} {
 		dir := t.TempDir()
@@ -57,7 +57,7 @@ func TestReplaceTellsOfTheDisk(t *testing.T) {
 	}
 }
 
-func TestLoadOfAFile(t *testing.T) {
+func TestLoadFolderIsFile(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	must.NoError(t, os.WriteFile(filepath.Join(dir, pki.Folder), nil, 0o600))
@@ -125,7 +125,7 @@ func TestNothingStaysOpen(t *testing.T) {
 }
 
 // Sessions are never resumed: that would skip the checks for expiry and revocation.
-func TestNoSessionIsResumed(t *testing.T) {
+func TestSessionsNotResumed(t *testing.T) {
 	t.Parallel()
 	ca := newCA(t, clusterID)
 	queen := identity(t, ca, signing{id: "0000000a", roles: []core.Role{core.RoleQueen}})
@@ -144,7 +144,7 @@ func TestNoSessionIsResumed(t *testing.T) {
 
 // A join token pins the CA's certificate: presenting another certificate with that fingerprint is
 // not enough.
-func TestJoinPinsACA(t *testing.T) {
+func TestJoinPinsCA(t *testing.T) {
 	t.Parallel()
 	queen := identity(t, newCA(t, clusterID), signing{id: "0000000a", roles: []core.Role{core.RoleQueen}})
 	leaf := queen.Certificate().Certificate[0]

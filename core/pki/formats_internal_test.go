@@ -15,7 +15,7 @@ import (
 
 // Every later version reads what people keep for years or what the registry has sealed: these
 // formats do not change.
-func TestFormatsStay(t *testing.T) {
+func TestFormatsStable(t *testing.T) {
 	t.Parallel()
 	key := make([]byte, sealKeyBytes)
 	for i := range key {

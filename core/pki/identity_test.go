@@ -248,7 +248,7 @@ func TestCreateRefuses(t *testing.T) {
 	must.Eq(t, 0o700|os.ModeDir, st.Mode())
 }
 
-func TestSealedThingsOfAnotherClusterDoNotOpen(t *testing.T) {
+func TestOpenOtherClustersSeals(t *testing.T) {
 	t.Parallel()
 	a, b := initialise(t, t.TempDir()).Identity, initialise(t, t.TempDir()).Identity
 	seed, err := b.Seed()
@@ -267,7 +267,7 @@ func TestSealedThingsOfAnotherClusterDoNotOpen(t *testing.T) {
 	must.Len(t, 16, []byte(pki.KeyFingerprint(k)))
 }
 
-func TestReplaceKeepsEverythingTogether(t *testing.T) {
+func TestReplaceConsistent(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	ca := newCA(t, clusterID)
@@ -322,7 +322,7 @@ func TestReplaceKeepsEverythingTogether(t *testing.T) {
 }
 
 // A crash at any moment of Replace leaves an identity that loads.
-func TestReplaceIsSafeAtEveryStep(t *testing.T) {
+func TestReplaceCrashSafe(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	ca, ca2 := newCA(t, clusterID), newCA(t, clusterID)

@@ -175,7 +175,7 @@ func TestOutdated(t *testing.T) {
 }
 
 // An expired certificate is not damage: the node loads, and Check reports the expiry.
-func TestLoadOfWhatHasEnded(t *testing.T) {
+func TestLoadExpired(t *testing.T) {
 	t.Parallel()
 	ca := newCA(t, clusterID) // three days ago
 	made := ca.NotAfter().Add(-pki.CATTL)
@@ -191,7 +191,7 @@ func TestLoadOfWhatHasEnded(t *testing.T) {
 }
 
 // A certificate made elsewhere is not backdated: its whole lifetime counts.
-func TestRenewAtOfOneHour(t *testing.T) {
+func TestRenewAtNotBackdated(t *testing.T) {
 	t.Parallel()
 	ca := newCA(t, clusterID)
 	now := time.Now().Truncate(time.Second)
@@ -223,7 +223,7 @@ func TestClientRefusesAnotherCluster(t *testing.T) {
 }
 
 // An identity names its node and cluster: the certificate alone could belong to any node.
-func TestLoadOfNobody(t *testing.T) {
+func TestLoadWithoutIdentity(t *testing.T) {
 	t.Parallel()
 	for _, info := range []map[string]string{{"name": "x"}, {"cluster": clusterID}, {"node": "0a0b0c0d"}, {"cluster": "home", "node": "0a0b0c0d"}, {"cluster": clusterID, "node": "me"}} {
 		dir := t.TempDir()
@@ -237,7 +237,7 @@ func TestLoadOfNobody(t *testing.T) {
 }
 
 // The seed of a new cluster's registry is complete, or loading it fails.
-func TestSeedThatLacksAPart(t *testing.T) {
+func TestSeedIncomplete(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	id := initialise(t, dir).Identity
@@ -391,7 +391,7 @@ func TestNodeOf(t *testing.T) {
 }
 
 // The CA that a token names may be anywhere behind a queen's certificate in the chain.
-func TestJoinFindsTheCA(t *testing.T) {
+func TestJoinFindsCA(t *testing.T) {
 	t.Parallel()
 	ca := newCA(t, clusterID)
 	queen := identity(t, ca, signing{id: "0000000a", roles: []core.Role{core.RoleQueen}})

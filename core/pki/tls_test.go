@@ -55,7 +55,7 @@ func shake(t testing.TB, server, client *tls.Config) (serverState tls.Connection
 	return serverState, serverErr, err
 }
 
-func TestNodesOfOneClusterShake(t *testing.T) {
+func TestHandshakeWithinCluster(t *testing.T) {
 	t.Parallel()
 	ca := newCA(t, clusterID)
 	queen := identity(t, ca, signing{id: "00000001", roles: []core.Role{core.RoleQueen}})
@@ -79,7 +79,7 @@ func TestNodesOfOneClusterShake(t *testing.T) {
 }
 
 // Each refusal of a server's certificate hints at what to check.
-func TestRefusalsOfServers(t *testing.T) {
+func TestServerRefusals(t *testing.T) {
 	t.Parallel()
 	ca := newCA(t, clusterID)
 	queen := identity(t, ca, signing{id: "00000001", roles: []core.Role{core.RoleQueen}})
@@ -107,7 +107,7 @@ func TestRefusalsOfServers(t *testing.T) {
 	}
 }
 
-func TestHandshakesAreRefused(t *testing.T) {
+func TestHandshakesRefused(t *testing.T) {
 	t.Parallel()
 	ca, foreignCA, twinCA := newCA(t, clusterID), newCA(t, "ffffffffffffffff"), newCA(t, clusterID)
 	queens, hives := []core.Role{core.RoleQueen}, []core.Role{core.RoleHive}

@@ -116,7 +116,7 @@ func TestUninstallKeepsModels(t *testing.T) {
 }
 
 // A store that existed before the installation belongs to the user.
-func TestUninstallLeavesWhatWasThereBefore(t *testing.T) {
+func TestUninstallKeepsExistingFiles(t *testing.T) {
 	t.Parallel()
 	g := newRig(t)
 	must.NoError(t, os.MkdirAll(filepath.Join(g.home, ".cache/rbee/models"), 0o700))
@@ -144,7 +144,7 @@ func TestStopDrains(t *testing.T) {
 }
 
 // The only queen cannot leave: nothing is removed.
-func TestUninstallOfTheOnlyQueen(t *testing.T) {
+func TestUninstallOnlyQueen(t *testing.T) {
 	t.Parallel()
 	g := newRig(t)
 	_, err := g.install()
@@ -158,7 +158,7 @@ func TestUninstallOfTheOnlyQueen(t *testing.T) {
 }
 
 // Install fails if the hive runs but does not reach the queens.
-func TestInstallWaitsForTheHive(t *testing.T) {
+func TestInstallWaitsForHive(t *testing.T) {
 	t.Parallel()
 	g := newRig(t)
 	g.cluster.gone = true
@@ -169,7 +169,7 @@ func TestInstallWaitsForTheHive(t *testing.T) {
 }
 
 // A stopped hive is started once more to leave: only its agent can end its workers.
-func TestUninstallOfAStoppedHive(t *testing.T) {
+func TestUninstallStoppedHive(t *testing.T) {
 	t.Parallel()
 	g := newRig(t)
 	_, err := g.install()
@@ -250,7 +250,7 @@ func TestInstallFailures(t *testing.T) {
 }
 
 // After a failure, everything that was written can still be removed.
-func TestUninstallAfterHalfAnInstallation(t *testing.T) {
+func TestUninstallPartialInstallation(t *testing.T) {
 	t.Parallel()
 	g := newRig(t)
 	g.onCommand(func(c sshserver.Command) (int, bool) {
@@ -265,7 +265,7 @@ func TestUninstallAfterHalfAnInstallation(t *testing.T) {
 	must.Eq(t, []string{}, g.tree())
 }
 
-func TestInstallRefusesAWrongDigest(t *testing.T) {
+func TestInstallWrongDigest(t *testing.T) {
 	t.Parallel()
 	// The disk returns other bytes than were written.
 	g := newRig(t, pathWith(t, map[string]string{"sha256sum": `cat >/dev/null; echo "` + strings.Repeat("0", 64) + `  -"`}))
@@ -277,7 +277,7 @@ func TestInstallRefusesAWrongDigest(t *testing.T) {
 	must.Eq(t, 0, g.cluster.alive())
 }
 
-func TestInstallForTheWholeMachineNeedsRights(t *testing.T) {
+func TestInstallSystemWideNeedsRights(t *testing.T) {
 	t.Parallel()
 	g := newRig(t, pathWith(t, map[string]string{"id": `case $1 in -u) echo 1000 ;; *) echo someone ;; esac`, "sudo": `echo "sudo: a password is required" >&2; exit 1`}))
 	_, err := g.install(func(r *core.Request) { r.System, r.Service = true, "" })
@@ -287,7 +287,7 @@ func TestInstallForTheWholeMachineNeedsRights(t *testing.T) {
 	must.Eq(t, []string{}, g.tree())
 }
 
-func TestUpgradeThatDoesNotRunGoesBack(t *testing.T) {
+func TestInstallRollsBack(t *testing.T) {
 	t.Parallel()
 	g := newRig(t)
 	first, err := g.install()
@@ -303,7 +303,7 @@ func TestUpgradeThatDoesNotRunGoesBack(t *testing.T) {
 	must.NotEq(t, 0, g.cluster.alive())
 }
 
-func TestInstallKeepsItsHandsOffStrangers(t *testing.T) {
+func TestInstallKeepsForeignFiles(t *testing.T) {
 	t.Parallel()
 	for name, lay := range map[string]string{"a program of somebody else": ".local/bin/rbee/x", "an agent of a cluster": ".local/share/rbee/cluster/node.pem"} {
 		t.Run(name, func(t *testing.T) {
@@ -338,7 +338,7 @@ func TestInstallOnAnotherPlatform(t *testing.T) {
 	}
 }
 
-func TestOneOperationOnAHostAtATime(t *testing.T) {
+func TestConcurrentOperationsOnHost(t *testing.T) {
 	t.Parallel()
 	g := newRig(t)
 	arrived, goOn := make(chan struct{}), make(chan struct{})
@@ -360,7 +360,7 @@ func TestOneOperationOnAHostAtATime(t *testing.T) {
 	must.NoError(t, <-done)
 }
 
-func TestCancelledInstallationEnds(t *testing.T) {
+func TestInstallCancelled(t *testing.T) {
 	t.Parallel()
 	g := newRig(t)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -376,7 +376,7 @@ func TestCancelledInstallationEnds(t *testing.T) {
 	must.Eq(t, core.Cancelled, core.KindOf(err))
 }
 
-func TestInstallNeedsACluster(t *testing.T) {
+func TestInstallNeedsCluster(t *testing.T) {
 	t.Parallel()
 	g := newRig(t)
 	g.r.o.Cluster = nil
@@ -386,7 +386,7 @@ func TestInstallNeedsACluster(t *testing.T) {
 	must.SliceEmpty(t, g.commands())
 }
 
-func TestHostsThatAreNoneAreRefused(t *testing.T) {
+func TestInvalidHosts(t *testing.T) {
 	t.Parallel()
 	g := newRig(t)
 	for _, host := range []string{"-oProxyCommand=reboot", "a b", "$(reboot)", "a\nb", "a;b"} {
@@ -476,7 +476,7 @@ func TestImport(t *testing.T) {
 	must.Eq(t, core.Invalid, core.KindOf(err))
 }
 
-func TestRemoveOnlyTakesWhatIsOurs(t *testing.T) {
+func TestRemoveOnlyOwnFiles(t *testing.T) {
 	t.Parallel()
 	g := newRig(t)
 	_, err := g.install()

@@ -11,7 +11,7 @@ import (
 
 // The table and the functions match: no operation is in only one of them. All operations need the
 // strongest scope: they use a machine's SSH identity and add other machines to the cluster.
-func TestEveryOperationOverSSHHasItsFunction(t *testing.T) {
+func TestOperationsHaveFunctions(t *testing.T) {
 	t.Parallel()
 	have := (&Remote{}).Operations()
 	for _, s := range operation.All() {

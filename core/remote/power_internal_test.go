@@ -62,7 +62,7 @@ func TestPowerLossInstall(t *testing.T) {
 }
 
 // If sync accepts no names, everything is flushed.
-func TestFlushOfOldSystems(t *testing.T) {
+func TestFlushWithOldSync(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	must.NoError(t, os.WriteFile(filepath.Join(dir, "sync"), []byte("#!/bin/sh\n[ $# = 0 ] || exit 1\necho all >>"+dir+"/calls\n"), 0o700)) //nolint:gosec // a program

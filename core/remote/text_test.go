@@ -118,7 +118,7 @@ func TestScriptsAreShell(t *testing.T) {
 }
 
 // The service script leaves a process alone that is not the agent.
-func TestServiceTouchesNoStranger(t *testing.T) {
+func TestServiceKeepsForeignProcess(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	stranger := exec.CommandContext(t.Context(), "sleep", "600")
@@ -271,7 +271,7 @@ func release(t *testing.T, names map[string]string) (dir, archive string) {
 	return dir, archive
 }
 
-func TestPickFromARelease(t *testing.T) {
+func TestPickRelease(t *testing.T) {
 	t.Parallel()
 	dir, archive := release(t, map[string]string{
 		"r/rbee": "program", "r/plugins/rbee-worker-cpu": "plugin", "r/plugins/evil": "x", "r/../../out": "x", "/abs/plugins/rbee-worker-x": "y", "r/plugins/rbee-worker-link": "->/etc/passwd", "r/README.md": "z",

@@ -76,7 +76,7 @@ func TestConnectNamesEveryStep(t *testing.T) {
 	must.Eq(t, "you said hello", out)
 }
 
-func TestUnknownHostKeyIsRefusedUntilAccepted(t *testing.T) {
+func TestUnknownHostKey(t *testing.T) {
 	t.Parallel()
 	home, key := sshserver.Home(t, "")
 	s := sshserver.Start(t, sshserver.Options{Authorized: []gossh.PublicKey{key}})
@@ -108,7 +108,7 @@ func TestUnknownHostKeyIsRefusedUntilAccepted(t *testing.T) {
 	must.ErrorIs(t, err, os.ErrNotExist, must.Sprint("the person's own file is not ours to change"))
 }
 
-func TestChangedHostKeyIsAlwaysRefused(t *testing.T) {
+func TestChangedHostKey(t *testing.T) {
 	t.Parallel()
 	home, key := sshserver.Home(t, "")
 	s := sshserver.Start(t, sshserver.Options{Authorized: []gossh.PublicKey{key}})
@@ -131,7 +131,7 @@ func TestChangedHostKeyIsAlwaysRefused(t *testing.T) {
 	}
 }
 
-func TestRevokedHostKeyIsRefused(t *testing.T) {
+func TestRevokedHostKey(t *testing.T) {
 	t.Parallel()
 	home, key := sshserver.Home(t, "")
 	s := sshserver.Start(t, sshserver.Options{Authorized: []gossh.PublicKey{key}})
@@ -144,7 +144,7 @@ func TestRevokedHostKeyIsRefused(t *testing.T) {
 	must.StrContains(t, err.Error(), "revoked")
 }
 
-func TestBrokenKnownHostsAreNotPassedOver(t *testing.T) {
+func TestBrokenKnownHostsRefused(t *testing.T) {
 	t.Parallel()
 	home, key := sshserver.Home(t, "")
 	s := sshserver.Start(t, sshserver.Options{Authorized: []gossh.PublicKey{key}})
@@ -156,7 +156,7 @@ func TestBrokenKnownHostsAreNotPassedOver(t *testing.T) {
 	must.StrContains(t, err.Error(), "host key: ")
 }
 
-func TestAuthenticationSaysWhichIdentitiesWereTried(t *testing.T) {
+func TestAuthenticationNamesIdentities(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
 		name, passphrase, want string
@@ -180,7 +180,7 @@ func TestAuthenticationSaysWhichIdentitiesWereTried(t *testing.T) {
 	}
 }
 
-func TestKeysOfTheAgent(t *testing.T) {
+func TestAgentKeys(t *testing.T) {
 	t.Parallel()
 	home, key := sshserver.Home(t, "")
 	b, err := os.ReadFile(filepath.Join(home, ".ssh", "id_ed25519"))
@@ -289,7 +289,7 @@ func TestConnectFailsByStep(t *testing.T) {
 	}
 }
 
-func TestConfigIsHonoured(t *testing.T) {
+func TestConnectHonoursConfig(t *testing.T) {
 	t.Parallel()
 	home, key := sshserver.Home(t, "")
 	must.NoError(t, os.Rename(filepath.Join(home, ".ssh", "id_ed25519"), filepath.Join(home, "elsewhere")))
@@ -314,7 +314,7 @@ func TestConfigIsHonoured(t *testing.T) {
 	must.StrContains(t, err.Error(), "jump host outer")
 }
 
-func TestRunEndsWithItsContext(t *testing.T) {
+func TestRunContextEnds(t *testing.T) {
 	t.Parallel()
 	home, key := sshserver.Home(t, "")
 	started := make(chan struct{})
@@ -333,7 +333,7 @@ func TestRunEndsWithItsContext(t *testing.T) {
 	must.Eq(t, core.Cancelled, core.KindOf(err))
 }
 
-func TestRunTellsHowACommandEnds(t *testing.T) {
+func TestRunExitError(t *testing.T) {
 	t.Parallel()
 	home, key := sshserver.Home(t, "")
 	s := sshserver.Start(t, sshserver.Options{Authorized: []gossh.PublicKey{key}, Run: func(c sshserver.Command) int {

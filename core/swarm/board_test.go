@@ -240,7 +240,7 @@ func TestBoard(t *testing.T) {
 	}
 }
 
-func TestBoardAsksTheHivesOnce(t *testing.T) {
+func TestBoardAsksHivesOnce(t *testing.T) {
 	t.Parallel()
 	d := newDesk(t)
 	_, err := d.b.Claim(d.now, swarm.Claim{Hive: "a", Digest: testDigest, Stage: swarm.Asking})

@@ -69,7 +69,7 @@ func (l *link) fetch(ctx context.Context, from, to int64, w io.Writer) error {
 		return l.refusal(resp)
 	}
 	if got, want := resp.Header.Get("Content-Range"), fmt.Sprintf("bytes %d-%d/%d", from, to-1, l.size); got != want || resp.ContentLength != to-from {
-		return core.Errorf(core.Unavailable, "%s: hive %s gives another part than was asked for", op, l.seeder.Name)
+		return core.Errorf(core.Unavailable, "%s: hive %s sent another range than requested", op, l.seeder.Name)
 	}
 	body := &watched{r: resp.Body}
 	stop := body.watch(l.doubt, cancel)

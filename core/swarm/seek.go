@@ -144,7 +144,7 @@ func (s *Seeker) Close(ctx context.Context, whole bool) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), farewell)
 	defer cancel()
 	if _, err := s.c.opts.Claim(ctx, Claim{Digest: s.digest, Stage: stage, HaveBytes: s.size, Mute: s.c.opts.Mute}); err != nil {
-		s.c.opts.Logger.Debug("the leader is not told of the end of a transfer", "error", err)
+		s.c.opts.Logger.Debug("failed to report the end of a transfer to the leader", "error", err)
 	}
 }
 
@@ -170,7 +170,7 @@ func (s *Seeker) Next(ctx context.Context, failed error) (Step, error) {
 			if ctx.Err() != nil {
 				continue
 			}
-			s.c.opts.Logger.Debug("no queen says who has a file", "error", err)
+			s.c.opts.Logger.Debug("no queen answers where to fetch a file", "error", err)
 			return s.origin(), nil
 		}
 		seeder, busy, found := s.choose(plan.Seeders)
@@ -252,7 +252,7 @@ func (s *Seeker) blame(failed error) {
 		// bytes. From here on, only the origin counts.
 		hives := sortedKeys(s.used)
 		s.c.poison(s.digest, hives)
-		s.c.opts.Logger.Warn("a file that came from other hives had the wrong digest: it is taken from its origin", "hives", hives, "error", failed)
+		s.c.opts.Logger.Warn("a file fetched from other hives had the wrong digest: it is fetched from its origin", "hives", hives, "error", failed)
 		s.say("what came from other hives was not right")
 		clear(s.used)
 		s.direct = true

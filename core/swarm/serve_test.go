@@ -159,7 +159,7 @@ func FuzzAnswer(f *testing.F) {
 
 // Bytes that are still missing are sent as soon as they arrive, and the connection is cut if none
 // follow.
-func TestPartThatIsStillComing(t *testing.T) {
+func TestPartStillArriving(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		f := newMemFile(10)

@@ -51,7 +51,7 @@ func (s *rig) at() *bee {
 	return nil
 }
 
-func TestTheSeedingHiveDies(t *testing.T) {
+func TestSeedingHiveDies(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := newRig(t, "a", "b", "c", "d")
@@ -98,7 +98,7 @@ func TestEveryHiveButOneDies(t *testing.T) {
 }
 
 // A cancelled job makes way for another hive.
-func TestTheSeedingJobIsCancelled(t *testing.T) {
+func TestSeedingJobCancelled(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := newRig(t, "a", "b")
@@ -113,7 +113,7 @@ func TestTheSeedingJobIsCancelled(t *testing.T) {
 	})
 }
 
-func TestNewLeaderAsksTheHives(t *testing.T) {
+func TestNewLeaderAsksHives(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := newRig(t, "a", "b", "c", "late")
@@ -138,7 +138,7 @@ func TestNewLeaderAsksTheHives(t *testing.T) {
 	})
 }
 
-func TestWithoutALeaderEachGoesToTheOrigin(t *testing.T) {
+func TestSeedingWithoutLeader(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := newRig(t, "a", "b")
@@ -152,7 +152,7 @@ func TestWithoutALeaderEachGoesToTheOrigin(t *testing.T) {
 
 // A hive that sends wrong bytes does no harm: the file is fetched from its origin, and that hive is
 // not asked for it again.
-func TestWrongBytesFromAHive(t *testing.T) {
+func TestWrongBytesFromHive(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := newRig(t, "bad", "b")
@@ -171,7 +171,7 @@ func TestWrongBytesFromAHive(t *testing.T) {
 }
 
 // A hive that does not answer, or promises a file and sends nothing, delays no other hive for long.
-func TestASilentHive(t *testing.T) {
+func TestSilentSeeder(t *testing.T) {
 	t.Parallel()
 	for name, answer := range map[string]func(s *rig, c net.Conn){
 		"from the beginning": func(*rig, net.Conn) {},
@@ -210,7 +210,7 @@ func TestASilentHive(t *testing.T) {
 
 // A hive that cannot reach the one at the origin does not wait for it forever, however long that
 // one takes.
-func TestAHiveThatCannotBeReached(t *testing.T) {
+func TestUnreachableHive(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := newRig(t, "a")
@@ -239,7 +239,7 @@ func TestAHiveThatCannotBeReached(t *testing.T) {
 }
 
 // If one hive has access to the origin and another has not, both have the file in the end.
-func TestTheOriginFailsOneHive(t *testing.T) {
+func TestOriginFailsOneHive(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		refused := core.Errorf(core.Unauthenticated, "a token is needed")
@@ -268,7 +268,7 @@ func TestTheOriginFailsOneHive(t *testing.T) {
 }
 
 // A hive that serves no files leaves the origin to others, and takes what it can get.
-func TestAMuteHive(t *testing.T) {
+func TestMuteHive(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := newRig(t, "a")

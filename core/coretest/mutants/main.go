@@ -196,7 +196,7 @@ func (p *goPackage) rounds(find finder, seeds string, n int) ([]round, []*edit, 
 		rounds = append(rounds, r)
 	}
 	if len(all) == 0 {
-		return nil, nil, errors.New("there is nothing to edit")
+		return nil, nil, errors.New("nothing to edit")
 	}
 	return rounds, all, nil
 }
