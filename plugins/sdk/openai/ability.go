@@ -2,7 +2,7 @@ package openai
 
 import "slices"
 
-// CheckAbility refuses what the request asks for and a worker cannot do. can lists the worker's
+// CheckAbility rejects request features that the worker does not support. can lists the worker's
 // capabilities, from its Status: see package worker. Every error is an *Error of status 400 that
 // names the field.
 func (r *ChatRequest) CheckAbility(can []string) error {
@@ -28,7 +28,7 @@ func (r *ChatRequest) CheckAbility(can []string) error {
 	return nil
 }
 
-// CheckAbility does what ChatRequest.CheckAbility does, for a completion.
+// CheckAbility does the same as ChatRequest.CheckAbility, for a completion.
 func (r *CompletionRequest) CheckAbility(can []string) error {
 	if r.LogProbs != nil && !slices.Contains(can, "logprobs") {
 		return NotSupported("logprobs", "logprobs are not supported by this worker; leave them out")
@@ -36,7 +36,7 @@ func (r *CompletionRequest) CheckAbility(can []string) error {
 	return checkShape(r.Shape, can)
 }
 
-// checkShape refuses the form of an answer that a worker cannot keep.
+// checkShape rejects an answer shape that the worker cannot enforce.
 func checkShape(shape func() (Shape, error), can []string) error {
 	s, err := shape()
 	if err == nil && s.Kind != "" && !slices.Contains(can, "json_schema") {

@@ -20,15 +20,15 @@ func newChunks(around func(index int) (prefix, suffix string)) *Chunks {
 	return c
 }
 
-// Choice returns Chunks of the choice with the given index in the same stream. c itself makes those
-// of the choice 0.
+// Choice returns the Chunks for the choice with the given index in the same stream. c itself
+// produces those of choice 0.
 func (c *Chunks) Choice(index int) *Chunks {
 	out := &Chunks{around: c.around}
 	out.prefix, out.suffix = c.around(index)
 	return out
 }
 
-// NewChatChunks makes Chunks of one streamed chat completion.
+// NewChatChunks returns the Chunks of one streamed chat completion.
 func NewChatChunks(id string, created int64, model string) *Chunks {
 	head := chunkHead(id, ObjectChatChunk, created, model)
 	return newChunks(func(index int) (prefix, suffix string) {
@@ -36,7 +36,7 @@ func NewChatChunks(id string, created int64, model string) *Chunks {
 	})
 }
 
-// NewCompletionChunks makes Chunks of one streamed legacy completion.
+// NewCompletionChunks returns the Chunks of one streamed legacy completion.
 func NewCompletionChunks(id string, created int64, model string) *Chunks {
 	head := chunkHead(id, ObjectCompletion, created, model)
 	return newChunks(func(index int) (prefix, suffix string) {
@@ -66,7 +66,7 @@ func (c *Chunks) Text(text string) []byte {
 
 const hexDigits = "0123456789abcdef"
 
-// AppendString appends s to b as a JSON string. Bytes that are no UTF-8 become U+FFFD.
+// AppendString appends s to b as a JSON string. Invalid UTF-8 becomes U+FFFD.
 func AppendString(b []byte, s string) []byte {
 	b = append(b, '"')
 	start := 0
@@ -78,7 +78,7 @@ func AppendString(b []byte, s string) []byte {
 			case r == utf8.RuneError && n == 1:
 				b = append(append(b, s[start:i]...), `\ufffd`...)
 				start = i + n
-			case r == '\u2028' || r == '\u2029': // line breaks to some clients
+			case r == '\u2028' || r == '\u2029': // some clients treat these as line breaks
 				b = append(append(b, s[start:i]...), `\u202`...)
 				b = append(b, hexDigits[r&0xf])
 				start = i + n

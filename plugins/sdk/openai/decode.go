@@ -11,27 +11,27 @@ import (
 	"strings"
 )
 
-// Bounds of a request, beside the size that the caller sets.
+// Bounds of a request, besides its total size, which the caller bounds.
 const (
 	MaxDepth     = 128     // nesting of arrays and objects
-	MaxValues    = 1 << 17 // CheckValues' bound
-	MaxMessages  = 8192    // of one conversation
+	MaxValues    = 1 << 17 // bound of CheckValues
+	MaxMessages  = 8192    // messages of one conversation
 	MaxStops     = 16      // stop strings
-	MaxStopBytes = 512     // of one stop string
+	MaxStopBytes = 512     // bytes of one stop string
 	MaxLogitBias = 4096    // entries
-	MaxBiasBytes = 256     // of one text of logit_bias
+	MaxBiasBytes = 256     // bytes of one text in logit_bias
 	MaxBreakers  = 64      // dry_sequence_breakers
 	MaxSamplers  = 32      // entries of samplers
 )
 
-// Head is what a router needs to know of a request before it passes the body on untouched.
+// Head is what a router needs to know about a request before it passes the body on unchanged.
 type Head struct {
 	Model  string
 	Stream bool
-	// IncludeUsage is stream_options.include_usage.
+	// IncludeUsage holds stream_options.include_usage.
 	IncludeUsage bool
-	// Text is the prompt or the messages' text, joined, for prefix affinity; at most the asked
-	// number of bytes.
+	// Text is the prompt or the joined text of the messages, for prefix affinity; at most the
+	// requested number of bytes.
 	Text []byte
 }
 
@@ -54,7 +54,7 @@ func bodyTooLarge(limit int64) *Error {
 	return NewError(http.StatusRequestEntityTooLarge, TypeInvalidRequest, "", CodeTooLarge, "the request's body is larger than %d bytes; send a shorter prompt", limit)
 }
 
-// DecodeChat reads a ChatRequest from a body and checks it. Every error is an *Error that can be
+// DecodeChat reads a ChatRequest from a body and validates it. Every error is an *Error that can be
 // written to the client as it is. Unknown fields are ignored, because clients send them.
 func DecodeChat(body []byte) (*ChatRequest, error) {
 	r := new(ChatRequest)
@@ -79,9 +79,9 @@ func DecodeCompletion(body []byte) (*CompletionRequest, error) {
 	return r, nil
 }
 
-// PeekHead reads the Head of a request of either kind. It checks no more of the body than that it
-// is JSON with fields of the right type; textBytes bounds Head.Text, 0 means none. Every error is
-// an *Error that can be written to the client as it is.
+// PeekHead reads the Head of a request of either kind. It checks only that the body is JSON with
+// fields of the right type; textBytes bounds Head.Text, 0 omits it. Every error is an *Error that
+// can be written to the client as it is.
 func PeekHead(body []byte, textBytes int) (Head, error) {
 	var v struct {
 		Model         string         `json:"model"`
@@ -111,14 +111,14 @@ func PeekHead(body []byte, textBytes int) (Head, error) {
 	return h, nil
 }
 
-// embedded takes the names of embedded structs out of the path of a field.
+// embedded removes the names of embedded structs from a field's path.
 var embedded = strings.NewReplacer("Sampling.", "", "Structure.", "", "CompletionRequest.", "")
 
 func decode(body []byte, into any) error {
 	if err := checkDepth(body); err != nil {
 		return err
 	}
-	// these are lists of tokens
+	// these members hold lists of tokens, which do not count
 	if _, err := CheckValues(body, "prompt", "input", "tokens", "logit_bias"); err != nil {
 		return err
 	}
@@ -152,7 +152,8 @@ func decode(body []byte, into any) error {
 	return Invalid("", "the request's body is not valid JSON: %v", err)
 }
 
-// checkDepth refuses nesting that no honest request has, before encoding/json recurses into it.
+// checkDepth rejects nesting deeper than any honest request's, before encoding/json recurses into
+// it.
 func checkDepth(body []byte) error {
 	depth, inString, escaped := 0, false, false
 	for _, c := range body {
@@ -181,15 +182,15 @@ func checkDepth(body []byte) error {
 	return nil
 }
 
-// ValueBytes is about what one value of a request takes at most when it is decoded: an empty object
+// ValueBytes is roughly the most memory that one decoded value of a request takes: an empty object
 // of two bytes becomes a whole message.
 const ValueBytes = 512
 
-// CheckValues counts the values of a body, and refuses more than MaxValues of them, before they
-// take memory. The members of the outermost object that are named in free do not count.
+// CheckValues counts the values of a body and rejects more than MaxValues of them, before they take
+// memory. Members of the outermost object that are listed in free do not count.
 func CheckValues(body []byte, free ...string) (int, error) {
 	n, depth, counts := 1, 0, true
-	var key []byte // the last string of the outermost object
+	var key []byte // the outermost object's last string
 	for i := 0; i < len(body); i++ {
 		switch body[i] {
 		case '"':
@@ -282,8 +283,8 @@ func withArticle(kind string) string {
 // Efforts are the values of reasoning_effort.
 var Efforts = []string{"none", "minimal", "low", "medium", "high", "xhigh"}
 
-// Validate checks what the types cannot: required fields and ranges. It puts older and sloppier
-// forms of messages into today's. Its error is an *Error.
+// Validate checks what the types cannot: required fields and ranges. It converts older and sloppier
+// message forms into the current one. Its error is an *Error.
 func (r *ChatRequest) Validate() error {
 	if len(r.Messages) == 0 {
 		return Invalid("messages", "messages must have at least one message")
@@ -326,7 +327,7 @@ func (r *ChatRequest) Validate() error {
 	return r.Sampling.validate()
 }
 
-// validateContinued checks that there is a text to go on from, where that is asked for.
+// validateContinued checks that a request with continue_final_message ends with a text to continue.
 func (r *ChatRequest) validateContinued() error {
 	last := &r.Messages[len(r.Messages)-1]
 	text, other := last.Content.PlainText()

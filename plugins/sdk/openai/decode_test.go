@@ -226,7 +226,7 @@ func TestDecodeManyValues(t *testing.T) {
 	must.Len(t, MaxValues+1, got.Prompt.Tokens[0])
 	n, err := CheckValues([]byte(`{"a":[1,{"b":",[\\\"{"}],"input":[1,2,3],"c":null}`), "input")
 	must.NoError(t, err)
-	must.Eq(t, 7, n) // the whole and its first member, the list and its two, two members more
+	must.Eq(t, 7, n) // the object, its first member, the list and its two elements, and two further members
 }
 
 func TestDecodeLogitBias(t *testing.T) {
@@ -270,7 +270,7 @@ func TestDecodeCompletion(t *testing.T) {
 	}
 }
 
-// What a client writes, a server reads.
+// A server reads what a client writes.
 func TestRequestRoundTrip(t *testing.T) {
 	t.Parallel()
 	in := ChatRequest{
@@ -330,8 +330,8 @@ func TestReadBody(t *testing.T) {
 	must.NoError(t, err)
 }
 
-// again decodes a request. One that was taken can be written, and is the same when it is read
-// again.
+// again decodes a request, encodes it, and checks that decoding it once more gives an equal
+// request.
 func again[R any](t *testing.T, body []byte, check func(error), decode func([]byte) (*R, error)) {
 	r, err := decode(body)
 	check(err)
@@ -409,8 +409,8 @@ func TestDecodePrompt(t *testing.T) {
 	must.StrContains(t, err.Error(), "2049 texts")
 }
 
-// A prompt of tokens takes no more memory than a few bytes for each of its own.
-func TestPromptMemory(t *testing.T) { // not parallel: it counts what is allocated
+// Decoding a prompt of tokens takes only a few bytes of memory for each byte of the body.
+func TestPromptMemory(t *testing.T) { // not parallel: it counts allocations
 	for name, body := range map[string]string{
 		"tokens":         `{"prompt":[` + strings.Repeat("1,", 1<<20) + `1]}`,
 		"list of tokens": `{"prompt":[[` + strings.Repeat("1,", 1<<20) + `1]]}`,

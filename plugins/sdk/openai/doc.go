@@ -1,6 +1,6 @@
-// Package openai has the wire types of OpenAI's HTTP API and the means to read and write them:
+// Package openai holds the wire types of OpenAI's HTTP API and the code to read and write them:
 // bounded request decoding, the error envelope and server-sent events.
 //
-// It is used by worker types to answer requests, by the gateway to judge and relay them, and by
-// clients. It imports the standard library only.
+// Worker types use it to answer requests, the gateway to check and relay them, and clients to send
+// them. It imports the standard library only.
 package openai

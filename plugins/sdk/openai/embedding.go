@@ -3,7 +3,7 @@ package openai
 // ObjectEmbedding is the object of an Embedding.
 const ObjectEmbedding = "embedding"
 
-// MaxInputs is how many texts an EmbeddingRequest may have; it is OpenAI's limit.
+// MaxInputs is how many texts an EmbeddingRequest may have: OpenAI's limit.
 const MaxInputs = 2048
 
 // EmbeddingRequest is the body of POST /v1/embeddings.
@@ -13,12 +13,12 @@ type EmbeddingRequest struct {
 	EncodingFormat string `json:"encoding_format,omitempty"` // "float" (default) or "base64"
 	Dimensions     *Int   `json:"dimensions,omitempty"`      // 1 or more; nil: all
 	User           string `json:"user,omitempty"`
-	// TruncatePromptTokens cuts texts that have more tokens, -1 those that do not fit; nil: they
-	// are refused. It is not OpenAI's.
+	// TruncatePromptTokens cuts texts that have more tokens; -1 cuts those that do not fit; nil:
+	// they are rejected. It is not OpenAI's.
 	TruncatePromptTokens *Int `json:"truncate_prompt_tokens,omitempty"`
 }
 
-// DecodeEmbedding reads and checks the body of POST /v1/embeddings. Errors: *Error.
+// DecodeEmbedding reads and validates the body of POST /v1/embeddings. Errors: *Error.
 func DecodeEmbedding(body []byte) (*EmbeddingRequest, error) {
 	var r EmbeddingRequest
 	if err := decode(body, &r); err != nil {
@@ -48,7 +48,7 @@ func (r *EmbeddingRequest) Validate() error {
 	return checkTruncate(r.TruncatePromptTokens)
 }
 
-// EmbeddingResponse is the answer of POST /v1/embeddings.
+// EmbeddingResponse is the response of POST /v1/embeddings.
 type EmbeddingResponse struct {
 	Object string          `json:"object"` // ObjectList
 	Data   []Embedding     `json:"data"`
@@ -60,7 +60,7 @@ type EmbeddingResponse struct {
 type Embedding struct {
 	Object    string `json:"object"` // ObjectEmbedding
 	Index     int    `json:"index"`
-	Embedding any    `json:"embedding"` // []float32, or base64 of them, least byte first
+	Embedding any    `json:"embedding"` // []float32, or its base64, little-endian
 }
 
 // EmbeddingUsage counts the tokens of an EmbeddingRequest.

@@ -8,7 +8,7 @@ import (
 	"strings"
 )
 
-// The types of Error that this project writes.
+// The values of Error.Type that this project writes.
 const (
 	TypeInvalidRequest  = "invalid_request_error"     // 400, 404, 413
 	TypeContextExceeded = "exceed_context_size_error" // 400: the prompt does not fit in the context
@@ -17,7 +17,7 @@ const (
 	TypeNotFound        = "not_found_error"           // 404
 	TypeRateLimit       = "rate_limit_error"          // 429
 	TypeServer          = "server_error"              // 500, 502
-	// 400, 501: a feature that this model or worker does not have
+	// 400, 501: a feature that this model or worker lacks
 	TypeNotSupported  = "not_supported_error"
 	TypeUnavailable   = "unavailable_error"       // 503
 	TypeTimeout       = "timeout_error"           // 504
@@ -26,22 +26,22 @@ const (
 	CodeNotSupported  = "not_supported"           // code of TypeNotSupported
 	CodeOverloaded    = "overloaded"              // code of a full queue
 	CodeTooLarge      = "request_too_large"       // code of a body over the limit
-	// of an error answer that DecodeError looks at
+	// how much of an error response DecodeError reads, in bytes
 	maxErrorBody = 64 << 10
 )
 
-// Error is OpenAI's error object. It implements error. On the wire it is in an envelope:
+// Error is OpenAI's error object. It implements error. On the wire it is wrapped in an envelope:
 // {"error":{…}}.
 type Error struct {
-	Message string  `json:"message"` // what is wrong and what to do, for people
+	Message string  `json:"message"` // what is wrong and what to do about it, for people
 	Type    string  `json:"type"`    // one of the Type constants
 	Param   *string `json:"param"`   // the wrong field of the request; nil: none
 	Code    *string `json:"code"`    // for programs; nil: none
-	// Kind tells a program what it can do about the error, and Hint tells a person what to do next,
-	// if the sender sets them. Both are rbee's own; others omit them.
+	// Kind tells a program how to react to the error, and Hint tells a person what to do next, if
+	// the sender sets them. Both are rbee's own; other senders omit them.
 	Kind string `json:"kind,omitempty"`
 	Hint string `json:"hint,omitempty"`
-	// Status is the HTTP status that fits; 0: unknown. It is not part of the body.
+	// Status is the matching HTTP status; 0: unknown. It is not part of the body.
 	Status int `json:"-"`
 }
 
@@ -52,7 +52,7 @@ func (e *Error) Error() string {
 	return e.Message
 }
 
-// NewError makes an Error. An empty param or code is written as null.
+// NewError returns an Error. An empty param or code is written as null.
 func NewError(status int, typ, param, code, format string, args ...any) *Error {
 	e := &Error{Message: fmt.Sprintf(format, args...), Type: typ, Status: status}
 	if param != "" {
@@ -64,12 +64,12 @@ func NewError(status int, typ, param, code, format string, args ...any) *Error {
 	return e
 }
 
-// Invalid makes an Error of status 400 about one field of the request; param may be empty.
+// Invalid returns an Error of status 400 about one field of the request; param may be empty.
 func Invalid(param, format string, args ...any) *Error {
 	return NewError(http.StatusBadRequest, TypeInvalidRequest, param, "", format, args...)
 }
 
-// NotSupported makes an Error of status 400 about a known field that cannot be honoured.
+// NotSupported returns an Error of status 400 about a known field that cannot be honoured.
 func NotSupported(param, format string, args ...any) *Error {
 	return NewError(http.StatusBadRequest, TypeNotSupported, param, CodeNotSupported, format, args...)
 }
@@ -78,8 +78,8 @@ type envelope struct {
 	Error *Error `json:"error"`
 }
 
-// WriteError answers with e in OpenAI's envelope. A status of 0 means e.Status, or 500 if that is 0
-// as well. It keeps headers set before, such as Retry-After. Nothing may have been written yet;
+// WriteError responds with e in OpenAI's envelope. A status of 0 means e.Status, or 500 if that is
+// 0 as well. It keeps headers set before, such as Retry-After. Nothing may have been written yet;
 // inside an event stream use EventWriter.Error.
 func WriteError(w http.ResponseWriter, status int, e *Error) {
 	if status == 0 {
@@ -97,11 +97,11 @@ func WriteError(w http.ResponseWriter, status int, e *Error) {
 	h.Set("Content-Length", strconv.Itoa(len(body)+1))
 	h.Set("X-Content-Type-Options", "nosniff")
 	w.WriteHeader(status)
-	_, _ = w.Write(append(body, '\n')) // the client may be gone; there is no one to tell
+	_, _ = w.Write(append(body, '\n')) // an error means the client disconnected
 }
 
-// DecodeError makes an Error from the body of a failed answer of any sender. A numeric code becomes
-// a string; a body without an envelope becomes the message, cut to a sensible length.
+// DecodeError returns an Error from the body of a failed response of any sender. A numeric code
+// becomes a string; a body without an envelope becomes the message, cut to a sensible length.
 func DecodeError(status int, body []byte) *Error {
 	if len(body) > maxErrorBody {
 		body = body[:maxErrorBody]
@@ -124,10 +124,10 @@ func DecodeError(status int, body []byte) *Error {
 	return &Error{Message: msg, Type: typ, Status: status}
 }
 
-// ErrorIn returns the error in the data of an event, or nil if there is none.
+// ErrorIn returns the error in an event's data, or nil if there is none.
 func ErrorIn(data []byte) *Error {
-	// Every chunk of a stream passes here: look before parsing. The envelope's only key comes
-	// first.
+	// Every chunk of a stream passes through here, so check cheaply before parsing. "error" is the
+	// envelope's only key and comes first.
 	s := data
 	for len(s) > 0 && (s[0] == ' ' || s[0] == '{' || s[0] == '\t') {
 		s = s[1:]
@@ -141,7 +141,7 @@ func ErrorIn(data []byte) *Error {
 	return nil
 }
 
-// decodeEnvelope returns the error in an envelope, and whether body is one.
+// decodeEnvelope returns the error in an envelope, and reports whether body is one.
 func decodeEnvelope(body []byte) (e Error, ok bool) {
 	var env struct {
 		Error json.RawMessage `json:"error"`

@@ -4,7 +4,7 @@ package openai
 // OpenAI's default of max_tokens.
 type NativeRequest struct{ CompletionRequest }
 
-// MaxOutput returns the number of tokens to generate at most; 0: as many as fit.
+// MaxOutput returns the maximum number of tokens to generate; 0: as many as fit.
 func (r *NativeRequest) MaxOutput() int { return maxOutput(r.NPredict, r.MaxTokens) }
 
 // DecodeNative is DecodeChat for a NativeRequest.
@@ -18,32 +18,33 @@ func DecodeNative(body []byte) (*NativeRequest, error) {
 
 // Bounds of an InfillRequest.
 const (
-	MaxExtra      = 1024 // further texts
-	MaxExtraBytes = 512  // of a text's name
+	MaxExtra      = 1024 // input_extra texts
+	MaxExtraBytes = 512  // bytes of a text's name
 )
 
-// InfillRequest is the body of POST /infill, which is llama-server's: a text with a gap, that the
-// model fills.
+// InfillRequest is the body of llama-server's POST /infill: a text with a gap for the model to
+// fill.
 type InfillRequest struct {
 	Model  string      `json:"model"`
 	Prefix string      `json:"input_prefix"`     // before the gap
-	Suffix string      `json:"input_suffix"`     // behind the gap
-	Prompt string      `json:"prompt,omitempty"` // what the gap begins with
+	Suffix string      `json:"input_suffix"`     // after the gap
+	Prompt string      `json:"prompt,omitempty"` // start of the text in the gap
 	Extra  []ExtraText `json:"input_extra,omitempty"`
 	Sampling
 	Structure
 }
 
-// ExtraText is another text that the model is shown, such as a file that is open as well.
+// ExtraText is further context for the model, such as another open file.
 type ExtraText struct {
 	Filename string `json:"filename,omitempty"`
 	Text     string `json:"text"`
 }
 
-// MaxOutput returns the number of tokens to generate at most; 0: as many as fit.
+// MaxOutput returns the maximum number of tokens to generate; 0: as many as fit.
 func (r *InfillRequest) MaxOutput() int { return maxOutput(r.NPredict, r.MaxTokens) }
 
-// NoOutput reports whether the client asks for no tokens: the worker only evaluates the prompt.
+// NoOutput reports whether the client asks for no tokens, in which case the worker only evaluates
+// the prompt.
 func (r *InfillRequest) NoOutput() bool { return noOutput(r.NPredict, r.MaxTokens) }
 
 // DecodeInfill is DecodeChat for an InfillRequest.
@@ -68,18 +69,18 @@ func DecodeInfill(body []byte) (*InfillRequest, error) {
 
 // The values of stop_type.
 const (
-	StopNone  = "none" // not yet
+	StopNone  = "none" // not stopped yet
 	StopEOS   = "eos"
 	StopLimit = "limit"
 	StopWord  = "word"
 )
 
-// NativeResponse is the answer of POST /completion and POST /infill, and the data of one event of
-// their streams: the last one has Stop.
+// NativeResponse is the response of POST /completion and POST /infill, and the data of one event of
+// their streams. Stop is set in the last one.
 type NativeResponse struct {
 	Index           int      `json:"index"`
 	Content         string   `json:"content"`
-	Tokens          []int32  `json:"tokens"` // always empty: they are not told
+	Tokens          []int32  `json:"tokens"` // always empty: token ids are not reported
 	IDSlot          int      `json:"id_slot"`
 	Stop            bool     `json:"stop"`
 	Model           string   `json:"model,omitempty"`
@@ -87,15 +88,16 @@ type NativeResponse struct {
 	TokensEvaluated int      `json:"tokens_evaluated"`
 	TokensCached    int      `json:"tokens_cached"`
 	Truncated       bool     `json:"truncated"`
-	StopType        string   `json:"stop_type,omitempty"` // with Stop
+	StopType        string   `json:"stop_type,omitempty"` // set when Stop is
 	StoppingWord    string   `json:"stopping_word"`
 	Timings         *Timings `json:"timings,omitempty"`
 }
 
-// Timings say how long an answer took, as llama-server does. Waiting for a slot is not in them.
+// Timings report how long an answer took, in llama-server's form. Waiting for a slot is not
+// included.
 type Timings struct {
-	CacheN             int     `json:"cache_n"`  // tokens of the prompt that were known already
-	PromptN            int     `json:"prompt_n"` // tokens of the prompt that were evaluated
+	CacheN             int     `json:"cache_n"`  // prompt tokens found in the cache
+	PromptN            int     `json:"prompt_n"` // prompt tokens that were evaluated
 	PromptMS           float64 `json:"prompt_ms"`
 	PromptPerTokenMS   float64 `json:"prompt_per_token_ms"`
 	PromptPerSecond    float64 `json:"prompt_per_second"`
@@ -103,11 +105,11 @@ type Timings struct {
 	PredictedMS        float64 `json:"predicted_ms"`
 	PredictedPerToken  float64 `json:"predicted_per_token_ms"`
 	PredictedPerSecond float64 `json:"predicted_per_second"`
-	DraftN             int     `json:"draft_n,omitempty"` // tokens that were guessed
+	DraftN             int     `json:"draft_n,omitempty"` // draft tokens
 	DraftAccepted      int     `json:"draft_n_accepted,omitempty"`
 }
 
-// Rate fills in what follows from the counts and the times.
+// Rate computes the fields that follow from the counts and the times.
 func (t *Timings) Rate() {
 	rate := func(n int, ms float64) (each, second float64) {
 		if n == 0 || ms <= 0 {
@@ -119,12 +121,12 @@ func (t *Timings) Rate() {
 	t.PredictedPerToken, t.PredictedPerSecond = rate(t.PredictedN, t.PredictedMS)
 }
 
-// Props is the answer of GET /props: what llama-server tells of its model and itself.
+// Props is the response of GET /props: llama-server's description of its model and itself.
 type Props struct {
 	Settings     PropsSettings   `json:"default_generation_settings"`
 	TotalSlots   int             `json:"total_slots"`
 	ModelAlias   string          `json:"model_alias"`
-	ModelPath    string          `json:"model_path"` // the model's name: where it lies is nobody's business
+	ModelPath    string          `json:"model_path"` // the model's name: clients must not see its path
 	Modalities   map[string]bool `json:"modalities"`
 	ChatTemplate string          `json:"chat_template"`
 	TemplateCaps map[string]bool `json:"chat_template_caps,omitempty"`
@@ -137,13 +139,13 @@ type Props struct {
 	Metrics      bool            `json:"endpoint_metrics"`
 }
 
-// PropsSettings are the settings of a request that says none.
+// PropsSettings are the defaults for a request that sets nothing.
 type PropsSettings struct {
 	Params  map[string]any `json:"params"`
-	Context int            `json:"n_ctx"` // tokens of a slot
+	Context int            `json:"n_ctx"` // tokens per slot
 }
 
-// Slot is an entry of the answer of GET /slots.
+// Slot is one entry of the response of GET /slots.
 type Slot struct {
 	ID           int  `json:"id"`
 	Context      int  `json:"n_ctx"`

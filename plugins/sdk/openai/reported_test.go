@@ -6,8 +6,8 @@ import (
 	"github.com/shoenig/test/must"
 )
 
-// What clients were seen to send, and servers to refuse, is taken; what has no meaning is refused
-// with its place.
+// Requests that clients were seen to send, and other servers to reject, are accepted; meaningless
+// ones are rejected with the field's path.
 func TestReportedRequests(t *testing.T) {
 	t.Parallel()
 	const user = `{"role":"user","content":"a"}`
@@ -33,8 +33,8 @@ func TestReportedRequests(t *testing.T) {
 	}
 }
 
-// TestKeysOfAnotherCase says what becomes of keys that are not spelled as the API does: those that
-// differ by case alone are the field, as encoding/json has it, and unknown ones are ignored.
+// TestKeysOfAnotherCase covers misspelled keys: encoding/json matches those that differ only by
+// case, and unknown keys are ignored.
 func TestKeysOfAnotherCase(t *testing.T) {
 	t.Parallel()
 	r, err := DecodeChat([]byte(`{"model":"m","messages":[{"Role":"user","CONTENT":"a"}],"MAX_TOKENS":5,"Temperature":0.5,"max_tokns":7}`))

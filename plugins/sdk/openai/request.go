@@ -26,24 +26,26 @@ type ChatRequest struct {
 	// the old form of ToolChoice
 	FunctionCall    ToolChoice `json:"function_call,omitzero"`
 	ReasoningEffort string     `json:"reasoning_effort,omitempty"` // one of Efforts
-	// tokens of thinking, -1: any number; not OpenAI's
+	// budget of thinking tokens, -1: unlimited; not OpenAI's
 	ThinkingBudget *Int `json:"thinking_budget,omitempty"`
 	// an object, passed to the template as variables
 	ChatTemplateKwargs json.RawMessage `json:"chat_template_kwargs,omitempty"`
-	// the answer goes on from the text of the last message, which is the assistant's; vLLM's
+	// the answer continues the last message, which is the assistant's; vLLM's
 	ContinueFinalMessage bool `json:"continue_final_message,omitempty"`
-	// false: nothing tells the model that its turn begins; nil: as ContinueFinalMessage says
+	// false: the prompt does not open a new turn of the model; nil: the opposite of
+	// ContinueFinalMessage
 	AddGenerationPrompt *bool           `json:"add_generation_prompt,omitempty"`
 	Metadata            json.RawMessage `json:"metadata,omitempty"`
 	Store               *bool           `json:"store,omitempty"`
 }
 
-// MaxOutput returns the number of tokens to generate at most; 0: as many as fit.
+// MaxOutput returns the maximum number of tokens to generate; 0: as many as fit.
 func (r *ChatRequest) MaxOutput() int {
 	return maxOutput(r.MaxCompletionTokens, r.MaxTokens, r.NPredict)
 }
 
-// NoOutput reports whether the client asks for no tokens: the worker only evaluates the prompt.
+// NoOutput reports whether the client asks for no tokens, in which case the worker only evaluates
+// the prompt.
 func (r *ChatRequest) NoOutput() bool {
 	return noOutput(r.MaxCompletionTokens, r.MaxTokens, r.NPredict)
 }
@@ -66,7 +68,7 @@ type CompletionRequest struct {
 // DefaultCompletionTokens is OpenAI's documented default of max_tokens in POST /v1/completions.
 const DefaultCompletionTokens = 16
 
-// MaxOutput returns the number of tokens to generate at most; 0: as many as fit.
+// MaxOutput returns the maximum number of tokens to generate; 0: as many as fit.
 func (r *CompletionRequest) MaxOutput() int {
 	if r.MaxTokens == nil && r.NPredict == nil {
 		return DefaultCompletionTokens
@@ -74,7 +76,8 @@ func (r *CompletionRequest) MaxOutput() int {
 	return maxOutput(r.MaxTokens, r.NPredict)
 }
 
-// NoOutput reports whether the client asks for no tokens: the worker only evaluates the prompt.
+// NoOutput reports whether the client asks for no tokens, in which case the worker only evaluates
+// the prompt.
 func (r *CompletionRequest) NoOutput() bool { return noOutput(r.MaxTokens, r.NPredict) }
 
 // IncludeUsage reports whether a stream should end with a usage chunk.
@@ -91,7 +94,7 @@ type StreamOptions struct {
 type ResponseFormat struct {
 	Type       string          `json:"type"` // "text", "json_object" or "json_schema"
 	JSONSchema json.RawMessage `json:"json_schema,omitempty"`
-	Schema     json.RawMessage `json:"schema,omitempty"` // llama.cpp's place of the schema
+	Schema     json.RawMessage `json:"schema,omitempty"` // where llama.cpp puts the schema
 }
 
 // Message is one message of a conversation.
@@ -112,7 +115,7 @@ type Message struct {
 
 // ToolCall is a model's request to call a function.
 type ToolCall struct {
-	Index    *int         `json:"index,omitempty"` // in streamed chunks only
+	Index    *int         `json:"index,omitempty"` // streamed chunks only
 	ID       string       `json:"id,omitempty"`
 	Type     string       `json:"type,omitempty"` // "function"
 	Function ToolFunction `json:"function"`
@@ -121,15 +124,15 @@ type ToolCall struct {
 // ToolFunction is the function of a ToolCall.
 type ToolFunction struct {
 	Name      string `json:"name,omitempty"`
-	Arguments string `json:"arguments"` // JSON
+	Arguments string `json:"arguments"` // JSON text
 }
 
 // Content is the content of a message: a string or an array of parts. On the wire null is the same
 // as an empty string.
 type Content struct {
-	Text  string // where Parts is nil
-	Parts []Part // nil: the content was a string
-	Given bool   // the wire had a string, even an empty one
+	Text  string // used if Parts is nil
+	Parts []Part // nil if the content was a string
+	Given bool   // the wire held a string, even an empty one
 }
 
 // Part is one part of a Content that is an array.
@@ -138,7 +141,7 @@ type Part struct {
 	Text string `json:"text,omitempty"`
 }
 
-// UnmarshalJSON reads a part. A text part without text stays empty, without a type.
+// UnmarshalJSON reads a part. A text part without a text is left empty and without a type.
 func (p *Part) UnmarshalJSON(b []byte) error {
 	var v struct {
 		Type string  `json:"type"`
@@ -160,11 +163,11 @@ func (p *Part) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
-// TextContent makes a Content of a string.
+// TextContent returns a Content with one string.
 func TextContent(s string) Content { return Content{Text: s, Given: true} }
 
-// PlainText returns the content as one string, with the parts joined unchanged. It fails with the
-// type of the first part that is not text.
+// PlainText returns the content as one string, with the parts joined unchanged. If a part is not
+// text, it returns the type of the first such part.
 func (c Content) PlainText() (text, otherType string) {
 	if c.Parts == nil {
 		return c.Text, ""
@@ -244,25 +247,26 @@ type Prompt struct {
 	Tokens [][]int32
 }
 
-// TextPrompt makes a Prompt of one text.
+// TextPrompt returns a Prompt with one text.
 func TextPrompt(s string) Prompt { return Prompt{Texts: []string{s}} }
 
-// MarshalJSON writes the simplest form.
+// MarshalJSON writes the simplest form that fits.
 func (p Prompt) MarshalJSON() ([]byte, error) {
 	switch {
 	case len(p.Texts) == 1:
 		return json.Marshal(p.Texts[0])
 	case p.Texts != nil:
 		return json.Marshal(p.Texts)
-	case len(p.Tokens) == 1 && len(p.Tokens[0]) > 0: // [] has no texts
+	case len(p.Tokens) == 1 && len(p.Tokens[0]) > 0: // [] stands for no texts
 		return json.Marshal(p.Tokens[0])
 	}
 	return json.Marshal(p.Tokens)
 }
 
 // UnmarshalJSON reads a string, a list of strings, a list of token ids, a list of such lists, or
-// null. It decodes an array once, as what its first element says, into what its length says: a
-// token takes four bytes. Errors: *Error for more than MaxInputs texts or lists.
+// null. It decodes an array once: its first element decides the type, and its length the size to
+// allocate, so that a token takes four bytes. Errors: *Error for more than MaxInputs texts or
+// lists.
 func (p *Prompt) UnmarshalJSON(b []byte) error {
 	*p = Prompt{}
 	switch b[0] {
@@ -306,7 +310,7 @@ func (p *Prompt) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
-// tokenList is a list of token ids that takes no more than its length says.
+// tokenList is a list of token ids that allocates no more than it needs.
 type tokenList []int32
 
 // UnmarshalJSON reads a list of token ids.
@@ -347,7 +351,7 @@ func Elements(array []byte) int {
 	return n
 }
 
-// firstElement returns the first byte of the first element of a JSON array; 0: it is empty.
+// firstElement returns the first byte of a JSON array's first element; 0: the array is empty.
 func firstElement(array []byte) byte {
 	for _, c := range array[min(1, len(array)):] {
 		switch c {
@@ -361,7 +365,8 @@ func firstElement(array []byte) byte {
 	return 0
 }
 
-// typeError is identified by its Go type when it is worded; encoding/json adds the field's path.
+// typeError returns the error of a value of the wrong type. The Go type identifies it when the
+// message is written; encoding/json adds the field's path.
 func typeError[T any](value string) error {
 	return &json.UnmarshalTypeError{Value: value, Type: reflect.TypeFor[T]()}
 }

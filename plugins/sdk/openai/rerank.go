@@ -7,19 +7,19 @@ import (
 // MaxDocuments is how many documents a RerankRequest may have.
 const MaxDocuments = 2048
 
-// RerankRequest is the body of POST /v1/rerank. It is Jina's and Cohere's, as OpenAI has no such
-// route.
+// RerankRequest is the body of POST /v1/rerank. It follows Jina's and Cohere's API, as OpenAI has
+// no such route.
 type RerankRequest struct {
 	Model     string     `json:"model"`
 	Query     string     `json:"query"`
 	Documents []Document `json:"documents"`
-	TopN      *Int       `json:"top_n,omitempty"` // how many results are wanted, the best ones; nil: all
-	// ReturnDocuments asks for the documents in the results. Nil: no, as Cohere and llama.cpp.
+	TopN      *Int       `json:"top_n,omitempty"` // return only the best n results; nil: all
+	// ReturnDocuments includes the documents in the results. nil: no, as with Cohere and llama.cpp.
 	ReturnDocuments *bool `json:"return_documents,omitempty"`
-	// TruncatePromptTokens cuts what has more tokens, -1 what does not fit; nil: it is refused. It
-	// is vLLM's.
+	// TruncatePromptTokens cuts texts that have more tokens; -1 cuts those that do not fit; nil:
+	// they are rejected. It is vLLM's.
 	TruncatePromptTokens *Int `json:"truncate_prompt_tokens,omitempty"`
-	// Texts is the name of Documents in the API of text-embeddings-inference.
+	// Texts is what text-embeddings-inference calls Documents.
 	Texts []Document `json:"texts,omitempty"`
 }
 
@@ -49,7 +49,7 @@ func (d *Document) UnmarshalJSON(b []byte) error {
 	return typeError[Document](jsonKind(b))
 }
 
-// DecodeRerank reads and checks the body of POST /v1/rerank. Errors: *Error.
+// DecodeRerank reads and validates the body of POST /v1/rerank. Errors: *Error.
 func DecodeRerank(body []byte) (*RerankRequest, error) {
 	var r RerankRequest
 	if err := decode(body, &r); err != nil {
@@ -81,7 +81,7 @@ func checkTruncate(n *Int) error {
 	return nil
 }
 
-// RerankResponse is the answer of POST /v1/rerank, the most relevant first.
+// RerankResponse is the response of POST /v1/rerank, the most relevant document first.
 type RerankResponse struct {
 	Object  string          `json:"object"` // ObjectList
 	Model   string          `json:"model"`
@@ -89,10 +89,10 @@ type RerankResponse struct {
 	Usage   *EmbeddingUsage `json:"usage,omitempty"`
 }
 
-// RerankResult says how relevant a document is to the query: higher is more. What the numbers mean
-// beside their order depends on the model.
+// RerankResult is the relevance of one document to the query: higher is more relevant. Beyond the
+// order, the meaning of the numbers depends on the model.
 type RerankResult struct {
-	Index          int       `json:"index"` // of the document in the request
+	Index          int       `json:"index"` // the document's index in the request
 	RelevanceScore float64   `json:"relevance_score"`
 	Document       *Document `json:"document,omitempty"`
 }

@@ -4,20 +4,20 @@ package openai
 const (
 	ObjectChat       = "chat.completion"
 	ObjectChatChunk  = "chat.completion.chunk"
-	ObjectCompletion = "text_completion" // also of its chunks
+	ObjectCompletion = "text_completion" // also the object of its chunks
 	ObjectList       = "list"
 	ObjectModel      = "model"
 )
 
 // The values of finish_reason.
 const (
-	FinishStop      = "stop"          // the model ended, or produced a stop string
-	FinishLength    = "length"        // max_tokens is reached, or the context is full
+	FinishStop      = "stop"          // the model finished, or produced a stop string
+	FinishLength    = "length"        // max_tokens was reached, or the context is full
 	FinishToolCalls = "tool_calls"    //
 	FinishFunction  = "function_call" // the old form of tool_calls
 )
 
-// ChatResponse is the answer of POST /v1/chat/completions without stream.
+// ChatResponse is the response of POST /v1/chat/completions without stream.
 type ChatResponse struct {
 	ID                string       `json:"id"`
 	Object            string       `json:"object"`  // ObjectChat
@@ -37,7 +37,7 @@ type ChatChoice struct {
 	FinishReason string        `json:"finish_reason"`
 }
 
-// AnswerMessage is the message of a ChatChoice.
+// AnswerMessage is a ChatChoice's message.
 type AnswerMessage struct {
 	Role    string  `json:"role"` // "assistant"
 	Content *string `json:"content"`
@@ -56,13 +56,14 @@ type ChatChunk struct {
 	Model             string        `json:"model"`
 	SystemFingerprint string        `json:"system_fingerprint,omitempty"`
 	Choices           []ChunkChoice `json:"choices"` // empty in the usage chunk
-	// Usage is in the last chunk if it was requested.
+	// Usage is set in the last chunk if the client asked for it.
 	Usage *Usage `json:"usage,omitempty"`
-	// Timings are in the last chunk, or in each if that was requested; not OpenAI's.
+	// Timings are set in the last chunk, or in every chunk if the client asked for that; not
+	// OpenAI's.
 	Timings *Timings `json:"timings,omitempty"`
 }
 
-// ChunkChoice is one answer's part of a ChatChunk.
+// ChunkChoice is the part of a ChatChunk that belongs to one answer.
 type ChunkChoice struct {
 	Index        int       `json:"index"`
 	Delta        Delta     `json:"delta"`
@@ -80,7 +81,7 @@ type Delta struct {
 	FunctionCall     *ToolFunction `json:"function_call,omitempty"` // the old form of ToolCalls
 }
 
-// CompletionResponse is the answer of POST /v1/completions, and the data of one event of its
+// CompletionResponse is the response of POST /v1/completions, and the data of one event of its
 // stream.
 type CompletionResponse struct {
 	ID                string             `json:"id"`
@@ -93,7 +94,7 @@ type CompletionResponse struct {
 	Timings           *Timings           `json:"timings,omitempty"` // as in ChatChunk
 }
 
-// CompletionChoice is one answer, or its part, of a CompletionResponse.
+// CompletionChoice is one answer of a CompletionResponse, or a part of it.
 type CompletionChoice struct {
 	Text         string              `json:"text"`
 	Index        int                 `json:"index"`
@@ -101,22 +102,22 @@ type CompletionChoice struct {
 	FinishReason *string             `json:"finish_reason"` // null until the answer's last chunk
 }
 
-// CompletionLogProbs holds the log probabilities of the tokens of a legacy completion. Its lists
-// are as long as Tokens.
+// CompletionLogProbs holds the log probabilities of a legacy completion's tokens. Its lists are as
+// long as Tokens.
 type CompletionLogProbs struct {
 	Tokens        []string             `json:"tokens"`
 	TokenLogProbs []float64            `json:"token_logprobs"`
-	TopLogProbs   []map[string]float64 `json:"top_logprobs"` // null where none were asked for
-	// characters of the text before each token
+	TopLogProbs   []map[string]float64 `json:"top_logprobs"` // null if none were requested
+	// offset of each token in the text, in characters
 	TextOffset []int `json:"text_offset"`
 }
 
-// LogProbs holds the log probabilities of the tokens of a choice.
+// LogProbs holds the log probabilities of a choice's tokens.
 type LogProbs struct {
 	Content []TokenLogProb `json:"content"`
 }
 
-// TokenLogProb is the log probability of one token.
+// TokenLogProb is one token's log probability.
 type TokenLogProb struct {
 	Token   string  `json:"token"`
 	LogProb float64 `json:"logprob"`
@@ -125,7 +126,7 @@ type TokenLogProb struct {
 	TopLogProbs []TopLogProb `json:"top_logprobs"`
 }
 
-// TopLogProb is a likely token at a position.
+// TopLogProb is one of the likeliest tokens at a position.
 type TopLogProb struct {
 	Token   string  `json:"token"`
 	LogProb float64 `json:"logprob"`
@@ -141,13 +142,13 @@ type Usage struct {
 	CompletionTokensDetails *CompletionTokensDetails `json:"completion_tokens_details,omitempty"`
 }
 
-// PromptTokensDetails is a part of Usage.
+// PromptTokensDetails breaks down Usage.PromptTokens.
 type PromptTokensDetails struct {
 	CachedTokens int `json:"cached_tokens"`
 }
 
-// CompletionTokensDetails is a part of Usage: the tokens that were predicted before the model was
-// asked, those of them that are in the answer, and the others.
+// CompletionTokensDetails counts the draft tokens, which were predicted before the model was asked:
+// those accepted into the answer, and the rejected ones.
 type CompletionTokensDetails struct {
 	AcceptedPredictionTokens int `json:"accepted_prediction_tokens"`
 	RejectedPredictionTokens int `json:"rejected_prediction_tokens"`
@@ -161,7 +162,7 @@ type Model struct {
 	OwnedBy string `json:"owned_by"`
 }
 
-// ModelList is the answer of GET /v1/models.
+// ModelList is the response of GET /v1/models.
 type ModelList struct {
 	Object string  `json:"object"` // ObjectList
 	Data   []Model `json:"data"`

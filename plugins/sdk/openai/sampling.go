@@ -9,14 +9,14 @@ import (
 	"strings"
 )
 
-// Sampling holds the fields, common to both kinds of request, that say how to choose tokens and how
-// to answer. A nil field was omitted or null. Fields that OpenAI does not have are named as in
+// Sampling holds the fields, common to both kinds of request, that control how to choose tokens and
+// how to answer. A nil field was omitted or null. Fields that OpenAI does not have use the names of
 // llama.cpp's server.
 type Sampling struct {
 	// 0 to 2; 0: always the likeliest token
 	Temperature *float64 `json:"temperature,omitempty"`
 	TopP        *float64 `json:"top_p,omitempty"` // 0 to 1
-	// -1: a random one, as if it were left out
+	// -1: a random seed, as if it were omitted
 	Seed *Int `json:"seed,omitempty"`
 	// -1: as many as fit; 0: none
 	MaxTokens        *Int           `json:"max_tokens,omitempty"`
@@ -33,7 +33,7 @@ type Sampling struct {
 	MinP              *float64 `json:"min_p,omitempty"`              // 0 to 1; 0: off
 	TypicalP          *float64 `json:"typical_p,omitempty"`          // 0 to 1; 1: off
 	TopNSigma         *float64 `json:"top_n_sigma,omitempty"`        // 0 or less: off
-	MinKeep           *Int     `json:"min_keep,omitempty"`           // tokens that remain at least
+	MinKeep           *Int     `json:"min_keep,omitempty"`           // minimum number of tokens that remain
 	DynatempRange     *float64 `json:"dynatemp_range,omitempty"`     // 0: off
 	DynatempExponent  *float64 `json:"dynatemp_exponent,omitempty"`  //
 	XTCProbability    *float64 `json:"xtc_probability,omitempty"`    // 0 to 1; 0: off
@@ -44,37 +44,37 @@ type Sampling struct {
 	DRYLastN          *Int     `json:"dry_penalty_last_n,omitempty"` // -1: all; 0: off
 	DRYBreakers       Stop     `json:"dry_sequence_breakers,omitempty"`
 	RepeatPenalty     *float64 `json:"repeat_penalty,omitempty"`     // 0.01 to 10; 1: off
-	RepetitionPenalty *float64 `json:"repetition_penalty,omitempty"` // vLLM's name of RepeatPenalty
+	RepetitionPenalty *float64 `json:"repetition_penalty,omitempty"` // vLLM's name for RepeatPenalty
 	RepeatLastN       *Int     `json:"repeat_last_n,omitempty"`      // -1: all; 0: off
-	Samplers          Samplers `json:"samplers,omitzero"`            // which and in which order
+	Samplers          Samplers `json:"samplers,omitzero"`            // samplers and their order
 	Mirostat          *Int     `json:"mirostat,omitempty"`           // 0: off
-	// llama.cpp's adapters of this request; nil: those that the worker was started with
+	// llama.cpp adapters for this request; nil: those that the worker was started with
 	LoRA *[]LoRA `json:"lora,omitempty"`
-	// go on after the model's end of text
+	// continue after the model's end-of-text token
 	IgnoreEOS bool `json:"ignore_eos,omitempty"`
-	// llama.cpp's name of MaxTokens
+	// llama.cpp's name for MaxTokens
 	NPredict *Int `json:"n_predict,omitempty"`
-	// each chunk of a stream has Timings
+	// add Timings to every chunk of a stream
 	TimingsPerToken bool `json:"timings_per_token,omitempty"`
 }
 
-// LoRAAdapter is how GET /lora-adapters tells of an adapter: as llama-server, but for the path,
-// which is nobody's business.
+// LoRAAdapter describes an adapter in the response of GET /lora-adapters, as llama-server does,
+// except for the path, which clients must not see.
 type LoRAAdapter struct {
 	ID    int     `json:"id"`
 	Name  string  `json:"name"`
 	Scale float64 `json:"scale"`
 }
 
-// LoRA is an adapter that a request wants, by name or by id.
+// LoRA selects an adapter for a request, by name or by id.
 type LoRA struct {
 	ID    *Int    `json:"id,omitempty"`
 	Name  string  `json:"name,omitempty"`
 	Scale float64 `json:"scale"`
 }
 
-// Int is an integer that JSON may spell in any way: 100, 100.0 and 1e2 are the same. A value that
-// is too large becomes the largest possible one.
+// Int is an integer in any JSON spelling: 100, 100.0 and 1e2 are the same. A value that is too
+// large becomes the largest possible one.
 type Int int64
 
 // UnmarshalJSON reads a number without a fraction.
@@ -107,8 +107,8 @@ func (i *Int) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
-// maxOutput returns the first given number, as the maximum of tokens to generate; 0: as many as
-// fit.
+// maxOutput returns the first given number, as the maximum number of tokens to generate; 0: as many
+// as fit.
 func maxOutput(numbers ...*Int) int {
 	for _, n := range numbers {
 		if n != nil {
@@ -128,14 +128,14 @@ func noOutput(numbers ...*Int) bool {
 }
 
 // LogitBias lists tokens with the values to add to their logits. On the wire it is OpenAI's object
-// from token ids to numbers, or llama.cpp's array of pairs, which allows a text in place of a token
-// id, and false in place of a number.
+// from token ids to numbers, or llama.cpp's array of pairs, which also allows a text in place of a
+// token id, and false in place of a number.
 type LogitBias []TokenBias
 
 // TokenBias is one entry of a LogitBias.
 type TokenBias struct {
-	ID   int32  // where Text is empty
-	Text string // stands for its tokens
+	ID   int32  // used if Text is empty
+	Text string // stands for all its tokens
 	Bias float64
 }
 
@@ -250,7 +250,7 @@ type Samplers struct {
 	Letters string
 }
 
-// IsZero reports whether the field was left out.
+// IsZero reports whether the field was omitted.
 func (s Samplers) IsZero() bool { return s.Names == nil && s.Letters == "" }
 
 // UnmarshalJSON reads either form.
@@ -270,7 +270,7 @@ func (s *Samplers) UnmarshalJSON(b []byte) error {
 	return typeError[Samplers](jsonKind(b))
 }
 
-// MarshalJSON writes the form that was given.
+// MarshalJSON writes the form that was read.
 func (s Samplers) MarshalJSON() ([]byte, error) {
 	if s.Names != nil {
 		return json.Marshal(s.Names)

@@ -11,7 +11,7 @@ import (
 	"strings"
 )
 
-// Bounds of an event stream that is read.
+// Bounds for reading an event stream.
 const (
 	MaxLineBytes  = 1 << 20
 	MaxEventBytes = 4 << 20
@@ -22,8 +22,8 @@ const (
 var ErrEventTooLarge = errors.New("event stream: line or event is too large")
 
 // EventWriter writes server-sent events: every event is one Write and one Flush, so that nothing
-// waits in a buffer. Headers and status 200 go out with the first event; until then an error can
-// still be answered with WriteError. It is not safe for concurrent use.
+// waits in a buffer. Headers and status 200 are sent with the first event; until then an error can
+// still be written with WriteError. It is not safe for concurrent use.
 type EventWriter struct {
 	w       http.ResponseWriter
 	c       *http.ResponseController
@@ -31,12 +31,12 @@ type EventWriter struct {
 	started bool
 }
 
-// NewEventWriter makes an EventWriter on w.
+// NewEventWriter returns an EventWriter on w.
 func NewEventWriter(w http.ResponseWriter) *EventWriter {
 	return &EventWriter{w: w, c: http.NewResponseController(w)}
 }
 
-// Started reports whether headers and status are out.
+// Started reports whether headers and status have been sent.
 func (e *EventWriter) Started() bool { return e.started }
 
 // Data writes an event with data, which must hold no line break.
@@ -55,15 +55,15 @@ func (e *EventWriter) JSON(v any) error {
 	return e.Data(b)
 }
 
-// Error writes err as an in-band error event. No Done may follow: its absence tells a client that
-// the answer is not whole.
+// Error writes err as an in-band error event. Do not call Done after it: its absence tells a client
+// that the answer is incomplete.
 func (e *EventWriter) Error(err *Error) error { return e.JSON(envelope{err}) }
 
-// Done writes the end of a whole answer: data: [DONE].
+// Done writes the event that ends a complete answer: data: [DONE].
 func (e *EventWriter) Done() error { return e.Data([]byte(doneData)) }
 
 // Comment writes a comment, which clients ignore. Line breaks in it become spaces. No blank line
-// follows: OpenAI's Go client takes a blank line after a comment for an event without data, and
+// follows: OpenAI's Go client treats a blank line after a comment as an event without data, and
 // fails.
 func (e *EventWriter) Comment(text string) error {
 	e.start()
@@ -72,7 +72,7 @@ func (e *EventWriter) Comment(text string) error {
 	return e.write(append(e.buf, '\n'))
 }
 
-// Raw writes a whole event as an EventReader gave it in Event.Raw.
+// Raw writes a whole event as an EventReader returned it in Event.Raw.
 func (e *EventWriter) Raw(event []byte) error {
 	e.start()
 	return e.write(event)
@@ -102,25 +102,25 @@ func (e *EventWriter) start() {
 	h := e.w.Header()
 	h.Set("Content-Type", "text/event-stream")
 	h.Set("Cache-Control", "no-cache")
-	h.Set("X-Accel-Buffering", "no") // asks proxies in front not to buffer
+	h.Set("X-Accel-Buffering", "no") // tells reverse proxies not to buffer
 	e.w.WriteHeader(http.StatusOK)
 }
 
 const doneData = "[DONE]"
 
-// Event is one server-sent event, or a comment before one.
+// Event is one server-sent event, or a comment that precedes one.
 type Event struct {
-	ID   string // of the event's own id: line; empty where it has none
-	Name string // of event:
-	Data []byte // the data: lines, joined by a line feed; nil: a comment, or an event without data
-	// Raw is the event as it came, with its blank line, or the comment's line.
+	ID   string // the event's own id: line; empty if it has none
+	Name string // the event: line
+	Data []byte // the data: lines, joined by line feeds; nil: a comment, or an event without data
+	// Raw is the event as received, with its blank line, or the comment's line.
 	Raw []byte
 }
 
-// IsDone reports whether the event is the data: [DONE] that ends a whole answer.
+// IsDone reports whether the event is the data: [DONE] that ends a complete answer.
 func (e Event) IsDone() bool { return string(e.Data) == doneData }
 
-// EventReader reads server-sent events in bounded memory. It takes LF and CRLF, comments and
+// EventReader reads server-sent events in bounded memory. It accepts LF and CRLF, comments and
 // several data: lines. It is not safe for concurrent use.
 type EventReader struct {
 	r         *bufio.Reader
@@ -128,14 +128,14 @@ type EventReader struct {
 	first     bool
 }
 
-// NewEventReader makes an EventReader on r.
+// NewEventReader returns an EventReader on r.
 func NewEventReader(r io.Reader) *EventReader {
 	return &EventReader{r: bufio.NewReaderSize(r, 16<<10), first: true}
 }
 
 // Next returns the next event; its Data and Raw are valid until the next call. At the end of the
-// stream it returns io.EOF, or io.ErrUnexpectedEOF where the stream ends within an event. An EOF
-// before an event with IsDone means that the answer is not whole.
+// stream it returns io.EOF, or io.ErrUnexpectedEOF if the stream ends within an event. An EOF
+// without an event for which IsDone reports true means that the answer is incomplete.
 func (e *EventReader) Next() (Event, error) {
 	e.raw, e.data = e.raw[:0], e.data[:0]
 	var ev Event
@@ -154,7 +154,7 @@ func (e *EventReader) Next() (Event, error) {
 			line = bytes.TrimPrefix(line, []byte("\ufeff"))
 		}
 		if len(line) == 0 {
-			if start == 0 { // a blank line with nothing before it is no event
+			if start == 0 { // a blank line with nothing before it is not an event
 				e.raw = e.raw[:0]
 				continue
 			}
@@ -176,7 +176,7 @@ func (e *EventReader) Next() (Event, error) {
 				e.data = append(e.data, '\n')
 			}
 			e.data = append(e.data, value...)
-			if e.data == nil { // an empty first data line is data all the same
+			if e.data == nil { // an empty first data line still counts as data
 				e.data = []byte{}
 			}
 			hasData = true
@@ -198,7 +198,7 @@ func (e *EventReader) line() error {
 			return ErrEventTooLarge
 		}
 		if !errors.Is(err, bufio.ErrBufferFull) {
-			return err // nil: the line is whole
+			return err // nil: the line is complete
 		}
 	}
 }

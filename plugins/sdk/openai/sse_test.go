@@ -105,7 +105,7 @@ func TestEventReader(t *testing.T) {
 	must.True(t, e.IsDone())
 }
 
-// Whatever is read, its raw bytes are the stream's bytes, and memory is bounded.
+// For any input, the raw bytes of the events are the stream's bytes, and memory is bounded.
 func FuzzEventReader(f *testing.F) {
 	for _, s := range []string{"data: a\n\n", ":\r\n\r\n", "\ufeffid: 1\ndata\n\n", "data:a\ndata:b\n\nx", "\n\n\n"} {
 		f.Add([]byte(s))

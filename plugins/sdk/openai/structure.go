@@ -5,8 +5,8 @@ import (
 	"encoding/json"
 )
 
-// Structure holds further fields that say the form of an answer besides response_format: those of
-// llama.cpp's server and of vLLM.
+// Structure holds the fields, besides response_format, that constrain the shape of an answer: those
+// of llama.cpp's server and of vLLM.
 type Structure struct {
 	// llama.cpp: a schema
 	JSONSchema json.RawMessage `json:"json_schema,omitempty"`
@@ -19,7 +19,7 @@ type Structure struct {
 	StructuredOutputs *StructuredOutputs `json:"structured_outputs,omitempty"` // vLLM
 }
 
-// StructuredOutputs is the object of structured_outputs. One of its forms is set.
+// StructuredOutputs is the object of structured_outputs. Exactly one of its forms is set.
 type StructuredOutputs struct {
 	JSON          json.RawMessage `json:"json,omitempty"` // a schema, or its text
 	Regex         string          `json:"regex,omitempty"`
@@ -27,7 +27,7 @@ type StructuredOutputs struct {
 	Grammar       string          `json:"grammar,omitempty"`
 	JSONObject    bool            `json:"json_object,omitempty"`
 	StructuralTag json.RawMessage `json:"structural_tag,omitempty"`
-	// DisableAnyWhitespace, if given as false, allows whitespace between the tokens of JSON.
+	// DisableAnyWhitespace, if present and false, allows whitespace between the tokens of JSON.
 	DisableAnyWhitespace *bool `json:"disable_any_whitespace,omitempty"`
 }
 
@@ -42,32 +42,32 @@ const (
 	ShapeChoice  ShapeKind = "choice"
 )
 
-// Shape is the required form of a request's answer.
+// Shape is the shape that a request's answer must have.
 type Shape struct {
 	Kind       ShapeKind
-	Text       string   // the schema, the expression or the GBNF grammar
-	Choices    []string // of ShapeChoice
-	Whitespace bool     // between the tokens of JSON
-	Param      string   // the request's field with the form
-	Path       string   // the schema's place in that field
+	Text       string   // schema, regular expression or GBNF grammar
+	Choices    []string // for ShapeChoice
+	Whitespace bool     // allowed between the tokens of JSON
+	Param      string   // the request field that requires the shape
+	Path       string   // path of the schema within that field
 }
 
 // Bounds of a Shape.
 const (
-	MaxShapeBytes = 1 << 20 // of a schema, an expression, a grammar or all choices
+	MaxShapeBytes = 1 << 20 // of a schema, a regular expression, a grammar or all choices
 	MaxChoices    = 4096
 )
 
-// anyObject is the schema of response_format json_object.
+// anyObject is the schema used for response_format json_object.
 const anyObject = `{"type":"object"}`
 
-// Shape returns the required form of the answer. Its error is an *Error.
+// Shape returns the shape that the answer must have. Its error is an *Error.
 func (r *ChatRequest) Shape() (Shape, error) { return shape(r.ResponseFormat, &r.Structure) }
 
-// Shape returns the required form of the answer. Its error is an *Error.
+// Shape returns the shape that the answer must have. Its error is an *Error.
 func (r *CompletionRequest) Shape() (Shape, error) { return shape(r.ResponseFormat, &r.Structure) }
 
-// Shape returns the required form of the answer. Its error is an *Error.
+// Shape returns the shape that the answer must have. Its error is an *Error.
 func (r *InfillRequest) Shape() (Shape, error) { return shape(nil, &r.Structure) }
 
 func shape(f *ResponseFormat, s *Structure) (Shape, error) {
@@ -135,11 +135,11 @@ func (s *Shape) validate() error {
 	return nil
 }
 
-// schema returns the schema of a response format and its place; empty: none required.
+// schema returns a response format's schema and its path; empty: none is required.
 func (f *ResponseFormat) schema() (text, path string, err error) {
 	switch f.Type {
 	case "json_object":
-		if text := schemaText(f.Schema); text != "" { // llama.cpp's way
+		if text := schemaText(f.Schema); text != "" { // where llama.cpp puts it
 			return text, "response_format.schema", nil
 		}
 		return anyObject, "response_format", nil
@@ -161,7 +161,7 @@ func (f *ResponseFormat) schema() (text, path string, err error) {
 	return "", "", nil
 }
 
-// schemaText returns the text of a schema that may be in a string; empty: there is none.
+// schemaText returns the text of a schema, which may be encoded as a string; empty: there is none.
 func schemaText(raw json.RawMessage) string {
 	raw = bytes.TrimSpace(raw)
 	if len(raw) == 0 || string(raw) == "null" {

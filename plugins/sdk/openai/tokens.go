@@ -9,20 +9,20 @@ import (
 // ObjectInputTokens is the object of an InputTokensResponse.
 const ObjectInputTokens = "response.input_tokens"
 
-// TokenizeRequest is the body of POST /tokenize. It is llama-server's, as OpenAI has no such route.
+// TokenizeRequest is the body of llama-server's POST /tokenize; OpenAI has no such route.
 type TokenizeRequest struct {
 	Model        string    `json:"model"`
 	Content      MixedText `json:"content"`
-	AddSpecial   bool      `json:"add_special,omitempty"`   // the tokens that begin and end a prompt of the model
-	ParseSpecial *bool     `json:"parse_special,omitempty"` // texts of control tokens are those tokens; nil: true
-	WithPieces   bool      `json:"with_pieces,omitempty"`   // the bytes of each token, too
+	AddSpecial   bool      `json:"add_special,omitempty"`   // add the tokens that begin and end a prompt of the model
+	ParseSpecial *bool     `json:"parse_special,omitempty"` // parse the texts of control tokens as those tokens; nil: true
+	WithPieces   bool      `json:"with_pieces,omitempty"`   // also return the bytes of each token
 }
 
-// MixedText is a text in parts, of which some are tokens already. On the wire it is a string, or a
+// MixedText is a text in parts, some of which are already tokens. On the wire it is a string, or a
 // list of strings and token ids.
 type MixedText []MixedPart
 
-// MixedPart is a part of a MixedText: a text, or a token where IsToken says so.
+// MixedPart is one part of a MixedText: a token if IsToken is set, otherwise a text.
 type MixedPart struct {
 	Text    string
 	Token   int32
@@ -68,7 +68,7 @@ func (p *MixedPart) read(raw []byte) error {
 	return nil
 }
 
-// MarshalJSON writes the simplest form.
+// MarshalJSON writes the simplest form that fits.
 func (m MixedText) MarshalJSON() ([]byte, error) {
 	if len(m) == 1 && !m[0].IsToken {
 		return json.Marshal(m[0].Text)
@@ -83,9 +83,9 @@ func (m MixedText) MarshalJSON() ([]byte, error) {
 	return json.Marshal(list)
 }
 
-// TokenizeResponse is the answer of POST /tokenize.
+// TokenizeResponse is the response of POST /tokenize.
 type TokenizeResponse struct {
-	Tokens any `json:"tokens"` // []int32, or []TokenPiece where pieces were asked for
+	Tokens any `json:"tokens"` // []int32, or []TokenPiece if pieces were requested
 }
 
 // TokenPiece is a token with its bytes.
@@ -94,8 +94,8 @@ type TokenPiece struct {
 	Piece Piece `json:"piece"`
 }
 
-// Piece is the bytes of a token. On the wire it is a string, or a list of bytes where it is not
-// valid UTF-8, as a part of a character is not.
+// Piece holds a token's bytes. On the wire it is a string, or a list of bytes if it is not valid
+// UTF-8, such as a part of a character.
 type Piece string
 
 // MarshalJSON writes a string or a list of numbers.
@@ -115,7 +115,7 @@ func (p *Piece) UnmarshalJSON(b []byte) error {
 	if b[0] == '"' {
 		return json.Unmarshal(b, (*string)(p))
 	}
-	var numbers []uint16 // encoding/json takes a []uint8 for base64
+	var numbers []uint16 // not []uint8, which encoding/json reads as base64
 	if err := json.Unmarshal(b, &numbers); err != nil {
 		return err
 	}
@@ -133,25 +133,25 @@ type DetokenizeRequest struct {
 	Tokens []int32 `json:"tokens"`
 }
 
-// DetokenizeResponse is the answer of POST /detokenize.
+// DetokenizeResponse is the response of POST /detokenize.
 type DetokenizeResponse struct {
 	Content string `json:"content"`
 }
 
-// TemplateResponse is the answer of POST /apply-template, whose body is a ChatRequest: the prompt
-// that the model would be given.
+// TemplateResponse is the response of POST /apply-template, whose body is a ChatRequest: the prompt
+// that the model would receive.
 type TemplateResponse struct {
 	Prompt string `json:"prompt"`
 }
 
-// InputTokensResponse is the answer of POST /v1/chat/completions/input_tokens, whose body is a
-// ChatRequest: the tokens of the prompt.
+// InputTokensResponse is the response of POST /v1/chat/completions/input_tokens, whose body is a
+// ChatRequest: the number of prompt tokens.
 type InputTokensResponse struct {
 	Object      string `json:"object"` // ObjectInputTokens
 	InputTokens int    `json:"input_tokens"`
 }
 
-// DecodeTokenize reads and checks the body of POST /tokenize. Errors: *Error.
+// DecodeTokenize reads and validates the body of POST /tokenize. Errors: *Error.
 func DecodeTokenize(body []byte) (*TokenizeRequest, error) {
 	var r TokenizeRequest
 	if err := decode(body, &r); err != nil {
@@ -163,7 +163,7 @@ func DecodeTokenize(body []byte) (*TokenizeRequest, error) {
 	return &r, nil
 }
 
-// DecodeDetokenize reads and checks the body of POST /detokenize. Errors: *Error.
+// DecodeDetokenize reads and validates the body of POST /detokenize. Errors: *Error.
 func DecodeDetokenize(body []byte) (*DetokenizeRequest, error) {
 	var r DetokenizeRequest
 	if err := decode(body, &r); err != nil {
@@ -175,5 +175,5 @@ func DecodeDetokenize(body []byte) (*DetokenizeRequest, error) {
 	return &r, nil
 }
 
-// isNull reports whether raw is no value or null.
+// isNull reports whether raw is empty or null.
 func isNull(raw []byte) bool { return len(raw) == 0 || bytes.Equal(raw, []byte("null")) }

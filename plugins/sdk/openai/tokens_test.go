@@ -24,7 +24,7 @@ func TestDecodeTokenize(t *testing.T) {
 	r, err = DecodeTokenize([]byte(`{"content":[]}`))
 	must.NoError(t, err)
 	must.Len(t, 0, r.Content)
-	d, err := DecodeDetokenize([]byte(`{"tokens":[` + strings.Repeat("7,", MaxValues) + `8]}`)) // tokens are no values
+	d, err := DecodeDetokenize([]byte(`{"tokens":[` + strings.Repeat("7,", MaxValues) + `8]}`)) // tokens do not count as values
 	must.NoError(t, err)
 	must.Len(t, MaxValues+1, d.Tokens)
 }

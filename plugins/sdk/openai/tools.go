@@ -12,9 +12,9 @@ import (
 // Bounds of the tools of a request.
 const (
 	MaxTools     = 128
-	MaxToolName  = 128     // bytes
-	MaxToolBytes = 1 << 20 // of all names, descriptions and schemas
-	MaxToolCalls = 256     // of one message
+	MaxToolName  = 128     // bytes of a name
+	MaxToolBytes = 1 << 20 // bytes of all names, descriptions and schemas
+	MaxToolCalls = 256     // calls in one message
 )
 
 // Tool is a tool that a model may call.
@@ -27,7 +27,7 @@ type Tool struct {
 type Function struct {
 	Name        string `json:"name"`
 	Description string `json:"description,omitempty"`
-	// a JSON Schema; left out: no arguments
+	// a JSON Schema; omitted: no arguments
 	Parameters json.RawMessage `json:"parameters,omitempty"`
 	Strict     *bool           `json:"strict,omitempty"`
 }
@@ -35,15 +35,15 @@ type Function struct {
 // The modes of a ToolChoice.
 const (
 	ToolsAuto     = "auto"     // the model decides
-	ToolsNone     = "none"     // it calls nothing
-	ToolsRequired = "required" // it calls something
+	ToolsNone     = "none"     // it must not call a tool
+	ToolsRequired = "required" // it must call a tool
 )
 
-// ToolChoice says whether and which tools the model may call. On the wire it is a mode, or an
-// object that names a function or lists the allowed ones.
+// ToolChoice is which tools the model may or must call. On the wire it is a mode, or an object that
+// names a function or lists the allowed ones.
 type ToolChoice struct {
-	Mode string // one of the modes; empty: left out
-	// Names lists the only tools that may be called; nil: all of them.
+	Mode string // one of the modes; empty: omitted
+	// Names lists the tools that may be called; nil: all of them.
 	Names []string
 }
 
@@ -98,7 +98,7 @@ func (c *ToolChoice) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
-// MarshalJSON writes the simplest form.
+// MarshalJSON writes the simplest form that fits.
 func (c ToolChoice) MarshalJSON() ([]byte, error) {
 	type function struct {
 		Name string `json:"name"`
@@ -122,8 +122,8 @@ func (c ToolChoice) MarshalJSON() ([]byte, error) {
 	return json.Marshal(map[string]any{"type": "allowed_tools", "allowed_tools": map[string]any{"mode": c.Mode, "tools": tools}})
 }
 
-// UnmarshalJSON reads a call whose arguments are text, as OpenAI writes it, or an object, as others
-// do.
+// UnmarshalJSON reads a call whose arguments are text, as OpenAI writes them, or an object, as
+// others do.
 func (f *ToolFunction) UnmarshalJSON(b []byte) error {
 	var v struct {
 		Name      string          `json:"name"`
@@ -145,12 +145,12 @@ func (f *ToolFunction) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
-// OldFunctions reports whether the client uses functions, as OpenAI's API did before it had tools:
-// it expects a function_call in the answer.
+// OldFunctions reports whether the client uses functions, the predecessor of tools in OpenAI's API,
+// and so expects a function_call in the answer.
 func (r *ChatRequest) OldFunctions() bool { return len(r.Functions) > 0 }
 
 // Offered returns the functions that the model may call, in the client's order; none if tool_choice
-// is none.
+// is "none".
 func (r *ChatRequest) Offered() []Function {
 	choice := r.Choice()
 	if choice.Mode == ToolsNone {
@@ -181,7 +181,7 @@ func (r *ChatRequest) Choice() ToolChoice {
 	return c
 }
 
-// Parallel reports whether an answer may hold several calls.
+// Parallel reports whether an answer may hold several tool calls.
 func (r *ChatRequest) Parallel() bool {
 	return !r.OldFunctions() && (r.ParallelToolCalls == nil || *r.ParallelToolCalls)
 }
@@ -258,13 +258,14 @@ func (f *Function) validate(at string, seen map[string]bool, size *int) error {
 	return nil
 }
 
-// validateMessage checks the message at index i and converts older and sloppier forms into today's.
+// validateMessage checks the message at index i and converts older and sloppier forms into the
+// current one.
 func (r *ChatRequest) validateMessage(i int) error {
 	m := &r.Messages[i]
 	at := fmt.Sprintf("messages[%d]", i)
 	switch m.Role {
 	case "system", "developer", "user", "assistant", "tool":
-	case "function": // the older name: its messages answer the last call of that function
+	case "function": // old form of "tool": its message answers that function's last call
 		m.Role = "tool"
 		if m.ToolCallID == "" {
 			m.ToolCallID = lastCall(r.Messages[:i], m.Name)
@@ -309,7 +310,7 @@ func (r *ChatRequest) validateMessage(i int) error {
 	return m.validateContent(at)
 }
 
-// lastCall returns the id of the last call of a function, or of its own message's place.
+// lastCall returns the id of the last call of a function; empty: it was not called.
 func lastCall(messages []Message, name string) string {
 	for _, m := range slices.Backward(messages) {
 		for _, c := range slices.Backward(m.ToolCalls) {

@@ -109,7 +109,7 @@ func TestDecodeToolsRefused(t *testing.T) {
 	}
 }
 
-// Older and sloppier forms of histories become today's.
+// Older and sloppier forms of histories are converted into the current form.
 func TestDecodeHistories(t *testing.T) {
 	t.Parallel()
 	r, err := DecodeChat([]byte(`{"messages":[
