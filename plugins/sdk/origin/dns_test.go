@@ -14,8 +14,8 @@ import (
 	"golang.org/x/net/dns/dnsmessage"
 )
 
-// dns is a name server in memory. A name's answers are given in turn, the last one for ever;
-// without any, the name does not exist.
+// dns is an in-memory name server. It returns a name's answers in turn and repeats the last one; a
+// name without answers does not exist.
 type dns struct {
 	mu      sync.Mutex // guards below
 	answers map[string][][]netip.Addr
@@ -34,8 +34,7 @@ func addrs(texts ...string) []netip.Addr {
 	return out
 }
 
-// resolver returns the client's side. Its connections are pipes, over which DNS is spoken as over
-// TCP.
+// resolver returns the client's side. Its connections are pipes that carry DNS in its TCP framing.
 func (d *dns) resolver(t *testing.T) *net.Resolver {
 	var wg sync.WaitGroup
 	t.Cleanup(wg.Wait)
@@ -86,8 +85,8 @@ func (d *dns) answer(conn net.Conn) error {
 	return err
 }
 
-// next gives the next answer for the question for addresses of IPv4, and the same one for that for
-// IPv6.
+// next returns a name's current answer. An A question advances to the next answer; an AAAA question
+// does not.
 func (d *dns) next(name string, kind dnsmessage.Type) ([]netip.Addr, bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()

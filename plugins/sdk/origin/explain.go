@@ -13,22 +13,22 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk"
 )
 
-// MaxRetryAfter is the longest wait that an origin can ask for. A longer one ends the request with
-// an error that says when to try again.
+// MaxRetryAfter is the longest Retry-After that is honoured. A longer one ends the request with an
+// error that says when to try again.
 const MaxRetryAfter = 30 * time.Second
 
-// StatusError is a reply with an unexpected status. errors.Is matches one of the errors of package
-// sdk, by its status.
+// StatusError is a reply with an unexpected status. errors.Is matches the error of package sdk that
+// fits the status.
 type StatusError struct {
-	URL        string // without query
+	URL        string // without its query
 	Status     int
 	Header     http.Header
-	Body       []byte        // its beginning, at most 4 KiB
+	Body       []byte        // the beginning of the body, at most 4 KiB
 	RetryAfter time.Duration // requested wait; 0: none
 }
 
-// NewStatusError makes the error of a reply, and reads the beginning of its body. now is for a
-// Retry-After in the form of a date.
+// NewStatusError returns the error of a reply, and reads the beginning of its body. now resolves a
+// Retry-After given as a date.
 func NewStatusError(resp *http.Response, body []byte, now time.Time) *StatusError {
 	e := &StatusError{Status: resp.StatusCode, Header: resp.Header, Body: body[:min(len(body), 4<<10)]}
 	if resp.Request != nil && resp.Request.URL != nil {
@@ -70,7 +70,7 @@ func Temporary(err error) bool {
 	if s, ok := errors.AsType[*StatusError](err); ok {
 		return s.Temporary() && s.RetryAfter <= MaxRetryAfter
 	}
-	// A connection that broke or could not be made; classified errors were refused here.
+	// The connection broke or could not be made. A classified error was refused on this side.
 	return !classified(err) && !isCertificate(err)
 }
 
@@ -91,9 +91,9 @@ func classified(err error) bool {
 	return false
 }
 
-// Explain classifies an error of a request to u with the errors of package sdk, and says what a
-// person can do about it. It omits parts of an address that may be secret. A classified error keeps
-// its class and its hint; nil returns nil.
+// Explain classifies the error of a request to u with the errors of package sdk, and adds a hint
+// for a person. It omits parts of an address that may be secret. A classified error keeps its class
+// and its hint; nil returns nil.
 func (c *Client) Explain(ctx context.Context, u *url.URL, err error) error {
 	if err == nil {
 		return nil
@@ -134,7 +134,7 @@ func explainStatus(s *StatusError, err error) error {
 	return err
 }
 
-// bare returns an error without the request's method and address, which may hold a signature.
+// bare strips an error of the request's method and address, which may hold a signature.
 func bare(err error) error {
 	if e, ok := errors.AsType[*url.Error](err); ok {
 		return e.Err

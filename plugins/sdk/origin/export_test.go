@@ -15,7 +15,7 @@ func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) {
 	return resp, err
 }
 
-// NewForTest makes a client that asks f instead of the network.
+// NewForTest returns a client that calls f instead of the network.
 func NewForTest(o Options, f func(*http.Request) (*http.Response, error)) *Client {
 	c, err := New(o)
 	if err != nil {
@@ -25,5 +25,5 @@ func NewForTest(o Options, f func(*http.Request) (*http.Response, error)) *Clien
 	return c
 }
 
-// Check judges an address before anything is looked up.
+// Check validates an address before any lookup.
 func (c *Client) Check(u *url.URL) error { return c.rt.guard.checkURL(u) }

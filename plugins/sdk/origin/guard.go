@@ -16,8 +16,8 @@ type guard struct {
 	allow []netip.Prefix
 }
 
-// ParsePrefixes parses CIDR prefixes such as "10.0.0.0/8"; a bare address stands for itself alone.
-// Any other element is ErrInvalid.
+// ParsePrefixes parses CIDR prefixes such as "10.0.0.0/8"; a bare address is a prefix of one
+// address. Anything else is ErrInvalid.
 func ParsePrefixes(texts []string) ([]netip.Prefix, error) {
 	var out []netip.Prefix
 	for _, text := range texts {
@@ -47,8 +47,8 @@ func special4() []netip.Prefix {
 	)
 }
 
-// special6 lists the blocks below 2000::/3 that are not the public internet, including tunnels: the
-// targets behind 6to4 and Teredo cannot be checked.
+// special6 lists the blocks inside 2000::/3 that are not the public internet, including tunnels:
+// the targets behind 6to4 and Teredo cannot be checked.
 func special6() []netip.Prefix {
 	return prefixes("2001::/23", "2001:db8::/32", "2002::/16", "2620:4f:8000::/48", "3fff::/20")
 }
@@ -62,7 +62,7 @@ func prefixes(texts ...string) []netip.Prefix {
 }
 
 // nat64 returns the prefix through which IPv6-only networks reach IPv4: the last four bytes are the
-// address, RFC 6052.
+// IPv4 address (RFC 6052).
 func nat64() netip.Prefix { return netip.MustParsePrefix("64:ff9b::/96") }
 
 // public reports whether a is an address on the public internet.
@@ -77,8 +77,8 @@ func public(a netip.Addr) bool {
 	if nat64().Contains(a) {
 		return public(embedded4(a))
 	}
-	// All other IPv6, such as loopback, unique local and link-local, is outside of the one
-	// allocated block.
+	// All other IPv6, such as loopback, unique local and link-local, is outside the one allocated
+	// block.
 	return netip.MustParsePrefix("2000::/3").Contains(a) && !contains(special6(), a)
 }
 
@@ -91,8 +91,8 @@ func contains(list []netip.Prefix, a netip.Addr) bool {
 	return slices.ContainsFunc(list, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
-// check refuses an address that is neither public nor allowed. host is the name that it was found
-// under.
+// check rejects an address that is neither public nor allowed. host is the name that resolved to
+// it.
 func (g *guard) check(host string, a netip.Addr) error {
 	a = a.Unmap()
 	if public(a) || contains(g.allow, a) || nat64().Contains(a) && contains(g.allow, embedded4(a)) {
@@ -112,8 +112,8 @@ func refused(host string, a netip.Addr) error {
 		netip.PrefixFrom(plain, plain.BitLen()))
 }
 
-// checkURL refuses invalid addresses of an origin before any lookup. It checks literal addresses
-// here, since behind a proxy this machine would not see them.
+// checkURL rejects invalid origin addresses before any lookup. It checks literal addresses here,
+// because with a proxy this machine would not see them later.
 func (g *guard) checkURL(u *url.URL) error {
 	if u.Scheme != "https" && u.Scheme != "http" {
 		return fmt.Errorf("%q is no scheme of an origin, only https and http are: %w", u.Scheme, sdk.ErrForbidden)
@@ -135,7 +135,7 @@ func (g *guard) checkURL(u *url.URL) error {
 
 func (g *guard) checkHost(host string) error {
 	for _, r := range host {
-		// Non-ASCII digits and dots turn into ASCII ones on the way.
+		// Non-ASCII digits and dots would later be converted to ASCII ones.
 		if r > '~' || r <= ' ' || strings.ContainsRune(`%\/@`, r) {
 			return sdk.WithHint(fmt.Errorf("%q is no host name: %w", host, sdk.ErrInvalid), "Write an international name as it goes over the network: xn--….")
 		}
@@ -158,10 +158,10 @@ func (g *guard) checkHost(host string) error {
 }
 
 // endsInNumber reports whether some programs would read a host as an IPv4 address: 2130706433,
-// 0x7f.1, 0177.0.0.1, 127.1. It is the test of the WHATWG's URL standard.
+// 0x7f.1, 0177.0.0.1, 127.1. It is the test of the WHATWG URL standard.
 func endsInNumber(host string) bool {
 	last := host[strings.LastIndexByte(host, '.')+1:]
-	if strings.Trim(last, "0123456789") == "" { // empty, too
+	if strings.Trim(last, "0123456789") == "" { // also true for an empty last part
 		return true
 	}
 	rest, hex := strings.CutPrefix(last, "0x")

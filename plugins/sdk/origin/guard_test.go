@@ -36,7 +36,7 @@ func allow(t *testing.T, texts ...string) []netip.Prefix {
 	return p
 }
 
-// counted listens on an address and counts the connections that it gets.
+// counted listens on an address and counts its connections.
 func counted(t *testing.T, address string, h http.Handler) (port string, connections *atomic.Int64) {
 	t.Helper()
 	l, err := net.Listen("tcp", address)
@@ -63,8 +63,8 @@ func answers(text string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, text) })
 }
 
-// forbidden are hosts that must not be connected to: IANA's special blocks, and the ways to write
-// an address that hide them.
+// forbidden lists hosts that must never be connected to: IANA's special blocks, and spellings that
+// disguise them.
 func forbidden() map[string]string {
 	return map[string]string{
 		"loopback":                      "127.0.0.1",
@@ -152,7 +152,7 @@ func TestForbiddenAddressesAreNotConnectedTo(t *testing.T) {
 	c := client(t, origin.Options{Resolver: newDNS(names()).resolver(t)})
 	for name, host := range forbidden() {
 		if t.Failed() {
-			break // whoever connects waits in vain at most of them: the first one says it
+			break // connecting to most of these hangs, so one failure is enough
 		}
 		t.Run(name, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
@@ -166,14 +166,14 @@ func TestForbiddenAddressesAreNotConnectedTo(t *testing.T) {
 	}
 }
 
-// A proxy would look at the address, and some read it as C does.
+// A proxy resolves the address itself, and some parse it as C does.
 func TestForbiddenAddressesAreNotAskedOfAProxy(t *testing.T) {
 	t.Parallel()
 	proxyPort, connections := counted(t, "127.0.0.1:0", answers("secret"))
 	c := client(t, origin.Options{Environ: []string{"HTTP_PROXY=http://127.0.0.1:" + proxyPort}})
 	for name, host := range forbidden() {
 		if strings.HasSuffix(host, ".example") {
-			continue // the proxy guards names
+			continue // a proxy guards names itself
 		}
 		t.Run(name, func(t *testing.T) {
 			_, err := c.Get(t.Context(), "http://"+host+"/x", nil)
@@ -245,12 +245,11 @@ func TestARefusalSaysWhatToAllow(t *testing.T) {
 	must.StrNotContains(t, err.Error()+sdk.HintOf(err), "secret")
 }
 
-// A name that means an allowed address when it is looked at and another one when it is connected
-// to.
+// The name resolves to an allowed address in one lookup and to another one in the next.
 func TestAnAlternatingNameServerGetsNoConnection(t *testing.T) {
 	t.Parallel()
 	port, good := counted(t, "127.0.0.1:0", http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Connection", "close") // the next request looks the name up again
+		w.Header().Set("Connection", "close") // forces a new lookup for the next request
 	}))
 	_, bad := counted(t, "127.0.0.2:"+port, answers("secret"))
 	var turns [][]netip.Addr
@@ -269,7 +268,7 @@ func TestAnAlternatingNameServerGetsNoConnection(t *testing.T) {
 		}
 	}
 	must.Zero(t, bad.Load())
-	must.Eq(t, 22, refusals) // 20 in turn, two of the last four
+	must.Eq(t, 22, refusals) // 20 of the alternating answers, and two of the last four
 	must.Eq(t, 22, good.Load())
 }
 
@@ -294,7 +293,7 @@ func TestRedirectsAreCheckedAgain(t *testing.T) {
 	c := client(t, origin.Options{Allow: allow(t, "127.0.0.1/32"), Resolver: d.resolver(t)})
 	for name, tc := range map[string]struct {
 		to  string
-		err error // nil: it works
+		err error // nil: it succeeds
 	}{
 		"same origin":          {"/done", nil},
 		"allowed host":         {"http://good.example:" + port + "/done", nil},
@@ -343,7 +342,7 @@ func FuzzHosts(f *testing.F) {
 		if err != nil || u.Host == "" {
 			return
 		}
-		// What gets through is a name whose last part is no number, or a public address.
+		// Only names whose last part is not a number, and public addresses, may pass.
 		if c.Check(u) != nil {
 			return
 		}

@@ -1,15 +1,14 @@
 // Package origin is an HTTP client for origins on the internet: it guards addresses, follows
 // redirects, keeps credentials where they belong, and bounds replies.
 //
-// Strangers choose the addresses in a reference, in a reply of an origin or in a redirect. A
-// [Client] connects to public addresses only, and to private ones that the configuration allows. It
-// checks the dialled address, after the lookup of the name, so that a name which changes its
-// address a moment later does not help an attacker. It follows at most 5 redirects, checks each
-// anew, and follows none from https to http. Headers that a caller adds go to the first origin
-// (scheme, host and port) only; except those of HTTP itself, they are dropped once a redirect leads
-// elsewhere.
+// Strangers choose the addresses in a reference, in an origin's reply or in a redirect. A [Client]
+// connects only to public addresses, and to private ones that the configuration allows. It checks
+// the address that it dials, after the name lookup, so that changing a name's address a moment
+// later does not help an attacker. It follows at most 5 redirects, checks each one anew, and never
+// follows one from https to http. Headers added by a caller go only to the first origin (scheme,
+// host and port); except those of HTTP itself, they are dropped once a redirect leads elsewhere.
 //
-// A configured proxy looks up the names, and is trusted to guard them; literal addresses are still
+// A configured proxy resolves names and is trusted to guard them; literal addresses are still
 // checked here.
 package origin
 
@@ -36,39 +35,37 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk"
 )
 
-// MaxRedirects bounds the redirects of a request.
+// MaxRedirects is the most redirects that a request follows.
 const MaxRedirects = 5
 
 // Options configure a Client. The zero value connects to public origins without a proxy and with
 // the system's certificates.
 type Options struct {
-	// Allow lists the addresses that may be dialled although they are not public. See
-	// ParsePrefixes.
+	// Allow lists addresses that may be dialled although they are not public. See ParsePrefixes.
 	Allow []netip.Prefix
-	// Environ is the environment, as os.Environ gives it, for HTTPS_PROXY, HTTP_PROXY, NO_PROXY and
-	// SSL_CERT_FILE.
+	// Environ is the environment, in the form of os.Environ, for HTTPS_PROXY, HTTP_PROXY, NO_PROXY
+	// and SSL_CERT_FILE.
 	Environ   []string
-	UserAgent string         // sent if a request has none; empty: Go's
+	UserAgent string         // sent if a request sets none; empty: Go's
 	Resolver  *net.Resolver  // nil: the system's
-	Roots     *x509.CertPool // nil: the system's, and those of SSL_CERT_FILE in Environ
-	// DialTimeout bounds a connection, HeaderTimeout the wait for a reply's header. 0: 15 s and 30
-	// s.
+	Roots     *x509.CertPool // nil: the system's, plus those of SSL_CERT_FILE in Environ
+	// DialTimeout bounds connecting, HeaderTimeout the wait for a reply's header. 0: 15 s and 30 s.
 	DialTimeout, HeaderTimeout time.Duration
-	// Backoff is the pause before the first retry of a failed request, doubled each time. 0: 500
+	// Backoff is the pause before the first retry of a failed request; it doubles each time. 0: 500
 	// ms.
 	Backoff time.Duration
-	// Stall is how long a transfer may bring no bytes before it is aborted. 0: 30 s.
+	// Stall is how long a transfer may receive no bytes before it is aborted. 0: 30 s.
 	Stall time.Duration
 }
 
-// Client sends requests to origins. It is safe for concurrent use. Close it.
+// Client sends requests to origins. It is safe for concurrent use. The caller must Close it.
 type Client struct {
 	o    Options
 	http *http.Client
 	rt   *transport
 }
 
-// New makes a Client. Errors: ErrInvalid for an unusable proxy or file of certificates.
+// New returns a Client. Errors: ErrInvalid for an unusable proxy or certificate file.
 func New(o Options) (*Client, error) {
 	o.DialTimeout = cmp.Or(o.DialTimeout, 15*time.Second)
 	o.HeaderTimeout = cmp.Or(o.HeaderTimeout, 30*time.Second)
@@ -89,8 +86,8 @@ func New(o Options) (*Client, error) {
 		if err != nil {
 			return nil, sdk.WithHint(fmt.Errorf("SSL_CERT_FILE: %w: %w", err, sdk.ErrInvalid), "Correct the variable in the agent's environment.")
 		}
-		// Keep the system's: on Linux they are those of the variable anyway, and on macOS Go does
-		// not know it.
+		// Keep the system's roots: on Linux they already include those of the variable, and on
+		// macOS Go ignores the variable.
 		if o.Roots, err = x509.SystemCertPool(); err != nil {
 			o.Roots = x509.NewCertPool()
 		}
@@ -100,7 +97,7 @@ func New(o Options) (*Client, error) {
 	}
 	proxies := httpproxy.Config{HTTPProxy: env("http_proxy", "HTTP_PROXY"), HTTPSProxy: env("https_proxy", "HTTPS_PROXY")}
 	for scheme, set := range map[string]string{"http": proxies.HTTPProxy, "https": proxies.HTTPSProxy} {
-		// Otherwise an unreadable setting would silently mean no proxy.
+		// Otherwise an unreadable setting would silently disable the proxy.
 		if p, err := proxies.ProxyFunc()(&url.URL{Scheme: scheme, Host: "any.invalid"}); set != "" && (err != nil || p == nil) {
 			return nil, sdk.WithHint(fmt.Errorf("the proxy for %s is no address that can be used: %w", scheme, sdk.ErrInvalid), "Correct HTTPS_PROXY or HTTP_PROXY in the agent's environment.")
 		}
@@ -122,7 +119,7 @@ func New(o Options) (*Client, error) {
 		}}
 		return d.DialContext(ctx, network, address)
 	})
-	// It dials only proxies, which may well be inside this network.
+	// It dials only proxies, which may well be on a private network.
 	t.proxied = o.transport((&net.Dialer{Timeout: o.DialTimeout, Resolver: o.Resolver}).DialContext)
 	t.proxied.Proxy = func(r *http.Request) (*url.URL, error) { return proxy(r.URL) }
 	return &Client{o: o, rt: t, http: &http.Client{Transport: t, CheckRedirect: checkRedirect}}, nil
@@ -134,37 +131,37 @@ func (o Options) transport(dial func(ctx context.Context, network, address strin
 		TLSClientConfig:       &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: o.Roots},
 		TLSHandshakeTimeout:   o.DialTimeout,
 		ResponseHeaderTimeout: o.HeaderTimeout,
-		// More than a sane origin sends.
+		// More than any sane origin sends.
 		MaxResponseHeaderBytes: 256 << 10,
 		MaxIdleConnsPerHost:    8,
 		IdleConnTimeout:        30 * time.Second,
 		ForceAttemptHTTP2:      true,
-		// Files have the digest of their raw bytes, and replies are unpacked with a limit.
+		// A file's digest is that of its raw bytes, and replies are decompressed with a limit.
 		DisableCompression: true,
 	}
 }
 
-// Close closes the idle connections.
+// Close closes idle connections.
 func (c *Client) Close() {
 	c.rt.direct.CloseIdleConnections()
 	c.rt.proxied.CloseIdleConnections()
 }
 
-// HTTP returns the client for callers that need one of net/http. Its errors are raw: Explain
-// classifies them.
+// HTTP returns the client for callers that need an *http.Client. Its errors are raw; classify them
+// with Explain.
 func (c *Client) HTTP() *http.Client { return c.http }
 
 // Do sends req, follows its redirects and returns the reply, whatever its status. The caller closes
-// the body, which is not bounded. Errors: as Explain.
+// the body, which is not bounded. Errors: see Explain.
 func (c *Client) Do(req *http.Request) (*http.Response, error) {
 	resp, err := c.http.Do(req)
-	if err != nil { // the body of a refused redirect is closed by now
+	if err != nil { // the body of a refused redirect is already closed
 		return nil, c.Explain(req.Context(), req.URL, err)
 	}
 	return resp, nil
 }
 
-// transport sends a request directly or through a proxy, after a check of its address.
+// transport checks a request's address and sends it directly or through a proxy.
 type transport struct {
 	guard           *guard
 	proxy           func(*url.URL) (*url.URL, error)
@@ -194,11 +191,11 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	return t.direct.RoundTrip(req)
 }
 
-// errRedirect reports a redirect that is not followed.
+// errRedirect reports a redirect that was refused.
 var errRedirect = errors.New("redirect refused")
 
 // checkRedirect checks the next hop and removes the headers that it must not see. net/http has
-// copied the first request's headers to it.
+// already copied the first request's headers to it.
 func checkRedirect(req *http.Request, via []*http.Request) error {
 	first, last := via[0], via[len(via)-1]
 	if len(via) > MaxRedirects {
@@ -209,8 +206,8 @@ func checkRedirect(req *http.Request, via []*http.Request) error {
 	}
 	req.URL.User = nil
 	req.Header.Del("Referer") // the previous address may hold a signature
-	// Once elsewhere, headers never come back: the origin that redirects back is not the one that
-	// they are for.
+	// Once a redirect has left the origin, headers are never restored: whoever controls the
+	// redirect back is not the origin that they are for.
 	left := !SameOrigin(first.URL, req.URL) || slices.ContainsFunc(via, func(r *http.Request) bool { return !SameOrigin(first.URL, r.URL) })
 	if left {
 		maps.DeleteFunc(req.Header, func(name string, _ []string) bool { return !slices.Contains(plainHeaders(), name) })
@@ -234,7 +231,7 @@ func SameOrigin(a, b *url.URL) bool {
 	return a.Scheme == b.Scheme && strings.EqualFold(a.Hostname(), b.Hostname()) && port(a) == port(b)
 }
 
-// Redact returns u without parts that may be secret: name, password, query and fragment.
+// Redact returns u without the parts that may be secret: name, password, query and fragment.
 func Redact(u *url.URL) string {
 	return (&url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path}).String()
 }

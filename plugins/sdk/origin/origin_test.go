@@ -107,7 +107,7 @@ func TestNoWayFromHTTPSToHTTP(t *testing.T) {
 	must.ErrorContains(t, err, "without encryption")
 	must.Zero(t, asked.Load())
 
-	// Without the variable nobody trusts that server.
+	// Without the variable, the server's certificate is not trusted.
 	_, err = client(t, loopback(t)).Get(t.Context(), s.URL, nil)
 	must.ErrorIs(t, err, sdk.ErrUnavailable)
 	must.ErrorContains(t, err, "cannot be trusted")
@@ -148,8 +148,8 @@ func zipped(t *testing.T, b []byte) []byte {
 func TestRepliesAreBounded(t *testing.T) {
 	t.Parallel()
 	large := make([]byte, origin.MaxReplyBytes+1)
-	_, _ = rand.NewChaCha8([32]byte{}).Read(large) // cannot be packed
-	// below the limit when unpacked: it is the ratio that tells
+	_, _ = rand.NewChaCha8([32]byte{}).Read(large) // random, so that it cannot be compressed
+	// below the limit when decompressed, so that only the ratio gives it away
 	bomb := zipped(t, make([]byte, 4<<20))
 	var listing bytes.Buffer
 	for i := range 20000 {
@@ -178,7 +178,7 @@ func TestRepliesAreBounded(t *testing.T) {
 					w.Header().Set("Content-Encoding", tc.encoding)
 				}
 				if tc.chunked {
-					_ = http.NewResponseController(w).Flush() // the client may be gone
+					_ = http.NewResponseController(w).Flush() // an error means that the client disconnected
 				} else {
 					w.Header().Set("Content-Length", strconv.Itoa(len(tc.body)))
 				}

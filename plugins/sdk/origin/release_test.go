@@ -24,7 +24,7 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/origin/origintest"
 )
 
-// A body that stays open keeps its connection for ever.
+// A body that is never closed leaks its connection.
 func TestBodiesAreClosed(t *testing.T) {
 	t.Parallel()
 	var asked atomic.Int64
@@ -75,7 +75,7 @@ func TestBodiesAreClosed(t *testing.T) {
 	must.Zero(t, b.Open.Load())
 }
 
-// A request that is not sent releases its body as well.
+// A request that is refused before it is sent also closes its body.
 func TestRefusedRequestClosesItsBody(t *testing.T) {
 	t.Parallel()
 	sent := &origintest.Body{ReadCloser: io.NopCloser(strings.NewReader("x"))}
@@ -86,7 +86,7 @@ func TestRefusedRequestClosesItsBody(t *testing.T) {
 	must.True(t, sent.Closed.Load())
 }
 
-// A closed client keeps no connection, neither to an origin nor to a proxy.
+// A closed client keeps no connections open, neither to an origin nor to a proxy.
 func TestCloseClosesConnections(t *testing.T) {
 	t.Parallel()
 	for _, proxied := range []bool{false, true} {
@@ -129,8 +129,8 @@ func eventually(t *testing.T, what string, f func() bool) {
 	}
 }
 
-// A reply has a minute, and a request four attempts with growing pauses between them. The context
-// of each ends with it.
+// A reply must be complete within a minute; a request is tried four times with growing pauses. The
+// context of each attempt ends with it.
 func TestReplyDeadline(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -144,7 +144,7 @@ func TestReplyDeadline(t *testing.T) {
 		must.ErrorIs(t, err, sdk.ErrUnavailable)
 		must.ErrorContains(t, err, "no whole reply within 1m0s")
 		must.Len(t, 4, began)
-		var chance time.Duration // so that many do not come back at once
+		var chance time.Duration // jitter, so that many clients do not retry at once
 		for i, pause := range []time.Duration{500 * time.Millisecond, time.Second, 2 * time.Second} {
 			waited := began[i+1].Sub(began[i])
 			must.Between(t, time.Minute+pause, waited, time.Minute+pause*3/2)
@@ -165,7 +165,7 @@ func TestReplyDeadline(t *testing.T) {
 	must.Error(t, asked.Context().Err())
 }
 
-// Whoever gives up waits for no pause.
+// Cancelling a request ends the pause before its retry.
 func TestCancelEndsAPause(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -213,7 +213,7 @@ func TestFetchDeadlines(t *testing.T) {
 		}
 		var got bytes.Buffer
 		answer = func(ctx context.Context) (*http.Response, error) {
-			time.Sleep(20 * time.Second) // for the header
+			time.Sleep(20 * time.Second) // delays the header
 			return origintest.Reply(http.StatusOK, &origintest.Slow{Context: ctx, Left: 10, Pause: 20 * time.Second}), nil
 		}
 		took, err := fetch(10, &got)
@@ -236,7 +236,7 @@ func TestFetchDeadlines(t *testing.T) {
 	})
 }
 
-// Attempts count from the last byte that came.
+// The count of attempts restarts with every byte received.
 func TestFetchGoesOnWithProgress(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -260,12 +260,12 @@ func TestFetchGoesOnWithProgress(t *testing.T) {
 	})
 }
 
-// An origin, or a proxy, that takes a connection and then says nothing is given up.
+// A request gives up on an origin or proxy that accepts a connection and then sends nothing.
 func TestConnectionDeadlines(t *testing.T) {
 	t.Parallel()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must.NoError(t, err)
-	t.Cleanup(func() { _ = l.Close() }) // nobody accepts: the kernel does
+	t.Cleanup(func() { _ = l.Close() }) // nothing calls Accept: the kernel completes the handshake
 	for name, tc := range map[string]struct {
 		o       origin.Options
 		address string
@@ -291,7 +291,8 @@ func TestConnectionDeadlines(t *testing.T) {
 	must.ErrorContains(t, err, "header")
 }
 
-// A reply of known size that ends early goes on where it ended, and only with the same version.
+// A transfer of known size that ends early resumes where it stopped, and only if the version is the
+// same.
 func TestFetchGoesOnAfterAnEarlyEnd(t *testing.T) {
 	t.Parallel()
 	for tag, want := range map[string]string{`"v1"`: `"v1"`, `W/"v1"`: "", "": ""} {
@@ -299,7 +300,7 @@ func TestFetchGoesOnAfterAnEarlyEnd(t *testing.T) {
 			asked := 0
 			c := origin.NewForTest(origin.Options{}, func(r *http.Request) (*http.Response, error) {
 				asked++
-				resp := origintest.Reply(http.StatusOK, io.NopCloser(strings.NewReader("01234"))) // says no length
+				resp := origintest.Reply(http.StatusOK, io.NopCloser(strings.NewReader("01234"))) // no Content-Length
 				resp.Header.Set("ETag", tag)
 				if asked > 1 {
 					must.Eq(t, "bytes=5-", r.Header.Get("Range"))
@@ -325,13 +326,13 @@ func TestFetchGoesOnAfterAnEarlyEnd(t *testing.T) {
 	must.ErrorIs(t, c.Fetch(ctx, "https://origin.example/", nil, 10, 10, io.Discard), context.Canceled)
 }
 
-// A whole file that ends before the place to go on from is not the file, also where nobody knows
-// its size.
+// A complete reply that is shorter than the resume offset is another file, even if its size is
+// unknown.
 func TestFetchOfAFileThatGotShorter(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		c := origin.NewForTest(origin.Options{}, func(*http.Request) (*http.Response, error) {
-			return origintest.Reply(http.StatusOK, io.NopCloser(strings.NewReader("012"))), nil // says no length
+			return origintest.Reply(http.StatusOK, io.NopCloser(strings.NewReader("012"))), nil // no Content-Length
 		})
 		var got bytes.Buffer
 		must.Error(t, c.Fetch(t.Context(), "https://origin.example/", nil, 0, 5, &got))
@@ -339,7 +340,7 @@ func TestFetchOfAFileThatGotShorter(t *testing.T) {
 	})
 }
 
-// endless repeats a text for ever behind a beginning.
+// endless returns head, then repeats text endlessly.
 type endless struct{ head, text []byte }
 
 func (e *endless) Read(p []byte) (n int, err error) {
@@ -354,7 +355,7 @@ func (e *endless) Read(p []byte) (n int, err error) {
 	return n, nil
 }
 
-// Bodies without an end are read to their bound.
+// Endless bodies are read only up to their bound.
 func TestEndlessBodies(t *testing.T) {
 	t.Parallel()
 	var resp *http.Response
@@ -371,14 +372,14 @@ func TestEndlessBodies(t *testing.T) {
 	must.True(t, ok)
 	must.LessEq(t, 4<<10, len(status.Body))
 
-	// Empty blocks of gzip: they unpack to nothing, for ever.
+	// An endless sequence of empty gzip blocks, which decompress to nothing.
 	resp = origintest.Reply(http.StatusOK, io.NopCloser(&endless{head: []byte{0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0xff}, text: []byte{0, 0, 0, 0xff, 0xff}}))
 	resp.Header.Set("Content-Encoding", "gzip")
 	_, err = c.Get(t.Context(), "https://origin.example/", nil)
 	must.ErrorIs(t, err, sdk.ErrTooLarge)
 }
 
-// A name that nobody resolves is given up in time, that of an origin and that of a proxy.
+// A name lookup that hangs times out, for an origin and for a proxy.
 func TestNameDeadline(t *testing.T) {
 	t.Parallel()
 	for _, proxies := range [][]string{nil, {"HTTP_PROXY=http://proxy.example"}} {
@@ -386,7 +387,7 @@ func TestNameDeadline(t *testing.T) {
 			t.Parallel()
 			given := make(chan struct{})
 			resolver := &net.Resolver{PreferGo: true, Dial: func(context.Context, string, string) (net.Conn, error) {
-				<-given // longer than a resolver's own patience
+				<-given // longer than the resolver's own timeout
 				return nil, errors.New("no server of names")
 			}}
 			c, err := origin.New(origin.Options{DialTimeout: 50 * time.Millisecond, Resolver: resolver, Environ: proxies})
@@ -403,8 +404,8 @@ func TestNameDeadline(t *testing.T) {
 	}
 }
 
-// A reply may be as large as its bound, and is asked for packed; what unpacks to much more than it
-// is, is not unpacked to see how much.
+// A reply may be as large as its bound and is requested compressed; one with an absurd compression
+// ratio is rejected before all of it is decompressed.
 func TestReplyBounds(t *testing.T) {
 	t.Parallel()
 	var resp *http.Response
@@ -429,7 +430,7 @@ func TestReplyBounds(t *testing.T) {
 		_, err := get(bytes.NewReader(whole), length, "identity")
 		must.ErrorIs(t, err, sdk.ErrTooLarge)
 	}
-	// A small one may be packed as tightly as it likes.
+	// A small reply may have any compression ratio.
 	_, err := get(packed(t, 256<<10), -1, "gzip")
 	must.NoError(t, err)
 	_, err = get(packed(t, 400<<10), -1, "gzip")
@@ -441,7 +442,7 @@ func TestReplyBounds(t *testing.T) {
 	must.Less(t, all/2, all-bomb.Len(), must.Sprint("it was read to its end"))
 }
 
-// packed is that many zeros.
+// packed returns size zeros, compressed.
 func packed(t *testing.T, size int) *bytes.Buffer {
 	t.Helper()
 	var b bytes.Buffer
@@ -452,7 +453,7 @@ func packed(t *testing.T, size int) *bytes.Buffer {
 	return &b
 }
 
-// "There is nothing behind the end" is believed only of the file that was expected.
+// "Range not satisfiable" means the end of the file only if the size matches the expected one.
 func TestFetchNothingBehindTheEnd(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct {
@@ -480,7 +481,7 @@ func TestFetchNothingBehindTheEnd(t *testing.T) {
 	}
 }
 
-// More than was announced is not the file, also where that was nothing.
+// More bytes than announced mean another file, even if none were announced.
 func TestFetchOfMoreThanNothing(t *testing.T) {
 	t.Parallel()
 	c := origin.NewForTest(origin.Options{}, func(*http.Request) (*http.Response, error) {
@@ -493,8 +494,8 @@ func TestFetchOfMoreThanNothing(t *testing.T) {
 	must.Zero(t, got.Len())
 }
 
-// Which version it is counts from the first byte that was written; without a size, all that comes
-// is the file.
+// The version is fixed by the first byte written; if the size is unknown, everything received is
+// the file.
 func TestFetchOfAVersionThatBringsNothing(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -18,31 +18,31 @@ import (
 )
 
 const (
-	// MaxReplyBytes bounds an unpacked reply of Get.
+	// MaxReplyBytes is the most bytes that a reply of Get may have after decompression.
 	MaxReplyBytes = 8 << 20
 	// maxRatio bounds the compression ratio of large replies. JSON reaches 50.
 	maxRatio       = 200
 	ratioFromBytes = 256 << 10
 	maxAttempts    = 4
-	replyTimeout   = time.Minute // for one attempt, header and body
+	replyTimeout   = time.Minute // for one attempt: header and body
 )
 
 // Reply is an origin's reply.
 type Reply struct {
-	URL    *url.URL // where it came from, after redirects
+	URL    *url.URL // final address, after redirects
 	Status int      // 2xx or 304
 	Header http.Header
 	Body   []byte
 }
 
-// Get requests metadata, such as JSON, with header, for which see the package. It tries up to 4
-// times if the origin has trouble, and waits as the origin asks, up to MaxRetryAfter. Errors:
-// *StatusError for a status that is neither 2xx nor 304, ErrTooLarge for a reply beyond
-// MaxReplyBytes or with an absurd compression ratio, and as Explain.
+// Get requests metadata, such as JSON, with header, which the package comment describes. It tries
+// up to 4 times if the origin has trouble, and waits as long as the origin asks, up to
+// MaxRetryAfter. Errors: *StatusError for a status that is neither 2xx nor 304, ErrTooLarge for a
+// reply larger than MaxReplyBytes or with an absurd compression ratio, and those of Explain.
 func (c *Client) Get(ctx context.Context, address string, header http.Header) (Reply, error) {
 	u, err := url.Parse(address)
 	if err != nil {
-		// the text may hold a secret
+		// the error's text may hold a secret
 		return Reply{}, fmt.Errorf("an address cannot be read: %w", sdk.ErrInvalid)
 	}
 	for attempt := 1; ; attempt++ {
@@ -81,7 +81,7 @@ func (c *Client) get(ctx context.Context, u *url.URL, header http.Header) (Reply
 	return Reply{URL: resp.Request.URL, Status: resp.StatusCode, Header: resp.Header, Body: body}, nil
 }
 
-// readReply reads and unpacks a body within its bounds.
+// readReply reads and decompresses a body within its bounds.
 func readReply(resp *http.Response) ([]byte, error) {
 	if resp.ContentLength > MaxReplyBytes {
 		return nil, tooLarge(resp)
@@ -93,7 +93,7 @@ func readReply(resp *http.Response) ([]byte, error) {
 	case "gzip":
 		z, err := gzip.NewReader(packed)
 		if errors.Is(err, io.EOF) {
-			return nil, nil // no body at all
+			return nil, nil // no body
 		}
 		if err != nil {
 			return nil, fmt.Errorf("%s sends no gzip: %w", resp.Request.URL.Host, sdk.ErrIntegrity)
@@ -135,7 +135,8 @@ func (c *counter) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// again reports whether to retry a failed attempt, and waits before it. attempt counts from 1.
+// again reports whether to retry a failed attempt, after waiting for the backoff. attempt counts
+// from 1.
 func again(ctx context.Context, backoff time.Duration, attempt int, err error) bool {
 	if !Temporary(err) {
 		return false
@@ -153,7 +154,7 @@ func again(ctx context.Context, backoff time.Duration, attempt int, err error) b
 	}
 }
 
-// cause returns why a request's own context ended, if that is why the request failed.
+// cause returns why a request's own context ended, if that is what made the request fail.
 func cause(ctx context.Context, err error) error {
 	if c := context.Cause(ctx); c != nil && !errors.Is(c, context.Canceled) {
 		return c

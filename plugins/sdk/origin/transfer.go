@@ -15,16 +15,16 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk"
 )
 
-const transferAttempts = 5 // without any progress
+const transferAttempts = 5 // in a row, without any progress
 
 // Fetch writes the bytes of a file from offset to its end into w. After a broken connection it
 // requests the rest; it has no time limit as long as bytes arrive. sizeBytes is the file's size, 0
 // if unknown. Errors: w's own unchanged, ErrIntegrity for a file other than the expected one, and
-// as Explain.
+// those of Explain.
 func (c *Client) Fetch(ctx context.Context, address string, header http.Header, sizeBytes, offset int64, w io.Writer) error {
 	u, err := url.Parse(address)
 	if err != nil {
-		// the text may hold a secret
+		// the error's text may hold a secret
 		return fmt.Errorf("an address cannot be read: %w", sdk.ErrInvalid)
 	}
 	t := &Transfer{Name: Redact(u), SizeBytes: sizeBytes, Stall: c.o.Stall, Backoff: c.o.Backoff, Ask: func(ctx context.Context, extra http.Header) (*http.Response, error) {
@@ -33,7 +33,7 @@ func (c *Client) Fetch(ctx context.Context, address string, header http.Header, 
 			return nil, fmt.Errorf("an address cannot be used: %w", sdk.ErrInvalid)
 		}
 		maps.Copy(req.Header, extra)
-		maps.Copy(req.Header, header) // which may ask for another Accept
+		maps.Copy(req.Header, header) // may override Accept
 		return c.http.Do(req)
 	}}
 	err = t.Run(ctx, offset, w)
@@ -45,26 +45,26 @@ func (c *Client) Fetch(ctx context.Context, address string, header http.Header, 
 
 // Transfer fetches one file from an origin. Use it once.
 type Transfer struct {
-	// Ask sends a request with these headers and returns the reply after its redirects, whatever
-	// its status. Its errors are retried unless they are classified.
+	// Ask sends a request with these headers and returns the reply after redirects, whatever its
+	// status. Its errors are retried unless they are classified.
 	Ask            func(ctx context.Context, header http.Header) (*http.Response, error)
 	Name           string // for messages; holds no secret
 	SizeBytes      int64  // 0: unknown
 	Stall, Backoff time.Duration
 
 	w    io.Writer
-	at   int64  // of the next byte to write
-	from int64  // where the transfer began
-	etag string // of the part that was written
+	at   int64  // offset of the next byte to write
+	from int64  // offset at which the transfer began
+	etag string // ETag of the part already written
 }
 
-// WriteError is a failure of the writer.
+// WriteError wraps a failure of the writer.
 type WriteError struct{ Err error }
 
 func (e WriteError) Error() string { return e.Err.Error() }
 func (e WriteError) Unwrap() error { return e.Err }
 
-// Run writes the file from offset to its end. Errors are raw: *StatusError, ErrIntegrity,
+// Run writes the file from offset to its end. Its errors are raw: *StatusError, ErrIntegrity,
 // ErrInvalid, those of Ask, and WriteError.
 func (t *Transfer) Run(ctx context.Context, offset int64, w io.Writer) error {
 	if offset < 0 || t.SizeBytes > 0 && offset > t.SizeBytes {
@@ -98,7 +98,7 @@ func (t *Transfer) attempt(ctx context.Context) error {
 	timer := time.AfterFunc(t.Stall, func() { cancel(fmt.Errorf("%w (%s)", errStalled, t.Stall)) })
 	defer cancel(context.Canceled)
 	defer timer.Stop()
-	// The digest is that of the file as it is: no compression on the way.
+	// The digest is that of the uncompressed file, so refuse compression.
 	h := http.Header{"Accept-Encoding": {"identity"}, "Accept": {"*/*"}}
 	if t.at > 0 {
 		h.Set("Range", fmt.Sprintf("bytes=%d-", t.at))
@@ -115,7 +115,7 @@ func (t *Transfer) attempt(ctx context.Context) error {
 	skip, total := int64(0), resp.ContentLength
 	switch resp.StatusCode {
 	case http.StatusOK:
-		// It does not support ranges, or the file has changed.
+		// The origin does not support ranges, or the file has changed.
 		if err := t.same(resp); err != nil {
 			return err
 		}
@@ -131,7 +131,7 @@ func (t *Transfer) attempt(ctx context.Context) error {
 		total = whole
 	case http.StatusRequestedRangeNotSatisfiable:
 		if _, whole, ok := contentRange(resp.Header.Get("Content-Range")); ok && whole == t.at && (t.SizeBytes == 0 || t.SizeBytes == whole) {
-			return nil // all was there
+			return nil // the file was already complete
 		}
 		return t.changed()
 	default:
@@ -154,7 +154,7 @@ func (t *Transfer) attempt(ctx context.Context) error {
 	return t.copy(ctx, r, total)
 }
 
-// awake reads and resets the stall timer.
+// awake resets the stall timer on every read.
 type awake struct {
 	r     io.Reader
 	timer *time.Timer
@@ -169,7 +169,7 @@ func (a *awake) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// same refuses the rest of a file other than the one that was started.
+// same rejects a reply that belongs to another file than the one being transferred.
 func (t *Transfer) same(resp *http.Response) error {
 	if tag := strongETag(resp); t.at > t.from && t.etag != "" && tag != "" && tag != t.etag {
 		return t.changed()

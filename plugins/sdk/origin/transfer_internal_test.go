@@ -29,7 +29,7 @@ func TestContentRange(t *testing.T) {
 	}
 }
 
-// What a network of IPv6 alone reaches through its NAT64 is judged as what it stands for.
+// An address that an IPv6-only network reaches through NAT64 is judged by the IPv4 address in it.
 func TestGuardLooksThroughNAT64(t *testing.T) {
 	t.Parallel()
 	allow, err := ParsePrefixes([]string{"10.1.2.77/24", "fd00::1/64"})
@@ -59,7 +59,7 @@ func TestSameOrigin(t *testing.T) {
 	}
 }
 
-// Where nothing is configured, no step of a request can wait for ever.
+// With default options, no step of a request can hang forever.
 func TestDefaultDeadlines(t *testing.T) {
 	t.Parallel()
 	c, err := New(Options{})
@@ -71,7 +71,7 @@ func TestDefaultDeadlines(t *testing.T) {
 	}
 }
 
-// Networks are taken as they are meant: one of IPv4 that is written as IPv6 is one of IPv4.
+// An IPv4 prefix written as IPv6 is an IPv4 prefix.
 func TestParsePrefixes(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]string{
@@ -87,7 +87,7 @@ func TestParsePrefixes(t *testing.T) {
 	}
 }
 
-// An origin that asks for a pause within the bound is waited for; beyond, the person is told.
+// A Retry-After within the bound is honoured; a longer one becomes a hint.
 func TestRetryAfterAtTheBound(t *testing.T) {
 	t.Parallel()
 	for _, wait := range []time.Duration{0, MaxRetryAfter, MaxRetryAfter + time.Second} {

@@ -17,7 +17,7 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk"
 )
 
-// cut ends the connection of a reply.
+// cut breaks a reply's connection.
 func cut(w http.ResponseWriter) {
 	_ = http.NewResponseController(w).Flush()
 	panic(http.ErrAbortHandler)
@@ -114,7 +114,7 @@ func TestFetchBringsTheRest(t *testing.T) {
 	}
 }
 
-// truncated passes on the beginning of what is written.
+// truncated passes on only the beginning of what is written.
 type truncated struct {
 	http.ResponseWriter
 	left int
@@ -140,7 +140,7 @@ func TestFetchFromAnOffset(t *testing.T) {
 		must.NoError(t, c.Fetch(t.Context(), s.URL, nil, 10, offset, &got))
 		must.Eq(t, want, got.String())
 		got.Reset()
-		must.NoError(t, c.Fetch(t.Context(), s.URL, nil, 0, offset, &got)) // of unknown size
+		must.NoError(t, c.Fetch(t.Context(), s.URL, nil, 0, offset, &got)) // with unknown size
 		must.Eq(t, want, got.String())
 	}
 	must.ErrorIs(t, c.Fetch(t.Context(), s.URL, nil, 10, 11, io.Discard), sdk.ErrInvalid)

@@ -1,5 +1,5 @@
-// Package origintest has what tests of transfers from origins share: a count of open bodies, and
-// bodies that are slow or get stuck.
+// Package origintest holds helpers for tests of transfers from origins: a count of open bodies, and
+// bodies that are slow or hang.
 package origintest
 
 import (
@@ -10,14 +10,13 @@ import (
 	"time"
 )
 
-// Bodies counts the bodies of a client's replies. A body that stays open keeps its connection for
-// ever.
+// Bodies counts a client's reply bodies. A body that is never closed leaks its connection.
 type Bodies struct {
 	All, Open atomic.Int64
 	base      http.RoundTripper
 }
 
-// Watch counts the bodies of a client's replies from now on.
+// Watch starts counting the bodies of a client's replies.
 func Watch(c *http.Client) *Bodies {
 	b := &Bodies{base: c.Transport}
 	c.Transport = b
@@ -35,11 +34,11 @@ func (b *Bodies) RoundTrip(r *http.Request) (*http.Response, error) {
 	return resp, err
 }
 
-// Body is a body that knows whether it was closed.
+// Body is a body that records whether it was closed.
 type Body struct {
 	io.ReadCloser
 	Closed atomic.Bool
-	of     *Bodies // nil: none
+	of     *Bodies // nil: not counted
 }
 
 // Close closes the body.
@@ -50,7 +49,7 @@ func (b *Body) Close() error {
 	return b.ReadCloser.Close()
 }
 
-// Stuck is a body that brings nothing until the context of its request ends.
+// Stuck is a body that returns no bytes until the context of its request ends.
 type Stuck struct{ Context context.Context } //nolint:containedctx // of one request
 
 // Read implements io.Reader.
@@ -62,7 +61,7 @@ func (s Stuck) Read([]byte) (int, error) {
 // Close does nothing.
 func (Stuck) Close() error { return nil }
 
-// Slow is a body of Left bytes that come one at a time, each after a pause.
+// Slow is a body of Left bytes that returns one at a time, with a pause before each.
 type Slow struct {
 	Context context.Context //nolint:containedctx // of one request
 	Left    int
@@ -87,7 +86,7 @@ func (s *Slow) Read(p []byte) (int, error) {
 // Close does nothing.
 func (*Slow) Close() error { return nil }
 
-// Reply returns a reply that states no length.
+// Reply returns a reply without a Content-Length.
 func Reply(status int, body io.ReadCloser) *http.Response {
 	return &http.Response{StatusCode: status, Header: http.Header{}, Body: body, ContentLength: -1}
 }
