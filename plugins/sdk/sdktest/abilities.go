@@ -14,12 +14,13 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/worker"
 )
 
-// routes returns the capabilities of which a worker has one at least: else it answers nothing.
+// routes returns the capabilities of which a worker must have at least one; otherwise it serves no
+// requests.
 func routes() []worker.Capability {
 	return []worker.Capability{worker.CapabilityChat, worker.CapabilityCompletions, worker.CapabilityEmbeddings, worker.CapabilityRerank}
 }
 
-// abilities returns what a worker that serves says that it can do.
+// abilities returns the capabilities that a ready worker reports.
 func abilities(ctx context.Context, t testing.TB, w WorkerInstance) []worker.Capability {
 	t.Helper()
 	st, err := w.Client.Status(ctx)
@@ -29,7 +30,7 @@ func abilities(ctx context.Context, t testing.TB, w WorkerInstance) []worker.Cap
 	return st.Capabilities
 }
 
-// needsChat skips the test for a worker that says that it cannot chat.
+// needsChat skips the test for a worker without the chat capability.
 func (s *workerSuite) needsChat(t *testing.T, w WorkerInstance) {
 	t.Helper()
 	if list := abilities(t.Context(), t, w); len(list) > 0 && !slices.Contains(list, worker.CapabilityChat) {
@@ -37,8 +38,8 @@ func (s *workerSuite) needsChat(t *testing.T, w WorkerInstance) {
 	}
 }
 
-// prefixBlocks asks for an answer to a prompt of some length and looks at what the worker says that
-// it has read.
+// prefixBlocks sends a prompt of some length and checks the prefix blocks that the worker reports
+// afterwards.
 func (s *workerSuite) prefixBlocks(t *testing.T, w WorkerInstance, c *http.Client) {
 	t.Helper()
 	st, err := w.Client.Status(t.Context())
@@ -48,7 +49,7 @@ func (s *workerSuite) prefixBlocks(t *testing.T, w WorkerInstance, c *http.Clien
 	}
 	if slices.Contains(st.Capabilities, worker.CapabilityChat) {
 		if _, err := s.chat(t.Context(), c, strings.Repeat("one two three four ", 40), 4); err != nil {
-			return // what is wrong with its answers, other rules say
+			return // other rules cover faulty answers
 		}
 		if st, err = w.Client.Status(t.Context()); err != nil {
 			broken(t, "status", "Status: %v", err)
@@ -111,7 +112,7 @@ func (s *workerSuite) capabilities(t *testing.T) {
 		name, rule string
 		capability worker.Capability
 		more       fields
-		check      func(t *testing.T, body []byte) // of an answer that was asked for; nil: none
+		check      func(t *testing.T, body []byte) // checks the answer to a supported request; nil: no check
 	}{
 		{"tools", "tools", worker.CapabilityTools, fields{"tools": tool, "tool_choice": "auto"}, nil},
 		{"JSON", "json-schema", worker.CapabilityJSONSchema, fields{"response_format": schema, "max_tokens": 64}, checkJSON},
@@ -123,7 +124,7 @@ func (s *workerSuite) capabilities(t *testing.T) {
 			switch {
 			case err != nil:
 				broken(t, x.rule, "%v", err)
-			case can(x.capability) && x.capability == worker.CapabilityVision: // what a picture needs, the model decides
+			case can(x.capability) && x.capability == worker.CapabilityVision: // the model decides which pictures it accepts
 			case can(x.capability) && status != http.StatusOK:
 				broken(t, x.rule, "it says %s, and answers with status %d: %s", x.capability, status, clip(body))
 			case can(x.capability):
@@ -137,7 +138,7 @@ func (s *workerSuite) capabilities(t *testing.T) {
 	}
 }
 
-// pixel is a picture of one dot.
+// pixel is a one-pixel picture.
 const pixel = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 
 func clip(body []byte) string { return strings.ToValidUTF8(string(body[:min(len(body), 300)]), "") }
@@ -237,7 +238,7 @@ func rerank(t *testing.T, c *http.Client) {
 	}
 }
 
-// tokenize asks for a text that every vocabulary spells as it is.
+// tokenize round-trips a text that every vocabulary reproduces exactly.
 func tokenize(t *testing.T, c *http.Client) {
 	status, body, err := answerTo(t.Context(), c, "/tokenize", jsonOf(fields{"model": modelID, "content": "one"}))
 	var r struct {

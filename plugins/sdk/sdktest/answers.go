@@ -28,7 +28,7 @@ const (
 // fields are the members of a request's body.
 type fields map[string]any
 
-// body is a chat request; more are further fields of it.
+// body returns a chat request; more holds its further fields.
 func (s *workerSuite) body(stream bool, prompt string, maxTokens int, more fields) string {
 	f := fields{
 		"model": modelID, "stream": stream, "max_tokens": maxTokens, "temperature": 0,
@@ -58,7 +58,7 @@ func post(ctx context.Context, c *http.Client, path, body string) (*http.Respons
 	return c.Do(req)
 }
 
-// answerTo posts a request and reads its answer.
+// answerTo posts a request and reads the response.
 func answerTo(ctx context.Context, c *http.Client, path, body string) (status int, answer []byte, err error) {
 	resp, err := post(ctx, c, path, body)
 	if err != nil {
@@ -69,7 +69,7 @@ func answerTo(ctx context.Context, c *http.Client, path, body string) (status in
 	return resp.StatusCode, answer, err
 }
 
-// ask gets a whole answer of a few tokens.
+// ask requests a whole answer of a few tokens.
 func (s *workerSuite) ask(ctx context.Context, c *http.Client) (string, error) {
 	r, err := s.chat(ctx, c, s.o.Prompt, answerTokens)
 	if err != nil {
@@ -78,7 +78,7 @@ func (s *workerSuite) ask(ctx context.Context, c *http.Client) (string, error) {
 	return *r.Choices[0].Message.Content, nil
 }
 
-// chat gets a whole answer.
+// chat requests a whole answer.
 func (s *workerSuite) chat(ctx context.Context, c *http.Client, prompt string, maxTokens int) (*openai.ChatResponse, error) {
 	status, body, err := answerTo(ctx, c, chatPath, s.body(false, prompt, maxTokens, nil))
 	if err != nil {
@@ -112,7 +112,7 @@ func (s *workerSuite) answers(t *testing.T) {
 		}
 		streamed = usage
 	})
-	if !t.Failed() { // else there is nothing to compare with
+	if !t.Failed() { // otherwise there is nothing to compare with
 		t.Run("usage", func(t *testing.T) { s.usage(t, c, whole, streamed) })
 		t.Run("utf-8", func(t *testing.T) { s.utf8(t, c) })
 	}
@@ -140,7 +140,7 @@ func (s *workerSuite) answers(t *testing.T) {
 	})
 }
 
-// errorIn returns the error of OpenAI's envelope; nil: there is none.
+// errorIn returns the error in OpenAI's envelope; nil: there is none.
 func errorIn(body []byte) *openai.Error {
 	var envelope struct {
 		Error *openai.Error `json:"error"`
@@ -151,7 +151,7 @@ func errorIn(body []byte) *openai.Error {
 	return nil
 }
 
-// stream gets a streamed answer of a few tokens.
+// stream requests a streamed answer of a few tokens.
 func (s *workerSuite) stream(t *testing.T, c *http.Client, prompt string) (string, *openai.Usage) {
 	t.Helper()
 	resp, err := post(t.Context(), c, chatPath, s.body(true, prompt, answerTokens, nil))
@@ -213,7 +213,7 @@ func readStream(t *testing.T, r io.Reader) (string, *openai.Usage) {
 	return text.String(), usage
 }
 
-// usage holds the counts against what can be known without the model's vocabulary.
+// usage checks the counts as far as possible without the model's vocabulary.
 func (s *workerSuite) usage(t *testing.T, c *http.Client, whole *openai.ChatResponse, streamed *openai.Usage) {
 	if whole.Usage == nil || streamed == nil {
 		brokenNow(t, "usage", "the whole answer has usage %+v, and the stream, which asked for it, %+v", whole.Usage, streamed)
@@ -245,7 +245,7 @@ func (s *workerSuite) usage(t *testing.T, c *http.Client, whole *openai.ChatResp
 	}
 }
 
-// utf8 asks for an answer that is likely to have characters of several bytes.
+// utf8 prompts for an answer that is likely to have multi-byte characters.
 func (s *workerSuite) utf8(t *testing.T, c *http.Client) {
 	const prompt = "Say these words again: Zürich naïve 東京 🐝🐝 ñandú"
 	whole, err := s.chat(t.Context(), c, prompt, answerTokens)
@@ -277,12 +277,12 @@ func (s *workerSuite) crowd(t *testing.T) {
 	wg.Wait()
 }
 
-// slotMargin is how much longer than a request beyond the slots the others must go on for it to
-// count as answered beside them. It covers what the client's own reading is late.
+// slotMargin is how long the other requests must keep running, after the request beyond the slots,
+// for it to count as served alongside them. It covers the delay of the client's own reading.
 const slotMargin = 250 * time.Millisecond
 
-// slotLimit sends one streamed request more than there are slots: its text may come only when one
-// of the others has ended.
+// slotLimit sends one more streamed request than there are slots: its text may arrive only after
+// one of the others has ended.
 func (s *workerSuite) slotLimit(t *testing.T) {
 	w, c := s.started(t, s.o.LongConfig)
 	s.needsChat(t, w)
@@ -329,7 +329,8 @@ func (s *workerSuite) slotLimit(t *testing.T) {
 	}
 }
 
-// watch reads a long stream to its end, and closes first at its first text, or at its end.
+// watch reads a long stream to its end. It closes first at its first text, or at its end if there
+// is none.
 func (s *workerSuite) watch(ctx context.Context, c *http.Client, first chan<- struct{}) {
 	var once sync.Once
 	defer once.Do(func() { close(first) })
@@ -355,7 +356,7 @@ func (s *workerSuite) watch(ctx context.Context, c *http.Client, first chan<- st
 	}
 }
 
-// long starts an answer and returns when its first byte is there.
+// long starts a long answer and returns once its first byte has arrived.
 func (s *workerSuite) long(ctx context.Context, t *testing.T, c *http.Client) io.Reader {
 	t.Helper()
 	resp, err := post(ctx, c, chatPath, s.body(true, s.o.LongPrompt, s.o.LongTokens, nil))
@@ -381,7 +382,7 @@ func active(ctx context.Context, w WorkerInstance, want int) error {
 	return nil
 }
 
-// tooShort skips the test where answers may be over before they can be cut.
+// tooShort skips the test if answers may end before they can be cut.
 func (s *workerSuite) tooShort(t *testing.T, err error) {
 	t.Helper()
 	if s.o.AnyLength {
@@ -407,7 +408,7 @@ func (s *workerSuite) cancel(t *testing.T) {
 	}
 }
 
-// cancelQueued cancels a request that waits for a slot.
+// cancelQueued cancels a request that is queued for a slot.
 func (s *workerSuite) cancelQueued(t *testing.T) {
 	w, c := s.started(t, s.o.LongConfig)
 	s.needsChat(t, w)
@@ -422,7 +423,7 @@ func (s *workerSuite) cancelQueued(t *testing.T) {
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		// until it is cancelled
+		// runs until it is cancelled
 		_, _, _ = answerTo(ctx, c, chatPath, s.body(true, s.o.LongPrompt, s.o.LongTokens, nil))
 	}()
 	deadline := time.Now().Add(patience)

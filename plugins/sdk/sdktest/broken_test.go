@@ -31,7 +31,7 @@ const (
 	builtEnv = "SDKTEST_BUILT"
 )
 
-// broken lists defects, and the rule that each of them breaks; one breaks two.
+// broken maps each defect to the rules that it breaks: one, or in one case two.
 func broken() map[string]string {
 	return map[string]string{
 		"info changes":         "info-stable",
@@ -93,11 +93,11 @@ func broken() map[string]string {
 	}
 }
 
-// places bounds how many suites run at once. Most of the time they wait.
+// places is how many suites run at once. They spend most of their time waiting.
 const places = 8
 
-// Every defect breaks the rule that it is about, and no other: each runs in a process of its own,
-// which must fail and name that rule.
+// Every defect breaks its rule and no other. Each runs in a separate process, which must fail and
+// name that rule.
 func TestSuiteFindsDefects(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {
@@ -135,7 +135,7 @@ func TestSuiteFindsDefects(t *testing.T) {
 	wg.Wait()
 }
 
-// Every rule has a sentence and a name of its own, and stands where authors look.
+// Every rule has a sentence and a unique name, and is listed in the protocol document.
 func TestRules(t *testing.T) {
 	t.Parallel()
 	doc, err := os.ReadFile("../../../contributing/plugin-protocol.md")
@@ -182,7 +182,7 @@ func ofCatalogs() []string {
 	return []string{"resolve changes", "wrong digest", "ignores offset", "hides not found", "ignores limit", "path outside", "url with password", "url not announced", "header without url"}
 }
 
-// ofProcesses has the defects that only a process can have, and what the fake worker calls them.
+// ofProcesses maps the defects that only a process can have to the fake worker's names for them.
 func ofProcesses() map[string]string {
 	return map[string]string{"outlives its tether": "tether", "prints": "stdout", "closes stdout": "closed stdout"}
 }
@@ -210,15 +210,15 @@ type badWorker struct {
 	*fake.Worker
 	defect string
 	infos  int
-	line   chan struct{} // slots of "cancels nothing yet"
+	line   chan struct{} // the slots of "cancels nothing yet"
 	queued atomic.Int32
-	socket string // of the data, for "serves anybody"
+	socket string // the data socket, for "serves anybody"
 	open   *http.Server
 
 	stateFile string
 }
 
-// serveAnybody takes the place of the guarded socket.
+// serveAnybody replaces the guarded socket.
 func (b *badWorker) serveAnybody(h http.Handler) error {
 	if err := os.Remove(b.socket); err != nil {
 		return err
@@ -232,7 +232,7 @@ func (b *badWorker) serveAnybody(h http.Handler) error {
 	return os.Chmod(b.socket, 0o600)
 }
 
-// lenient skips whatever comes before a request.
+// lenient skips anything that precedes a request.
 type lenient struct{ net.Listener }
 
 func (l lenient) Accept() (net.Conn, error) {
@@ -257,7 +257,7 @@ func (c *lenientConn) Read(p []byte) (int, error) {
 	if at := regexp.MustCompile(`(GET|POST) /`).FindIndex(p[:n]); at != nil {
 		return copy(p, p[at[0]:n]), err
 	}
-	n, err = c.Conn.Read(p) // that was the opening alone
+	n, err = c.Conn.Read(p) // the first read was only the opening
 	return n, err
 }
 
@@ -407,7 +407,7 @@ func (b *badWorker) Start(ctx context.Context, s worker.StartSpec, progress func
 	}), nil
 }
 
-// without takes out of a request what a worker ignores.
+// without removes from a request what a defective worker ignores.
 func without(r *http.Request, defect string) *http.Request {
 	var body map[string]any
 	if json.NewDecoder(r.Body).Decode(&body) != nil {
@@ -495,7 +495,7 @@ func (b *badWorker) Stop(ctx context.Context, grace time.Duration) error {
 	return err
 }
 
-// unbreakable goes on when its client is gone.
+// unbreakable keeps writing after its client has disconnected.
 type unbreakable struct{ http.ResponseWriter }
 
 func (u unbreakable) Write(b []byte) (int, error) {
@@ -508,7 +508,7 @@ func (u unbreakable) FlushError() error {
 	return nil
 }
 
-// filter swallows the events that contain drop, and changes what it writes.
+// filter drops the events that contain drop, and applies replace to the rest.
 type filter struct {
 	http.ResponseWriter
 	drop    string

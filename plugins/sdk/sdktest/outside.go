@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// What a process must do beside its answers.
+// This file checks what a process must do besides answering calls.
 
 func (s *workerSuite) brokenStderr(t *testing.T) {
 	w, c := s.started(t, s.o.Config)

@@ -21,21 +21,21 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk"
 )
 
-// process runs an executable for go-plugin, with a private folder and a standard error that can be
-// broken.
+// process runs an executable for go-plugin, with a private folder and a standard error that tests
+// can close.
 type process struct {
 	t    testing.TB
 	cmd  *exec.Cmd
 	dir  string
 	done chan struct{}
 
-	stdout, stderr *os.File // our ends
+	stdout, stderr *os.File // the host's ends
 	tether         *os.File
 	logs           sync.WaitGroup
 
 	mu     sync.Mutex // guards below
-	behind []byte     // of standard output, the beginning of what came behind the first line
-	lines  bool       // the first line is over
+	behind []byte     // beginning of the output after the first line
+	lines  bool       // the first line is complete
 }
 
 var _ runner.Runner = (*process)(nil)
@@ -55,14 +55,14 @@ func newProcess(t testing.TB, path string, env []string) *process {
 }
 
 func (p *process) runner(_ hclog.Logger, set *exec.Cmd, tempDir string) (runner.Runner, error) {
-	_ = os.Remove(tempDir) // go-plugin's own; ours is private and its path shorter
+	_ = os.Remove(tempDir) // go-plugin's folder; ours is private and its path shorter
 	p.cmd.Env = append(append(p.cmd.Env, set.Env...), goplugin.EnvUnixSocketDir+"="+p.dir)
 	return p, nil
 }
 
 // Start starts the process.
 func (p *process) Start(context.Context) error {
-	var ends [3]*os.File // the child's
+	var ends [3]*os.File // the child's ends
 	defer func() {
 		for _, f := range ends {
 			if f != nil {
@@ -92,7 +92,7 @@ func (p *process) Start(context.Context) error {
 		}
 	})
 	go func() {
-		_ = p.cmd.Wait() // how it ended is checked by its effects
+		_ = p.cmd.Wait() // tests check the effects of its exit
 		_ = p.stderr.SetReadDeadline(time.Now().Add(time.Second))
 		p.logs.Wait()
 		close(p.done)
@@ -106,7 +106,7 @@ func (p *process) breakStderr() {
 	p.logs.Wait()
 }
 
-// end kills the process group and waits.
+// end kills the process group and waits for it.
 func (p *process) end() {
 	if p.cmd.Process == nil {
 		return
@@ -121,13 +121,13 @@ func (p *process) end() {
 	_ = p.stdout.Close()
 }
 
-// Wait returns when the process is gone.
+// Wait waits for the process to exit.
 func (p *process) Wait(context.Context) error {
 	<-p.done
 	return nil
 }
 
-// Kill ends the process.
+// Kill kills the process.
 func (p *process) Kill(context.Context) error {
 	p.end()
 	return nil
@@ -136,10 +136,10 @@ func (p *process) Kill(context.Context) error {
 // Stdout carries the handshake.
 func (p *process) Stdout() io.ReadCloser { return tee{p} }
 
-// maxPrinted is how much is kept of what comes on standard output behind the handshake line.
+// maxPrinted is how much of the standard output after the handshake line is kept, in bytes.
 const maxPrinted = 200
 
-// tee passes standard output on and keeps what comes behind the handshake line.
+// tee passes standard output on and keeps what follows the handshake line.
 type tee struct{ *process }
 
 func (r tee) Read(b []byte) (int, error) {
@@ -168,7 +168,7 @@ func (p *process) breakStdout() { _ = p.stdout.Close() }
 // untether closes the plugin's standard input.
 func (p *process) untether() { _ = p.tether.Close() }
 
-// Stderr returns an empty reader for go-plugin: the test's log has the output.
+// Stderr returns an empty reader for go-plugin: the output goes to the test's log.
 func (p *process) Stderr() io.ReadCloser { return io.NopCloser(strings.NewReader("")) }
 
 // Name returns the process's name for messages.
@@ -177,15 +177,15 @@ func (p *process) Name() string { return p.cmd.Path }
 // ID returns the process id.
 func (p *process) ID() string { return fmt.Sprint(p.cmd.Process.Pid) }
 
-// Diagnose adds nothing: the test's log has the plugin's output.
+// Diagnose adds nothing: the plugin's output is in the test's log.
 func (p *process) Diagnose(context.Context) string { return "what it said is in the log above" }
 
-// PluginToHost is the identity.
+// PluginToHost returns the address unchanged.
 func (p *process) PluginToHost(network, address string) (hostNetwork, hostAddress string, err error) {
 	return network, address, nil
 }
 
-// HostToPlugin is the identity.
+// HostToPlugin returns the address unchanged.
 func (p *process) HostToPlugin(network, address string) (pluginNetwork, pluginAddress string, err error) {
 	return network, address, nil
 }

@@ -6,17 +6,17 @@ import (
 	"testing"
 )
 
-// Rule is one thing that a host relies on. A test that fails names the rules that were broken, at
-// the beginning of a line: "rule slot-limit: …".
+// Rule is one behaviour that a host relies on. A failing test names the broken rules at the
+// beginning of a line: "rule slot-limit: …".
 type Rule struct {
 	Name string // short, such as "slot-limit"
 	Text string // one sentence
 }
 
-// RulePrefix begins a line about a broken rule. The rule's name and a colon follow.
+// RulePrefix begins a line about a broken rule. The rule's name and a colon follow it.
 const RulePrefix = "rule "
 
-// rules has every rule, in the order of a plugin's life.
+// rules lists every rule, in the order of a plugin's life.
 var rules = []Rule{
 	{"launch", "The executable starts, prints the handshake line to standard output and serves gRPC where the line says."},
 	{"stdout", "After the handshake line a plugin writes nothing to standard output, and goes on when nobody reads it."},
@@ -91,7 +91,7 @@ var rules = []Rule{
 // Rules returns every rule of the suite.
 func Rules() []Rule { return slices.Clone(rules) }
 
-// RuleNamed finds a rule.
+// RuleNamed returns the rule with the name, and reports whether it exists.
 func RuleNamed(name string) (Rule, bool) {
 	i := slices.IndexFunc(rules, func(r Rule) bool { return r.Name == name })
 	if i < 0 {
@@ -100,7 +100,7 @@ func RuleNamed(name string) (Rule, bool) {
 	return rules[i], true
 }
 
-// broken says that a rule is broken, and how.
+// broken reports a broken rule as a test error.
 func broken(t testing.TB, rule, format string, args ...any) {
 	t.Helper()
 	if _, ok := RuleNamed(rule); !ok {
@@ -109,7 +109,7 @@ func broken(t testing.TB, rule, format string, args ...any) {
 	t.Errorf("%s%s: %s", RulePrefix, rule, fmt.Sprintf(format, args...))
 }
 
-// brokenNow is broken, and ends the test.
+// brokenNow reports a broken rule and ends the test.
 func brokenNow(t testing.TB, rule, format string, args ...any) {
 	t.Helper()
 	broken(t, rule, format, args...)

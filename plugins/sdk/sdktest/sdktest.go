@@ -38,7 +38,7 @@ import (
 // patience is how long a plugin may take for what should be immediate.
 const patience = 10 * time.Second
 
-// startTime is how long a plugin may take until it has printed the handshake line, as with a host.
+// startTime is how long a plugin may take to print the handshake line, the same as with a host.
 const startTime = 20 * time.Second
 
 // inProcess serves register over a connection in memory.
@@ -50,7 +50,7 @@ func inProcess(t testing.TB, register func(*grpc.Server)) *grpc.ClientConn {
 	served := make(chan struct{})
 	go func() {
 		defer close(served)
-		_ = s.Serve(l) // ends with Stop
+		_ = s.Serve(l) // returns on Stop
 	}()
 	conn, err := grpc.NewClient("passthrough:plugin", grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return l.DialContext(ctx) }))
@@ -65,7 +65,7 @@ func inProcess(t testing.TB, register func(*grpc.Server)) *grpc.ClientConn {
 	return conn
 }
 
-// privateDir returns a folder only its owner can enter, with a path short enough for sockets.
+// privateDir returns a folder that only its owner can enter, with a path short enough for sockets.
 func privateDir(t testing.TB) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "sdk") //nolint:usetesting // t.TempDir has the test's name in its path
@@ -80,17 +80,17 @@ func logger(t testing.TB) hclog.Logger {
 	return hclog.New(&hclog.LoggerOptions{Name: "plugin", Level: hclog.Debug, Output: t.Output()})
 }
 
-// config is what a host makes of an empty config block.
+// config holds the defaults and required settings of an empty config block.
 type config struct {
 	defaults map[string]json.RawMessage
-	required []string // without a default
+	required []string // settings without a default
 }
 
-// with returns the defaults with the members of over on top.
+// with returns the defaults overridden by the members of over.
 func (c config) with(over json.RawMessage) json.RawMessage {
 	all := maps.Clone(c.defaults)
 	if len(over) > 0 && json.Unmarshal(over, &all) != nil {
-		return over // for the plugin to refuse
+		return over // the plugin must reject it
 	}
 	text, err := json.Marshal(all)
 	if err != nil {
@@ -99,14 +99,14 @@ func (c config) with(over json.RawMessage) json.RawMessage {
 	return text
 }
 
-// missing returns the required settings that over has not.
+// missing returns the required settings that over lacks.
 func (c config) missing(over json.RawMessage) []string {
 	given := map[string]json.RawMessage{}
-	_ = json.Unmarshal(over, &given) // what is no object has none
+	_ = json.Unmarshal(over, &given) // a value that is not an object has no members
 	return slices.DeleteFunc(slices.Clone(c.required), func(name string) bool { return given[name] != nil })
 }
 
-// skipWithout skips a test of a plugin that nobody configured enough.
+// skipWithout skips the test if required settings are missing.
 func skipWithout(t testing.TB, missing []string) {
 	t.Helper()
 	if len(missing) > 0 {
@@ -114,8 +114,8 @@ func skipWithout(t testing.TB, missing []string) {
 	}
 }
 
-// plugin checks what every plugin must do, and returns what its schema says of a configuration.
-// fresh makes one that is not configured.
+// plugin checks what every plugin must do, and returns the defaults and required settings of its
+// schema. fresh returns an unconfigured plugin.
 func plugin(t *testing.T, kind sdk.Kind, fresh func(t testing.TB) sdk.Plugin, good, bad json.RawMessage) config {
 	var c config
 	t.Run("info", func(t *testing.T) {
@@ -162,7 +162,7 @@ func plugin(t *testing.T, kind sdk.Kind, fresh func(t testing.TB) sdk.Plugin, go
 		checkSchema(t, "", first)
 		c = configOf(first)
 		if len(c.required) > 0 {
-			return // the defaults alone are no configuration
+			return // the defaults alone are not a complete configuration
 		}
 		defaults := c.with(nil)
 		diags, err := p.Configure(t.Context(), sdk.Config{JSON: defaults})
@@ -237,7 +237,7 @@ func checkSchema(t *testing.T, at string, s sdk.Schema) {
 	}
 }
 
-// configOf reads a schema.
+// configOf returns the defaults and required settings of a schema.
 func configOf(s sdk.Schema) config {
 	c := config{defaults: map[string]json.RawMessage{}}
 	for _, a := range s.Attributes {
@@ -261,36 +261,36 @@ func configOf(s sdk.Schema) config {
 	return c
 }
 
-// CatalogTarget is a catalog source to test. Each call of Launch gives one that nobody configured.
+// CatalogTarget is a catalog source to test. Each call of Launch returns a new, unconfigured one.
 type CatalogTarget struct {
 	Launch func(t testing.TB) catalog.Source
 }
 
-// CatalogInProcess tests an implementation in this process, through the wire.
+// CatalogInProcess tests an implementation in this process, over the wire protocol.
 func CatalogInProcess(source func() catalog.Source) CatalogTarget {
 	return CatalogTarget{Launch: func(t testing.TB) catalog.Source {
 		return catalog.NewClient(inProcess(t, func(s *grpc.Server) { catalog.Register(s, source()) }))
 	}}
 }
 
-// CatalogBinary tests an executable. env is added to a small environment: NAME=value.
+// CatalogBinary tests an executable. env is appended to a small environment: NAME=value.
 func CatalogBinary(path string, env ...string) CatalogTarget {
 	return CatalogTarget{Launch: func(t testing.TB) catalog.Source { return catalog.NewClient(start(t, sdk.KindCatalog, path, env).conn) }}
 }
 
-// CatalogOptions say what the source under test knows.
+// CatalogOptions describe what the source under test can find.
 type CatalogOptions struct {
-	// what Configure is given, on top of the schema's defaults; nil: the defaults
+	// passed to Configure, on top of the schema's defaults; nil: the defaults
 	Config    json.RawMessage
-	BadConfig json.RawMessage // likewise; must be refused with a path; nil: not tested
-	// exists, and is small enough to be fetched several times; empty: resolving and fetching are
-	// not tested
+	BadConfig json.RawMessage // likewise; must be rejected with a path; nil: not tested
+	// an existing reference, small enough to be fetched several times; empty: resolving and
+	// fetching are not tested
 	Ref   string
-	NoRef string // well-formed, and does not exist; empty: not tested
-	Query string // finds at least one item; empty: everything
-	// Unsearchable says that Search finds nothing by itself.
+	NoRef string // well-formed, but does not exist; empty: not tested
+	Query string // must find at least one item; empty: everything
+	// Unsearchable means that Search may find nothing.
 	Unsearchable bool
-	// AllowAddresses are handed to Configure: servers of a test are on this machine.
+	// AllowAddresses is passed to Configure: a test's servers run on this machine.
 	AllowAddresses []string
 }
 
@@ -383,13 +383,13 @@ func catalogResolve(t *testing.T, s catalog.Source, o CatalogOptions) {
 		}
 	}
 	again, err := s.Resolve(t.Context(), m.Ref)
-	m.Notes, again.Notes = nil, nil // about the reference that was asked for
+	m.Notes, again.Notes = nil, nil // notes may depend on the reference as asked
 	if err != nil || !reflect.DeepEqual(m, again) {
 		broken(t, "resolve-exact", "the exact reference %q gives %+v, then %+v (%v)", m.Ref, m, again, err)
 	}
 }
 
-// checkURL checks where the host may take a file from by itself.
+// checkURL checks the URL from which the host may fetch a file itself.
 func checkURL(t *testing.T, s catalog.Source, f catalog.File) {
 	t.Helper()
 	if f.URL == "" {
@@ -452,7 +452,7 @@ func (noClient) GRPCClient(context.Context, *goplugin.GRPCBroker, *grpc.ClientCo
 	return nil, sdk.ErrUnsupported
 }
 
-// within says that a rule is broken when fn takes longer than the limit.
+// within returns fn's error, and reports a broken rule if fn takes longer than the limit.
 func within(t testing.TB, rule string, limit time.Duration, what string, fn func() error) error {
 	t.Helper()
 	done := make(chan error, 1)
@@ -466,7 +466,8 @@ func within(t testing.TB, rule string, limit time.Duration, what string, fn func
 	}
 }
 
-// eventually waits for check, and says that a rule is broken when it does not come true.
+// eventually polls check until it returns nil, and reports a broken rule if it never does within
+// the limit.
 func eventually(t testing.TB, rule string, limit time.Duration, check func() error) {
 	t.Helper()
 	deadline := time.After(limit)

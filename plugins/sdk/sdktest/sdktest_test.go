@@ -29,7 +29,7 @@ func TestMain(m *testing.M) {
 
 func run(m *testing.M) (int, error) {
 	if os.Getenv(breakEnv) != "" {
-		return m.Run(), nil // needs no executables
+		return m.Run(), nil // these tests need no executables
 	}
 	dir, err := os.MkdirTemp("", "rbee-sdktest")
 	if err != nil {

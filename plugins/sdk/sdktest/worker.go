@@ -20,7 +20,7 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/worker"
 )
 
-// WorkerClient is a worker as its host calls it. *worker.Client is one.
+// WorkerClient is a worker as its host calls it. *worker.Client implements it.
 type WorkerClient interface {
 	sdk.Plugin
 	Fingerprint(ctx context.Context, emit func(worker.Fingerprint) error) error
@@ -32,33 +32,33 @@ type WorkerClient interface {
 
 var _ WorkerClient = (*worker.Client)(nil)
 
-// WorkerInstance is one running worker that nobody configured.
+// WorkerInstance is one running, unconfigured worker.
 type WorkerInstance struct {
 	Client     WorkerClient
-	DataSocket string          // where Start shall serve
-	Exited     <-chan struct{} // closed when the process is gone; nil where there is none
-	// BreakStderr and BreakStdout do to the process's standard error and output what the death of
-	// its host does; nil where it cannot be done. So are the others.
+	DataSocket string          // where Start must serve
+	Exited     <-chan struct{} // closed when the process exits; nil if there is no process
+	// BreakStderr and BreakStdout close the host's end of the process's standard error and output,
+	// as the host's death would; nil if that is impossible. The same holds for the fields below.
 	BreakStderr, BreakStdout func()
-	// the beginning of what came on standard output behind the handshake line
+	// the beginning of the standard output after the handshake line
 	Printed  func() string
-	Untether func() // ends the process's standard input
+	Untether func() // closes the process's standard input
 }
 
-// WorkerTarget is a worker type to test. Each call of Launch gives a new worker, which ends with
+// WorkerTarget is a worker type to test. Each call of Launch returns a new worker, which ends with
 // the test.
 type WorkerTarget struct {
 	Launch func(t testing.TB) WorkerInstance
 }
 
-// WorkerInProcess tests an implementation in this process, through the wire.
+// WorkerInProcess tests an implementation in this process, over the wire protocol.
 func WorkerInProcess(backend func() worker.Backend) WorkerTarget {
 	return WorkerTarget{Launch: func(t testing.TB) WorkerInstance {
 		dir := privateDir(t)
 		var stop func(context.Context, time.Duration) error
 		conn := inProcess(t, func(s *grpc.Server) { stop = worker.Register(s, backend(), logger(t)) })
 		t.Cleanup(func() {
-			if err := stop(context.Background(), 0); err != nil { // the test's context is over
+			if err := stop(context.Background(), 0); err != nil { // the test's context has ended
 				t.Errorf("Stop at the end: %v", err)
 			}
 		})
@@ -66,7 +66,7 @@ func WorkerInProcess(backend func() worker.Backend) WorkerTarget {
 	}}
 }
 
-// WorkerBinary tests an executable. env is added to a small environment: NAME=value.
+// WorkerBinary tests an executable. env is appended to a small environment: NAME=value.
 func WorkerBinary(path string, env ...string) WorkerTarget {
 	return WorkerTarget{Launch: func(t testing.TB) WorkerInstance {
 		p := start(t, sdk.KindWorker, path, env)
@@ -77,33 +77,33 @@ func WorkerBinary(path string, env ...string) WorkerTarget {
 	}}
 }
 
-// WorkerOptions say what the worker under test needs.
+// WorkerOptions describe what the worker under test needs.
 type WorkerOptions struct {
-	// what Configure is given, on top of the schema's defaults; nil: the defaults
+	// passed to Configure, on top of the schema's defaults; nil: the defaults
 	Config        json.RawMessage
-	BadConfig     json.RawMessage // likewise; must be refused with a path; nil: not tested
+	BadConfig     json.RawMessage // likewise; must be rejected with a path; nil: not tested
 	EngineDir     string          // as in sdk.Config
-	ModelPath     string          // empty: an empty file, which most worker types refuse
+	ModelPath     string          // empty: an empty file, which most worker types reject
 	Device        string          // empty: the first one that Fingerprint reports without a problem
 	Slots         int             // 0: 2
 	ContextTokens int
 	Threads       int
-	StartTimeout  time.Duration // how long loading may take; 0: a minute
-	Prompt        string        // of the requests; empty: "Count to ten."
+	StartTimeout  time.Duration // how long loading may take; 0: one minute
+	Prompt        string        // prompt of the requests; empty: "Count to ten."
 	// LongConfig makes answers long enough to be cancelled in the middle; nil: Config. LongTokens
 	// is their max_tokens; 0: 512.
 	LongConfig json.RawMessage
 	LongTokens int
 	LongPrompt string // empty: Prompt
-	// AnyLength says that answers may be over before they can be cut in the middle: what needs
-	// longer ones is then skipped.
+	// AnyLength means that answers may end before they can be cut in the middle: tests that need
+	// longer ones are then skipped.
 	AnyLength bool
-	// NoStart says that there is no engine or no model to start with: what needs a worker that
-	// serves is skipped.
+	// NoStart means that there is no engine or no model to start with: tests that need a running
+	// worker are skipped.
 	NoStart bool
 }
 
-// modelID is what the suite calls the model.
+// modelID is the suite's name for the model.
 const modelID = "sdktest-model"
 
 // Worker runs the suite.
@@ -130,7 +130,7 @@ func Worker(t *testing.T, target WorkerTarget, o WorkerOptions) {
 	t.Run("tether", s.starts(s.tether))
 }
 
-// starts returns a test that needs an engine and a model.
+// starts wraps a test that needs an engine and a model.
 func (s *workerSuite) starts(test func(*testing.T)) func(*testing.T) {
 	return func(t *testing.T) {
 		if s.o.NoStart {
@@ -143,7 +143,7 @@ func (s *workerSuite) starts(test func(*testing.T)) func(*testing.T) {
 type workerSuite struct {
 	target  WorkerTarget
 	o       WorkerOptions
-	missing []string // required settings that nobody gave
+	missing []string // required settings without a value
 }
 
 func (s *workerSuite) defaults(t *testing.T) {
@@ -198,7 +198,7 @@ func (s *workerSuite) spec(t testing.TB, w WorkerInstance) worker.StartSpec {
 	}
 }
 
-// stateFile is where a worker may keep what it has read.
+// stateFile returns the path at which a worker may keep its state.
 func stateFile(w WorkerInstance) string { return filepath.Join(filepath.Dir(w.DataSocket), "state") }
 
 var errEnough = errors.New("enough")
@@ -225,7 +225,7 @@ func firstDevice(t testing.TB, c WorkerClient) string {
 	return id
 }
 
-// started is a worker that serves.
+// started returns a worker that is ready.
 func (s *workerSuite) started(t testing.TB, config json.RawMessage) (WorkerInstance, *http.Client) {
 	t.Helper()
 	w := s.configured(t, config)
@@ -245,7 +245,7 @@ func (s *workerSuite) started(t testing.TB, config json.RawMessage) (WorkerInsta
 	return w, dataClient(t, w.DataSocket, opening)
 }
 
-// dataOpening is what connections to the data socket begin with where the worker checks it.
+// dataOpening begins every connection to the data socket of a worker that checks it.
 const dataOpening = "rbee sdktest-opening\n"
 
 func dataClient(t testing.TB, socket, opening string) *http.Client {
@@ -309,7 +309,7 @@ func (s *workerSuite) fingerprint(t *testing.T) {
 func (s *workerSuite) refusedStarts(t *testing.T) {
 	for name, tc := range map[string]struct {
 		change func(*worker.StartSpec)
-		is     error // nil: any
+		is     error // nil: any error
 	}{
 		"no slots":         {func(p *worker.StartSpec) { p.Slots = 0 }, sdk.ErrInvalid},
 		"no nonce":         {func(p *worker.StartSpec) { p.Nonce = "" }, sdk.ErrInvalid},
@@ -380,7 +380,8 @@ func (s *workerSuite) life(t *testing.T) {
 	}
 }
 
-// guarded sees that a worker that says so serves nobody who does not know the opening.
+// guarded checks that a worker that reports DataGuarded serves only connections with the right
+// opening.
 func (*workerSuite) guarded(t *testing.T, w WorkerInstance) {
 	t.Helper()
 	for name, opening := range map[string]string{"none": "", "another": strings.Repeat("x", len(dataOpening)), "a part": dataOpening[:len(dataOpening)/2]} {

@@ -18,9 +18,9 @@ import (
 )
 
 // Catalog is the fake catalog source: the files of one folder are its items, each a model named
-// like the file without its ending. A folder in it is a model of its files, in the order of their
-// names. The reference "refused" is unauthenticated and "away" unavailable; "stuck" is a model
-// whose bytes stop coming after the first.
+// after its file without the extension. A subfolder is a model of the files in it, sorted by name.
+// The reference "refused" is unauthenticated and "away" unavailable; "stuck" is a model whose
+// transfer hangs after the first byte.
 type Catalog struct {
 	name string
 	dir  string // set by Configure
@@ -28,20 +28,20 @@ type Catalog struct {
 
 var _ catalog.Source = (*Catalog)(nil)
 
-// NewCatalog makes a fake catalog source. The name is what Info calls it.
+// NewCatalog returns a fake catalog source with the given name.
 func NewCatalog(name string) *Catalog { return &Catalog{name: name} }
 
-// Info says who the fake is.
+// Info describes the fake.
 func (c *Catalog) Info(context.Context) (sdk.Info, error) {
 	return sdk.Info{Name: c.name, Kind: sdk.KindCatalog, Version: Version, Summary: "Offers the files of a folder, for tests."}, nil
 }
 
-// Schema has the folder.
+// Schema has one setting, the folder.
 func (c *Catalog) Schema(context.Context) (sdk.Schema, error) {
 	return sdk.Schema{Attributes: []sdk.Attribute{{Name: "dir", Type: "string", Default: json.RawMessage(`""`), Doc: "The folder. Empty: the source has nothing."}}}, nil
 }
 
-// Configure takes the folder.
+// Configure sets the folder.
 func (c *Catalog) Configure(_ context.Context, config sdk.Config) (sdk.Diagnostics, error) {
 	var v struct {
 		Dir string `json:"dir"`
@@ -70,7 +70,7 @@ func (c *Catalog) open() (*os.Root, error) {
 	return root, nil
 }
 
-// Search emits the files whose names hold the text.
+// Search emits the files whose names contain the text.
 func (c *Catalog) Search(_ context.Context, q catalog.Query, emit func(catalog.Item) error) error {
 	if c.dir == "" || (q.Kind != "" && q.Kind != catalog.KindModel) {
 		return nil
@@ -121,10 +121,10 @@ func (c *Catalog) Resolve(_ context.Context, ref string) (catalog.Manifest, erro
 	return catalog.Manifest{Ref: ref, Name: name, Kind: catalog.KindModel, Version: "1", License: "Apache-2.0", Files: []catalog.File{file}}, nil
 }
 
-// stuck is the reference of a model that never arrives.
+// stuck is the reference of a model whose transfer never completes.
 const stuck = "stuck"
 
-// folder describes the files of a folder; none where ref is no folder.
+// folder describes the files of a folder; none if ref is not a folder.
 func (c *Catalog) folder(ref string) ([]catalog.File, error) {
 	root, err := c.open()
 	if err != nil {
@@ -132,7 +132,7 @@ func (c *Catalog) folder(ref string) ([]catalog.File, error) {
 	}
 	defer root.Close()
 	if info, err := root.Stat(ref); err != nil || !info.IsDir() {
-		return nil, nil // the caller looks for a file of this name
+		return nil, nil // the caller then looks for a file of this name
 	}
 	entries, err := fs.ReadDir(root.FS(), ref)
 	if err != nil {
@@ -149,7 +149,7 @@ func (c *Catalog) folder(ref string) ([]catalog.File, error) {
 	return files, nil
 }
 
-// describe computes a file's digest.
+// describe returns a file with its computed digest.
 func (c *Catalog) describe(ref, name string) (catalog.File, error) {
 	f, err := c.file(name)
 	if err != nil {
@@ -180,7 +180,7 @@ func (c *Catalog) file(ref string) (*os.File, error) {
 	return f, nil
 }
 
-// Fetch writes the file from offset on.
+// Fetch writes the file from offset to its end.
 func (c *Catalog) Fetch(ctx context.Context, file catalog.File, offset int64, w io.Writer) error {
 	if file.Locator == stuck {
 		<-ctx.Done()

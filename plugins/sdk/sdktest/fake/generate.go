@@ -13,12 +13,12 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/worker/api"
 )
 
-// served is what the worker serves once it is started.
+// served returns the options of the API that a started worker serves.
 func (w *Worker) served(spec worker.StartSpec) api.Options {
 	return api.Options{ModelID: spec.ModelID, Gate: worker.NewGate(spec.Slots), Model: w}
 }
 
-// awaitFile waits until there is a file of that name. An empty name waits for nothing.
+// awaitFile waits until the file exists. With an empty name it returns at once.
 func awaitFile(ctx context.Context, name string) error {
 	for name != "" {
 		if _, err := os.Stat(name); err == nil {
@@ -31,7 +31,7 @@ func awaitFile(ctx context.Context, name string) error {
 	return nil
 }
 
-// Generate answers with the words of the last message, with the configured delays and accidents.
+// Generate answers with the words of the last message, with the configured delays and failures.
 func (w *Worker) Generate(ctx context.Context, r api.Request, emit func(string) error) error {
 	text := r.Prompt
 	for _, m := range r.Messages {

@@ -1,8 +1,8 @@
-// Package fake holds a worker and a catalog source without an engine and without a network, for
-// tests of whatever uses plugins.
+// Package fake provides a worker and a catalog source that need no engine and no network, for tests
+// of code that uses plugins.
 //
 // The worker answers a prompt with the prompt's own words, one token each. Its config block makes
-// it slow, fail, hang or crash.
+// it slow, or makes it fail, hang or crash.
 package fake
 
 import (
@@ -26,7 +26,7 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/worker/api"
 )
 
-// Version is what the fakes call their version.
+// Version is the version that the fakes report.
 const Version = "1.2.3"
 
 // Worker is the fake worker type. Create it with NewWorker.
@@ -36,7 +36,7 @@ type Worker struct {
 
 	mu       sync.Mutex // guards below
 	config   workerConfig
-	kept     []byte // what an earlier worker left
+	kept     []byte // state file that an earlier worker left
 	spec     worker.StartSpec
 	state    worker.State
 	gate     *worker.Gate // nil before Start
@@ -45,7 +45,7 @@ type Worker struct {
 
 var _ worker.Backend = (*Worker)(nil)
 
-// workerConfig is the config block, decoded.
+// workerConfig is the decoded config block.
 type workerConfig struct {
 	TokenDelay       string         `json:"token_delay"`
 	LastToken        string         `json:"last_token"`
@@ -73,18 +73,18 @@ type deviceConfig struct {
 	FreeBytes  int64  `json:"free_bytes"`
 }
 
-// NewWorker makes a fake worker type. The name is what Info calls it.
+// NewWorker returns a fake worker type with the given name.
 func NewWorker(name string, log hclog.Logger) *Worker {
 	return &Worker{name: name, log: log, state: worker.StateIdle}
 }
 
-// NameOf returns the plugin name in an executable's path: the part behind rbee-<kind>-. A copy of a
-// fake's executable is thus a plugin of its own.
+// NameOf returns the plugin name in an executable's path: the part after rbee-<kind>-. A copy of a
+// fake's executable is therefore a plugin of its own.
 func NameOf(kind sdk.Kind, path string) string {
 	return strings.TrimPrefix(filepath.Base(path), fmt.Sprintf("rbee-%s-", kind))
 }
 
-// Info says who the fake is.
+// Info describes the fake.
 func (w *Worker) Info(context.Context) (sdk.Info, error) {
 	info := sdk.Info{Name: w.name, Kind: sdk.KindWorker, Version: Version, Summary: "Answers with the words of the prompt, for tests.", Formats: []string{sdk.FormatGGUF}}
 	if w.name == Engined {
@@ -93,14 +93,14 @@ func (w *Worker) Info(context.Context) (sdk.Info, error) {
 	return info, nil
 }
 
-// Engined is the name under which the fake worker says that it needs an engine: words v2, or v1.
+// Engined is the plugin name for which the fake worker declares an engine: words v2, or v1.
 const Engined = "engined"
 
 func engine(n string) sdk.Engine {
 	return sdk.Engine{Name: "words", Version: "v" + n, Ref: "fake:words@" + n, Prefix: "lib/", Links: map[string]string{"libwords.so": "libwords.v" + n + ".so"}}
 }
 
-// Schema lists the knobs.
+// Schema lists the settings.
 func (w *Worker) Schema(context.Context) (sdk.Schema, error) {
 	attr := func(name, typ, def, doc string) sdk.Attribute {
 		return sdk.Attribute{Name: name, Type: typ, Default: json.RawMessage(def), Doc: doc}
@@ -134,7 +134,7 @@ func (w *Worker) Schema(context.Context) (sdk.Schema, error) {
 	}, nil
 }
 
-// Configure takes the knobs.
+// Configure applies the settings.
 func (w *Worker) Configure(ctx context.Context, config sdk.Config) (sdk.Diagnostics, error) {
 	var c workerConfig
 	if err := json.Unmarshal(config.JSON, &c); err != nil {
@@ -216,7 +216,7 @@ func (w *Worker) fingerprint() worker.Fingerprint {
 	f := worker.Fingerprint{Problem: c.Problem, ByName: c.ByName, Models: c.Models, Checks: []worker.Check{{Name: "words", Passed: c.Problem == "", Detail: "the words of a prompt can be told apart"}}}
 	for _, d := range c.Devices {
 		kind := "fake"
-		if d.ID == "cpu" { // main memory, of which hosts know more
+		if d.ID == "cpu" { // main memory, which hosts measure better
 			kind = d.ID
 		}
 		f.Devices = append(f.Devices, worker.Device{ID: d.ID, Kind: kind, Name: "Fake device " + d.ID, TotalBytes: d.TotalBytes, FreeBytes: d.FreeBytes})
@@ -236,7 +236,7 @@ func (w *Worker) Start(ctx context.Context, spec worker.StartSpec, progress func
 		w.set(worker.StateFailed)
 		return nil, err
 	}
-	kept, _ := os.ReadFile(spec.StateFile) // none: nothing was kept
+	kept, _ := os.ReadFile(spec.StateFile) // an error means that nothing was kept
 	_ = os.Remove(spec.StateFile)
 	o := w.served(spec)
 	w.mu.Lock()
@@ -333,7 +333,7 @@ func (w *Worker) current() *worker.Gate {
 	return w.gate
 }
 
-// Stop drains for the grace, then cuts what is left.
+// Stop drains for the grace, then cuts the remaining requests.
 func (w *Worker) Stop(ctx context.Context, grace time.Duration) error {
 	if err := w.hang(ctx, "stop"); err != nil {
 		return err
@@ -354,7 +354,7 @@ func (w *Worker) Stop(ctx context.Context, grace time.Duration) error {
 	return err
 }
 
-// stateFile returns where to keep something; empty: nothing is to be kept.
+// stateFile returns the path of the state file; empty: nothing may be kept.
 func (w *Worker) stateFile() string {
 	w.mu.Lock()
 	defer w.mu.Unlock()

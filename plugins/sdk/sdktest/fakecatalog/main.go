@@ -1,6 +1,5 @@
-// Command rbee-catalog-fake is the catalog source of package fake as a plugin. It misbehaves when
-// it is asked for the references crash, freeze, huge, many and flood, and from its start when
-// RBEE_FAKE_GARBAGE is set.
+// Command rbee-catalog-fake is package fake's catalog source as a plugin. It misbehaves for the
+// references crash, freeze, huge, many and flood, and from its start if RBEE_FAKE_GARBAGE is set.
 package main
 
 import (
@@ -26,7 +25,7 @@ func main() {
 	catalog.Serve(rude{fake.NewCatalog(fake.NameOf(sdk.KindCatalog, os.Args[0]))})
 }
 
-// rude is the fake with bad manners.
+// rude is a fake catalog that misbehaves.
 type rude struct{ *fake.Catalog }
 
 // Resolve does what no plugin should.
@@ -36,7 +35,7 @@ func (r rude) Resolve(ctx context.Context, ref string) (catalog.Manifest, error)
 		os.Exit(3)
 	case "freeze":
 		_ = syscall.Kill(os.Getpid(), syscall.SIGSTOP)
-		<-ctx.Done() // the other threads stop a little later
+		<-ctx.Done() // SIGSTOP reaches the other threads slightly later
 		return catalog.Manifest{}, ctx.Err()
 	case "huge":
 		return catalog.Manifest{Ref: ref, Name: strings.Repeat("x", 256<<20)}, nil
@@ -53,7 +52,7 @@ func (r rude) Resolve(ctx context.Context, ref string) (catalog.Manifest, error)
 	return r.Catalog.Resolve(ctx, ref)
 }
 
-// garbage says that it is a plugin, and then speaks no protocol.
+// garbage prints a handshake line and then sends bytes of no protocol.
 func garbage() {
 	socket := filepath.Join(os.Getenv("PLUGIN_UNIX_SOCKET_DIR"), "garbage")
 	l, err := net.Listen("unix", socket)

@@ -1,5 +1,5 @@
-// Command rbee-worker-fake is the worker of package fake as a plugin. The environment variable
-// FAKE_DEFECT, which no host passes on, breaks it for the tests of the conformance suite.
+// Command rbee-worker-fake is package fake's worker as a plugin. The environment variable
+// FAKE_DEFECT, which no host passes on, breaks it for tests of the conformance suite.
 package main
 
 import (
@@ -18,7 +18,7 @@ func main() {
 	case "tether":
 		_ = os.Unsetenv(sdk.EnvTether)
 	case "stdout":
-		if fd, err := syscall.Dup(1); err == nil { // before the SDK makes it standard error
+		if fd, err := syscall.Dup(1); err == nil { // before the SDK redirects it to standard error
 			b = chatty{b, os.NewFile(uintptr(fd), "stdout")}
 		}
 	case "closed stdout":
@@ -27,13 +27,13 @@ func main() {
 	worker.Serve(b)
 }
 
-// chatty writes to the protocol's standard output.
+// chatty writes to the process's original standard output, which belongs to the protocol.
 type chatty struct {
 	worker.Backend
 	out *os.File
 }
 
 func (c chatty) Status(ctx context.Context) (worker.Status, error) {
-	_, _ = c.out.WriteString("status was asked for\n") // the host may be gone
+	_, _ = c.out.WriteString("status was asked for\n") // an error means that the host has exited
 	return c.Backend.Status(ctx)
 }
