@@ -25,46 +25,48 @@ type Backend interface {
 	// called at most once in the life of a process. The SDK serves the returned handler, which
 	// speaks OpenAI's HTTP API, on the worker's data socket.
 	Start(ctx context.Context, spec StartSpec, progress func(Progress) error) (http.Handler, error)
-	// Status reports the state and the load of the worker. It is cheap and answers also while a
+	// Status reports the state and the load of the worker. It is cheap, and answers even while a
 	// model loads.
 	Status(ctx context.Context) (Status, error)
-	// Drain refuses new work and returns when the last running request is finished, or with ctx.
+	// Drain refuses new work and returns when the last running request has finished, or when ctx
+	// ends.
 	Drain(ctx context.Context) error
 	// Stop ends the work within grace and frees the device. It is idempotent; the process exits
-	// after it.
+	// afterwards.
 	Stop(ctx context.Context, grace time.Duration) error
 }
 
-// Sharer is a Backend that takes another part of the processor while it runs: hosts tell it, now
-// and then, how many workers compute with it, as StartSpec.CPUWorkers did. Share does not block.
+// Sharer is a Backend that can change its share of the processor while it runs. The host
+// occasionally reports the number of workers that compute with the processor, as
+// StartSpec.CPUWorkers does at the start. Share does not block.
 type Sharer interface {
 	Share(cpuWorkers int)
 }
 
 // Fingerprint is what a worker type detects on its machine.
 type Fingerprint struct {
-	// Problem says in one sentence why the worker type cannot work here and what to do; empty: it
-	// can.
+	// Problem is a sentence that says why the worker type cannot work here and what to do; empty:
+	// it can.
 	Problem string
-	// Warnings are worth telling the operator although the type works.
+	// Warnings are for the operator, about issues that do not stop the type from working.
 	Warnings []string
 	Devices  []Device
 	// Checks lists what the worker type has verified, for example that the engine is one that it
-	// was built for; people see them with the installed binary.
+	// was built for; they are shown with the installed binary.
 	Checks []Check
-	// ByName says that the type's server finds models itself, by their names: StartSpec.ModelPath
-	// is empty then.
+	// ByName means that the type's server finds models itself, by name: StartSpec.ModelPath is then
+	// empty.
 	ByName bool
-	// Models lists names of such models, at most MaxModels of at most MaxModelBytes. They are
-	// offered to clients; others can be started by name all the same.
+	// Models lists names of such models: at most MaxModels, each of at most MaxModelBytes. They are
+	// offered to clients; others can still be started by name.
 	Models []string
-	// Beside lists what each worker loads beside its model with the settings of its block: files
-	// of RoleAdapter and RoleDraft, at most MaxBeside. The host counts their memory.
+	// Beside lists what each worker loads in addition to its model with the settings of its block:
+	// files of RoleAdapter and RoleDraft, at most MaxBeside. The host counts their memory.
 	Beside []ModelFile
-	// BesideBytes is memory of the device that each worker takes beside that, whatever its model.
+	// BesideBytes is the device memory that each worker takes on top of that, whatever its model.
 	BesideBytes int64
-	// Formats and Architectures are those of sdk.Info where the settings of the block decide them:
-	// a host takes them in place of Info's if there are Formats.
+	// Formats and Architectures replace those of sdk.Info if the settings of the block decide them:
+	// a host uses them instead if Formats is not empty.
 	Formats       []string
 	Architectures []string
 }
@@ -83,81 +85,82 @@ type Check struct {
 	Detail string // for people: what was compared with what
 }
 
-// Device is one thing that models can be loaded on.
+// Device is something that models can be loaded on.
 type Device struct {
 	ID         string // unique on the machine: "cpu", "cuda:0", "metal:0"
 	Kind       string // "cpu", "cuda", "metal", "vulkan", …
 	Name       string // for people: "NVIDIA RTX 4090"
-	TotalBytes int64  // memory of the device; 0: unknown
-	FreeBytes  int64  // memory free now; 0 with a TotalBytes of 0: unknown
+	TotalBytes int64  // device memory; 0: unknown
+	FreeBytes  int64  // memory free now; unknown if TotalBytes is 0 as well
 	Problem    string // why the device cannot be used; empty: it can
 }
 
-// StartSpec says what a worker should serve.
+// StartSpec describes what a worker must serve.
 type StartSpec struct {
 	WorkerID string
-	// Nonce is random per start; Status returns it, so that a host can tell this worker from
-	// another behind the same socket.
+	// Nonce is random per start; Status returns it, so that a host can distinguish this worker from
+	// another one behind the same socket.
 	Nonce string
 	// ModelPath is a GGUF file; empty for a type that serves models by name.
 	ModelPath string
 	ModelID   string // the name that clients use
 	Device    string // a Device.ID
 	Slots     int    // requests served at once, 1 or more
-	// ContextTokens is positions per slot; 0: the backend's choice, at most what the model was
-	// trained for.
+	// ContextTokens is the number of positions per slot; 0: the backend's choice, at most what the
+	// model was trained for.
 	ContextTokens int
 	Threads       int    // CPU threads; 0: the backend's choice
 	EngineDir     string // as in sdk.Config
-	// DataOpening is what each connection to the data socket must begin with, MaxDataOpening bytes
-	// at most; empty: nothing. Package worker sees to it: a Backend gets an empty one.
+	// DataOpening is what each connection to the data socket must begin with, at most
+	// MaxDataOpening bytes; empty: nothing. Package worker enforces it: the Backend's own copy is
+	// empty.
 	DataOpening string
-	// Files are what to load, ModelPath first. The first of several parts of a model stands for
-	// all, which are beside it. Empty where the host is older or there is none. The SDK refuses a
-	// role that it does not know.
+	// Files lists the files to load, ModelPath first. The first part of a split model stands for
+	// all its parts, which lie beside it. Empty if the host is older or there is no file. The SDK
+	// rejects an unknown role.
 	Files []ModelFile
 	// ModelDigest is the digest of the model's files, such as "sha256:…"; empty: unknown.
 	ModelDigest string
-	// StateFile is a file in a folder of the worker's own, in which it may keep what it has read of
-	// conversations when it is stopped: the host hands it to a later worker of the same type and
-	// ModelDigest. Where it is there at Start, an earlier worker left it, or something else did: a
-	// backend checks it and removes it. Empty: nothing may be kept. It is the text of users, so
-	// that a backend keeps nothing unless its configuration says so.
+	// StateFile is a file in the worker's own folder, where it may save what it has read of
+	// conversations when it is stopped: the host passes it to a later worker of the same type and
+	// ModelDigest. If the file exists at Start, an earlier worker, or something else, left it: the
+	// backend checks it and removes it. Empty: nothing may be saved. The file would hold users'
+	// text, so a backend saves nothing unless its configuration allows it.
 	StateFile string
-	// PrefixKey is the secret for Status.PrefixBlocks, at most MaxPrefixKey bytes. Empty: they are
-	// not made.
+	// PrefixKey is the secret for computing Status.PrefixBlocks, at most MaxPrefixKey bytes. Empty:
+	// the backend reports none.
 	PrefixKey []byte
-	// CPUWorkers is how many workers compute with the machine's processor, this one included: where
-	// nobody says a number of threads, they share its cores. 0: the host does not know.
+	// CPUWorkers is how many workers, including this one, compute with the machine's processor:
+	// they share its cores unless a number of threads is configured. 0: the host does not know.
 	CPUWorkers int
 }
 
-// MaxPrefixKey is the most that StartSpec.PrefixKey holds, in bytes.
+// MaxPrefixKey is the longest StartSpec.PrefixKey, in bytes.
 const MaxPrefixKey = 64
 
-// MaxDataOpening is the most that StartSpec.DataOpening holds, in bytes.
+// MaxDataOpening is the longest StartSpec.DataOpening, in bytes.
 const MaxDataOpening = 256
 
-// ModelFile is one file of what a worker serves.
+// ModelFile is one file that a worker loads.
 type ModelFile struct {
 	Path string
 	Role string // RoleModel; in Fingerprint.Beside RoleAdapter or RoleDraft
 }
 
-// Roles of files. StartSpec.Files has RoleModel only: later releases add projector and tokenizer.
+// Roles of files. StartSpec.Files has only RoleModel: later releases add projector and tokenizer.
 const (
 	RoleModel   = "model"   // the model itself
-	RoleAdapter = "adapter" // a LoRA adapter: it takes the size of its file
-	RoleDraft   = "draft"   // a smaller model, with slots and contexts as the model has
+	RoleAdapter = "adapter" // a LoRA adapter: takes as much memory as its file's size
+	RoleDraft   = "draft"   // a smaller model, with the same slots and contexts as the model
 )
 
-// Progress is how far a model is loaded.
+// Progress is how far a model has loaded.
 type Progress struct {
 	Phase   string // for people: "reading the model"
 	Done    int64  // in Unit; never goes backwards within a phase
 	Total   int64  // in Unit; 0: unknown
 	Unit    string // "bytes", "percent" or empty
-	Message string // a log line for people, where there is something to say
+	Message string // a log line for people; empty: none
 }
 
 // State is the stage of a worker's life.
@@ -165,17 +168,17 @@ type State string
 
 // The states, in the order of a worker's life.
 const (
-	StateIdle     State = "idle"     // started as a process, no model asked for
+	StateIdle     State = "idle"     // the process runs, but no model was requested
 	StateLoading  State = "loading"  //
 	StateReady    State = "ready"    //
 	StateDraining State = "draining" // refuses new requests
 	StateStopped  State = "stopped"  //
-	StateFailed   State = "failed"   // the process is of no more use
+	StateFailed   State = "failed"   // the process is of no further use
 )
 
 // Capability names something that a worker can do with the model it serves. Callers request only
-// what a worker names; it refuses the rest with status 400 or 501. Authors may add names of their
-// own: lower-case letters, digits and _, at most MaxCapabilityBytes.
+// what a worker lists; it rejects anything else with status 400 or 501. Authors may add names of
+// their own: lower-case letters, digits and _, at most MaxCapabilityBytes.
 type Capability = string
 
 // The capabilities that a host knows.
@@ -187,15 +190,15 @@ const (
 	// /tokenize and /detokenize; with chat also /apply-template and
 	// /v1/chat/completions/input_tokens
 	CapabilityTokenize Capability = "tokenize"
-	// /infill, and suffix in /v1/completions
+	// /infill, and the field suffix of /v1/completions
 	CapabilityInfill     Capability = "infill"
 	CapabilityTools      Capability = "tools"       // tools and tool_choice of a chat
 	CapabilityJSONSchema Capability = "json_schema" // response_format json_object and json_schema
 	CapabilityLogprobs   Capability = "logprobs"    // logprobs and top_logprobs
 	// thoughts separate from the answer, reasoning_content
 	CapabilityReasoning Capability = "reasoning"
-	CapabilityVision    Capability = "vision" // parts image_url of a message
-	CapabilityAudio     Capability = "audio"  // parts input_audio of a message
+	CapabilityVision    Capability = "vision" // image_url parts of a message
+	CapabilityAudio     Capability = "audio"  // input_audio parts of a message
 
 	CapabilityTranscription Capability = "transcription" // /v1/audio/transcriptions
 	CapabilityTranslation   Capability = "translation"   // /v1/audio/translations
@@ -222,30 +225,32 @@ type Status struct {
 	ContextTokens   int     // positions per slot
 	Active          int     // requests in a slot
 	Queued          int     // waiting requests
-	TokensPerSecond float64 // generated tokens of all slots, over the last seconds
-	TokensTotal     int64   // generated tokens since Start
-	KVUsedTokens    int     // cache positions in use, all slots
-	MemoryBytes     int64   // of the device, if the engine can tell; 0: unknown
-	// Capabilities lists what the worker can do, sorted, once it is ready. Empty: unknown, so that
+	TokensPerSecond float64 // tokens generated in all slots, over the last few seconds
+	TokensTotal     int64   // tokens generated since Start
+	KVUsedTokens    int     // cache positions in use, over all slots
+	MemoryBytes     int64   // device memory, if the engine reports it; 0: unknown
+	// Capabilities lists what the worker can do, sorted, once it is ready. Empty: unknown, so
 	// callers may request anything.
 	Capabilities []Capability
-	// DataGuarded says that the data socket serves only connections that begin with
-	// StartSpec.DataOpening. Package worker fills it in.
+	// DataGuarded means that the data socket serves only connections that begin with
+	// StartSpec.DataOpening. Package worker sets it.
 	DataGuarded bool
-	// PromptTokensTotal counts the tokens of prompts that were evaluated since Start, and
-	// CachedTokensTotal those that were not, as a cache had them: what clients asked is the sum, as
-	// with llama-server's prompt_tokens_total and prompt_tokens_cached_total.
+	// PromptTokensTotal counts the prompt tokens evaluated since Start, and CachedTokensTotal those
+	// that a cache already held. Their sum is what clients sent, as with llama-server's
+	// prompt_tokens_total and prompt_tokens_cached_total.
 	PromptTokensTotal int64
 	CachedTokensTotal int64
-	// DraftTokensTotal counts the draft tokens of answers since Start: guessed, to evaluate
-	// several in a step. AcceptedTokensTotal counts those that were what the model chose.
+	// DraftTokensTotal counts the draft tokens of answers since Start: guesses, so that several
+	// tokens are evaluated in one step. AcceptedTokensTotal counts the guesses that matched the
+	// model's choice.
 	DraftTokensTotal    int64
 	AcceptedTokensTotal int64
-	// PrefixBlocks says which beginnings of prompts the worker has read and not forgotten, so that
-	// a prompt that begins alike is answered sooner: a hash for each whole block of
-	// PrefixBlockTokens tokens of each sequence, made with StartSpec.PrefixKey of the block's
-	// tokens and the hash of the block before it. At most MaxPrefixBlocks, without repetitions,
-	// those of sequences that were used last first. They tell nobody without the key what was read.
+	// PrefixBlocks describes the prompt prefixes that the worker still has in its cache, so that a
+	// prompt with the same beginning is answered sooner. It has a hash for each whole block of
+	// PrefixBlockTokens tokens of each sequence, computed with StartSpec.PrefixKey from the block's
+	// tokens and the previous block's hash. At most MaxPrefixBlocks, without repetitions, those of
+	// the most recently used sequences first. Without the key they reveal nothing about the
+	// prompts.
 	PrefixBlocks      []uint64
 	PrefixBlockTokens int // 0: the worker reports none
 }

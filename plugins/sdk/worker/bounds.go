@@ -5,15 +5,15 @@ import "strings"
 // Bounds of a Fingerprint; a host drops the excess, and cuts longer texts.
 const (
 	MaxDevices     = 64
-	MaxDeviceBytes = 64   // of a Device's ID and Kind: one with a longer one is dropped
-	MaxWarnings    = 64   // and as many Checks
-	MaxFormats     = 1024 // and as many Architectures
+	MaxDeviceBytes = 64   // of a Device's ID and Kind; a device with a longer one is dropped
+	MaxWarnings    = 64   // applies to Checks as well
+	MaxFormats     = 1024 // applies to Architectures as well
 	MaxReportBytes = 2 << 10
-	maxMemory      = 1 << 50 // bytes that a device may say that it has
+	maxMemory      = 1 << 50 // most memory that a device may report, in bytes
 )
 
-// bounded returns what a host takes of a report, whatever the plugin says: so many devices, texts
-// of such length, and memory that can be.
+// bounded returns the part of a report that a host accepts, whatever the plugin sent: a bounded
+// number of devices, bounded texts, and plausible memory sizes.
 func (f Fingerprint) bounded() Fingerprint {
 	f.Problem = cut(f.Problem)
 	var devices []Device

@@ -9,8 +9,8 @@ import (
 	"github.com/shoenig/test/must"
 )
 
-// What a plugin says of its machine is bounded, and its memory is one that can be: it goes to the
-// registry, and placement counts with it.
+// A plugin's report about its machine is bounded and its memory plausible, because it goes to the
+// registry and placement uses it.
 func TestFingerprintBounds(t *testing.T) {
 	t.Parallel()
 	long := strings.Repeat("ü", 1<<20)

@@ -16,8 +16,8 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk"
 )
 
-// dataServer serves a backend's handler on the worker's data socket. Until the handler is there it
-// answers 503, so that no client hangs on a loading worker.
+// dataServer serves a backend's handler on the worker's data socket. Until the handler is set, it
+// answers 503, so that clients do not hang while the model loads.
 type dataServer struct {
 	http    *http.Server
 	handler atomic.Pointer[http.Handler]
@@ -51,8 +51,8 @@ func newDataServer(log hclog.Logger) *dataServer {
 	d := &dataServer{}
 	d.http = &http.Server{
 		Handler: d,
-		// No WriteTimeout: a stream lasts as long as its generation. No ReadTimeout: it would cut
-		// the same connection while it streams.
+		// No WriteTimeout: a stream lasts as long as its generation. No ReadTimeout: it would cut a
+		// connection while it streams.
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       5 * time.Minute,
 		MaxHeaderBytes:    64 << 10,
@@ -64,7 +64,7 @@ func newDataServer(log hclog.Logger) *dataServer {
 // serve serves l until close.
 func (d *dataServer) serve(l net.Listener) {
 	d.done.Go(func() {
-		// Ends with http.ErrServerClosed when close is called; the host sees any other end as a
+		// Serve returns http.ErrServerClosed after close; any other error shows on the host as a
 		// refused connection.
 		_ = d.http.Serve(l)
 	})
@@ -84,11 +84,10 @@ func (d *dataServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // flushTime bounds how long a finished answer may take to reach its reader when the server closes.
 const flushTime = 500 * time.Millisecond
 
-// close ends every connection, those of finished answers once they are flushed, and removes the
-// socket.
+// close ends every connection, after flushing finished answers, and removes the socket.
 func (d *dataServer) close() {
-	// The backend has stopped: remaining requests are about to end, and there is no caller's
-	// context left to wait on.
+	// The backend has stopped: the remaining requests are about to end, and no caller's context is
+	// left to wait on.
 	ctx, cancel := context.WithTimeout(context.Background(), flushTime)
 	defer cancel()
 	_ = d.http.Shutdown(ctx)

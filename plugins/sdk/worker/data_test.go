@@ -14,7 +14,7 @@ import (
 	"github.com/shoenig/test/must"
 )
 
-// pipes is a listener of connections in memory. Its Accept takes a while to end.
+// pipes is a listener of in-memory connections. After Close, Accept takes a while to return.
 type pipes struct {
 	c   chan net.Conn
 	end chan struct{}
@@ -39,7 +39,7 @@ func (p *pipes) Close() error {
 
 func (p *pipes) Addr() net.Addr { return &net.UnixAddr{} }
 
-// serveData runs a data server in memory; dial connects to it.
+// serveData runs an in-memory data server; dial connects to it.
 func serveData(h http.Handler) (d *dataServer, dial func() net.Conn) {
 	l := &pipes{c: make(chan net.Conn), end: make(chan struct{})}
 	d = newDataServer(hclog.NewNullLogger())
@@ -54,13 +54,13 @@ func serveData(h http.Handler) (d *dataServer, dial func() net.Conn) {
 
 const request = "GET / HTTP/1.1\r\nHost: w\r\n\r\n"
 
-// A client has ten seconds for the head of a request and 64 KiB for it, and five minutes until the
-// next one.
+// A request's head must arrive within ten seconds and fit in 64 KiB; an idle connection is closed
+// after five minutes.
 func TestDataBounds(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		d, dial := serveData(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-			time.Sleep(time.Hour) // generations may take long
+			time.Sleep(time.Hour) // a generation may take long
 			_, _ = io.WriteString(w, "done")
 		}))
 		began := time.Now()
@@ -85,7 +85,7 @@ func TestDataBounds(t *testing.T) {
 		must.Eq(t, 5*time.Minute, time.Since(began))
 
 		c = dial()
-		go func() { _, _ = io.WriteString(c, "GET / HTTP/1.1\r\nX: "+strings.Repeat("x", 80<<10)+"\r\n\r\n") }() // refused on the way
+		go func() { _, _ = io.WriteString(c, "GET / HTTP/1.1\r\nX: "+strings.Repeat("x", 80<<10)+"\r\n\r\n") }() // fails when the server refuses it
 		resp, err = http.ReadResponse(bufio.NewReader(c), nil)
 		must.NoError(t, err)
 		must.Eq(t, http.StatusRequestHeaderFieldsTooLarge, resp.StatusCode)
@@ -95,8 +95,8 @@ func TestDataBounds(t *testing.T) {
 	})
 }
 
-// close lets a finished answer reach a slow reader, cuts what does not end, and returns when all is
-// over.
+// close lets a finished answer reach a slow reader, cuts what does not end, and returns when all
+// connections and goroutines have ended.
 func TestDataClose(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -105,7 +105,7 @@ func TestDataClose(t *testing.T) {
 		c := dial()
 		_, err := io.WriteString(c, request)
 		must.NoError(t, err)
-		synctest.Wait() // the handler has ended; its answer waits for the reader
+		synctest.Wait() // the handler has returned; its answer waits for the reader
 		closed := make(chan struct{})
 		go func() { d.close(); close(closed) }()
 		time.Sleep(250 * time.Millisecond)
@@ -132,6 +132,6 @@ func TestDataClose(t *testing.T) {
 		d, _ = serveData(http.NotFoundHandler())
 		synctest.Wait()
 		d.close()
-		must.Eq(t, acceptEnds, time.Since(began)) // it waited for the goroutine that accepts
+		must.Eq(t, acceptEnds, time.Since(began)) // close waited for the accepting goroutine
 	})
 }

@@ -10,9 +10,9 @@ import (
 	"time"
 )
 
-// Gate admits a worker's requests to its slots, counts them, drains and cuts them: the common part
-// of Status, Drain and Stop of a Backend. It is for backends without a queue of their own. Create
-// it with NewGate when Start knows the slots. It is safe for concurrent use.
+// Gate admits a worker's requests to its slots, counts them, and drains or cuts them: the common
+// part of a Backend's Status, Drain and Stop, for backends without their own queue. Create it with
+// NewGate once Start knows the number of slots. It is safe for concurrent use.
 type Gate struct {
 	slots chan struct{}
 	open  context.Context // ends with Stop
@@ -23,21 +23,21 @@ type Gate struct {
 	active   int
 	queued   int
 	tokens   int64
-	quiet    chan struct{} // closed when nothing is active or queued; nil when nobody waits
+	quiet    chan struct{} // closed when nothing is active or queued; nil if nothing waits for that
 }
 
-// NewGate makes a Gate for so many concurrent requests, 1 or more.
+// NewGate returns a Gate that admits the given number of concurrent requests, 1 or more.
 func NewGate(slots int) *Gate {
-	// the life of the worker, not of a call
+	// the lifetime of the worker, not of a call
 	open, closeGate := context.WithCancel(context.Background())
 	return &Gate{slots: make(chan struct{}, max(slots, 1)), open: open, close: closeGate}
 }
 
-// Handler passes POST requests to next as slots become free, first come, first served, and refuses
-// them with 429 while MaxQueued wait, and with 503 while it drains. Other methods pass at once. The
-// context of an admitted request ends when its client goes away or the Gate is stopped. It first
-// reads the body of a request that must wait, at most MaxQueuedBody: net/http notices a departed
-// client only after the body.
+// Handler passes POST requests to next as slots become free, first come, first served. It refuses
+// them with 429 while MaxQueued are waiting, and with 503 while it drains. Other methods pass at
+// once. The context of an admitted request ends when its client disconnects or the Gate is stopped.
+// It first reads up to MaxQueuedBody of the body of a request that must wait, because net/http
+// notices a disconnected client only after the body.
 func (g *Gate) Handler(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method != http.MethodPost {
@@ -58,28 +58,28 @@ func (g *Gate) Handler(next http.Handler) http.Handler {
 		defer cancel()
 		defer context.AfterFunc(g.open, func() {
 			cancel()
-			// A write to a client that does not read would hold the request, and with it Stop.
+			// A write to a client that does not read would block the request, and with it Stop.
 			_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(flushTime))
 		})()
 		next.ServeHTTP(w, r.WithContext(ctx))
 	})
 }
 
-// MaxQueuedBody bounds how much of a body is read while the request waits for a slot. With a longer
-// body, a departed client is noticed only once it has a slot.
+// MaxQueuedBody bounds, in bytes, how much of a body is read while the request waits for a slot. If
+// the body is longer, a disconnected client is noticed only once the request has a slot.
 const MaxQueuedBody = 16 << 20
 
-// MaxQueued is how many requests wait for a slot at most. A host sends a worker few more than it
-// has slots for, and keeps the others itself.
+// MaxQueued is the most requests that wait for a slot. A host sends a worker only a few more than
+// it has slots for, and queues the others itself.
 const MaxQueued = 256
 
-// admission is what became of a request at the Gate.
+// admission is the outcome of a request at the Gate.
 type admission int
 
 const (
-	closed   admission = iota // it drains, or the client is gone
-	full                      // too many wait already
-	admitted                  // it has a slot
+	closed   admission = iota // the Gate drains, or the client has disconnected
+	full                      // too many requests are queued
+	admitted                  // the request has a slot
 )
 
 func (g *Gate) enter(r *http.Request) admission {
@@ -117,7 +117,7 @@ func (g *Gate) enter(r *http.Request) admission {
 func (g *Gate) wait(r *http.Request) bool {
 	body, err := io.ReadAll(io.LimitReader(r.Body, MaxQueuedBody))
 	if err != nil {
-		return false // the client is gone, or sends too slowly
+		return false // the client has disconnected, or sends too slowly
 	}
 	rest := r.Body
 	r.Body = struct {
@@ -143,7 +143,7 @@ func (g *Gate) leave() {
 
 func (g *Gate) quietLocked() {
 	if g.active+g.queued == 0 && g.quiet != nil {
-		close(g.quiet) // once: nobody enters a Gate that drains
+		close(g.quiet) // happens once: a draining Gate admits nothing
 	}
 }
 
@@ -155,7 +155,7 @@ func (g *Gate) AddTokens(n int) {
 }
 
 // Fill sets what the Gate knows in st: slots, active, queued, tokens, and the state while draining.
-// A nil Gate, before Start, knows nothing.
+// A nil Gate, as before Start, sets nothing.
 func (g *Gate) Fill(st *Status) {
 	if g == nil {
 		return
@@ -168,8 +168,8 @@ func (g *Gate) Fill(st *Status) {
 	}
 }
 
-// Drain refuses new requests and returns when the last admitted one, waiting ones included, has
-// finished, or with ctx. A nil Gate is drained.
+// Drain refuses new requests and returns when the last admitted or queued one has finished, or when
+// ctx ends. A nil Gate is already drained.
 func (g *Gate) Drain(ctx context.Context) error {
 	if g == nil {
 		return nil
@@ -193,8 +193,8 @@ func (g *Gate) Drain(ctx context.Context) error {
 	}
 }
 
-// Stop drains for the grace, then ends the contexts and soon the writes of the remaining requests,
-// and waits for them as long as ctx allows. It is idempotent.
+// Stop drains for the grace, then cancels the contexts and soon afterwards the writes of the
+// remaining requests, and waits for them as long as ctx allows. It is idempotent.
 func (g *Gate) Stop(ctx context.Context, grace time.Duration) error {
 	if g == nil {
 		return nil
@@ -209,16 +209,16 @@ func (g *Gate) Stop(ctx context.Context, grace time.Duration) error {
 	return nil
 }
 
-// refuseUnavailable answers 503 in OpenAI's envelope.
+// refuseUnavailable responds with 503 in OpenAI's envelope.
 func refuseUnavailable(w http.ResponseWriter, message, code string) {
 	refuse(w, http.StatusServiceUnavailable, "unavailable_error", message, code)
 }
 
-// refuse answers in OpenAI's envelope that the request may come again in a moment.
+// refuse responds in OpenAI's envelope that the request may be retried in a moment.
 func refuse(w http.ResponseWriter, status int, typ, message, code string) {
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Retry-After", "1")
 	w.WriteHeader(status)
-	// the client may be gone
+	// an error means that the client disconnected
 	_, _ = w.Write([]byte(`{"error":{"message":` + strconv.Quote(message) + `,"type":` + strconv.Quote(typ) + `,"param":null,"code":` + strconv.Quote(code) + "}}\n"))
 }

@@ -48,9 +48,9 @@ func TestGateAdmitsAsManyAsThereAreSlots(t *testing.T) {
 		for range 5 {
 			wg.Go(func() { must.Eq(t, http.StatusOK, post(t.Context(), h).Code) })
 		}
-		synctest.Wait() // the next one comes last
+		synctest.Wait() // so that the next one is last in the queue
 		ctx, cancel := context.WithCancel(t.Context())
-		// gives up in the queue
+		// cancelled while it is queued
 		wg.Go(func() { must.Eq(t, http.StatusServiceUnavailable, post(ctx, h).Code) })
 		synctest.Wait()
 		must.Eq(t, Status{State: StateReady, Slots: 2, Active: 2, Queued: 4}, status(g))
@@ -74,7 +74,7 @@ func TestGateAdmitsAsManyAsThereAreSlots(t *testing.T) {
 	})
 }
 
-// A drained gate is one that the last request has left, not the first.
+// Drain waits for the last request, not the first.
 func TestGateDrainsToTheLast(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -93,7 +93,7 @@ func TestGateDrainsToTheLast(t *testing.T) {
 	})
 }
 
-// One that waited and gave up leaves the others: the gate is not drained by it.
+// A queued request that gives up does not affect the others: the gate still waits for them.
 func TestGateDrainsTheQueue(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -132,14 +132,14 @@ func TestGateCutsWhatIsLeftAfterTheGrace(t *testing.T) {
 	})
 }
 
-// Those that wait end as well, and what is stopped lets nobody in, however it came to its end.
+// Stop also ends queued requests, and a stopped gate admits nothing, whatever its state was before.
 func TestGateStop(t *testing.T) {
 	t.Parallel()
 	for name, busy := range map[string]int{"idle": 0, "full": 1, "with a line": 3} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
-				g := NewGate(0) // one slot, at least
+				g := NewGate(0) // at least one slot
 				served := 0
 				h := g.Handler(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 					served++
@@ -162,7 +162,7 @@ func TestGateStop(t *testing.T) {
 	}
 }
 
-// Stop waits no longer than its caller for a request that does not end.
+// Stop waits for a request that does not end only as long as its context allows.
 func TestGateStopGivesUp(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -182,7 +182,7 @@ func TestGateStopGivesUp(t *testing.T) {
 	})
 }
 
-// endless is a body without an end.
+// endless is a body that never ends.
 type endless struct{ read int }
 
 func (e *endless) Read(p []byte) (int, error) {
@@ -190,7 +190,7 @@ func (e *endless) Read(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// Of the body of a request that waits, no more than its bound is read.
+// At most the bound is read of a queued request's body.
 func TestGateQueuedBodyBound(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -212,8 +212,8 @@ func TestGateQueuedBodyBound(t *testing.T) {
 	})
 }
 
-// A client whose body breaks off while it waits is not admitted, and a request that is over holds
-// nothing.
+// A request whose body fails while it is queued is not admitted, and a finished request releases
+// its context.
 func TestGateBrokenBody(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -244,8 +244,8 @@ func TestGateLetsOtherMethodsPass(t *testing.T) {
 	must.Eq(t, http.StatusNotFound, rec.Code)
 }
 
-// A client that goes away while it waits leaves the queue, even if its body is unread; the
-// remaining clients' bodies are complete.
+// A client that disconnects while it is queued leaves the queue, even if its body is unread; the
+// other clients' bodies remain complete.
 func TestGateQueuedClientGone(t *testing.T) {
 	t.Parallel()
 	g := NewGate(1)
@@ -312,7 +312,7 @@ func TestNoGateBeforeStart(t *testing.T) {
 	must.Eq(t, Status{State: StateReady}, status(g))
 }
 
-// A queue that is full refuses, and takes the next when a place is free.
+// A full queue refuses requests, and admits the next one when a place is free.
 func TestGateBoundsItsQueue(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -336,7 +336,7 @@ func TestGateBoundsItsQueue(t *testing.T) {
 	})
 }
 
-// A client that does not read holds a request in its write, and must not hold Stop.
+// A client that does not read blocks its request's write, but must not block Stop.
 func TestGateStopsRequestsThatWrite(t *testing.T) {
 	t.Parallel()
 	g := NewGate(1)
@@ -355,7 +355,7 @@ func TestGateStopsRequestsThatWrite(t *testing.T) {
 	t.Cleanup(func() { _ = c.Close() })
 	_, err = io.WriteString(c, "POST / HTTP/1.1\r\nHost: w\r\nContent-Length: 0\r\n\r\n")
 	must.NoError(t, err)
-	_, err = io.ReadFull(c, make([]byte, 1)) // and no more
+	_, err = io.ReadFull(c, make([]byte, 1)) // and nothing more
 	must.NoError(t, err)
 	must.Eq(t, 1, status(g).Active)
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)

@@ -7,8 +7,8 @@ import (
 	"net"
 )
 
-// guard takes connections that begin with opening, which their readers do not see. It keeps out
-// other programs of the same user, which can reach the socket.
+// guard accepts only connections that begin with opening, and strips it before the reader sees the
+// data. It keeps out other programs of the same user, which can reach the socket.
 type guard struct {
 	*net.UnixListener
 	opening string
@@ -25,16 +25,16 @@ func (g guard) Accept() (net.Conn, error) {
 	return &guardedConn{UnixConn: c, opening: g.opening}, nil
 }
 
-// guardedConn checks the opening at its first Read, which has the deadline that the server gives
-// the header of a first request.
+// guardedConn checks the opening on its first Read, under the server's deadline for the header of a
+// first request.
 type guardedConn struct {
 	*net.UnixConn
-	opening string // empty: it was right
+	opening string // empty once it has matched
 }
 
 var errOpening = errors.New("the connection does not begin as the host's do")
 
-// Read fails until the connection has begun as it must. Only one goroutine reads at a time.
+// Read fails unless the connection began with the opening. Only one goroutine may read at a time.
 func (c *guardedConn) Read(b []byte) (int, error) {
 	if c.opening != "" {
 		got := make([]byte, len(c.opening))

@@ -10,7 +10,7 @@ import (
 	"github.com/shoenig/test/must"
 )
 
-// guarded returns both ends of a connection that begins with what was sent.
+// guarded returns both ends of a connection on which sent was already written.
 func guarded(t *testing.T, opening, sent string) (ours, theirs net.Conn) {
 	t.Helper()
 	socket := filepath.Join(t.TempDir(), "s")
@@ -28,7 +28,7 @@ func guarded(t *testing.T, opening, sent string) (ours, theirs net.Conn) {
 	return ours, theirs
 }
 
-// What a connection begins with is read by nobody, once; all that follows is.
+// The opening is stripped exactly once; everything after it is passed on.
 func TestGuard(t *testing.T) {
 	t.Parallel()
 	ours, theirs := guarded(t, "sesame", "sesameGET sesame")
@@ -50,17 +50,17 @@ func TestGuardRefuses(t *testing.T) {
 		n, err := theirs.Read(make([]byte, 100))
 		must.ErrorIs(t, err, errOpening, must.Sprint(name))
 		must.Zero(t, n)
-		_, err = ours.Read(make([]byte, 1)) // it is closed, whatever its reader does
+		_, err = ours.Read(make([]byte, 1)) // it is closed, whatever the reader does
 		must.Error(t, err)
 	}
-	ours, theirs := guarded(t, "sesame", "ses") // ends too early
+	ours, theirs := guarded(t, "sesame", "ses") // cut short
 	must.NoError(t, ours.Close())
 	n, err := theirs.Read(make([]byte, 100))
 	must.ErrorIs(t, err, io.ErrUnexpectedEOF)
 	must.Zero(t, n)
 }
 
-// A host that asks for no secret gets its bytes as they are.
+// Without a secret, bytes pass unchanged.
 func TestGuardWithoutSecret(t *testing.T) {
 	t.Parallel()
 	_, theirs := guarded(t, "", "GET")
@@ -70,7 +70,7 @@ func TestGuardWithoutSecret(t *testing.T) {
 	must.True(t, bytes.Equal(b, []byte("GET")))
 }
 
-// A listener that ends says so, as the server must end then.
+// Accept reports a closed listener, so that the server ends.
 func TestGuardEnds(t *testing.T) {
 	t.Parallel()
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(t.TempDir(), "s"), Net: "unix"})

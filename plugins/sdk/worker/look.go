@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// Look reports what look finds, at once and then at every interval, until ctx ends or emit fails:
-// a Backend's Fingerprint, whose interval is at most 30 s.
+// Look calls look at once and then at every interval, and emits each result until ctx ends or emit
+// fails. It implements a Backend's Fingerprint, whose interval is at most 30 s.
 func Look(ctx context.Context, interval time.Duration, look func(context.Context) Fingerprint, emit func(Fingerprint) error) error {
 	tick := time.NewTicker(interval)
 	defer tick.Stop()

@@ -50,7 +50,7 @@ type server struct {
 	workerv1.UnimplementedWorkerServiceServer
 	backend Backend
 	log     hclog.Logger
-	end     func() // ends the process soon; nil inside another process
+	end     func() // ends the process soon; nil if b runs in the host's process
 
 	stopMu sync.Mutex // one Stop at a time
 
@@ -110,7 +110,7 @@ func (s *server) Start(req *workerv1.StartRequest, stream grpc.ServerStreamingSe
 	return nil
 }
 
-// begin takes the only Start of the process's life.
+// begin accepts the only Start of the process's life.
 func (s *server) begin(spec StartSpec, socket string) (*dataServer, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -148,7 +148,7 @@ func checkStart(spec StartSpec, socket string) error {
 	return nil
 }
 
-// Status adds what the SDK knows to the backend's status: the identity, and that the worker was
+// Status adds what the SDK knows to the backend's status: the worker's identity, and whether it was
 // never started, failed or stopped.
 func (s *server) Status(ctx context.Context, req *workerv1.StatusRequest) (*workerv1.StatusResponse, error) {
 	if b, ok := s.backend.(Sharer); ok && req.GetCpuWorkers() > 0 {
@@ -185,7 +185,7 @@ func (s *server) Drain(ctx context.Context, _ *workerv1.DrainRequest) (*workerv1
 func (s *server) Stop(ctx context.Context, req *workerv1.StopRequest) (*workerv1.StopResponse, error) {
 	err := s.stop(ctx, max(req.GetGrace().AsDuration(), 0))
 	if s.end != nil {
-		s.end() // whatever the backend says: a stopped worker is of no more use
+		s.end() // even if the backend fails: a stopped worker is of no further use
 	}
 	if err != nil {
 		return nil, sdk.ToStatus(err)
@@ -221,7 +221,7 @@ type Client struct {
 	cpuWorkers atomic.Int32
 }
 
-// NewClient returns a client over conn, which stays the caller's to close.
+// NewClient returns a client over conn. The caller closes conn.
 func NewClient(conn grpc.ClientConnInterface) *Client {
 	return &Client{Client: sdk.NewClient(conn), rpc: workerv1.NewWorkerServiceClient(sdk.BoundReplies(conn))}
 }
@@ -238,9 +238,9 @@ func (c *Client) Fingerprint(ctx context.Context, emit func(Fingerprint) error) 
 	return sdk.Receive(stream, func(r *workerv1.FingerprintResponse) error { return emit(fingerprintFromProto(r)) })
 }
 
-// Start loads the model and returns when the worker serves on dataSocket, an absolute path in a
+// Start loads the model and returns once the worker serves on dataSocket, an absolute path in a
 // private folder where nothing exists yet. progress may be nil; its error cancels the start. A
-// cancelled start leaves a useless process.
+// cancelled start leaves a process of no further use.
 func (c *Client) Start(ctx context.Context, spec StartSpec, dataSocket string, progress func(Progress) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -258,10 +258,11 @@ func (c *Client) Start(ctx context.Context, spec StartSpec, dataSocket string, p
 	})
 }
 
-// Share has each Status tell the worker how many workers compute with the machine's processor.
+// Share makes every following Status report to the worker how many workers compute with the
+// machine's processor.
 func (c *Client) Share(cpuWorkers int) { c.cpuWorkers.Store(int32(cpuWorkers)) }
 
-// Status asks for the worker's state and load.
+// Status returns the worker's state and load.
 func (c *Client) Status(ctx context.Context) (Status, error) {
 	r, err := c.rpc.Status(ctx, &workerv1.StatusRequest{CpuWorkers: c.cpuWorkers.Load()})
 	if err != nil {

@@ -24,7 +24,7 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk"
 )
 
-// backend is one whose methods are functions; nil: it does nothing.
+// backend is a backend built from functions; a nil one does nothing.
 type backend struct {
 	fingerprint func(ctx context.Context, emit func(Fingerprint) error) error
 	start       func(ctx context.Context, progress func(Progress) error) (http.Handler, error)
@@ -71,7 +71,7 @@ func (b *backend) Stop(_ context.Context, grace time.Duration) error {
 	return b.stop(grace)
 }
 
-// dial serves a backend in this process. ended counts the calls that would end it.
+// dial serves a backend in this process. ended counts the calls that would end the process.
 func dial(t *testing.T, b Backend) (c *Client, ended *int) {
 	t.Helper()
 	s := newServer(b, hclog.NewNullLogger())
@@ -92,7 +92,7 @@ func connect(t *testing.T, register func(grpc.ServiceRegistrar), stop func(conte
 	must.NoError(t, err)
 	t.Cleanup(func() {
 		must.NoError(t, conn.Close())
-		_ = stop(context.Background(), 0) // the test looks at its error
+		_ = stop(context.Background(), 0) // the test checks its error
 		g.Stop()
 		wg.Wait()
 	})
@@ -111,7 +111,7 @@ func goodSpec() StartSpec {
 	return StartSpec{WorkerID: "w", Nonce: "n", ModelPath: "/m.gguf", ModelID: "m", Slots: 1}
 }
 
-// ask sends a request to a data socket, on a connection of its own.
+// ask sends a request to a data socket on a new connection.
 func ask(t *testing.T, path string) (*http.Response, error) {
 	t.Helper()
 	c := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -163,8 +163,8 @@ func TestStartIsChecked(t *testing.T) {
 	}
 }
 
-// A worker has one Start in its life, serves on its private socket from then on, and says that it
-// loads until it has loaded.
+// A worker accepts one Start in its life, binds its private socket at once, and reports loading
+// until it has loaded.
 func TestServes(t *testing.T) {
 	t.Parallel()
 	loading, loaded := make(chan struct{}), make(chan struct{})
@@ -222,12 +222,12 @@ func TestServes(t *testing.T) {
 	must.ErrorIs(t, err, os.ErrNotExist)
 	must.ErrorIs(t, c.Start(t.Context(), goodSpec(), path, nil), sdk.ErrState)
 	must.NoError(t, c.Stop(t.Context(), -time.Hour))
-	must.Eq(t, []time.Duration{time.Second}, stops) // the backend is stopped once
+	must.Eq(t, []time.Duration{time.Second}, stops) // the backend was stopped only once
 	must.Eq(t, 2, *ended)
 }
 
-// A worker says whether its data socket asks for the host's secret, and one that does answers
-// nobody else.
+// A worker reports whether its data socket requires the host's secret; if so, it serves nothing
+// without it.
 func TestStartGuarded(t *testing.T) {
 	t.Parallel()
 	c, _ := dial(t, &backend{})
@@ -241,14 +241,14 @@ func TestStartGuarded(t *testing.T) {
 	must.Error(t, err)
 }
 
-// Hosts and plugins of different versions have the same bounds.
+// Hosts and plugins of different versions share these bounds.
 func TestBoundsOfTheProtocol(t *testing.T) {
 	t.Parallel()
 	must.Eq(t, []int{64, 256, 32, 32}, []int{MaxPrefixKey, MaxDataOpening, MaxCapabilities, MaxCapabilityBytes})
 	must.Eq(t, []int{16 << 20, 256}, []int{MaxQueuedBody, MaxQueued})
 }
 
-// A type that serves models by name gets no file.
+// A type that serves models by name receives no file.
 func TestStartByName(t *testing.T) {
 	t.Parallel()
 	c, _ := dial(t, &backend{})
@@ -257,7 +257,7 @@ func TestStartByName(t *testing.T) {
 	must.NoError(t, c.Start(t.Context(), spec, socket(t), nil))
 }
 
-// A worker that cannot load says why, keeps no socket, and is of no more use.
+// A worker that fails to load reports why, closes its socket, and is of no further use.
 func TestStartFails(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct {
@@ -299,7 +299,7 @@ func TestStartFails(t *testing.T) {
 	}
 }
 
-// Progress belongs to a Start that runs; a host that wants no more of it ends the Start.
+// Progress fails after Start has returned; an error of the host's progress function ends the Start.
 func TestProgress(t *testing.T) {
 	t.Parallel()
 	var late func(Progress) error
@@ -321,7 +321,7 @@ func TestProgress(t *testing.T) {
 	}})
 	enough := errors.New("enough")
 	must.ErrorIs(t, c.Start(t.Context(), goodSpec(), socket(t), func(Progress) error { return enough }), enough)
-	<-ended // the backend learns of it
+	<-ended // the backend's context ended
 }
 
 // A worker that was stopped before it was started does not start.
@@ -350,7 +350,7 @@ func TestErrorsOfTheBackend(t *testing.T) {
 	must.ErrorIs(t, err, sdk.ErrUnavailable)
 	must.ErrorIs(t, c.Drain(t.Context()), sdk.ErrUnavailable)
 	must.ErrorIs(t, c.Stop(t.Context(), 0), sdk.ErrUnavailable)
-	must.Eq(t, 1, *ended) // all the same
+	must.Eq(t, 1, *ended) // even though Stop failed
 
 	c, _ = dial(t, &backend{fingerprint: func(_ context.Context, emit func(Fingerprint) error) error { return emit(devices) }})
 	must.NoError(t, c.Fingerprint(t.Context(), func(Fingerprint) error { return nil }))
@@ -365,11 +365,11 @@ func TestErrorsOfTheBackend(t *testing.T) {
 	}})
 	enough := errors.New("enough")
 	must.ErrorIs(t, c.Fingerprint(t.Context(), func(Fingerprint) error { return enough }), enough)
-	<-ends // the backend learns of it
+	<-ends // the backend's context ended
 	must.NoError(t, c.Drain(t.Context()))
 }
 
-// A backend in the host's own process ends with the function that Register returns.
+// A backend in the host's own process is ended by the function that Register returns.
 func TestRegister(t *testing.T) {
 	t.Parallel()
 	stops := 0
@@ -387,14 +387,14 @@ func TestRegister(t *testing.T) {
 	must.ErrorIs(t, err, os.ErrNotExist)
 }
 
-// noStreams is a connection on which no stream begins.
+// noStreams is a connection on which no stream can begin.
 type noStreams struct{ grpc.ClientConnInterface }
 
 func (noStreams) NewStream(context.Context, *grpc.StreamDesc, string, ...grpc.CallOption) (grpc.ClientStream, error) {
 	return nil, sdk.ToStatus(fmt.Errorf("too many: %w", sdk.ErrUnavailable))
 }
 
-// What keeps a stream from beginning is told as the plugin's own errors are.
+// An error that prevents a stream from beginning is converted like the plugin's own errors.
 func TestNoStream(t *testing.T) {
 	t.Parallel()
 	c := NewClient(noStreams{})
@@ -402,7 +402,7 @@ func TestNoStream(t *testing.T) {
 	must.ErrorIs(t, c.Start(t.Context(), StartSpec{}, "/s", nil), sdk.ErrUnavailable)
 }
 
-// sharer is a backend that shares the processor anew.
+// sharer is a backend that records its calls of Share.
 type sharer struct {
 	backend
 	told []int
@@ -410,7 +410,7 @@ type sharer struct {
 
 func (s *sharer) Share(cpuWorkers int) { s.told = append(s.told, cpuWorkers) }
 
-// A backend that can hears with each Status how many workers there are, where its host says so.
+// A Sharer receives the number of workers with each Status, once its host has reported one.
 func TestStatusTellsOfWorkers(t *testing.T) {
 	t.Parallel()
 	b := &sharer{}

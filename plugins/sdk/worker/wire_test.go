@@ -7,7 +7,7 @@ import (
 	"github.com/shoenig/test/must"
 )
 
-// filled returns a T whose every field, also of nested structs, has a value that is not zero.
+// filled returns a T in which every field, including those of nested structs, is non-zero.
 func filled[T any](t *testing.T) T {
 	t.Helper()
 	var v T

@@ -12,26 +12,26 @@ import (
 // maxAnswer bounds the text of an answer that is not streamed, in bytes.
 const maxAnswer = 16 << 20
 
-// errEnough is what emit returns when the answer has ended.
+// errEnough is what emit returns once the answer has ended.
 var errEnough = errors.New("no more is wanted")
 
-// answer is one request that was found to be good, and what became of it.
+// answer is one valid request and the state of its answer.
 type answer struct {
 	request Request
 	format  format
 	stream  bool
-	usage   bool // the stream ends with it
+	usage   bool // end the stream with a usage chunk
 	none    bool // the client wants no tokens
 
-	events *openai.EventWriter // of a stream
-	text   strings.Builder     // of a whole answer
+	events *openai.EventWriter // set if streamed
+	text   strings.Builder     // used if not streamed
 	cut    cutter
 	tokens int
-	finish string // why the answer ended; empty: the model has not ended it
-	gone   error  // why the client cannot be written to
+	finish string // why the answer ended; empty: the model has not stopped it
+	gone   error  // write error: the client is unreachable
 }
 
-// answer generates an answer in a slot, and sends it.
+// answer generates an answer in a slot and sends it.
 func (s *server) answer(w http.ResponseWriter, r *http.Request, a *answer) {
 	s.o.Gate.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		prompt, err := s.countTokens(a.request.Prompt)
@@ -47,7 +47,7 @@ func (s *server) answer(w http.ResponseWriter, r *http.Request, a *answer) {
 		switch {
 		case a.gone != nil:
 		case err != nil && a.stream && a.events.Started():
-			_ = a.events.Error(s.shown(err)) // the client may be gone
+			_ = a.events.Error(s.shown(err)) // an error means that the client disconnected
 		case err != nil:
 			s.refuse(w, err)
 		default:
@@ -56,7 +56,7 @@ func (s *server) answer(w http.ResponseWriter, r *http.Request, a *answer) {
 	})).ServeHTTP(w, r)
 }
 
-// generate has the model answer.
+// generate runs the model.
 func (s *server) generate(ctx context.Context, a *answer) error {
 	if a.none {
 		a.finish = openai.FinishLength
@@ -81,7 +81,7 @@ func (s *server) generate(ctx context.Context, a *answer) error {
 	return err
 }
 
-// add takes a token of the model. It fails when the answer has ended.
+// add processes one token of the model. It fails once the answer has ended.
 func (a *answer) add(token string) error {
 	a.tokens++
 	text, stopped := a.cut.push(token)
@@ -109,8 +109,8 @@ func (a *answer) send(text string) error {
 	return a.events.Data(a.format.text(text))
 }
 
-// start sends what is before the first text of a stream. Until then an error has a status of its
-// own.
+// start sends what precedes the first text of a stream. Until then an error can still have its own
+// status.
 func (a *answer) start() error {
 	if first := a.format.first(); first != nil && !a.events.Started() {
 		return a.events.JSON(first)
@@ -118,7 +118,7 @@ func (a *answer) start() error {
 	return nil
 }
 
-// finish sends the end of an answer, or the whole one.
+// finish sends the end of a streamed answer, or a whole answer.
 func (s *server) finish(w http.ResponseWriter, a *answer, u *openai.Usage) {
 	switch a.finish {
 	case "":
@@ -139,5 +139,5 @@ func (s *server) finish(w http.ResponseWriter, a *answer, u *openai.Usage) {
 	if a.usage && a.events.JSON(a.format.usage(u)) != nil {
 		return
 	}
-	_ = a.events.Done() // the client may be gone
+	_ = a.events.Done() // an error means that the client disconnected
 }

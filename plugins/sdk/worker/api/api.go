@@ -1,5 +1,5 @@
-// Package api serves OpenAI's HTTP API for what runs in a worker's process: an author brings only
-// what a model can do.
+// Package api serves OpenAI's HTTP API for a model that runs in the worker's process: an author
+// only provides what the model can do.
 package api
 
 import (
@@ -21,50 +21,50 @@ import (
 // Model generates text. Its method is called by as many goroutines as the worker has slots.
 type Model interface {
 	// Generate calls emit with the text of one token after the other, and returns nil at the end of
-	// the answer. A token may be a part of a character. When emit fails, no more is wanted: stop
-	// strings, MaxTokens or the client ended the answer, and Generate returns with any error. ctx
-	// ends when the client is gone or the worker stops.
+	// the answer. A token may hold part of a character. An error of emit means that no more text is
+	// wanted: a stop string, MaxTokens or the client ended the answer, and Generate returns with
+	// any error. ctx ends when the client disconnects or the worker stops.
 	//
-	// An *openai.Error is the client's answer; any other error is logged, and the client learns
-	// only that the model failed.
+	// An *openai.Error is sent to the client; any other error is logged, and the client learns only
+	// that the model failed.
 	Generate(ctx context.Context, r Request, emit func(token string) error) error
 }
 
-// Request is what a Model should answer.
+// Request is what a Model must answer.
 type Request struct {
 	// Prompt is the prompt of a completion, or the conversation of a chat as text: see Transcript.
 	Prompt   string
 	Messages []openai.Message // the conversation of a chat; nil for a completion
-	// MaxTokens bounds the answer; 0: the model's own bound. It holds whatever Generate does.
+	// MaxTokens bounds the answer; 0: the model's own bound. It is enforced whatever Generate does.
 	MaxTokens int
-	// Sampling is how to choose tokens, as the client sent it. Refuse what matters and cannot be
-	// honoured with openai.NotSupported.
+	// Sampling is how to choose tokens, as the client sent it. Reject settings that matter but
+	// cannot be honoured with openai.NotSupported.
 	Sampling openai.Sampling
 }
 
 // Embedder turns texts into vectors. Its method is called by as many goroutines as the worker has
 // slots.
 type Embedder interface {
-	// Embed returns one vector for each text, all of the same length. Its errors are treated as
+	// Embed returns one vector for each text, all of the same length. Its errors are treated like
 	// those of Generate.
 	Embed(ctx context.Context, texts []string) ([][]float32, error)
 }
 
-// Tokenizer knows the tokens of a model. It is safe for concurrent use. Its errors are treated as
-// those of Generate.
+// Tokenizer converts between a model's texts and tokens. It is safe for concurrent use. Its errors
+// are treated like those of Generate.
 type Tokenizer interface {
 	Tokenize(text string) ([]int32, error)
 	Detokenize(tokens []int32) (string, error)
 }
 
-// Options say what is served. At least one of Model and Embedder is set.
+// Options describe what is served. At least one of Model and Embedder is set.
 type Options struct {
 	ModelID   string       // the name that clients use
-	Gate      *worker.Gate // has the slots
+	Gate      *worker.Gate // provides the slots
 	Model     Model        // nil: the worker generates no text
 	Embedder  Embedder     // nil: it has no embeddings
 	Tokenizer Tokenizer    // nil: the words of a prompt are counted as its tokens
-	Log       *slog.Logger // gets the errors that clients are not shown; nil: nobody does
+	Log       *slog.Logger // receives errors that clients do not see; nil: none are logged
 }
 
 // Capabilities returns what a worker with these options can do, for its Status.
@@ -82,7 +82,7 @@ func (o *Options) Capabilities() []worker.Capability {
 	return list
 }
 
-// maxBody bounds a request's body. The longest context there is takes less.
+// maxBody bounds a request's body, in bytes. The longest existing context takes less.
 const maxBody = 16 << 20
 
 // server answers requests.
@@ -91,8 +91,7 @@ type server struct {
 	can []worker.Capability
 }
 
-// New returns the worker's handler. Requests wait for a slot of the Gate once they are known to be
-// good.
+// New returns the worker's handler. Valid requests wait for a slot of the Gate.
 func New(o Options) http.Handler {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
@@ -130,7 +129,8 @@ func New(o Options) http.Handler {
 	return mux
 }
 
-// decoded reads the body of a request and decodes it; nil: it was refused.
+// decoded reads and decodes the body of a request; nil: it was rejected, and the response is
+// written.
 func decoded[T any](s *server, w http.ResponseWriter, r *http.Request, decode func([]byte) (*T, error)) *T {
 	body, err := openai.ReadBody(r.Body, maxBody)
 	var req *T
@@ -144,10 +144,10 @@ func decoded[T any](s *server, w http.ResponseWriter, r *http.Request, decode fu
 	return req
 }
 
-// refuse answers with an error. Those that are not for clients go to the log.
+// refuse responds with an error. It logs errors that are not meant for clients.
 func (s *server) refuse(w http.ResponseWriter, err error) { openai.WriteError(w, 0, s.shown(err)) }
 
-// shown returns what a client is told of an error.
+// shown returns the form of an error that the client sees.
 func (s *server) shown(err error) *openai.Error {
 	if e, ok := errors.AsType[*openai.Error](err); ok {
 		return e
@@ -158,12 +158,12 @@ func (s *server) shown(err error) *openai.Error {
 
 func (s *server) write(w http.ResponseWriter, v any) {
 	b, err := json.Marshal(v)
-	if err != nil { // such as a vector with a number that is none
+	if err != nil { // such as a vector that contains NaN
 		s.refuse(w, err)
 		return
 	}
 	w.Header().Set("Content-Type", "application/json")
-	_, _ = w.Write(append(b, '\n')) // the client may be gone
+	_, _ = w.Write(append(b, '\n')) // an error means that the client disconnected
 }
 
 func (s *server) models(w http.ResponseWriter, _ *http.Request) {
@@ -209,7 +209,8 @@ func (s *server) completion(w http.ResponseWriter, r *http.Request) {
 	})
 }
 
-// promptOf returns the one prompt of a completion, and refuses what no Model is asked for.
+// promptOf returns the single prompt of a completion, and rejects features that the Model interface
+// does not cover.
 func (s *server) promptOf(req *openai.CompletionRequest) (string, error) {
 	if err := req.CheckAbility(s.can); err != nil {
 		return "", err
@@ -232,7 +233,7 @@ func (s *server) promptOf(req *openai.CompletionRequest) (string, error) {
 	return "", openai.NotSupported("prompt", "this worker answers one text at a time; send a request for each")
 }
 
-// single refuses more than one answer.
+// single rejects requests for more than one answer.
 func single(p *openai.Sampling) error {
 	if p.N != nil && *p.N != 1 {
 		return openai.NotSupported("n", "this worker gives one answer at a time; leave n out")
@@ -240,8 +241,8 @@ func single(p *openai.Sampling) error {
 	return nil
 }
 
-// Transcript returns a conversation as text: the text of the only message, or of each message
-// behind its role, and then the word assistant:, for the model to go on from. Its error is an
+// Transcript returns a conversation as text: the text of the only message, or each message's text
+// after its role, followed by the word assistant: for the model to continue. Its error is an
 // *openai.Error, for a part that is not text.
 func Transcript(messages []openai.Message) (string, error) {
 	var b strings.Builder
@@ -271,7 +272,7 @@ func (s *server) countTokens(text string) (int, error) {
 	return len(tokens), err
 }
 
-// newID returns an id that no other answer has.
+// newID returns a unique id.
 func newID(prefix string) string {
 	b := make([]byte, 12)
 	_, _ = rand.Read(b) // never fails

@@ -21,10 +21,10 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/worker/api"
 )
 
-// scripted is a model whose answer is a list of tokens.
+// scripted is a model whose answer is a fixed list of tokens.
 type scripted struct {
 	tokens []string
-	fail   error         // after the tokens
+	fail   error         // returned after the tokens
 	pause  time.Duration // before each token
 	asked  []api.Request
 	emits  []error // what emit returned
@@ -58,7 +58,7 @@ func (*scripted) Embed(_ context.Context, texts []string) ([][]float32, error) {
 	return list, nil
 }
 
-// letters is a tokenizer.
+// letters is a tokenizer with one token per character.
 type letters struct{}
 
 func (letters) Tokenize(text string) ([]int32, error) { return []rune(text), nil }
@@ -82,7 +82,7 @@ const (
 	textPath = "/v1/completions"
 )
 
-// read returns what a client sees of an answer, whole or streamed.
+// read returns what a client sees of a whole or streamed answer.
 func read(t *testing.T, w *httptest.ResponseRecorder) (text, finish string, u *openai.Usage, fail *openai.Error) {
 	t.Helper()
 	if w.Header().Get("Content-Type") != "text/event-stream" {
@@ -173,7 +173,7 @@ func TestAnswers(t *testing.T) {
 	}
 }
 
-// The model learns at once that no more is wanted, and what it was asked.
+// The model receives the request, and learns at once when no more text is wanted.
 func TestModelIsToldToStop(t *testing.T) {
 	t.Parallel()
 	m := &scripted{tokens: []string{"a", "b", "c"}}
@@ -231,8 +231,8 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
-// What goes wrong within the model is for the log; an *openai.Error is the client's. Before the
-// first text it has a status, behind it the stream ends without [DONE].
+// Errors within the model are logged; an *openai.Error goes to the client. Before the first text it
+// has its own status; after it, the stream ends without [DONE].
 func TestModelFails(t *testing.T) {
 	t.Parallel()
 	secret := errors.New("open /secret/place")
@@ -262,7 +262,7 @@ func TestModelFails(t *testing.T) {
 	}
 }
 
-// A request whose client goes away ends, in its slot or while it waits for one; the next is
+// A request ends when its client disconnects, in its slot or in the queue; the next one is
 // answered.
 func TestClientGoesAway(t *testing.T) {
 	t.Parallel()
@@ -329,7 +329,7 @@ func TestTokens(t *testing.T) {
 	}
 }
 
-// A worker answers the routes of what it has.
+// A worker serves only the routes that match its capabilities.
 func TestRoutesFollowCapabilities(t *testing.T) {
 	t.Parallel()
 	o := api.Options{ModelID: "tiny", Gate: worker.NewGate(1), Embedder: &scripted{}}

@@ -5,14 +5,14 @@ import (
 	"unicode/utf8"
 )
 
-// cutter passes an answer on in whole characters, up to the first stop string.
+// cutter passes an answer on in complete characters, up to the first stop string.
 type cutter struct {
 	stops []string
-	held  string // what may become a part of a character, or of a stop string
+	held  string // possible start of a character or of a stop string
 }
 
-// push takes the text of a token and returns what can be passed on, and whether a stop string ended
-// the answer.
+// push adds a token's text. It returns the text that can be passed on, and reports whether a stop
+// string ended the answer.
 func (c *cutter) push(token string) (text string, stopped bool) {
 	all := c.held + token
 	end := -1
@@ -33,14 +33,14 @@ func (c *cutter) push(token string) (text string, stopped bool) {
 	return all[:len(all)-keep], false
 }
 
-// rest returns what was held back when the answer ends without a stop string.
+// rest returns the text still held back when the answer ends without a stop string.
 func (c *cutter) rest() string {
 	rest := c.held
 	c.held = ""
 	return rest
 }
 
-// overlap returns the length of the longest end of text that stop begins with.
+// overlap returns the length of the longest suffix of text that is a proper prefix of stop.
 func overlap(text, stop string) int {
 	for n := min(len(text), len(stop)-1); n > 0; n-- {
 		if strings.HasSuffix(text, stop[:n]) {
@@ -50,7 +50,7 @@ func overlap(text, stop string) int {
 	return 0
 }
 
-// partOfCharacter returns the length of the incomplete character that text ends with.
+// partOfCharacter returns the length of the incomplete character at the end of text.
 func partOfCharacter(text string) int {
 	for n := 1; n < utf8.UTFMax && n <= len(text); n++ {
 		if tail := text[len(text)-n:]; utf8.RuneStart(tail[0]) {

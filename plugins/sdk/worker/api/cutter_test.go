@@ -45,8 +45,8 @@ func TestCutter(t *testing.T) {
 	}
 }
 
-// However an answer is cut into tokens, what is passed on is the text before the first stop string
-// that is complete first, and every piece but the last has whole characters.
+// However an answer is split into tokens, the text before the first completed stop string is passed
+// on, and every piece but the last consists of whole characters.
 func FuzzCutter(f *testing.F) {
 	f.Add("one END two", "END", "t", 2)
 	f.Add("zürich 🐝🐝", "🐝🐝", "", 1)

@@ -2,10 +2,10 @@ package api
 
 import "github.com/rbee-project/rbee/plugins/sdk/openai"
 
-// format puts an answer into the shape of one of the two APIs.
+// format encodes an answer for one of the two APIs.
 type format interface {
 	first() any              // the event before the first text; nil: none
-	text(text string) []byte // the event of a text, valid until the next call
+	text(text string) []byte // the event for a text, valid until the next call
 	finish(reason string) any
 	usage(u *openai.Usage) any
 	whole(text, reason string, u *openai.Usage) any

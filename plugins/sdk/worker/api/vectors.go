@@ -32,7 +32,8 @@ func (s *server) embeddings(w http.ResponseWriter, r *http.Request) {
 	})).ServeHTTP(w, r)
 }
 
-// textsOf returns the texts of a request, and refuses what no Embedder is asked for.
+// textsOf returns the texts of a request, and rejects features that the Embedder interface does not
+// cover.
 func (s *server) textsOf(req *openai.EmbeddingRequest) ([]string, error) {
 	switch {
 	case req.Dimensions != nil:
@@ -85,7 +86,7 @@ func (s *server) embed(ctx context.Context, texts []string, coded bool) (*openai
 	return out, nil
 }
 
-// inBase64 returns a vector as OpenAI sends it in base64: float32, least byte first.
+// inBase64 returns a vector in OpenAI's base64 form: little-endian float32.
 func inBase64(v []float32) string {
 	b := make([]byte, 0, 4*len(v))
 	for _, x := range v {

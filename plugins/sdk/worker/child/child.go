@@ -1,9 +1,9 @@
 // Package child runs a server beside a worker: a program that answers HTTP on this machine and
 // lives no longer than the worker does.
 //
-// The program runs in a process group of its own. It ends with End, and on Linux also when this
-// process dies. Whatever it leaves in its group is killed. A server that ends by itself is not
-// started again: the worker fails, with the server's last words.
+// The program runs in its own process group. End terminates it, and on Linux it also ends when this
+// process dies. Any processes that it leaves in its group are killed. A server that exits by itself
+// is not restarted: the worker fails and reports the server's last lines.
 package child
 
 import (
@@ -24,16 +24,15 @@ import (
 // may hold the pipe open.
 const drainTime = time.Second
 
-// Command says what to run.
+// Command describes the program to run.
 type Command struct {
 	// Args are the program and its arguments. A program without a slash is looked up in this
 	// process's PATH.
 	Args []string
 	Env  []string // the whole environment; nil: Environ()
 	Dir  string   // working folder; empty: this process's
-	// Log is called with each line of the server's output, cut to MaxLineBytes, by one goroutine.
-	// Lines beyond the rate that package-level limits allow are counted and left out. nil: nothing
-	// is logged.
+	// Log is called by one goroutine with each line of the server's output, cut to MaxLineBytes.
+	// Lines beyond the package's rate limit are counted and dropped. nil: nothing is logged.
 	Log func(line string)
 }
 
@@ -45,13 +44,13 @@ type Child struct {
 	done chan struct{}
 
 	mu     sync.Mutex // guards below
-	reaped bool       // the process id may belong to somebody else
-	how    string     // how it ended
+	reaped bool       // the process id may be reused by now
+	how    string     // how the process ended
 	asked  bool       // End or Kill was called
 }
 
-// Start starts the server. It returns when the program runs, which says nothing about whether it
-// answers. The caller must call End.
+// Start starts the server. It returns once the program runs, whether or not it answers requests
+// yet. The caller must call End.
 func Start(c Command) (*Child, error) {
 	if len(c.Args) == 0 || c.Args[0] == "" {
 		return nil, errors.New("start server: no program is given")
@@ -82,8 +81,8 @@ func Start(c Command) (*Child, error) {
 	return ch, nil
 }
 
-// run owns the process from its start to its end. The kernel ends the server when the thread that
-// started it ends, so that this goroutine keeps its thread.
+// run owns the process from its start to its end. It locks its goroutine to a thread, because the
+// kernel kills the server when the thread that started it exits.
 func (c *Child) run(started chan<- error) {
 	unlock := keepThread()
 	defer unlock()
@@ -104,7 +103,7 @@ func (c *Child) run(started chan<- error) {
 	close(c.done)
 }
 
-// noMore says that the process id may belong to somebody else from now on.
+// noMore records that the process id may be reused from now on.
 func (c *Child) noMore() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -121,13 +120,14 @@ func exitText(st *os.ProcessState, err error) string {
 	return fmt.Sprintf("exit code %d", st.ExitCode())
 }
 
-// PID returns the server's process id, which is its group's as well.
+// PID returns the server's process id, which is also its group's id.
 func (c *Child) PID() int { return c.cmd.Process.Pid }
 
-// Done returns a channel that is closed when the server is gone and its output is read.
+// Done returns a channel that is closed once the server has exited and its output is read.
 func (c *Child) Done() <-chan struct{} { return c.done }
 
-// Err says how the server ended, with its last words; nil while it runs, and when End ended it.
+// Err returns how the server ended, with its last lines. It is nil while the server runs, and if
+// End ended it.
 func (c *Child) Err() error {
 	select {
 	case <-c.done:
@@ -146,12 +146,12 @@ func (c *Child) Err() error {
 	return errors.New(text)
 }
 
-// LastWords returns the last lines that the server wrote, oldest first, at most TailLines.
+// LastWords returns the server's last output lines, oldest first, at most TailLines.
 func (c *Child) LastWords() []string { return c.out.tail() }
 
-// End ends the server and returns when it is gone: SIGTERM at once and again after half of the
-// grace, as some servers lose the first, then SIGKILL to the whole group. A grace of 0 kills at
-// once, as does the end of ctx. It may be called more than once.
+// End terminates the server and waits for it to exit. It sends SIGTERM at once and again after half
+// of the grace, as some servers miss the first, then SIGKILL to the whole group. It kills at once
+// if the grace is 0 or when ctx ends. It may be called more than once.
 func (c *Child) End(ctx context.Context, grace time.Duration) {
 	c.mu.Lock()
 	c.asked = true
@@ -185,7 +185,7 @@ func (c *Child) signal(s syscall.Signal) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if !c.reaped {
-		_ = syscall.Kill(c.cmd.Process.Pid, s) // it may have ended meanwhile
+		_ = syscall.Kill(c.cmd.Process.Pid, s) // the process may have exited already
 	}
 }
 
@@ -197,9 +197,9 @@ func (c *Child) killGroup() {
 	}
 }
 
-// Environ returns this process's environment without what a host of plugins sets for the plugin
-// itself. The host has picked it from its own by an allow-list, see env of the plugin's block. The
-// variables by which a host finds the processes of a worker stay.
+// Environ returns this process's environment without the variables that a plugin host sets for the
+// plugin itself. The host has already picked the rest by an allow-list: see env of the plugin's
+// block. The variables by which a host finds the processes of a worker stay.
 func Environ() []string {
 	var out []string
 	for _, e := range os.Environ() {
@@ -212,7 +212,7 @@ func Environ() []string {
 	return out
 }
 
-// FreePort returns a port of the loopback address that nobody listens on at the moment.
+// FreePort returns a loopback port on which nothing listens at the moment.
 func FreePort() (int, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -8,7 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// dieWithParent makes the kernel kill the server when the thread that starts it ends.
+// dieWithParent makes the kernel kill the server when the thread that started it exits.
 func dieWithParent(a *syscall.SysProcAttr) { a.Pdeathsig = syscall.SIGKILL }
 
 func keepThread() (unlock func()) {
@@ -16,8 +16,8 @@ func keepThread() (unlock func()) {
 	return runtime.UnlockOSThread
 }
 
-// collect returns when the process has ended, and kills what is left of its group before the
-// process id is free again.
+// collect waits for the process to exit, and kills what is left of its group before the process id
+// can be reused.
 func (c *Child) collect() error {
 	for errors.Is(unix.Waitid(unix.P_PID, c.cmd.Process.Pid, nil, unix.WEXITED|unix.WNOWAIT, nil), unix.EINTR) {
 		continue

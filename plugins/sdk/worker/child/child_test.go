@@ -23,7 +23,7 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/worker/child"
 )
 
-// roleEnv makes the test's executable play a server.
+// roleEnv makes the test binary act as a server.
 const roleEnv = "RBEE_TEST_CHILD_ROLE"
 
 func TestMain(m *testing.M) {
@@ -34,7 +34,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// play is a server as they go wrong. Each role writes "up" once it can be treated.
+// play acts as a server that misbehaves. Each role prints "up" once it is ready for the test.
 func play(role string) {
 	name, argument, _ := strings.Cut(role, "=")
 	switch name {
@@ -42,9 +42,9 @@ func play(role string) {
 		fmt.Println("loading")
 		fmt.Fprintln(os.Stderr, "no such model")
 		os.Exit(3)
-	case "deaf": // to SIGTERM
+	case "deaf": // ignores SIGTERM
 		signal.Ignore(syscall.SIGTERM)
-	case "lossy": // it needs two
+	case "lossy": // needs a second SIGTERM
 		ch := make(chan os.Signal, 2)
 		signal.Notify(ch, syscall.SIGTERM)
 		fmt.Println("up")
@@ -71,7 +71,7 @@ func play(role string) {
 		fmt.Println(strings.Repeat("y", 1<<20))
 		fmt.Println("end")
 		os.Exit(0)
-	case "fork": // leaves one in its group that keeps its output open
+	case "fork": // leaves a process in its group that keeps the output open
 		cmd := exec.Command(os.Args[0]) //nolint:noctx // it is left behind on purpose
 		cmd.Env = append(os.Environ(), roleEnv+"=deaf")
 		cmd.Stdout = os.Stdout
@@ -80,7 +80,7 @@ func play(role string) {
 		}
 		fmt.Println("left", cmd.Process.Pid)
 		os.Exit(5)
-	case "parent": // starts a server and dies
+	case "parent": // starts a server and is then killed
 		c, err := child.Start(child.Command{Args: []string{os.Args[0]}, Env: append(os.Environ(), roleEnv+"=deaf")})
 		if err != nil {
 			os.Exit(4)
@@ -94,12 +94,12 @@ func play(role string) {
 		os.Exit(0)
 	}
 	kill := make(chan os.Signal, 1)
-	signal.Notify(kill, syscall.SIGUSR1) // which nobody sends
+	signal.Notify(kill, syscall.SIGUSR1) // no test sends it
 	fmt.Println("up")
 	<-kill
 }
 
-// lines collects what a server writes.
+// lines collects a server's output.
 type lines struct {
 	mu   sync.Mutex // guards below
 	list []string
@@ -147,7 +147,7 @@ func await(t *testing.T, c *child.Child) {
 	}
 }
 
-// gone says that a process has ended, collected or not.
+// gone returns nil if a process has exited, reaped or not.
 func gone(pid int) error {
 	stat, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "stat"))
 	if errors.Is(err, os.ErrNotExist) {
@@ -188,7 +188,7 @@ func TestChildEnd(t *testing.T) {
 			must.NoError(t, c.Err())
 			words := c.LastWords()
 			must.Eq(t, tc.last, words[len(words)-1])
-			c.End(t.Context(), tc.grace) // again
+			c.End(t.Context(), tc.grace) // a second call is harmless
 		})
 	}
 }
@@ -203,7 +203,7 @@ func TestChildEndWithContext(t *testing.T) {
 	await(t, c)
 }
 
-// A server that writes without end neither hangs nor fills the log, and its last words are kept.
+// A server that writes endlessly neither blocks nor fills the log, and its last lines are kept.
 func TestChildFlood(t *testing.T) {
 	t.Parallel()
 	c, l := start(t, "flood=8000000")
@@ -220,7 +220,7 @@ func TestChildFlood(t *testing.T) {
 	must.Less(t, 500, len(words[len(words)-2]))
 }
 
-// What a server leaves in its group ends with it, and does not keep Done waiting.
+// A process that a server leaves in its group is killed, and does not delay Done.
 func TestChildFork(t *testing.T) {
 	t.Parallel()
 	if runtime.GOOS != "linux" {
@@ -235,7 +235,7 @@ func TestChildFork(t *testing.T) {
 	coretest.Eventually(t, 20*time.Second, func() error { return gone(pid) })
 }
 
-// A worker that is killed takes its server with it.
+// Killing a worker also kills its server.
 func TestChildDiesWithParent(t *testing.T) {
 	t.Parallel()
 	if runtime.GOOS != "linux" {

@@ -12,23 +12,23 @@ import (
 
 // Bounds of a server's output.
 const (
-	MaxLineBytes  = 4 << 10 // of one line; the rest of a longer one is left out
-	TailLines     = 12      // kept for Err and LastWords
-	maxTailBytes  = 400     // of one of those
+	MaxLineBytes  = 4 << 10 // of one line; the rest is dropped
+	TailLines     = 12      // lines kept for Err and LastWords
+	maxTailBytes  = 400     // bytes of one such line
 	bytesPerSec   = 64 << 10
-	burstBytes    = 1 << 20 // what a server may write at once, such as the facts of a model
+	burstBytes    = 1 << 20 // allowed burst, for example a model's metadata
 	readBufferLen = 64 << 10
 )
 
-// output reads what a server writes. It never stops reading, so that a server that writes much does
-// not hang, and passes on no more than the limits allow.
+// output reads a server's output. It never stops reading, so that a server that writes a lot does
+// not block, and passes on only what the limits allow.
 type output struct {
 	r   *os.File
 	log func(string)
 
-	allowance float64 // bytes that may be passed on now
+	allowance float64 // bytes that may still be passed on
 	at        time.Time
-	skipped   int // lines since the last one that was passed on
+	skipped   int // lines dropped since the last one passed on
 
 	mu   sync.Mutex // guards below
 	last []string
@@ -43,7 +43,7 @@ func (o *output) read() {
 	for {
 		line, err := b.ReadSlice('\n')
 		text := strings.ToValidUTF8(string(line[:min(len(line), MaxLineBytes)]), "�")
-		for errors.Is(err, bufio.ErrBufferFull) { // the rest of a long line
+		for errors.Is(err, bufio.ErrBufferFull) { // discards the rest of a long line
 			_, err = b.ReadSlice('\n')
 		}
 		if text = strings.TrimRight(text, "\r\n"); strings.TrimSpace(text) != "" {
@@ -80,7 +80,7 @@ func (o *output) line(text string, now time.Time) {
 	o.log(text)
 }
 
-// flush says how many lines were left out.
+// flush reports how many lines were dropped.
 func (o *output) flush() {
 	if o.skipped > 0 && o.log != nil {
 		o.log(fmt.Sprintf("%d lines of the server are left out: it writes too fast", o.skipped))

@@ -13,21 +13,21 @@ import (
 )
 
 const (
-	maxErrorBytes   = 64 << 10 // read of an answer that is an error
-	maxErrorMessage = 2000     // runes of its message that are passed on
+	maxErrorBytes   = 64 << 10 // most that is read of an error response
+	maxErrorMessage = 2000     // most of its message that is passed on, in runes
 )
 
-// returned are the headers of an answer that a client sees.
+// returned lists the response headers that are passed on to the client.
 func returned() []string {
 	return []string{"Content-Type", "Content-Length", "Retry-After", "X-Request-Id", "Cache-Control"}
 }
 
-// answer passes an answer on.
+// answer passes a server's response on to the client.
 func (f *Forwarder) answer(w http.ResponseWriter, t *target, resp *http.Response) {
 	defer resp.Body.Close()
 	t.spoke.Store(time.Now().UnixNano())
 	if resp.StatusCode < 200 || resp.StatusCode > 299 {
-		body, _ := io.ReadAll(io.LimitReader(resp.Body, maxErrorBytes)) // what came says more than that it broke off
+		body, _ := io.ReadAll(io.LimitReader(resp.Body, maxErrorBytes)) // a partial body explains more than the read error
 		f.fail(w, resp, resp.StatusCode, body)
 		return
 	}
@@ -60,7 +60,7 @@ func (f *Forwarder) answer(w http.ResponseWriter, t *target, resp *http.Response
 		if n > 0 {
 			c.add(buf[:n])
 			if _, err := w.Write(buf[:n]); err != nil {
-				return // the client is gone
+				return // the client has disconnected
 			}
 			if flush && flusher.Flush() != nil {
 				return
@@ -75,18 +75,18 @@ func (f *Forwarder) answer(w http.ResponseWriter, t *target, resp *http.Response
 		}
 	}
 	if !errors.Is(err, io.EOF) {
-		panic(http.ErrAbortHandler) // or the answer would look whole
+		panic(http.ErrAbortHandler) // otherwise the answer would look complete
 	}
 }
 
-// hasError says that a whole answer begins as an error's envelope, whatever its status.
+// hasError reports whether a body begins as an error envelope, whatever its status.
 func hasError(b []byte) bool {
 	b = bytes.TrimLeft(b, " \r\n\t")
 	rest, ok := bytes.CutPrefix(b, []byte("{"))
 	return ok && bytes.HasPrefix(bytes.TrimLeft(rest, " \r\n\t"), []byte(`"error":`)) && !bytes.HasPrefix(bytes.TrimLeft(rest, " \r\n\t"), []byte(`"error":null`))
 }
 
-// fail answers with a server's error in OpenAI's envelope.
+// fail responds with a server's error in OpenAI's envelope.
 func (f *Forwarder) fail(w http.ResponseWriter, resp *http.Response, status int, body []byte) {
 	e := decodeError(status, body)
 	for secret, shown := range f.o.Hide {
@@ -97,13 +97,13 @@ func (f *Forwarder) fail(w http.ResponseWriter, resp *http.Response, status int,
 	}
 	switch {
 	case status == http.StatusUnauthorized || status == http.StatusForbidden:
-		// The client's own credentials are in order: it has reached this worker with them.
+		// The client's own credentials are valid: they got it as far as this worker.
 		e, status = openai.NewError(0, openai.TypeServer, "", "server_refuses", "the server behind this worker refuses the worker's key"), http.StatusBadGateway
 	case status == http.StatusUnprocessableEntity, status == http.StatusUnsupportedMediaType:
 		status = http.StatusBadRequest
 	case status == http.StatusMethodNotAllowed:
 		status = http.StatusNotFound
-	case status < 400: // a redirect, or an error that says 200
+	case status < 400: // a redirect, or an error with status 200
 		status = http.StatusBadGateway
 	}
 	if v := resp.Header.Get("Retry-After"); v != "" {
@@ -114,7 +114,7 @@ func (f *Forwarder) fail(w http.ResponseWriter, resp *http.Response, status int,
 	openai.WriteError(w, status, e)
 }
 
-// decodeError reads an error in the forms that servers have: OpenAI's, Ollama's text, FastAPI's
+// decodeError reads an error in the forms that servers use: OpenAI's, Ollama's text, FastAPI's
 // detail, and an error object without an envelope.
 func decodeError(status int, body []byte) *openai.Error {
 	var other struct {
@@ -132,7 +132,7 @@ func decodeError(status int, body []byte) *openai.Error {
 			return openai.NewError(status, errorType(status), "", "", "%s", text)
 		}
 	}
-	if trimmed := bytes.TrimSpace(body); bytes.HasPrefix(trimmed, []byte("<")) { // a page for people
+	if trimmed := bytes.TrimSpace(body); bytes.HasPrefix(trimmed, []byte("<")) { // an HTML page for people
 		body = nil
 	}
 	e := openai.DecodeError(status, body)
@@ -156,7 +156,7 @@ func errorType(status int) string {
 	return openai.TypeServer
 }
 
-// detailText reads FastAPI's detail: a text, or a list of complaints with their places.
+// detailText reads FastAPI's detail: a text, or a list of problems with their locations.
 func detailText(raw json.RawMessage) string {
 	var text string
 	if json.Unmarshal(raw, &text) == nil {

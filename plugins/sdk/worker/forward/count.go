@@ -2,15 +2,15 @@ package forward
 
 import "bytes"
 
-// tailBytes is how much of the end of an answer is kept to find its usage, and headBytes of the
-// beginning of one that is no stream.
+// tailBytes is how much of the end of an answer is kept to find its usage in, and headBytes how
+// much of the beginning of an answer that is not streamed.
 const (
 	tailBytes = 2 << 10
 	headBytes = 1 << 10
 )
 
 // counter counts the tokens of an answer without decoding it: each event of a stream counts as one
-// until the usage at the end, if there is one, says better.
+// token, until the usage at the end, if present, corrects the count.
 type counter struct {
 	events bool
 	count  func(Usage)
@@ -21,11 +21,10 @@ type counter struct {
 	tail    []byte
 }
 
-// add looks at the next bytes of the answer.
+// add processes the next bytes of the answer.
 func (c *counter) add(b []byte) {
 	if c.events {
-		// The beginning of a line may be in the piece before: then it is missed, and the usage
-		// mends it.
+		// A line that begins in the previous piece is missed; the usage corrects that.
 		n := bytes.Count(b, []byte("\ndata:"))
 		if (c.last == '\n' || c.last == 0) && bytes.HasPrefix(b, []byte("data:")) {
 			n++
@@ -50,7 +49,7 @@ func (c *counter) add(b []byte) {
 	c.tail = append(c.tail, b...)
 }
 
-// end reports what the usage says beyond what was counted.
+// end reports the part of the usage that was not counted yet.
 func (c *counter) end() {
 	u := Usage{
 		Prompt:    max(numberAt(c.tail, "prompt_tokens"), numberAt(c.head, "prompt_tokens")),
@@ -64,10 +63,10 @@ func (c *counter) end() {
 	}
 }
 
-// maxTokens bounds what an answer may say that it used.
+// maxTokens bounds the usage that an answer may report.
 const maxTokens = 1 << 30
 
-// numberAt returns the number behind the last member of a name; 0: there is none.
+// numberAt returns the number that follows the last member with the name; 0: there is none.
 func numberAt(b []byte, name string) int {
 	i := bytes.LastIndex(b, []byte(`"`+name+`":`))
 	if i < 0 {

@@ -1,4 +1,4 @@
 package forward
 
-// ReplaceModel is replaceModel.
+// ReplaceModel exports replaceModel.
 func ReplaceModel(body []byte, model string) []byte { return replaceModel(body, model) }

@@ -1,8 +1,8 @@
 // Package forward passes a worker's requests on to servers that speak OpenAI's HTTP API, and their
-// answers back, as the bytes that they are.
+// answers back, byte for byte.
 //
-// Changed are only: the name of the model in a request, errors that are not in OpenAI's envelope,
-// and headers, of which few are passed on. A request's credentials never reach the server.
+// It changes only the name of the model in a request, errors that are not in OpenAI's envelope, and
+// headers, of which it passes on only a few. A request's credentials never reach the server.
 package forward
 
 import (
@@ -24,13 +24,13 @@ import (
 )
 
 const (
-	// MaxBody bounds a request's body that must be held: one whose model is named differently at
-	// the server, or that another replica may have to take.
+	// MaxBody bounds a request's body, in bytes, if it must be held in memory: because the server
+	// uses another name for the model, or because another replica may have to take the request.
 	MaxBody = 64 << 20
-	// idleTime is how long a connection is kept for reuse: less than the 5 s after which common
-	// servers close one.
+	// idleTime is how long an idle connection is kept for reuse: less than the 5 s after which
+	// common servers close it.
 	idleTime = 2 * time.Second
-	// restTime is how long a replica that could not be reached is asked last.
+	// restTime is how long a replica that could not be reached is tried only after all others.
 	restTime = 3 * time.Second
 
 	dialTime       = 5 * time.Second
@@ -40,36 +40,36 @@ const (
 
 // Target is one server.
 type Target struct {
-	URL    *url.URL // scheme, host and the path before /v1; the host is not looked up where Socket is set
+	URL    *url.URL // scheme, host and the path before /v1; with Socket, the host is not looked up
 	Socket string   // path of a unix socket; empty: TCP
 	Key    string   // sent as a bearer token; empty: none
 	TLS    *tls.Config
 }
 
-// Options say what a Forwarder does.
+// Options configure a Forwarder.
 type Options struct {
-	Targets []Target // one server, or several that are alike; at least one
-	// Model replaces the model that a JSON request names; empty: requests pass unchanged.
+	Targets []Target // one server, or several identical ones; at least one
+	// Model replaces the model named in a JSON request; empty: requests pass unchanged.
 	Model string
-	// Reuse keeps connections for further requests. A server that closes its connections after
-	// streams must not have it: a request may be sent into the end of a connection.
+	// Reuse keeps connections for further requests. Leave it off for a server that closes its
+	// connections after streams: a request might be sent just as the connection closes.
 	Reuse bool
-	// Hide maps texts that clients must not see in errors, such as paths, to what they see instead.
+	// Hide maps texts that clients must not see in errors, such as paths, to their replacements.
 	Hide map[string]string
-	// Count is told what an answer used, as far as the answer says; nil: nobody. It may be called
-	// from several goroutines.
+	// Count receives an answer's usage, as far as the answer reports it; nil: usage is not counted.
+	// It may be called from several goroutines.
 	Count func(Usage)
 }
 
-// Usage is what has been counted since the last report, of an answer that comes, or of one that has
-// ended.
+// Usage is what was counted since the last report, for an answer in progress or at its end.
 type Usage struct {
-	Prompt    int // tokens of the prompt, cached ones included
-	Cached    int // of those, taken from a cache
-	Generated int // tokens
+	Prompt    int // prompt tokens, including cached ones
+	Cached    int // prompt tokens taken from a cache
+	Generated int // generated tokens
 }
 
-// Forwarder is a http.Handler over servers. It is safe for concurrent use. Close it.
+// Forwarder is an http.Handler that forwards to servers. It is safe for concurrent use. The caller
+// must Close it.
 type Forwarder struct {
 	o       Options
 	targets []*target
@@ -109,28 +109,28 @@ func newTarget(t Target, reuse bool) *target {
 			}
 			return dialer.DialContext(ctx, network, addr)
 		},
-		Proxy:                  nil, // the server is named by the operator, whatever the environment says
+		Proxy:                  nil, // the operator chose the server; ignore the environment
 		TLSClientConfig:        t.TLS,
 		TLSHandshakeTimeout:    dialTime,
-		DisableCompression:     true, // bytes stay what they are
+		DisableCompression:     true, // pass bytes on unchanged
 		DisableKeepAlives:      !reuse,
 		IdleConnTimeout:        idleTime,
 		MaxIdleConnsPerHost:    64,
 		MaxResponseHeaderBytes: maxHeaderBytes,
 		ReadBufferSize:         copyBytes,
-		// No ResponseHeaderTimeout: many servers send headers with the first token.
+		// No ResponseHeaderTimeout: many servers send headers only with the first token.
 	}
 	return out
 }
 
-// Close closes idle connections. Requests that run go on.
+// Close closes idle connections. Running requests continue.
 func (f *Forwarder) Close() {
 	for _, t := range f.targets {
 		t.transport.CloseIdleConnections()
 	}
 }
 
-// Spoke returns when a server last sent anything; zero: never.
+// Spoke returns when a server last sent anything; the zero time if none ever did.
 func (f *Forwarder) Spoke() time.Time {
 	var last int64
 	for _, t := range f.targets {
@@ -142,7 +142,7 @@ func (f *Forwarder) Spoke() time.Time {
 	return time.Unix(0, last)
 }
 
-// ServeHTTP passes a request on.
+// ServeHTTP forwards a request.
 func (f *Forwarder) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	body, again, err := f.body(r)
 	if err != nil {
@@ -169,21 +169,22 @@ func (f *Forwarder) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		switch {
 		case r.Context().Err() != nil:
-			panic(http.ErrAbortHandler) // the client is gone, or the worker stops
+			panic(http.ErrAbortHandler) // the client has disconnected, or the worker stops
 		case unreached(err):
 			t.restUntil.Store(time.Now().Add(restTime).UnixNano())
-			if again == nil && r.ContentLength != 0 { // the body is closed
+			if again == nil && r.ContentLength != 0 { // the body is already closed and cannot be sent again
 				tried = f.all()
 			}
 			continue
 		}
-		// It may have begun to work on the request.
+		// The server may have started to process the request, so it is not retried.
 		openai.WriteError(w, 0, openai.NewError(http.StatusBadGateway, openai.TypeServer, "", "server_lost", "the server behind this worker ended the connection without an answer"))
 		return
 	}
 }
 
-// pass sends a request to a server and passes its answer on. Errors: there is no answer.
+// pass sends a request to a server and passes its response on. An error means that there was no
+// response.
 func (f *Forwarder) pass(w http.ResponseWriter, t *target, req *http.Request) error {
 	t.active.Add(1)
 	defer t.active.Add(-1)
@@ -195,7 +196,7 @@ func (f *Forwarder) pass(w http.ResponseWriter, t *target, req *http.Request) er
 	return nil
 }
 
-// unreached says that no byte of a request has left.
+// unreached reports whether the request failed before any byte of it was sent.
 func unreached(err error) bool {
 	op, ok := errors.AsType[*net.OpError](err)
 	return ok && op.Op == "dial"
@@ -209,8 +210,7 @@ func (f *Forwarder) all() map[*target]bool {
 	return all
 }
 
-// pick returns the server with the fewest requests among those not tried, one that rests last; nil:
-// none is left.
+// pick returns the untried server with the fewest requests, resting ones last; nil: all were tried.
 func (f *Forwarder) pick(tried map[*target]bool) *target {
 	now := time.Now().UnixNano()
 	var best *target
@@ -226,10 +226,10 @@ func (f *Forwarder) pick(tried map[*target]bool) *target {
 	return best
 }
 
-// body returns what to send: the request's own body, or for JSON a function that returns it from
-// its beginning. JSON is read whole first: it may have to be changed or sent twice, and a server
-// that answers early would close the client's body under the transport that still reads it, which
-// cuts the answer.
+// body returns what to send: the request's own body, or for JSON a function that returns a reader
+// at its beginning. JSON is read completely first: it may have to be changed or sent twice.
+// Besides, a server that answers early would close the client's body while the transport still
+// reads it, which cuts the answer.
 func (f *Forwarder) body(r *http.Request) (io.ReadCloser, func() *bytes.Reader, error) {
 	isJSON := strings.HasPrefix(r.Header.Get("Content-Type"), "application/json") || r.Header.Get("Content-Type") == ""
 	if r.Method != http.MethodPost || !isJSON {
@@ -258,12 +258,12 @@ func refuseBody(w http.ResponseWriter, err error) {
 	openai.WriteError(w, 0, openai.Invalid("", "the body cannot be read to its end"))
 }
 
-// passed are the headers of a request that a server sees.
+// passed lists the request headers that are passed on to the server.
 func passed() []string {
 	return []string{"Content-Type", "Accept", "X-Request-Id", "Traceparent"}
 }
 
-// request makes the request for a server.
+// request returns the request to send to a server.
 func (t *target) request(r *http.Request, body io.ReadCloser) *http.Request {
 	u := *t.URL
 	u.Path, u.RawPath = strings.TrimSuffix(u.Path, "/")+r.URL.Path, ""
@@ -285,8 +285,8 @@ func (t *target) request(r *http.Request, body io.ReadCloser) *http.Request {
 	return out
 }
 
-// Ask sends a request of the worker's own to the n-th server and returns its status and the
-// beginning of its answer, at most limit bytes.
+// Ask sends one of the worker's own requests to the n-th server and returns the status and the
+// beginning of the response, at most limit bytes.
 func (f *Forwarder) Ask(ctx context.Context, n int, method, path, body string, limit int64) (status int, answer []byte, err error) {
 	t := f.targets[n]
 	r, err := http.NewRequestWithContext(ctx, method, "http://server"+path, strings.NewReader(body))
@@ -308,5 +308,5 @@ func (f *Forwarder) Ask(ctx context.Context, n int, method, path, body string, l
 	return resp.StatusCode, answer, err
 }
 
-// Len returns how many servers there are.
+// Len returns the number of servers.
 func (f *Forwarder) Len() int { return len(f.targets) }

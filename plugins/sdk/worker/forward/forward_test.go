@@ -33,7 +33,7 @@ func target(t testing.TB, base string) forward.Target {
 	return forward.Target{URL: u}
 }
 
-// front serves a Forwarder to clients of the test.
+// front serves a Forwarder to the test's clients.
 func front(t testing.TB, o forward.Options) *httptest.Server {
 	t.Helper()
 	f := forward.New(o)
@@ -43,7 +43,7 @@ func front(t testing.TB, o forward.Options) *httptest.Server {
 	return s
 }
 
-// behind serves h as the server of a Forwarder with the options.
+// behind serves h as the server behind a Forwarder.
 func behind(t testing.TB, h http.HandlerFunc, change func(*forward.Options)) *httptest.Server {
 	t.Helper()
 	s := httptest.NewServer(h)
@@ -104,12 +104,12 @@ func TestForwardRequest(t *testing.T) {
 	}
 }
 
-// An image part of a megabyte arrives as it was sent.
+// A body with a one-megabyte image part arrives unchanged.
 func TestForwardBodyOfAMegabyte(t *testing.T) {
 	t.Parallel()
 	body := `{"model":"m","messages":[{"role":"user","content":[{"type":"image_url","image_url":{"url":"data:image/png;base64,` + strings.Repeat("QUJD", 1<<18) + `"}}]}]}`
 	s := behind(t, func(w http.ResponseWriter, r *http.Request) {
-		// Read first: a server of HTTP/1.1 closes the body once the answer begins.
+		// Read it all first: an HTTP/1.1 server closes the body once the response begins.
 		all, _ := io.ReadAll(r.Body)
 		_, _ = w.Write(all)
 	}, nil)
@@ -168,7 +168,7 @@ func TestForwardErrors(t *testing.T) {
 	}
 }
 
-// Every event goes out when it comes, comments too, and late headers are waited for.
+// Every event, including comments, is passed on as it arrives, and late headers are waited for.
 func TestForwardStream(t *testing.T) {
 	t.Parallel()
 	next := make(chan string)
@@ -180,7 +180,7 @@ func TestForwardStream(t *testing.T) {
 		}
 	}, nil)
 	end := sync.OnceFunc(func() { close(next) })
-	t.Cleanup(end) // a test that fails does not wait for its server
+	t.Cleanup(end) // so that a failing test does not hang on its server
 	answered := make(chan *http.Response)
 	go func() {
 		resp, err := s.Client().Post(s.URL+"/v1/chat/completions", "application/json", strings.NewReader(`{}`))
@@ -208,7 +208,7 @@ func TestForwardStream(t *testing.T) {
 	must.Eq(t, "", string(rest))
 }
 
-// raw is a server that answers each connection with bytes and closes it.
+// raw starts a server that writes bytes on each connection and closes it.
 func raw(t testing.TB, answer func(net.Conn)) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -239,7 +239,7 @@ func TestForwardCutAnswer(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct {
 		bytes  string
-		status int // 0: the answer breaks off
+		status int // 0: the answer is cut
 	}{
 		"no byte":          {"", 502},
 		"no HTTP":          {"SSH-2.0-OpenSSH\r\n", 502},
@@ -253,7 +253,7 @@ func TestForwardCutAnswer(t *testing.T) {
 			s := front(t, forward.Options{Targets: []forward.Target{target(t, raw(t, func(c net.Conn) { _, _ = io.WriteString(c, tc.bytes) }))}})
 			resp, err := s.Client().Post(s.URL+"/v1/chat/completions", "application/json", strings.NewReader(`{}`))
 			if tc.status == 0 && err != nil {
-				return // it was cut before its first byte was out
+				return // cut before its first byte was sent
 			}
 			must.NoError(t, err)
 			defer resp.Body.Close()
@@ -268,8 +268,8 @@ func TestForwardCutAnswer(t *testing.T) {
 	}
 }
 
-// A server may close its connection after a stream although it promised to keep it: the next
-// request must not be sent into its end.
+// A server may close its connection after a stream although it promised to keep it open: the next
+// request must not be sent on the closing connection.
 func TestForwardClosesAfterStream(t *testing.T) {
 	t.Parallel()
 	const answer = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nKeep-Alive: timeout=5, max=100\r\nTransfer-Encoding: chunked\r\n\r\n" +
@@ -348,7 +348,7 @@ func TestForwardReplicas(t *testing.T) {
 	}
 	<-waiting
 	<-waiting
-	must.Eq(t, 1, counts[0].Load()) // one each
+	must.Eq(t, 1, counts[0].Load()) // one request each
 	must.Eq(t, 1, counts[1].Load())
 	close(hold)
 	wg.Wait()
@@ -411,7 +411,7 @@ func TestForwardCounts(t *testing.T) {
 			coretest.Eventually(t, 10*time.Second, func() error {
 				mu.Lock()
 				defer mu.Unlock()
-				if name == "stream" && got.Generated == 3 { // pieces may come together
+				if name == "stream" && got.Generated == 3 { // several events may arrive in one read
 					return nil
 				}
 				if got != tc.want {
@@ -423,7 +423,7 @@ func TestForwardCounts(t *testing.T) {
 	}
 }
 
-// An answer of any length passes through the one buffer that a request has.
+// An answer of any length passes through the request's single buffer.
 func TestForwardLargeAnswer(t *testing.T) {
 	t.Parallel()
 	const size = int64(1 << 26)

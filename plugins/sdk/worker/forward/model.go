@@ -5,8 +5,9 @@ import (
 	"encoding/json"
 )
 
-// replaceModel returns a JSON object with the value of its own members "model" replaced, and every
-// other byte as it was. What is no JSON object stays as it is, for the server to refuse.
+// replaceModel returns a JSON object with the value of its top-level member "model" replaced, and
+// every other byte unchanged. Anything but a JSON object is returned as it is, for the server to
+// reject.
 func replaceModel(body []byte, model string) []byte {
 	name, err := json.Marshal(model)
 	if err != nil {

@@ -1,4 +1,4 @@
-// Package simple makes a whole worker type of Go functions.
+// Package simple builds a complete worker type from Go functions.
 package simple
 
 import (
@@ -21,44 +21,44 @@ import (
 
 // Worker is a worker type. Either Generate or Load is set.
 type Worker struct {
-	// Info needs Name, Version and Summary. Its Kind is filled in.
+	// Info needs Name, Version and Summary. Kind is filled in.
 	Info sdk.Info
 	// Generate answers a prompt: it calls emit with the text of one token after the other. The
-	// prompt is a completion's, or the transcript of a conversation: see api.Transcript. When emit
-	// fails, no more is wanted, and Generate returns with any error. Several calls run at once, one
-	// for each slot.
+	// prompt is a completion's, or the transcript of a conversation: see api.Transcript. An error
+	// of emit means that no more text is wanted, and Generate returns with any error. Several calls
+	// run at once, one for each slot.
 	Generate func(ctx context.Context, prompt string, emit func(token string) error) error
-	// Load loads a model, in place of Generate, for a type that has more to say. Its errors are
-	// those of worker.Backend's Start.
+	// Load loads a model. It replaces Generate for a type that can do more. Its errors are those of
+	// worker.Backend's Start.
 	Load func(ctx context.Context, spec worker.StartSpec, progress func(worker.Progress) error) (Loaded, error)
-	// Device is what the workers run on; the zero value: a device that has the type's name. It
-	// belongs to this type alone unless its Kind is the name of another.
+	// Device is what the workers run on; the zero value: a device named after the type. The device
+	// belongs to this type alone, unless its Kind is another type's name.
 	Device worker.Device
-	// Problem says why the type cannot work on this machine, in a sentence; nil: it can.
+	// Problem returns a sentence that says why the type cannot work on this machine; nil: it can.
 	Problem func(ctx context.Context) string
-	// Models names the models that the type serves without a file; nil: it needs one.
+	// Models lists the models that the type serves without a file; nil: it needs a file.
 	Models []string
-	// Schema describes the type's config block. Configure gets it, decoded and with its defaults,
-	// as JSON; nil: everything is fine.
+	// Schema describes the type's config block. Configure receives it as JSON, decoded and with
+	// defaults filled in; nil accepts any configuration.
 	Schema    sdk.Schema
 	Configure func(ctx context.Context, config sdk.Config) (sdk.Diagnostics, error)
 }
 
-// Loaded is a model that can answer.
+// Loaded is a loaded model.
 type Loaded struct {
 	Model         api.Model     // nil: it generates no text
 	Embedder      api.Embedder  // nil: it has no embeddings
 	Tokenizer     api.Tokenizer // nil: words are counted as tokens
-	ContextTokens int           // positions of a slot; 0: as many as the start asks for, or 8192
-	Close         func()        // frees the model once no request runs; nil: nothing to do
+	ContextTokens int           // positions per slot; 0: as many as Start asks for, or 8192
+	Close         func()        // frees the model once no request runs; nil: nothing to free
 }
 
 // Serve runs w as the plugin of this process and returns when the process should end: see
 // worker.Serve.
 func Serve(w Worker) { worker.Serve(w.Backend(sdk.Log(w.Info.Name))) }
 
-// Backend returns the worker type as a worker.Backend, for Serve and for tests. log gets the errors
-// that clients are not shown.
+// Backend returns the worker type as a worker.Backend, for Serve and for tests. log receives the
+// errors that clients do not see.
 func (w Worker) Backend(log *slog.Logger) worker.Backend {
 	w.Info.Kind = sdk.KindWorker
 	if w.Device.ID == "" {
@@ -67,7 +67,7 @@ func (w Worker) Backend(log *slog.Logger) worker.Backend {
 	return &backend{Worker: w, log: log, state: worker.StateIdle}
 }
 
-// defaultContext is the context of a model that has none to tell.
+// defaultContext is the context size of a model that does not state one.
 const defaultContext = 8192
 
 // backend is one process of the worker type.
@@ -77,7 +77,7 @@ type backend struct {
 
 	mu     sync.Mutex // guards below
 	state  worker.State
-	gate   *worker.Gate // nil before the model is loaded, as are the others
+	gate   *worker.Gate // nil until the model is loaded, like the fields below
 	loaded Loaded
 	can    []worker.Capability
 }
@@ -93,7 +93,7 @@ func (b *backend) Configure(ctx context.Context, config sdk.Config) (sdk.Diagnos
 	return b.Worker.Configure(ctx, config)
 }
 
-// reportEvery is the time between two reports of Fingerprint; 30 s are allowed.
+// reportEvery is the time between two Fingerprint reports; at most 30 s are allowed.
 const reportEvery = 20 * time.Second
 
 func (b *backend) Fingerprint(ctx context.Context, emit func(worker.Fingerprint) error) error {
@@ -146,7 +146,7 @@ func (b *backend) start(ctx context.Context, spec worker.StartSpec, progress fun
 	return api.New(o), nil
 }
 
-// set sets the state of a worker that is not stopped.
+// set sets the state, unless the worker is stopped.
 func (b *backend) set(s worker.State) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -180,13 +180,13 @@ func (b *backend) Stop(ctx context.Context, grace time.Duration) error {
 	end := b.loaded.Close
 	b.loaded.Close = nil
 	b.mu.Unlock()
-	if end != nil && err == nil { // else requests still use it
+	if end != nil && err == nil { // otherwise requests still use it
 		end()
 	}
 	return err
 }
 
-// generator is an api.Model made of a function of a prompt.
+// generator is an api.Model that calls a function of a prompt.
 type generator func(ctx context.Context, prompt string, emit func(token string) error) error
 
 func (g generator) Generate(ctx context.Context, r api.Request, emit func(string) error) error {

@@ -47,7 +47,7 @@ func TestGenerate(t *testing.T) {
 	h, err := b.Start(t.Context(), spec(), nil)
 	must.NoError(t, err)
 	must.StrContains(t, ask(h, `{"prompt":"hi"}`).Body.String(), `"text":"so: hi"`)
-	// A function of a prompt cannot honour these.
+	// A Generate function cannot honour these.
 	must.Eq(t, 400, ask(h, `{"prompt":"hi","logit_bias":{"1":-100}}`).Code)
 	must.Eq(t, 400, ask(h, `{"prompt":"hi","lora":[{"name":"x","scale":1}]}`).Code)
 }
@@ -70,7 +70,7 @@ func TestFingerprint(t *testing.T) {
 	}))
 }
 
-// What Load gives is served as long as requests run, and then freed once.
+// A model that Load returns is served as long as requests run, and then freed once.
 func TestLoad(t *testing.T) {
 	t.Parallel()
 	closed := 0
