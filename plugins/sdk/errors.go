@@ -19,7 +19,7 @@ var (
 	ErrNotFound    = errors.New("not found")                  // no such thing
 	ErrState       = errors.New("not possible in this state") // such as a second Start
 	ErrUnavailable = errors.New("unavailable")                // not now: try again
-	// in memory, on disk, or within a limit
+	// too large for memory, for the disk, or for a limit
 	ErrTooLarge = errors.New("does not fit")
 	// bytes do not match what was announced
 	ErrIntegrity = errors.New("damaged")
@@ -53,7 +53,7 @@ func wireErrors() []struct {
 	}
 }
 
-// hinted adds to an error what to do next.
+// hinted is an error with a hint about what to do next.
 type hinted struct {
 	error
 	hint string
@@ -61,7 +61,7 @@ type hinted struct {
 
 func (h *hinted) Unwrap() error { return h.error }
 
-// WithHint adds to err what a person can do about it, in a full sentence. A nil err returns nil.
+// WithHint adds to err a full sentence about what a person can do next. A nil err returns nil.
 func WithHint(err error, format string, args ...any) error {
 	if err == nil {
 		return nil
@@ -103,7 +103,7 @@ func ToStatus(err error) error {
 	}
 	st := status.New(code, err.Error())
 	if hint := HintOf(err); hint != "" {
-		// Fails only for a status of code OK, which this is not.
+		// WithDetails fails only for a status of code OK, which st never has.
 		if with, detailErr := st.WithDetails(&errdetails.ErrorInfo{Domain: hintDomain, Metadata: map[string]string{"hint": hint}}); detailErr == nil {
 			st = with
 		}
@@ -111,7 +111,7 @@ func ToStatus(err error) error {
 	return st.Err()
 }
 
-// remoteError is a plugin's error as its host sees it.
+// remoteError is a plugin's error as the host sees it.
 type remoteError struct {
 	st   *status.Status
 	is   error // one of wireErrors, or nil

@@ -7,11 +7,11 @@ import (
 	"github.com/hashicorp/go-hclog"
 )
 
-// Log returns Logger's messages as those of a logger of the standard library.
+// Log returns a standard library logger that writes to Logger.
 func Log(name string) *slog.Logger { return slog.New(&slogHandler{log: Logger(name)}) }
 
-// slogHandler writes what package slog is given to a logger of hclog. A group's name and a dot go
-// before the keys in it.
+// slogHandler forwards package slog's records to an hclog logger. Keys inside a group are prefixed
+// with the group's name and a dot.
 type slogHandler struct {
 	log    hclog.Logger
 	prefix string
@@ -60,7 +60,7 @@ func (h *slogHandler) WithGroup(name string) slog.Handler {
 	return &slogHandler{log: h.log, prefix: h.prefix + name + "."}
 }
 
-// appendPair adds key and value of an attribute, or those of a group.
+// appendPair appends an attribute's key and value, or those of a group's attributes.
 func appendPair(pairs []any, prefix string, a slog.Attr) []any {
 	v := a.Value.Resolve()
 	if v.Kind() != slog.KindGroup {

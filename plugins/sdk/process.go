@@ -25,15 +25,15 @@ const (
 	EnvCookie = "RBEE_PLUGIN"
 	// EnvLogLevel is the lowest level that Logger writes: trace, debug, info, warn, error or off.
 	EnvLogLevel = "RBEE_PLUGIN_LOG_LEVEL"
-	// EnvTether, set to "1", makes the process end when its standard input ends, which is when its
-	// host dies. Hosts set it for every process but workers that should outlive them.
+	// EnvTether, set to "1", makes the process exit when its standard input ends, which happens
+	// when its host dies. Hosts set it for every process except workers that should outlive them.
 	EnvTether = "RBEE_PLUGIN_TETHER"
 )
 
 // Cookie is the value of EnvCookie.
 const Cookie = "4f1c2a7e-rbee-plugin"
 
-// exitGrace is how long a plugin's work may continue after a signal to end.
+// exitGrace is how long a plugin's work may continue after a termination signal.
 const exitGrace = 10 * time.Second
 
 // Handshake returns what host and plugin must agree on before they negotiate a protocol version.
@@ -41,8 +41,8 @@ func Handshake() goplugin.HandshakeConfig {
 	return goplugin.HandshakeConfig{MagicCookieKey: EnvCookie, MagicCookieValue: Cookie}
 }
 
-// Logger returns a logger that writes JSON lines to the process's standard error, where the host
-// reads them: from a pipe, or for a worker from the worker's log file. Use it for all messages of a
+// Logger returns a logger that writes JSON lines to the process's standard error, which the host
+// reads from a pipe or, for a worker, from the worker's log file. Use it for all messages of a
 // plugin; standard output belongs to the protocol. Numbers stay numbers.
 func Logger(name string) hclog.Logger {
 	level := hclog.LevelFromString(os.Getenv(EnvLogLevel))
@@ -56,7 +56,7 @@ func Logger(name string) hclog.Logger {
 // it.
 type Process struct {
 	log    hclog.Logger
-	stdout *os.File // before go-plugin replaced it
+	stdout *os.File // the original, before go-plugin replaced it
 	stderr *os.File
 
 	settle sync.Once // guards the replacement of the standard files
@@ -75,16 +75,17 @@ func Serve(kind Kind, p Plugin, register func(grpc.ServiceRegistrar, *Process), 
 		fmt.Fprintf(os.Stderr, "%s is a plugin of rbee and is not run by hand.\nPut it in rbee's plugin_dir; \"rbee plugin list\" shows what is there.\n", name)
 		os.Exit(1)
 	}
-	// A worker may outlive its host: a write to the host's end of a pipe must not end it.
+	// A worker may outlive its host: writing to a pipe whose other end the host held must not kill
+	// it.
 	signal.Ignore(syscall.SIGPIPE)
 
 	proc := &Process{log: Logger(name), stdout: os.Stdout, stderr: os.Stderr}
-	ctx, cancel := context.WithCancel(context.Background()) // the life of the process
+	ctx, cancel := context.WithCancel(context.Background()) // lives as long as the process
 	defer cancel()
 	var wg sync.WaitGroup
 	wg.Go(func() { proc.watchSignals(ctx, stop) })
 	if os.Getenv(EnvTether) == "1" {
-		// Not waited for: a read of standard input cannot be interrupted.
+		// Nothing waits for it: a read of standard input cannot be interrupted.
 		go func() {
 			_, _ = io.Copy(io.Discard, os.Stdin)
 			proc.stopAndEnd(stop, exitGrace)
@@ -107,7 +108,7 @@ func Serve(kind Kind, p Plugin, register func(grpc.ServiceRegistrar, *Process), 
 	cancel()
 	wg.Wait()
 	// The host may have closed the connection without notice, or a signal may have arrived: end the
-	// work in any case. A shutdown deadline.
+	// work in any case. The context is a shutdown deadline.
 	stopCtx, stopCancel := context.WithTimeout(context.Background(), exitGrace)
 	defer stopCancel()
 	if err := stop(stopCtx, time.Second); err != nil {
@@ -115,7 +116,7 @@ func Serve(kind Kind, p Plugin, register func(grpc.ServiceRegistrar, *Process), 
 	}
 }
 
-// End makes Serve return after delay, which lets a last answer reach the host. It returns at once.
+// End makes Serve return after delay, so that a last answer reaches the host. It does not block.
 func (p *Process) End(delay time.Duration) {
 	p.end.Do(func() {
 		time.AfterFunc(delay, func() {
@@ -174,9 +175,9 @@ func (p *Process) newGRPCServer(opts []grpc.ServerOption) *grpc.Server {
 	return s
 }
 
-// settleStdio acts on the first call, when the handshake line has been read: from then on all
-// printed text goes to standard error. Otherwise it would fill a pipe of go-plugin that no one
-// reads once the host is gone, and the printing goroutine would hang.
+// settleStdio acts on its first call, once the host has read the handshake line: from then on all
+// printed text goes to standard error. Otherwise it would fill a pipe of go-plugin that nothing
+// reads once the host has exited, and the printing goroutine would hang.
 func (p *Process) settleStdio() {
 	os.Stdout, os.Stderr = p.stderr, p.stderr
 	if err := stdoutToStderr(); err != nil {
@@ -191,8 +192,8 @@ func (p *Process) recovered(err *error) {
 	}
 }
 
-// grpcPlugin is the plugin side of go-plugin's interface. Hosts build their clients with NewClient
-// of the kind's package.
+// grpcPlugin is the plugin's side of go-plugin's interface. Hosts build their clients with
+// NewClient of the kind's package.
 type grpcPlugin struct {
 	goplugin.NetRPCUnsupportedPlugin
 	register func(*grpc.Server)

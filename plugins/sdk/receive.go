@@ -7,8 +7,8 @@ import (
 	"google.golang.org/grpc"
 )
 
-// Receive calls each with every message of stream until its end. The caller cancels the stream's
-// context afterwards.
+// Receive calls each with every message of stream until it ends. The caller then cancels the
+// stream's context.
 func Receive[M any](stream grpc.ServerStreamingClient[M], each func(*M) error) error {
 	for {
 		m, err := stream.Recv()

@@ -45,7 +45,7 @@ func TestErrorsSurviveTheWire(t *testing.T) {
 			must.ErrorIs(t, got, tc.err)
 			must.Eq(t, "around: thing 9: "+tc.err.Error(), got.Error())
 			must.Eq(t, "Do that.", sdk.HintOf(got))
-			// And once more, as a plugin that passes on what another one said.
+			// Convert it once more, as in a plugin that passes on another plugin's error.
 			again := sdk.FromStatus(sdk.ToStatus(fmt.Errorf("through: %w", got)))
 			must.ErrorIs(t, again, tc.err)
 			must.Eq(t, "Do that.", sdk.HintOf(again))

@@ -4,7 +4,7 @@ package sdk
 
 import "os"
 
-// rawStderr writes to standard error as it is at the moment of writing.
+// rawStderr writes to os.Stderr, whatever it is at the time of the write.
 type rawStderr struct{}
 
 func (rawStderr) Write(b []byte) (int, error) { return os.Stderr.Write(b) }

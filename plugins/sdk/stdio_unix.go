@@ -8,7 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// rawStderr writes to file descriptor 2 itself: the variable os.Stderr is replaced by go-plugin
+// rawStderr writes to file descriptor 2 directly, because go-plugin replaces the variable os.Stderr
 // while it serves.
 type rawStderr struct{}
 

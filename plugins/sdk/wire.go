@@ -71,11 +71,12 @@ type Client struct {
 
 var _ Plugin = (*Client)(nil)
 
-// MaxReplyBytes is the largest message that a host takes from a plugin.
+// MaxReplyBytes is the largest message that a host accepts from a plugin.
 const MaxReplyBytes = 8 << 20
 
-// BoundReplies returns conn for a host that does not trust the other end: it refuses a reply beyond
-// MaxReplyBytes before it allocates memory for it. go-plugin's own connection takes two gigabytes.
+// BoundReplies returns conn for a host that does not trust the other end: it rejects a reply larger
+// than MaxReplyBytes before allocating memory for it. go-plugin's own connection accepts two
+// gigabytes.
 func BoundReplies(conn grpc.ClientConnInterface) grpc.ClientConnInterface { return bounded{conn} }
 
 type bounded struct{ grpc.ClientConnInterface }
@@ -88,12 +89,12 @@ func (b bounded) NewStream(ctx context.Context, desc *grpc.StreamDesc, method st
 	return b.ClientConnInterface.NewStream(ctx, desc, method, append(opts, grpc.MaxCallRecvMsgSize(MaxReplyBytes))...)
 }
 
-// NewClient returns a client over conn, which stays the caller's to close.
+// NewClient returns a client over conn. The caller closes conn.
 func NewClient(conn grpc.ClientConnInterface) *Client {
 	return &Client{rpc: pluginv1.NewPluginServiceClient(BoundReplies(conn))}
 }
 
-// Info asks for the plugin's description.
+// Info returns the plugin's description.
 func (c *Client) Info(ctx context.Context) (Info, error) {
 	r, err := c.rpc.Info(ctx, &pluginv1.InfoRequest{})
 	if err != nil {
@@ -110,7 +111,7 @@ func (c *Client) Info(ctx context.Context) (Info, error) {
 	}, nil
 }
 
-// Schema asks the plugin for its configuration schema.
+// Schema returns the plugin's configuration schema.
 func (c *Client) Schema(ctx context.Context) (Schema, error) {
 	r, err := c.rpc.Schema(ctx, &pluginv1.SchemaRequest{})
 	if err != nil {
@@ -119,7 +120,7 @@ func (c *Client) Schema(ctx context.Context) (Schema, error) {
 	return schemaFromProto(r.GetSchema()), nil
 }
 
-// Configure passes the plugin its configuration.
+// Configure passes the configuration to the plugin.
 func (c *Client) Configure(ctx context.Context, config Config) (Diagnostics, error) {
 	r, err := c.rpc.Configure(ctx, &pluginv1.ConfigureRequest{ConfigJson: config.JSON, EngineDir: config.EngineDir, AllowAddresses: config.AllowAddresses})
 	if err != nil {

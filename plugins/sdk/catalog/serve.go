@@ -14,8 +14,8 @@ import (
 	catalogv1 "github.com/rbee-project/rbee/proto/catalog/v1"
 )
 
-// The errors that a host distinguishes; wrap them with %w. They are those of package sdk under
-// names that fit a source.
+// The errors that a host distinguishes; wrap them with %w. They are package sdk's errors under
+// names that suit a source.
 var (
 	ErrInvalid     = sdk.ErrInvalid     // the reference is malformed
 	ErrNotFound    = sdk.ErrNotFound    // the reference does not exist
@@ -79,10 +79,10 @@ func (s *server) Fetch(req *catalogv1.FetchRequest, stream grpc.ServerStreamingS
 	if req.GetOffset() < 0 {
 		return sdk.ToStatus(fmt.Errorf("fetch: offset %d is negative: %w", req.GetOffset(), ErrInvalid))
 	}
-	// Sources write in the small pieces of io.Copy: fewer, larger messages cost the host less.
+	// Sources write in the small pieces of io.Copy; fewer, larger messages cost the host less.
 	w := bufio.NewWriterSize(&chunks{stream: stream}, MaxChunkBytes/4)
 	err := s.source.Fetch(stream.Context(), fileFromProto(req.GetFile()), req.GetOffset(), w)
-	// Send what was read before an error as well: the host resumes after it.
+	// Send what was read before an error, too: the host resumes after it.
 	if flushErr := w.Flush(); err == nil {
 		err = flushErr
 	}
@@ -119,7 +119,7 @@ type Client struct {
 
 var _ Source = (*Client)(nil)
 
-// NewClient returns a client over conn, which stays the caller's to close.
+// NewClient returns a client over conn. The caller closes conn.
 func NewClient(conn grpc.ClientConnInterface) *Client {
 	return &Client{Client: sdk.NewClient(conn), rpc: catalogv1.NewCatalogServiceClient(sdk.BoundReplies(conn))}
 }
@@ -139,7 +139,7 @@ func (c *Client) Search(ctx context.Context, q Query, emit func(Item) error) err
 	})
 }
 
-// Resolve asks for the files of ref.
+// Resolve returns the files of ref.
 func (c *Client) Resolve(ctx context.Context, ref string) (Manifest, error) {
 	r, err := c.rpc.Resolve(ctx, &catalogv1.ResolveRequest{Ref: ref})
 	if err != nil {
@@ -152,7 +152,7 @@ func (c *Client) Resolve(ctx context.Context, ref string) (Manifest, error) {
 	return m, nil
 }
 
-// Fetch writes the file's bytes from offset to its end into w. What it wrote before an error is
+// Fetch writes the file's bytes from offset to its end into w. Bytes written before an error are
 // part of the file. It stops at an error of w and returns it.
 func (c *Client) Fetch(ctx context.Context, f File, offset int64, w io.Writer) error {
 	ctx, cancel := context.WithCancel(ctx)

@@ -32,7 +32,7 @@ const (
 	CapabilityURL = "url"
 )
 
-// ItemKind says what a catalog item is.
+// ItemKind is the kind of a catalog item.
 type ItemKind string
 
 // The kinds of item.
@@ -46,7 +46,7 @@ type Query struct {
 	Text  string   // empty: everything
 	Kind  ItemKind // empty: every kind
 	Limit int      // 0: the source's choice
-	// Exact says that Text is a whole name as a person gave it. A source on a network sends no
+	// Exact means that Text is a whole name as a person typed it. A source on a network sends no
 	// request for a text that cannot be one of its names.
 	Exact bool
 }
@@ -55,27 +55,27 @@ type Query struct {
 type Item struct {
 	Ref  string // without the source's name
 	Kind ItemKind
-	// Name is the name that people call it by; a model with a bare Name can be used without naming
-	// the source.
+	// Name is what people call the item; a model with a bare Name can be used without naming the
+	// source.
 	Name      string
 	Summary   string // one line
 	SizeBytes int64  // 0: unknown
 	License   string
 }
 
-// Manifest says what a reference stands for.
+// Manifest lists the files that a reference stands for.
 type Manifest struct {
 	Ref string // exact: resolving it again gives the same files
-	// Name is the default local name. One that others may give to something else, too, says where
-	// it is from: "hf.co/org/repo:Q4_K_M". It is letters, digits and . _ -, in parts with slashes
-	// between them, with a tag behind a colon; what else is in it becomes a dash.
+	// Name is the default local name. A name that other sources may also use includes its origin:
+	// "hf.co/org/repo:Q4_K_M". It consists of letters, digits and . _ -, in parts separated by
+	// slashes, with a tag after a colon; any other character becomes a dash.
 	Name    string
 	Kind    ItemKind
-	Version string // of the item, if it has one
+	Version string // the item's version, if it has one
 	License string
 	Files   []File // at least one; a model's first file is the GGUF to load
-	// Notes are lines for the person who asked, for example about which quantisation was chosen and
-	// why. The host shows them in the job.
+	// Notes are lines for the person who made the request, for example which quantisation was
+	// chosen and why. The host shows them in the job.
 	Notes []string
 }
 
@@ -89,12 +89,12 @@ type File struct {
 	// Locator is the source's own way to find the file again in Fetch. It is opaque to the host,
 	// which may keep it on disk, so it must hold no credential.
 	Locator string
-	// URL is where the host itself may fetch the bytes by HTTP, several ranges at once. Empty: it
-	// calls Fetch, which must work in any case. It must hold no credential, since it appears in
-	// messages.
+	// URL is where the host may fetch the bytes itself over HTTP, several ranges at once. If it is
+	// empty, the host calls Fetch, which must work in any case. URL appears in messages, so it must
+	// hold no credential.
 	URL string
 	// Header is sent with requests for URL to its own origin (scheme, host and port), and never
-	// after a redirect to another. It may hold a credential: the host writes it nowhere, and asks
-	// Resolve for a new one.
+	// after a redirect to another. It may hold a credential: the host never writes it down, and
+	// calls Resolve for a new one.
 	Header map[string]string
 }

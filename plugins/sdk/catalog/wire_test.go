@@ -16,7 +16,7 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/catalog"
 )
 
-// source answers what it is told to.
+// source returns scripted answers.
 type source struct {
 	manifest catalog.Manifest
 	items    []catalog.Item
@@ -95,7 +95,7 @@ func TestEveryFieldSurvivesTheWire(t *testing.T) {
 	must.Eq(t, q, s.query)
 }
 
-// raw is a message that is sent as it is.
+// raw is a message that is sent unencoded.
 type raw []byte
 
 type rawCodec struct{}
@@ -127,7 +127,7 @@ func TestGarbageIsAnError(t *testing.T) {
 				_ = server.Serve(l)
 			}()
 			conn, err := grpc.NewClient("passthrough:x", grpc.WithTransportCredentials(insecure.NewCredentials()),
-				// As go-plugin does.
+				// Same limit as go-plugin.
 				grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(math.MaxInt32)),
 				grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return l.DialContext(ctx) }))
 			must.NoError(t, err)

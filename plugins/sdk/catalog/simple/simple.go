@@ -1,4 +1,4 @@
-// Package simple makes a whole catalog source of a list and a function that opens files.
+// Package simple builds a complete catalog source from a list and a function that opens files.
 package simple
 
 import (
@@ -14,17 +14,18 @@ import (
 
 // Source is a catalog source.
 type Source struct {
-	// Info needs Name, Version and Summary. Its Kind is filled in, and the capability "url".
+	// Info needs Name, Version and Summary. Kind and the capability "url" are filled in.
 	Info sdk.Info
-	// List returns what the source has. A reference in it is exact: a Manifest's Ref stands for the
-	// same files each time. A Manifest may leave out Kind (a model), Name (its Ref), and the Ref of
-	// its files.
+	// List returns the source's models. References must be exact: a Manifest's Ref stands for the
+	// same files each time. A Manifest may omit Kind (a model), Name (its Ref), and the Ref of its
+	// files.
 	List func(ctx context.Context) ([]catalog.Manifest, error)
-	// Open returns the bytes of a file, from its beginning. One that can seek is not read up to an
-	// offset. Where all files have a URL it may be nil: the host then fetches them itself.
+	// Open returns a file's bytes from its beginning. If the reader can seek, Fetch seeks to an
+	// offset instead of reading up to it. Open may be nil if every file has a URL: the host then
+	// fetches the files itself.
 	Open func(ctx context.Context, f catalog.File) (io.ReadCloser, error)
-	// Schema describes the source's config block. Configure gets it, decoded and with its defaults,
-	// as JSON; nil: everything is fine.
+	// Schema describes the source's config block. Configure receives it as JSON, decoded and with
+	// defaults filled in; nil accepts any configuration.
 	Schema    sdk.Schema
 	Configure func(ctx context.Context, config sdk.Config) (sdk.Diagnostics, error)
 }
@@ -56,7 +57,7 @@ func (p source) Configure(ctx context.Context, c sdk.Config) (sdk.Diagnostics, e
 	return p.s.Configure(ctx, c)
 }
 
-// list returns the manifests, with what they may leave out filled in.
+// list returns the manifests with their omitted fields filled in.
 func (p source) list(ctx context.Context) ([]catalog.Manifest, error) {
 	all, err := p.s.List(ctx)
 	if err != nil {
@@ -79,7 +80,7 @@ func (p source) list(ctx context.Context) ([]catalog.Manifest, error) {
 	return all, nil
 }
 
-// Search emits what has the text in its reference or name, what is called so first.
+// Search emits the items whose reference or name contains the text, exact matches first.
 func (p source) Search(ctx context.Context, q catalog.Query, emit func(catalog.Item) error) error {
 	all, err := p.list(ctx)
 	if err != nil {
@@ -128,7 +129,7 @@ func (p source) Resolve(ctx context.Context, ref string) (catalog.Manifest, erro
 	return catalog.Manifest{}, fmt.Errorf("there is no %q: %w", ref, catalog.ErrNotFound)
 }
 
-// Fetch writes the bytes of a file that the source has.
+// Fetch writes the bytes of one of the source's files.
 func (p source) Fetch(ctx context.Context, f catalog.File, offset int64, w io.Writer) error {
 	m, err := p.Resolve(ctx, f.Ref)
 	if err != nil {
@@ -158,7 +159,7 @@ func (p source) Fetch(ctx context.Context, f catalog.File, offset int64, w io.Wr
 	return err
 }
 
-// reader ends with its context.
+// reader stops reading when its context ends.
 type reader struct {
 	ctx context.Context
 	r   io.Reader

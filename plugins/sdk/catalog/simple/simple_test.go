@@ -19,7 +19,7 @@ import (
 
 const text = "GGUF of a test"
 
-// shelf has three models; a file's bytes cannot be sought in unless seek says so.
+// shelf is a source with three models; its files support seeking only if seek is set.
 func shelf(seek bool) simple.Source {
 	return simple.Source{
 		Info: sdk.Info{Name: "shelf", Version: "1.0.0", Summary: "Has three models."},
