@@ -13,9 +13,9 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/sdktest"
 )
 
-// Child runs the suite that Run describes on standard input, tells the results on standard output
-// and ends the process. Nothing else may run in the process: the test framework has the flags and
-// the standard output to itself.
+// Child runs the suite that Run describes on standard input, prints the results to standard output
+// and ends the process. Nothing else may run in the process: the test framework owns the flags and
+// the standard output.
 func Child() {
 	var o Options
 	if err := json.NewDecoder(io.LimitReader(os.Stdin, 1<<20)).Decode(&o); err != nil {
@@ -23,7 +23,7 @@ func Child() {
 		os.Exit(2)
 	}
 	testing.Init()
-	// 0: Run has the time.
+	// A timeout of 0: Run enforces its own.
 	if err := flag.CommandLine.Parse([]string{"-test.v=test2json", "-test.timeout=0"}); err != nil {
 		fmt.Fprintln(os.Stderr, "prepare the suite:", err)
 		os.Exit(2)
@@ -39,7 +39,7 @@ func (o Options) suite(t *testing.T) {
 	}
 	sdktest.Worker(t, sdktest.WorkerBinary(o.Executable), sdktest.WorkerOptions{
 		Config: o.Config, EngineDir: o.EngineDir, ModelPath: o.ModelPath, Device: o.Device, NoStart: o.NoStart, Threads: 1,
-		// How fast and how talkative the worker is nobody knows here.
+		// The speed and verbosity of the worker under test are unknown.
 		AnyLength: true, LongPrompt: "Tell me a long story. " + strings.Repeat("On and on it goes. ", 60),
 	})
 }

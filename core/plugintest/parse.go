@@ -14,14 +14,14 @@ import (
 )
 
 const (
-	maxOutputLines = 40        // kept of a test
-	maxLineBytes   = 1 << 10   // kept of a line
-	maxLongestLine = 256 << 10 // longer ones are broken
+	maxOutputLines = 40        // kept per test
+	maxLineBytes   = 1 << 10   // kept per line
+	maxLongestLine = 256 << 10 // longer lines are split
 	maxResults     = 1000
 )
 
-// The lines of "go test -v", which the suite writes in the form that is meant for programs: those
-// of the test framework begin with a ^V.
+// framework marks the test framework's own lines in the machine-readable form of "go test -v": they
+// begin with a ^V.
 const framework = "\x16"
 
 var (
@@ -30,13 +30,13 @@ var (
 	endLine   = regexp.MustCompile(`^ *--- (PASS|FAIL|SKIP): (\S+) \((\d+\.\d+)s\)$`)
 )
 
-// parser reads what the suite says.
+// parser reads the suite's output.
 type parser struct {
 	emit    func(core.TestResult)
 	results []core.TestResult
-	running string              // the test that spoke last
-	output  map[string][]string // of tests that still run
-	tail    []string            // the last lines that belong to no test
+	running string              // the test that last printed something
+	output  map[string][]string // of running tests
+	tail    []string            // the last lines outside of any test
 }
 
 func (p *parser) read(r io.Reader) {
@@ -83,7 +83,7 @@ func (p *parser) end(outcome, name, seconds string) {
 	delete(p.output, name)
 	if _, sub, ok := strings.Cut(name, "/"); ok && len(p.results) < maxResults {
 		r := core.TestResult{Name: strings.ReplaceAll(sub, "_", " "), Outcome: map[string]core.TestOutcome{"PASS": core.TestPassed, "FAIL": core.TestFailed, "SKIP": core.TestSkipped}[outcome]}
-		r.Seconds, _ = strconv.ParseFloat(seconds, 64) // the expression let only numbers through
+		r.Seconds, _ = strconv.ParseFloat(seconds, 64) // the expression matches only numbers
 		if r.Outcome != core.TestPassed {
 			r.Output = output
 		}
@@ -97,7 +97,7 @@ func (p *parser) end(outcome, name, seconds string) {
 	}
 }
 
-// rulesIn returns the rules that lines of a test name, each once.
+// rulesIn returns the rules named in a test's output, each once.
 func rulesIn(output []string) []core.Rule {
 	var list []core.Rule
 	for _, line := range output {
@@ -118,7 +118,7 @@ func appendBounded(lines []string, line string) []string {
 	return lines[max(len(lines)-maxOutputLines, 0):]
 }
 
-// clean cuts a line and takes out what could steer a terminal.
+// clean shortens a line and removes characters that could control a terminal.
 func clean(s string) string {
 	s = strings.Map(func(r rune) rune {
 		if r < ' ' || r == 0x7f {

@@ -28,7 +28,7 @@ func TestParse(t *testing.T) {
 	}, p.results)
 }
 
-// What a plugin makes the suite print is bounded.
+// The output that a plugin can make the suite print is bounded.
 func FuzzParse(f *testing.F) {
 	f.Add("\x16=== RUN   plugin/a\nx\n\x16--- FAIL: plugin/a (0.00s)\n")
 	f.Add(strings.Repeat("\x16=== RUN   plugin/a\nx\n", 100))

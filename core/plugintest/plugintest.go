@@ -1,9 +1,9 @@
 // Package plugintest runs the conformance suite of plugins (plugins/sdk/sdktest) against an
 // executable.
 //
-// The suite is made of Go tests, which end their process when they hang and print as they like: it
-// runs in a process of its own, which is this program once more. Run starts it, and Child is what
-// it runs.
+// The suite consists of Go tests, which may print anything and end their process when they hang. It
+// therefore runs in a separate process, a second instance of this program: Run starts it, and Child
+// runs in it.
 package plugintest
 
 import (
@@ -22,24 +22,24 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk"
 )
 
-// Options say what is tested, and how.
+// Options describe what to test, and how.
 type Options struct {
-	Self    []string      `json:"-"` // the command that calls Child: this program and its arguments
-	Timeout time.Duration `json:"-"` // of the whole suite; 0: 5 minutes
-	// Start starts the command; nil: its own Start.
+	Self    []string      `json:"-"` // the command that calls Child: this program with arguments
+	Timeout time.Duration `json:"-"` // for the whole suite; 0: 5 minutes
+	// Start starts the command; nil: the command's own Start.
 	Start      func(cmd *exec.Cmd) error `json:"-"`
-	Kind       sdk.Kind                  `json:"kind"`       // of the plugin
+	Kind       sdk.Kind                  `json:"kind"`       // kind of the plugin
 	Executable string                    `json:"executable"` // absolute path
 	EngineDir  string                    `json:"engine_dir"` // unpacked engine of a worker plugin; empty: none
 	ModelPath  string                    `json:"model_path"` // a GGUF file for a worker plugin; empty: an empty file, with which many cannot start
-	Device     string                    `json:"device"`     // of a worker plugin; empty: the first that it reports
-	Config     json.RawMessage           `json:"config"`     // on top of the schema's defaults; empty: those
-	NoStart    bool                      `json:"no_start"`   // a worker plugin is not started with a model: what needs that is skipped
-	Ref        string                    `json:"ref"`        // a small thing that a catalog plugin has; empty: nothing is resolved or fetched
+	Device     string                    `json:"device"`     // for a worker plugin; empty: the first one that it reports
+	Config     json.RawMessage           `json:"config"`     // overrides the schema's defaults; empty: only the defaults
+	NoStart    bool                      `json:"no_start"`   // do not start a worker plugin with a model; tests that need one are skipped
+	Ref        string                    `json:"ref"`        // a small item of a catalog plugin; empty: nothing is resolved or fetched
 }
 
-// environment returns what the suite sees of an environment: the plugin under test could read all
-// of it.
+// environment returns the variables that the suite may see: the plugin under test could read all of
+// them.
 func environment(environ []string) []string {
 	var out []string
 	for _, e := range environ {
@@ -53,9 +53,9 @@ func environment(environ []string) []string {
 
 const defaultTimeout = 5 * time.Minute
 
-// Run runs the suite. emit is called with each test as it ends; it may be nil. An error says that
-// the suite could not be run to its end, not that a test failed: that is for the report to say.
-// Errors: DeadlineExceeded, ctx's, Internal.
+// Run runs the suite. emit is called with each test as it ends; it may be nil. An error means that
+// the suite could not run to its end; failed tests are in the report instead. Errors:
+// DeadlineExceeded, ctx's, Internal.
 func Run(ctx context.Context, o Options, emit func(core.TestResult)) (core.PluginReport, error) {
 	const op = "test plugin"
 	if o.Timeout == 0 {
@@ -68,10 +68,10 @@ func Run(ctx context.Context, o Options, emit func(core.TestResult)) (core.Plugi
 	bounded, cancel := context.WithTimeout(ctx, o.Timeout)
 	defer cancel()
 	cmd := exec.CommandContext(bounded, o.Self[0], o.Self[1:]...)
-	cmd.Args[0] = os.Args[0] // a program may look at the name by which it is called
+	cmd.Args[0] = os.Args[0] // a program may depend on the name by which it is called
 	cmd.Env = environment(os.Environ())
-	// The plugins that it launches have process groups of their own, and end with the standard
-	// input that the suite holds.
+	// The plugins that it launches have their own process groups, and end when the standard input
+	// that the suite holds is closed.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = 5 * time.Second
@@ -88,7 +88,7 @@ func Run(ctx context.Context, o Options, emit func(core.TestResult)) (core.Plugi
 	ended := make(chan error, 1)
 	go func() {
 		err := cmd.Wait()
-		_ = w.Close() // ends the reading below
+		_ = w.Close() // ends p.read below
 		ended <- err
 	}()
 	p := parser{emit: emit}

@@ -19,10 +19,10 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk"
 )
 
-// childArg makes the test binary the process that runs the suite.
+// childArg makes the test binary run the suite.
 const childArg = "run-suite"
 
-// plugins is the folder of the fake plugins, built once.
+// plugins returns the folder of the fake plugins, which are built once.
 var plugins = sync.OnceValues(func() (string, error) {
 	dir, err := os.MkdirTemp("", "pt")
 	if err != nil {
@@ -98,7 +98,7 @@ func TestCatalogThatConforms(t *testing.T) {
 	must.Eq(t, core.TestPassed, find(report.Results, "search").Outcome)
 }
 
-// A plugin that is none fails the tests, and says which.
+// An executable that is not a plugin fails the tests, and the report names the rule.
 func TestPluginThatFails(t *testing.T) {
 	t.Parallel()
 	o := options(t, sdk.KindWorker)
@@ -115,7 +115,7 @@ func TestPluginThatFails(t *testing.T) {
 	must.Eq(t, "launch", info.Rules[0].Name)
 }
 
-// Settings are given on top of the schema's defaults.
+// The given settings override the schema's defaults.
 func TestPluginConfig(t *testing.T) {
 	t.Parallel()
 	o := options(t, sdk.KindWorker)
@@ -130,7 +130,7 @@ func TestPluginConfig(t *testing.T) {
 	must.Eq(t, "configure-defaults", find(report.Results, "configure").Rules[0].Name)
 }
 
-// Whoever gives up, or has no more time, leaves no process behind.
+// A suite that is cancelled or times out leaves no process behind.
 func TestSuiteThatIsCutLeavesNothing(t *testing.T) {
 	t.Parallel()
 	for name, cut := range map[string]bool{"cancelled": true, "out of time": false} {
@@ -139,7 +139,7 @@ func TestSuiteThatIsCutLeavesNothing(t *testing.T) {
 			dir := t.TempDir()
 			o := options(t, sdk.KindWorker)
 			o.Executable = filepath.Join(dir, "rbee-worker-hang")
-			// It tells its number and hangs, whatever it is asked.
+			// The plugin writes its process id and hangs.
 			must.NoError(t, os.WriteFile(o.Executable, fmt.Appendf(nil, "#!/bin/sh\necho $$ > %s/pid.new && mv %s/pid.new %s/pid\ncat > /dev/null\n", dir, dir, dir), 0o700))
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()

@@ -16,7 +16,7 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/worker/simple"
 )
 
-// longest is how many words an answer has where the client does not say.
+// longest is how many words an answer has unless the client sets a limit.
 const longest = 150
 
 func parrot() simple.Worker {
@@ -26,7 +26,7 @@ func parrot() simple.Worker {
 	}
 }
 
-// generate ends when ctx does, or when emit says that nobody wants more.
+// generate returns when ctx ends, or when emit reports that no more text is wanted.
 func generate(ctx context.Context, prompt string, emit func(token string) error) error {
 	words := strings.Fields(strings.ToUpper(prompt))
 	for i := range longest {
