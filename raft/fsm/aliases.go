@@ -8,14 +8,14 @@ import (
 // MaxAliases bounds the aliases of the registry.
 const MaxAliases = 4096
 
-// PutAlias makes the command that gives the cluster a name for a model. The command omits the
-// indexes. Result: TooLarge where the cluster has MaxAliases others.
+// PutAlias makes the command that sets an alias of the cluster for a model. The command omits the
+// indexes. Result: TooLarge if the cluster has MaxAliases other aliases.
 func PutAlias(a core.Alias) *raftv1.Command {
 	a.CreateIndex, a.ModifyIndex = 0, 0
 	return &raftv1.Command{Op: &raftv1.Command_PutAlias{PutAlias: &raftv1.PutAlias{Alias: aliasToProto(a)}}}
 }
 
-// DeleteAlias makes the command that takes a name away. Deleting a missing one changes nothing.
+// DeleteAlias makes the command that removes an alias. Deleting a missing one changes nothing.
 func DeleteAlias(name string) *raftv1.Command {
 	return &raftv1.Command{Op: &raftv1.Command_DeleteAlias{DeleteAlias: &raftv1.DeleteAlias{Name: name}}}
 }

@@ -14,7 +14,7 @@ import (
 	"github.com/rbee-project/rbee/raft/fsm"
 )
 
-// hives is n hives with 4 workers each, of so many models.
+// hives returns n hives with 4 workers each, of that many models.
 func hives(n, models int) (list []fsm.HiveState) {
 	for i := range n {
 		h := fsm.HiveState{Hive: addressed(hive(fmt.Sprintf("%08x", i*2654435761%(1<<32)), 1, ""), fmt.Sprintf("10.%d.%d.1:7834", i/256, i%256))}
@@ -40,7 +40,8 @@ func entries(t testing.TB, commands []*raftv1.Command) (logs []*raft.Log) {
 	return logs
 }
 
-// BenchmarkRegister10000Hives is what comes in after a power cut: 10,000 hives with 4 workers each.
+// BenchmarkRegister10000Hives registers hives as after a power cut: 10,000 hives with 4 workers
+// each.
 func BenchmarkRegister10000Hives(b *testing.B) {
 	for _, models := range []int{1, 500} {
 		for _, size := range []int{1, 16, 64, fsm.MaxHivesPerCommand} {
@@ -65,7 +66,7 @@ func BenchmarkRegister10000Hives(b *testing.B) {
 	}
 }
 
-// BenchmarkSnapshot40000Workers is a snapshot and its restore, of 10,000 hives.
+// BenchmarkSnapshot40000Workers writes and restores a snapshot of 10,000 hives.
 func BenchmarkSnapshot40000Workers(b *testing.B) {
 	f := fsm.New()
 	for rest := hives(10_000, 500); len(rest) > 0; rest = rest[min(len(rest), fsm.MaxHivesPerCommand):] {
@@ -87,7 +88,7 @@ func BenchmarkSnapshot40000Workers(b *testing.B) {
 	})
 }
 
-// BenchmarkChange is one worker's change in a registry of 40,000 workers of few models, or of one.
+// BenchmarkChange changes one worker in a registry of 40,000 workers of few models, or of one.
 func BenchmarkChange(b *testing.B) {
 	for _, models := range []int{1, 500} {
 		all := hives(10_000, models)

@@ -101,11 +101,11 @@ func (e *entry) joinToken(op *raftv1.PutNode, n core.Node) (core.Token, error) {
 // whose answer may have been lost.
 const JoinRepeat = 5 * time.Minute
 
-// CheckJoin returns why a join token does not admit node n at a time; nil: it does. The first use
-// of a token binds it to the node's id, name, roles, address and key, which are in registered, the
-// registry's entry under the node's id. Errors: Unauthenticated for a used token, unless it is a
-// repetition within JoinRepeat; Forbidden for a role that the token does not give, or that a
-// registered node does not have.
+// CheckJoin returns why a join token does not admit node n at the time at, or nil if it does. The
+// first use of a token binds it to the node's id, name, roles, address and key, which are in
+// registered, the registry's entry with the node's id. Errors: Unauthenticated for a used token,
+// unless it is a repetition within JoinRepeat; Forbidden for a role that the token does not grant,
+// or that a registered node does not have.
 func CheckJoin(t core.Token, n, registered core.Node, at time.Time) error {
 	switch {
 	case t.UsedBy != "" && (t.UsedBy != n.ID || !bytes.Equal(t.UsedKeyHash, n.KeyHash)):
@@ -140,8 +140,8 @@ func widens(old core.Node, roles []core.Role) error {
 		"Have it leave, `rbee cluster leave %s`, and join again with a token for the new role.", old.ID)
 }
 
-// sameMachine compares what a machine says of itself when it joins, except the certificate, which
-// is new each time.
+// sameMachine compares what a machine reports about itself when it joins, except the certificate,
+// which is new each time.
 func sameMachine(a, b core.Node) bool {
 	return a.ID == b.ID && a.Name == b.Name && slices.Equal(a.Roles, b.Roles) && a.RPCAddress == b.RPCAddress && bytes.Equal(a.KeyHash, b.KeyHash)
 }
@@ -213,7 +213,7 @@ func (e *entry) deleteToken(op *raftv1.DeleteToken) {
 	}
 }
 
-// sameToken compares tokens as they were made.
+// sameToken compares tokens as they were created.
 func sameToken(a, b core.Token) bool {
 	return a.ID == b.ID && a.Name == b.Name && a.Kind == b.Kind && bytes.Equal(a.SecretHash, b.SecretHash) && slices.Equal(a.Scopes, b.Scopes) &&
 		slices.Equal(a.Roles, b.Roles) && a.CreatedAt.Equal(b.CreatedAt) && a.TTL == b.TTL &&
@@ -227,7 +227,7 @@ func (e *entry) setKeyring(op *raftv1.SetKeyring) error {
 	}
 	// Not expected+1: that may be 0.
 	if c.GossipVersion != 0 && c.GossipVersion-1 == op.GetExpectedVersion() && bytes.Equal(c.SealedGossipKeys, op.GetSealedKeys()) {
-		return nil // this very change, repeated
+		return nil // the same change, repeated
 	}
 	if c.GossipVersion != op.GetExpectedVersion() {
 		return core.Errorf(core.Conflict, "set keyring: the gossip keys are at version %d, not %d", c.GossipVersion, op.GetExpectedVersion()).Hint(

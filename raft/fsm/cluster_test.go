@@ -247,7 +247,7 @@ func TestApplyToCluster(t *testing.T) {
 		},
 		{name: "gossip keys of no cluster", cmd: fsm.SetKeyring([]byte("new"), 0), kind: core.NotFound},
 
-		// C-27: what was removed does not come back.
+		// C-27: what was removed does not return.
 		{
 			name: "a removed hive leaves its incarnation", before: cmds{sync("n1", 5, w1), fsm.RetireWorker("", "w1")}, cmd: fsm.RemoveHive("n1"),
 			want: world{stones: stone("n1", 5, 10)},
@@ -340,7 +340,7 @@ func TestApplyToCluster(t *testing.T) {
 	}
 }
 
-// A worker that was to retire while its hive was cut off is still to retire when the hive is back
+// A worker marked as retiring while its hive was cut off is still retiring when the hive returns
 // with it.
 func TestRetireIntentSurvivesDown(t *testing.T) {
 	t.Parallel()
@@ -362,15 +362,15 @@ func TestRetireIntentSurvivesDown(t *testing.T) {
 	do(fsm.SetHiveStatus("h1", down, 1))
 	must.SliceEmpty(t, states())
 	must.NoError(t, f.Restore(io.NopCloser(bytes.NewReader(snapshot(t, f)))))
-	do(fsm.SyncHive(hive("h1", 2, ""), []core.Worker{w})) // its agent was restarted, too
+	do(fsm.SyncHive(hive("h1", 2, ""), []core.Worker{w})) // its agent was restarted as well
 	must.Eq(t, []core.WorkerState{retiring}, states())
-	// the nonce is the worker
+	// the nonce identifies the worker
 	do(fsm.SyncHive(hive("h1", 2, ""), []core.Worker{worker("h1", "renamed", wReady, "n1")}))
 	must.Eq(t, []core.WorkerState{retiring}, states())
 	do(fsm.SyncHive(hive("h1", 2, ""), nil))
 	must.SliceEmpty(t, f.State().Snapshot().RetireIntents(nil))
 
-	// Without the intent, as an older version had it, the worker would be as good as new.
+	// Without the intent, as in an older version's state, the worker would be ready again.
 	do(fsm.SyncHive(hive("h1", 2, ""), []core.Worker{w}))
 	do(&raftv1.Command{MinFsm: 1, Op: fsm.RetireWorker("", "w1").GetOp()})
 	do(fsm.SetHiveStatus("h1", down, 2))
@@ -378,8 +378,8 @@ func TestRetireIntentSurvivesDown(t *testing.T) {
 	must.Eq(t, []core.WorkerState{wReady}, states())
 }
 
-// C-27: packets of earlier starts of a hive, replayed in any order among those of the newest, never
-// bring a worker back.
+// C-27: packets of earlier starts of a hive, replayed in any order among those of the newest start,
+// never restore a worker.
 func TestOldIncarnationsNeverResurrect(t *testing.T) {
 	t.Parallel()
 	var f *fsm.FSM
@@ -425,7 +425,7 @@ func TestOldIncarnationsNeverResurrect(t *testing.T) {
 	}
 }
 
-// C-28: of two machines with one id the second is refused, and the first is not disturbed.
+// C-28: of two machines with the same id, the second is refused, and the first is not disturbed.
 func TestTwoMachinesWithOneID(t *testing.T) {
 	t.Parallel()
 	f := fsm.New()
@@ -441,15 +441,15 @@ func TestTwoMachinesWithOneID(t *testing.T) {
 	r := apply(t, f, 5, fsm.PutNode(second, "j2"))
 	must.Eq(t, core.Conflict, core.KindOf(r.Err))
 	must.StrContains(t, core.HintOf(r.Err), "Two machines have one node id")
-	// a copied data folder of which one has started more often
+	// a copied data folder, one copy of which was started more often
 	r = apply(t, f, 6, fsm.SyncHive(hive("n1", 1, ""), nil))
 	must.Eq(t, core.Conflict, core.KindOf(r.Err))
 	must.StrContains(t, core.HintOf(r.Err), "Another agent runs with this hive's id")
 	must.True(t, bytes.Equal(before, records(t, f)))
 }
 
-// A join token is bound to its first use: what comes later is the same call within minutes, or
-// refused.
+// A join token is bound to its first use: a later use is a repetition of the same call within
+// minutes, or refused.
 func TestJoinTokenSecondUse(t *testing.T) {
 	t.Parallel()
 	both := []core.Role{core.RoleHive, core.RoleQueen}
@@ -491,7 +491,7 @@ func TestJoinTokenSecondUse(t *testing.T) {
 	}
 }
 
-// No command gives a registered node another role; entries of an older log still apply as they did.
+// No command gives a registered node another role; entries of an older log still apply as before.
 func TestNodeKeepsItsRoles(t *testing.T) {
 	t.Parallel()
 	both := []core.Role{core.RoleHive, core.RoleQueen}
@@ -512,11 +512,11 @@ func TestNodeKeepsItsRoles(t *testing.T) {
 		got, _ = f.State().Node(nil, "n1")
 		must.Eq(t, both, got.Roles)
 
-		must.NoError(t, apply(t, f, 5, fsm.PutNode(n1, "")).Err) // fewer is no harm
+		must.NoError(t, apply(t, f, 5, fsm.PutNode(n1, "")).Err) // fewer roles are harmless
 	}
 }
 
-// A token of a version that knew no roles admits a machine in any.
+// A token from a version without roles admits a machine in any role.
 func TestJoinTokenWithoutRoles(t *testing.T) {
 	t.Parallel()
 	n := node("n1", "one")

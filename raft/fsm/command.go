@@ -14,18 +14,17 @@ import (
 type HiveState struct {
 	Hive    core.Hive
 	Workers []core.Worker
-	// OwnIDs allows workers whose ids another hive's workers have. Without it such ids make the
+	// OwnIDs allows workers with the ids of another hive's workers. Without it, such ids make the
 	// whole report a conflict. It needs state machine version 3.
 	OwnIDs bool
 }
 
-// SyncHive makes the command that registers or renews a hive and makes its workers exactly those
+// SyncHive makes the command that registers or renews a hive and sets its workers to exactly those
 // given. An empty status means ready. The command omits Load, LastBeat, FreeBytes, Draining and the
 // indexes: only SetHiveDraining sets draining.
 //
-// Result: Conflict for an incarnation older than the registered one, for a removed one (that or an
-// older start of the hive), and for another hive's worker; Forbidden for the hive of a revoked
-// node.
+// Result: Conflict for an incarnation older than the registered one, for a removed incarnation or
+// an older one, and for another hive's worker; Forbidden for the hive of a revoked node.
 func SyncHive(h core.Hive, workers []core.Worker) *raftv1.Command {
 	return &raftv1.Command{Op: &raftv1.Command_SyncHive{SyncHive: syncHiveOp(h, workers, false)}}
 }
@@ -36,9 +35,9 @@ func SyncHiveState(h HiveState) *raftv1.Command {
 }
 
 // SyncHives makes the command that does what SyncHive does for several hives at once, at most as
-// many as FitSyncHives says. Result.Errs has SyncHive's result for each; a refused one leaves the
-// others alone. Validate refuses all of them if one is invalid or a hive is listed twice: check
-// each as a SyncHive first.
+// many as FitSyncHives says. Result.Errs has SyncHive's result for each; a refused one does not
+// affect the others. Validate refuses all of them if one is invalid or a hive is listed twice:
+// check each as a SyncHive first.
 func SyncHives(hives []HiveState) *raftv1.Command {
 	op := &raftv1.SyncHives{}
 	for _, h := range hives {
@@ -47,7 +46,7 @@ func SyncHives(hives []HiveState) *raftv1.Command {
 	return &raftv1.Command{Op: &raftv1.Command_SyncHives{SyncHives: op}}
 }
 
-// FitSyncHives returns how many of the first hives fit into one SyncHives; at least one unless
+// FitSyncHives returns how many of the first hives fit into one SyncHives: at least one, unless
 // hives is empty.
 func FitSyncHives(hives []HiveState) int {
 	left := MaxCommandBytes - commandOverhead
@@ -71,8 +70,9 @@ func syncHiveOp(h core.Hive, workers []core.Worker, own bool) *raftv1.SyncHive {
 	return op
 }
 
-// SetHiveStatus makes the command that changes a hive's status if it has this incarnation; 0: any.
-// A hive that is down loses its workers, but not their retire intents. Result: NotFound, Conflict.
+// SetHiveStatus makes the command that changes a hive's status if it has this incarnation; 0
+// matches any. A hive that is down loses its workers, but not their retire intents. Result:
+// NotFound, Conflict.
 func SetHiveStatus(hive string, status core.HiveStatus, incarnation uint64) *raftv1.Command {
 	return &raftv1.Command{Op: &raftv1.Command_SetHiveStatus{SetHiveStatus: &raftv1.SetHiveStatus{
 		Hive: hive, Status: string(status), Incarnation: incarnation,
@@ -84,16 +84,16 @@ func SetHiveDraining(hive string, draining bool) *raftv1.Command {
 	return &raftv1.Command{Op: &raftv1.Command_SetHiveDraining{SetHiveDraining: &raftv1.SetHiveDraining{Hive: hive, Draining: draining}}}
 }
 
-// RetireWorker makes the command that marks a worker of a hive as retiring for ever, also when it
-// is registered again after its hive was down. Without a hive, worker must be the only one with the
-// id. Result: NotFound, Conflict.
+// RetireWorker makes the command that marks a worker of a hive as retiring permanently, even if it
+// is registered again after its hive was down. If hive is empty, worker must be the only one with
+// the id. Result: NotFound, Conflict.
 func RetireWorker(hive, worker string) *raftv1.Command {
 	return &raftv1.Command{Op: &raftv1.Command_RetireWorker{RetireWorker: &raftv1.RetireWorker{Worker: worker, Hive: hive}}}
 }
 
 // ClaimStart makes the command that decides where a worker with a model starts, if the last
-// decision has the request ID previous; empty: there is none. The command omits Registered and
-// Index. Result: Conflict if the last decision is another one.
+// decision has the request ID previous, which is empty if there is none. The command omits
+// Registered and Index. Result: Conflict if the last decision is another one.
 func ClaimStart(s state.Start, previous string) *raftv1.Command {
 	s.Registered, s.Index = false, 0
 	return &raftv1.Command{Op: &raftv1.Command_ClaimStart{ClaimStart: &raftv1.ClaimStart{Start: startToProto(s), Previous: previous}}}
@@ -122,7 +122,7 @@ func InitCluster(c core.Cluster, token *core.Token, node *core.Node) *raftv1.Com
 }
 
 // PutNode makes the command that admits a node to the cluster or updates it, and uses up the join
-// token with the id, if there is one. The command omits Revoked and the indexes.
+// token with the id joinToken, unless it is empty. The command omits Revoked and the indexes.
 //
 // Result: Conflict for another node's name (except revoked ones), an id with another key, and a
 // revoked node; Forbidden for a role that the registered node does not have; Unauthenticated for a
@@ -131,8 +131,8 @@ func PutNode(n core.Node, joinToken string) *raftv1.Command {
 	return &raftv1.Command{Op: &raftv1.Command_PutNode{PutNode: &raftv1.PutNode{Node: newNode(n), JoinToken: joinToken, BindToken: joinToken != "", KeepRoles: true}}}
 }
 
-// RevokeNode makes the command that revokes a node's certificates for ever, and removes its hive as
-// RemoveHive does. Result: NotFound.
+// RevokeNode makes the command that revokes a node's certificates permanently, and removes its hive
+// as RemoveHive does. Result: NotFound.
 func RevokeNode(node string) *raftv1.Command {
 	return &raftv1.Command{Op: &raftv1.Command_RevokeNode{RevokeNode: &raftv1.RevokeNode{Node: node}}}
 }
@@ -150,8 +150,8 @@ func PutToken(t core.Token) *raftv1.Command {
 	return &raftv1.Command{Op: &raftv1.Command_PutToken{PutToken: &raftv1.PutToken{Token: newToken(t)}}}
 }
 
-// RevokeToken makes the command that deletes a token and records that, so that no snapshot brings
-// it back. Revoking a missing one changes nothing.
+// RevokeToken makes the command that deletes a token and records its revocation, so that no
+// snapshot restores it. Revoking a missing one changes nothing.
 func RevokeToken(id string) *raftv1.Command {
 	return &raftv1.Command{Op: &raftv1.Command_DeleteToken{DeleteToken: &raftv1.DeleteToken{Token: id, Revoked: true}}}
 }
@@ -193,8 +193,8 @@ func newToken(t core.Token) *raftv1.Token {
 	return p
 }
 
-// Revokes reports whether a command revokes access, as do those that replace keys. No queen may
-// delay it by the version that it reports.
+// Revokes reports whether a command revokes access; commands that replace keys count as well. No
+// queen may delay such a command by reporting an old version.
 func Revokes(c *raftv1.Command) bool {
 	switch c.GetOp().(type) {
 	case *raftv1.Command_RevokeNode, *raftv1.Command_DeleteToken, *raftv1.Command_SetKeyring:
@@ -205,7 +205,7 @@ func Revokes(c *raftv1.Command) bool {
 
 const (
 	second     = int64(time.Second)
-	maxSeconds = 253402300799 // of a time: the end of the year 9999
+	maxSeconds = 253402300799 // largest time: the end of the year 9999
 
 	maxTTLSeconds = 100 * 366 * 24 * 60 * 60
 )

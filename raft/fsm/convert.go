@@ -92,7 +92,7 @@ func nodeFromProto(p *raftv1.Node) core.Node {
 func tokenToProto(t core.Token) *raftv1.Token {
 	ttl := int64(t.TTL) / second
 	if int64(t.TTL)%second > 0 {
-		ttl++ // a short life must not become an eternal one
+		ttl++ // rounding down could make a short life unlimited
 	}
 	return &raftv1.Token{
 		Id: t.ID, Name: t.Name, Kind: string(t.Kind), SecretHash: t.SecretHash, Scopes: texts[string](t.Scopes), Roles: texts[string](t.Roles),

@@ -39,13 +39,13 @@ func (d *deployments) get(name string) core.Deployment {
 
 func (d *deployments) all() []core.Deployment { return d.f.State().Snapshot().Deployments(nil) }
 
-// put wants a deployment by a plan that is not stale.
+// put declares a deployment with a plan that is not stale.
 func (d *deployments) put(s core.DeploymentSpec) error {
 	d.t.Helper()
 	return d.do(fsm.PutDeployments([]core.DeploymentSpec{s}, core.DeploymentsIndex(d.all())))
 }
 
-// A deployment is made by a plan, changed, stopped and started; a stale plan changes nothing.
+// A deployment is created by a plan, changed, stopped and started; a stale plan changes nothing.
 func TestDeployment(t *testing.T) {
 	t.Parallel()
 	d := &deployments{t: t, f: fsm.New()}
@@ -107,7 +107,7 @@ func TestDeployment(t *testing.T) {
 	must.EqOp(t, 5, d.get("chat").History[0].Version)
 }
 
-// Where replicas run is decided by check-and-set. A decision that is repeated is the same one.
+// Check-and-set decides where replicas run. Repeating a decision does not change it.
 func TestPlaceReplicas(t *testing.T) {
 	t.Parallel()
 	d := &deployments{t: t, f: fsm.New()}
@@ -134,7 +134,7 @@ func TestPlaceReplicas(t *testing.T) {
 	must.Len(t, 2, d.get("chat").Placed)
 }
 
-// When there are too many, those that run nothing make room, the oldest first.
+// If there are too many deployments, those that run nothing are removed, oldest first.
 func TestManyDeployments(t *testing.T) {
 	t.Parallel()
 	d := &deployments{t: t, f: fsm.New()}
@@ -152,7 +152,7 @@ func TestManyDeployments(t *testing.T) {
 	must.Eq(t, "d7", d.get("d7").Name, must.Sprint("it has a worker yet"))
 }
 
-// What cannot be a deployment never reaches the log.
+// An invalid deployment never reaches the log.
 func TestValidateDeployments(t *testing.T) {
 	t.Parallel()
 	good := core.DeploymentSpec{Name: "chat", Model: "m"}

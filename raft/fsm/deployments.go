@@ -8,8 +8,8 @@ import (
 	raftv1 "github.com/rbee-project/rbee/proto/raft/v1"
 )
 
-// PutDeployments makes the command that says what is to run. Result: Conflict where anything is to
-// change and expected is not the core.DeploymentsIndex; TooLarge where there are too many.
+// PutDeployments makes the command that declares deployments. Result: Conflict if anything would
+// change and expected is not the core.DeploymentsIndex; TooLarge if there are too many.
 func PutDeployments(specs []core.DeploymentSpec, expected uint64) *raftv1.Command {
 	op := &raftv1.PutDeployments{ExpectedIndex: expected}
 	for _, s := range specs {
@@ -18,12 +18,12 @@ func PutDeployments(specs []core.DeploymentSpec, expected uint64) *raftv1.Comman
 	return &raftv1.Command{Op: &raftv1.Command_PutDeployments{PutDeployments: op}}
 }
 
-// StopDeployment makes the command that has a deployment run nothing. Result: NotFound.
+// StopDeployment makes the command that stops a deployment. Result: NotFound.
 func StopDeployment(name string) *raftv1.Command {
 	return &raftv1.Command{Op: &raftv1.Command_StopDeployment{StopDeployment: &raftv1.StopDeployment{Name: name}}}
 }
 
-// PlaceReplicas makes the command that says where the replicas of a deployment run, if its
+// PlaceReplicas makes the command that records where the replicas of a deployment run, if its
 // ModifyIndex is the expected one. Result: NotFound, Conflict.
 func PlaceReplicas(name string, expected uint64, replicas []core.Replica) *raftv1.Command {
 	op := &raftv1.PlaceReplicas{Name: name, ExpectedIndex: expected}
@@ -66,7 +66,7 @@ func (e *entry) putDeployments(op *raftv1.PutDeployments) error {
 	return nil
 }
 
-// makeRoom forgets as many of the deployments that run nothing as must go, the oldest first.
+// makeRoom removes as many deployments that run nothing as necessary, oldest first.
 func (e *entry) makeRoom(all []core.Deployment, added int) error {
 	over := len(all) + added - core.MaxDeployments
 	if over <= 0 {
@@ -131,8 +131,8 @@ func (e *entry) placeReplicas(op *raftv1.PlaceReplicas) error {
 	return nil
 }
 
-// repeated reports whether replicas are what a command made of them that was applied after the
-// expected index.
+// repeated reports whether now is the result of a command with the asked replicas that was applied
+// after the expected index.
 func repeated(now, asked []core.Replica, expected uint64) bool {
 	return slices.EqualFunc(now, asked, func(is, was core.Replica) bool {
 		if was.Index == 0 && is.Index > expected {
@@ -193,7 +193,7 @@ func deploymentFromProto(p *raftv1.Deployment) core.Deployment {
 	return d
 }
 
-// specs checks what somebody wants to run.
+// specs checks declared deployments.
 func (v *validator) specs(list []*raftv1.DeploymentSpec) {
 	if len(list) == 0 || len(list) > core.MaxDeployments {
 		v.fail(core.Invalid, "%d deployments are not within 1 to %d", len(list), core.MaxDeployments)
@@ -212,10 +212,10 @@ func (v *validator) specs(list []*raftv1.DeploymentSpec) {
 	}
 }
 
-// replicas checks where a deployment is to run.
+// replicas checks the places of a deployment.
 func (v *validator) replicas(op *raftv1.PlaceReplicas) {
 	v.id("deployment", op.GetName())
-	// Each may have a successor while it leaves.
+	// Each replica may have a successor while it leaves.
 	if n := len(op.GetReplicas()); n > 2*core.MaxReplicas {
 		v.fail(core.TooLarge, "deployment %s has %d replicas, at most %d are allowed", op.GetName(), n, 2*core.MaxReplicas)
 	}

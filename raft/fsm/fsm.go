@@ -19,9 +19,9 @@ import (
 // is the same on every queen.
 type Result struct {
 	Index uint64 // of the command in the log
-	Err   error  // why the command changed nothing: see its constructor; nil: it is in force
-	// Errs is only for SyncHives: why each hive was refused, in the order of the command; nil if it
-	// is in force.
+	Err   error  // why the command changed nothing: see its constructor; nil: it took effect
+	// Errs is only for SyncHives: why each hive was refused, in the order of the command; nil for
+	// one that took effect.
 	Errs []error
 }
 
@@ -47,7 +47,7 @@ func NewOf(t *Table) *FSM {
 // Table returns the features that this state machine knows.
 func (f *FSM) Table() *Table { return f.table }
 
-// State returns the present registry. A restore replaces it; see state.Store.Abandoned.
+// State returns the current registry. A restore replaces it; see state.Store.Abandoned.
 func (f *FSM) State() *state.Store { return f.store.Load() }
 
 // Encode returns the command as bytes for the log.
@@ -59,8 +59,8 @@ func Encode(c *raftv1.Command) ([]byte, error) {
 	return data, nil
 }
 
-// Check returns why Apply would panic at an entry of the log. Errors: Unsupported, with what to do,
-// and Integrity.
+// Check returns why Apply would panic at an entry of the log, or nil if it would not. Errors:
+// Unsupported, with a hint, and Integrity.
 func (f *FSM) Check(l *raft.Log) error {
 	_, err := f.decode(l)
 	return err
@@ -84,8 +84,8 @@ func (f *FSM) decode(l *raft.Log) (*raftv1.Command, error) {
 }
 
 // Apply applies one entry of the log and returns a Result. It panics at an entry that this version
-// cannot apply as every other queen does: stopping is better than diverging. It skips an entry that
-// is already in the state because of a newer snapshot.
+// cannot apply exactly as other queens do: stopping is better than diverging. It skips an entry
+// that a newer snapshot already put into the state.
 func (f *FSM) Apply(l *raft.Log) any {
 	store := f.store.Load()
 	if l.Index <= store.AppliedIndex() {
@@ -113,7 +113,7 @@ func (f *FSM) Apply(l *raft.Log) any {
 type entry struct {
 	*state.Txn
 	index uint64
-	rules uint32    // the state machine version that the command was made for
+	rules uint32    // state machine version that the command was made for
 	at    time.Time // the leader's clock when the command was made, in whole seconds
 	errs  []error   // Result.Errs
 }

@@ -45,7 +45,7 @@ func at[T core.Hive | core.Worker](v T, create, modify uint64) T {
 	return v
 }
 
-// apply applies a command as raft does, stamped as raft/node does unless it is already.
+// apply applies a command as raft does, stamped as raft/node does unless it is stamped already.
 func apply(t testing.TB, f *fsm.FSM, index uint64, c *raftv1.Command) fsm.Result {
 	t.Helper()
 	if c.GetMinFsm() == 0 {
@@ -250,14 +250,14 @@ func TestApply(t *testing.T) {
 			}
 			check(f.State())
 
-			// Commands that raft applies again, because it restored a snapshot ahead of the log,
-			// change nothing.
+			// Commands that raft applies again, after it restored a snapshot that is ahead of the
+			// log, change nothing.
 			for i, c := range append(tt.before, tt.cmd) {
 				must.NoError(t, apply(t, f, uint64(i+1), c).Err)
 			}
 			check(f.State())
 
-			// The same through a snapshot.
+			// The same after a snapshot.
 			g := fsm.New()
 			must.NoError(t, g.Restore(io.NopCloser(bytes.NewReader(snapshot(t, f)))))
 			check(g.State())
@@ -309,7 +309,7 @@ func TestApplyStopsRatherThanDiverge(t *testing.T) {
 	}
 }
 
-// A restore wakes those that watch the old state.
+// A restore wakes watchers of the old state.
 func TestRestoreAbandons(t *testing.T) {
 	t.Parallel()
 	f := fsm.New()

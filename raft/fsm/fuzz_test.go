@@ -19,8 +19,8 @@ import (
 	"github.com/rbee-project/rbee/raft/state"
 )
 
-// A command that was checked before it was logged never stops a queen, and what was applied can be
-// saved and restored.
+// A command that was checked before it was logged never stops a queen, and the resulting state can
+// be saved and restored.
 func FuzzCommand(f *testing.F) {
 	r := rand.New(rand.NewPCG(1, 1))
 	for range 100 {
@@ -48,7 +48,7 @@ func FuzzCommand(f *testing.F) {
 	})
 }
 
-// inhabited returns a state machine with some of everything.
+// inhabited returns a state machine with some rows of every kind.
 func inhabited(t testing.TB) *fsm.FSM {
 	t.Helper()
 	m := fsm.New()
@@ -90,7 +90,7 @@ func inhabited(t testing.TB) *fsm.FSM {
 	return m
 }
 
-// Any bytes as an entry of the log: applied, or a panic that says what to do; nothing in between.
+// Any bytes as an entry of the log are applied, or cause a panic with a hint.
 func FuzzApply(f *testing.F) {
 	f.Add([]byte{0xff})
 	data, err := fsm.Encode(fsm.SyncHive(hive("h1", 1, ""), nil))
@@ -106,7 +106,8 @@ func FuzzApply(f *testing.F) {
 	})
 }
 
-// Any bytes as a snapshot: refused, or a state that is saved and restored the same.
+// Any bytes as a snapshot are refused, or become a state that survives another save and restore
+// unchanged.
 func FuzzSnapshot(f *testing.F) {
 	m := fsm.New()
 	apply(f, m, 1, fsm.SyncHive(hive("h1", 1, ""), []core.Worker{worker("h1", "w1", wReady, "n")}))

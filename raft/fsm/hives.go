@@ -8,7 +8,7 @@ import (
 	"github.com/rbee-project/rbee/raft/state"
 )
 
-// syncHives gives each hive a result of its own.
+// syncHives returns a separate result for each hive.
 func (e *entry) syncHives(op *raftv1.SyncHives) {
 	e.errs = make([]error, len(op.GetHives()))
 	for i, hive := range op.GetHives() {
@@ -73,13 +73,13 @@ func (e *entry) syncHive(op *raftv1.SyncHive) error {
 	}
 	for _, i := range intents {
 		if !slices.ContainsFunc(workers, func(w core.Worker) bool { return w.Nonce == i.Nonce }) {
-			e.DeleteRetireIntent(i) // the hive is there and the worker is not: it is gone for good
+			e.DeleteRetireIntent(i) // the hive is registered without the worker: it exited for good
 		}
 	}
 	return nil
 }
 
-// mayRegister returns an error if the registry must not accept this start of the hive.
+// mayRegister returns an error if the registry must refuse this start of the hive.
 func (e *entry) mayRegister(hive core.Hive, registered, buried uint64, removed bool) error {
 	if hive.ID == "" {
 		return core.Errorf(core.Invalid, "sync hive: the hive has no id")
@@ -120,8 +120,8 @@ func (e *entry) syncWorker(w core.Worker, retire bool) {
 	e.PutWorker(w)
 }
 
-// claimStart replaces the last decision on where a worker with the model starts, if it is the one
-// that the caller knows.
+// claimStart replaces the last decision on where a worker with the model starts, if the caller
+// knows that decision.
 func (e *entry) claimStart(op *raftv1.ClaimStart) error {
 	s := startFromProto(op.GetStart())
 	last, _ := e.Start(s.Model)

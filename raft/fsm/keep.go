@@ -5,7 +5,7 @@ import (
 	"github.com/rbee-project/rbee/raft/state"
 )
 
-// KeepRevoked copies into a registry that was read from a snapshot what no snapshot may undo, from
+// KeepRevoked copies what no snapshot may undo into a registry that was read from a snapshot, from
 // a known registry of the same cluster: revoked nodes and tokens, replaced secrets of tokens, used
 // join tokens, removed starts of hives, and the keys of the cluster, unless the snapshot's are
 // newer. A revocation in either registry stays.
@@ -38,7 +38,7 @@ func KeepRevoked(restored *state.Store, known *state.Snapshot) error {
 	})
 }
 
-// keepCluster keeps the nodes' present keys: those of the snapshot may have been replaced since.
+// keepCluster keeps the nodes' current keys: those of the snapshot may have been replaced since.
 func (e *entry) keepCluster(known *state.Snapshot) {
 	now, ok := known.Cluster(nil)
 	if !ok {
@@ -57,14 +57,15 @@ func (e *entry) keepNode(n core.Node) error {
 		return nil
 	}
 	if _, ok := e.Node(n.ID); !ok {
-		// it joined after the snapshot, and its certificate is still good
+		// it joined after the snapshot, and its certificate is still valid
 		n.CreateIndex, n.ModifyIndex = e.index, e.index
 		e.PutNode(n)
 	}
 	return e.revokeNode(n.ID)
 }
 
-// keepTombstone keeps removed starts of a hive from returning. A later start in the snapshot stays.
+// keepTombstone prevents removed starts of a hive from returning. A later start in the snapshot
+// stays.
 func (e *entry) keepTombstone(stone state.Tombstone) {
 	if h, ok := e.Hive(stone.Hive); ok && h.Incarnation > stone.Incarnation {
 		return
@@ -76,11 +77,11 @@ func (e *entry) keepTombstone(stone state.Tombstone) {
 	}
 }
 
-// Adopt makes a node part of a registry that was read from a snapshot and does not know it, or
-// knows it with another key or address. It revokes other nodes of the same name, which the node
-// replaces, and returns their ids. The gossip keys count as newer than that: hives find an unknown
-// queen by gossip alone, and a key replaced at once would shut them out. Errors: Conflict for a
-// revoked node.
+// Adopt adds a node to a registry that was read from a snapshot and does not know the node, or
+// knows it with another key or address. It revokes other nodes with the same name, which the node
+// replaces, and returns their ids. It makes the gossip keys count as newer only for a replaced
+// node: hives find an unknown queen by gossip alone, and a key replaced at once would shut them
+// out. Errors: Conflict for a revoked node.
 func Adopt(restored *state.Store, n core.Node) (replaced []string, err error) {
 	index := restored.AppliedIndex()
 	err = restored.Update(index, func(t *state.Txn) error {

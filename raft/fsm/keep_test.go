@@ -26,7 +26,7 @@ func applied(t *testing.T, from *fsm.FSM, commands ...*raftv1.Command) *fsm.FSM 
 	return f
 }
 
-// A revocation in the snapshot or in the present registry stays, whichever of the two is newer.
+// A revocation in the snapshot or in the current registry stays, whichever of the two is newer.
 func TestKeepRevoked(t *testing.T) {
 	t.Parallel()
 	begun := applied(t, fsm.New(),
@@ -56,7 +56,7 @@ func TestKeepRevoked(t *testing.T) {
 		must.Eq(t, there, ok, must.Sprint(id))
 	}
 	used, _ := s.Token(nil, "j1")
-	must.Eq(t, "n4", used.UsedBy) // it takes in no other machine
+	must.Eq(t, "n4", used.UsedBy) // it admits no other machine
 	c, _ := s.Cluster(nil)
 	must.Eq(t, "new keys", string(c.SealedGossipKeys))
 	must.Eq(t, 2, c.GossipVersion)
@@ -70,14 +70,14 @@ func TestKeepRevoked(t *testing.T) {
 	}
 	must.Eq(t, map[string]uint64{"n2": 5, "h9": 5}, stones)
 
-	// It is a state like any other, and doing it again changes nothing.
+	// The result is a regular state, and repeating the operation changes nothing.
 	once := snapshot(t, saved)
 	must.NoError(t, fsm.KeepRevoked(store, now.State().Snapshot()))
 	must.Eq(t, once, snapshot(t, saved))
 	must.NoError(t, fsm.New().Restore(io.NopCloser(bytes.NewReader(once))))
 }
 
-// A hive that was removed in the snapshot, came back and was removed again stays removed with its
+// A hive that was removed in the snapshot, returned and was removed again stays removed with its
 // latest start; one that has started since stays.
 func TestKeepLatestRemoval(t *testing.T) {
 	t.Parallel()
@@ -98,7 +98,7 @@ func TestKeepLatestRemoval(t *testing.T) {
 	must.True(t, ok)
 }
 
-// A snapshot whose keys are newer keeps them, and a registry of another cluster has none to give.
+// A snapshot with newer keys keeps them, and a registry of another cluster provides none.
 func TestKeepRevokedKeys(t *testing.T) {
 	t.Parallel()
 	begun := applied(t, fsm.New(), fsm.InitCluster(cluster("c"), nil, nil))
@@ -112,14 +112,14 @@ func TestKeepRevokedKeys(t *testing.T) {
 	}
 }
 
-// The ids of revoked tokens are bounded; the oldest go first.
+// The ids of revoked tokens are bounded; the oldest are dropped first.
 func TestRevokedTokensBounded(t *testing.T) {
 	t.Parallel()
 	s := state.New()
 	must.NoError(t, s.Update(1, func(txn *state.Txn) error {
 		for i := range uint64(state.MaxRevokedTokens + 2) {
 			txn.PutRevokedToken(state.RevokedToken{Token: fmt.Sprintf("t%06d", i), Index: i})
-			// once is enough
+			// a repetition does not count
 			txn.PutRevokedToken(state.RevokedToken{Token: fmt.Sprintf("t%06d", i), Index: i})
 		}
 		return nil
@@ -129,8 +129,8 @@ func TestRevokedTokensBounded(t *testing.T) {
 	must.Eq(t, "t000002", left[0].Token)
 }
 
-// The machine that restores is in the registry, whatever the snapshot knows of it, in the place of
-// those that have its name.
+// The restoring machine is in the registry, whatever the snapshot knows about it, in place of nodes
+// with its name.
 func TestAdopt(t *testing.T) {
 	t.Parallel()
 	f := applied(t, fsm.New(),
@@ -161,8 +161,8 @@ func TestAdopt(t *testing.T) {
 	must.Eq(t, before, snapshot(t, f))
 }
 
-// The keys of the cluster count as newer where the machine replaces another one, and only there: a
-// queen that hives know need not tell them anew.
+// The keys of the cluster count as newer only if the machine replaces another one: a queen that
+// hives know need not send them again.
 func TestAdoptRenewsKeys(t *testing.T) {
 	t.Parallel()
 	f := applied(t, fsm.New(), fsm.InitCluster(cluster("c"), nil, nil), fsm.PutNode(node("n1", "one"), ""), fsm.PutNode(node("n2", "two"), ""))

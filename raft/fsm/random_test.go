@@ -19,7 +19,8 @@ import (
 	"github.com/rbee-project/rbee/raft/state"
 )
 
-// random makes a command out of few names, so that they meet. Each command is there.
+// random makes a random command with few names, so that commands collide. It can return every kind
+// of command.
 func random(r *rand.Rand, f *fsm.FSM) *raftv1.Command {
 	placed, _ := f.State().Snapshot().Deployment(nil, "d0")
 	h := func() string { return fmt.Sprintf("h%d", r.IntN(4)) }
@@ -117,11 +118,11 @@ func random(r *rand.Rand, f *fsm.FSM) *raftv1.Command {
 	return c
 }
 
-// Two state machines that get the same commands, one of them with restores in between, have the
-// same snapshot to the byte.
+// Two state machines that get the same commands, one of them with restores in between, have
+// byte-identical snapshots.
 func TestDeterminism(t *testing.T) {
 	t.Parallel()
-	seen := map[string]int{} // commands that did something
+	seen := map[string]int{} // commands that changed something
 	for seed := range uint64(6) {
 		r := rand.New(rand.NewPCG(seed, 1))
 		a, b := fsm.New(), fsm.New()
@@ -146,15 +147,15 @@ func TestDeterminism(t *testing.T) {
 				must.NoError(t, b.Restore(io.NopCloser(bytes.NewReader(snapshot(t, b)))))
 			}
 		}
-		must.Between(t, 1, refused, 299) // the commands met, and not only in conflict
+		must.Between(t, 1, refused, 299) // commands collided, but not all of them were refused
 		must.True(t, bytes.Equal(snapshot(t, a), snapshot(t, b)), must.Sprintf("seed %d", seed))
 	}
 	ops := (&raftv1.Command{}).ProtoReflect().Descriptor().Oneofs().ByName("op").Fields().Len()
-	must.MapLen(t, ops, seen, must.Sprint(seen)) // a new command is in random, too
+	must.MapLen(t, ops, seen, must.Sprint(seen)) // a new kind of command must be added to random
 }
 
-// A command that is repeated, because its outcome was unknown, changes nothing more and has the
-// same result.
+// A command that is repeated because its outcome was unknown changes nothing more and has the same
+// result.
 func TestRepeatedIsOnce(t *testing.T) {
 	t.Parallel()
 	for seed := range uint64(6) {
@@ -166,7 +167,7 @@ func TestRepeatedIsOnce(t *testing.T) {
 			once := records(t, f)
 			second := apply(t, f, i+1, c)
 			if refusedAny(first) && c.GetSyncHives() != nil {
-				continue // what one hive gave up another may have at the second attempt
+				continue // what one hive gave up, another may get at the second attempt
 			}
 			must.Eq(t, fmt.Sprint(first.Err, first.Errs), fmt.Sprint(second.Err, second.Errs))
 			must.True(t, bytes.Equal(once, records(t, f)), must.Sprint(c))
@@ -193,8 +194,8 @@ func records(t testing.TB, f *fsm.FSM) []byte {
 	return data
 }
 
-// Everything that raft holds survives command and snapshot; found by reflection, so that a new
-// field is not forgotten.
+// Everything stored through raft survives command and snapshot. It is found by reflection, so that
+// a new field cannot be missed.
 func TestEveryFieldSurvives(t *testing.T) {
 	t.Parallel()
 	h := core.Hive{}

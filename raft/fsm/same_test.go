@@ -49,15 +49,15 @@ func alter(t *testing.T, name string, v reflect.Value) {
 	}
 }
 
-// TestSameEveryField changes each field of what hives report: the comparison and the state machine
-// agree whether that is news, and what is no news is listed here.
+// TestSameEveryField changes each field of what hives report. The comparison and the state machine
+// agree whether that is a change, and the fields that do not count are listed here.
 func TestSameEveryField(t *testing.T) {
 	t.Parallel()
 	notKept := map[string]bool{
 		"Hive.Unconfined": true, "Hive.Problems": true, "Hive.Probing": true, "Hive.LastBeat": true, "Hive.Draining": true, "Hive.CreateIndex": true, "Hive.ModifyIndex": true, "Device.FreeBytes": true,
 		"Worker.Load": true, "Worker.CreateIndex": true, "Worker.ModifyIndex": true,
 	}
-	// of another one altogether
+	// these change the identity
 	identity := map[string]bool{"Hive.ID": true, "Worker.ID": true, "Worker.Hive": true}
 	machine := fsm.New()
 	index := uint64(0)
@@ -94,7 +94,7 @@ func TestSameEveryField(t *testing.T) {
 		if identity[field] {
 			return
 		}
-		h.Draining = false // a hive that says so is refused
+		h.Draining = false // a hive that reports it is refused
 		sync(h, w)
 		after := machine.State().Snapshot()
 		newWorker, ok := after.Worker(nil, "h", "w")
@@ -113,7 +113,8 @@ func TestSameEveryField(t *testing.T) {
 	each(reflect.TypeFor[core.Worker](), func(_ *core.Hive, w *core.Worker) reflect.Value { return reflect.ValueOf(w).Elem() })
 }
 
-// A worker that retires does so whatever its hive says: that is no news. Another start of it is.
+// A retiring worker stays retiring whatever its hive reports: such a report is no change. Another
+// start of the worker is one.
 func TestSameWorkerRetiring(t *testing.T) {
 	t.Parallel()
 	told := core.Worker{ID: "w", Hive: "h", State: core.WorkerReady, Nonce: "n"}

@@ -26,7 +26,7 @@ func TestPutSetting(t *testing.T) {
 	must.False(t, ok)
 }
 
-// A name that is set already may always be changed.
+// A setting that is already set can always be changed.
 func TestSettingsBounded(t *testing.T) {
 	t.Parallel()
 	f := fsm.New()
@@ -57,7 +57,7 @@ func TestValidateSetting(t *testing.T) {
 	}
 }
 
-// A queen that knows no settings reads the leader's snapshots until one is set.
+// A queen without settings can read the leader's snapshots until one is set.
 func TestSettingsAndOlderQueens(t *testing.T) {
 	t.Parallel()
 	older := fsm.NewTable(2, fsm.Features())

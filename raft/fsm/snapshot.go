@@ -20,7 +20,7 @@ import (
 // SnapshotHeader, then SnapshotRecords, each preceded by its length as a varint, in the order of
 // recordKinds, each kind sorted by id. The header has the state machine version that the state
 // needs (see features), so that a queen that is not upgraded yet, or was downgraded, reads what it
-// can. Format 1 goes with version 1. The format changes only when the framing does.
+// can. Format 1 belongs to version 1. The format changes only when the framing does.
 const SnapshotFormat = 2
 
 // Snapshot captures the present state without copying it.
@@ -28,7 +28,7 @@ func (f *FSM) Snapshot() (raft.FSMSnapshot, error) {
 	return &snapshot{f.table, f.State().Snapshot()}, nil
 }
 
-// Restore replaces the state by a snapshot's. On an error the state does not change.
+// Restore replaces the state with a snapshot's. On error the state does not change.
 func (f *FSM) Restore(r io.ReadCloser) error {
 	store, _, err := f.table.readSnapshot(r)
 	if err = errors.Join(err, r.Close()); err != nil {
@@ -135,7 +135,7 @@ func yieldAll[T any](rows []T, yield func(*raftv1.SnapshotRecord) bool, record f
 // WriteSnapshot calls Table.WriteSnapshot of this build.
 func WriteSnapshot(w io.Writer, s *state.Snapshot) error { return current.WriteSnapshot(w, s) }
 
-// WriteSnapshot writes s; the same state gives the same bytes.
+// WriteSnapshot writes s. The same state always produces the same bytes.
 func (t *Table) WriteSnapshot(w io.Writer, s *state.Snapshot) error {
 	out := &writer{buf: bufio.NewWriter(w)}
 	header := &raftv1.SnapshotHeader{Format: SnapshotFormat, Fsm: t.stateNeeds(s), Index: s.AppliedIndex()}
@@ -152,7 +152,7 @@ func (t *Table) WriteSnapshot(w io.Writer, s *state.Snapshot) error {
 	return core.Wrap(out.err, core.Unavailable, "write snapshot")
 }
 
-// writer keeps the first error.
+// writer writes length-prefixed messages and keeps the first error.
 type writer struct {
 	buf *bufio.Writer
 	err error
@@ -173,14 +173,14 @@ func (w *writer) record(r *raftv1.SnapshotRecord) bool {
 // ReadSnapshot calls Table.ReadSnapshot of this build.
 func ReadSnapshot(r io.Reader) (*state.Store, error) { return current.ReadSnapshot(r) }
 
-// ReadSnapshot reads a snapshot into a new store. Errors: Integrity, and Unsupported for one of a
-// newer version.
+// ReadSnapshot reads a snapshot into a new store. Errors: Integrity, and Unsupported for a newer
+// version's snapshot.
 func (t *Table) ReadSnapshot(r io.Reader) (*state.Store, error) {
 	store, _, err := t.readSnapshot(r)
 	return store, err
 }
 
-// Inspect reads a whole snapshot and returns a summary. Errors: as ReadSnapshot.
+// Inspect reads a whole snapshot and returns a summary. Errors: as for ReadSnapshot.
 func Inspect(r io.Reader) (core.SnapshotInfo, error) {
 	store, header, err := current.readSnapshot(r)
 	if err != nil {

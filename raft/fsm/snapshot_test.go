@@ -79,7 +79,7 @@ func TestSnapshotRefused(t *testing.T) {
 		err := f.Restore(io.NopCloser(bytes.NewReader(tt.data)))
 		must.Eq(t, tt.kind, core.KindOf(err), must.Sprintf("%s: %v", tt.name, err))
 		must.NotEq(t, "", core.HintOf(err))
-		must.True(t, before == f.State(), must.Sprint(tt.name)) // untouched
+		must.True(t, before == f.State(), must.Sprint(tt.name)) // unchanged
 		_, err = fsm.Inspect(bytes.NewReader(tt.data))
 		must.Eq(t, tt.kind, core.KindOf(err), must.Sprint(tt.name))
 	}
@@ -102,8 +102,7 @@ func TestSnapshotOfFormat1(t *testing.T) {
 	must.NoError(t, err)
 	must.Eq(t, core.SnapshotInfo{Format: 1, FSM: 1, Index: 8, Hives: 2, Workers: 2}, info)
 
-	// What version 1 wrote, version 1 can have back, until there is something that it does not
-	// know.
+	// Version 1 can read back what it wrote, until the state has something that it does not know.
 	must.Eq(t, data, snapshot(t, f))
 	must.NoError(t, apply(t, f, 9, fsm.SyncHive(addressed(hive("h1", 8, ""), "h1:1"), nil)).Err)
 	info, err = fsm.Inspect(bytes.NewReader(snapshot(t, f)))
@@ -111,7 +110,7 @@ func TestSnapshotOfFormat1(t *testing.T) {
 	must.Eq(t, core.SnapshotInfo{Format: 2, FSM: 2, Index: 9, Hives: 2, Workers: 2}, info)
 }
 
-// Each thing that version 1 does not know makes a snapshot that it refuses: it would drop it.
+// Everything that version 1 does not know makes a snapshot that it refuses, since it would drop it.
 func TestSnapshotFormat(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]*raftv1.Command{
@@ -142,7 +141,7 @@ func TestInspect(t *testing.T) {
 	must.Eq(t, core.SnapshotInfo{Format: 2, FSM: 3, Index: 21, Cluster: "c1", Hives: 2, Workers: 3, Nodes: 3, Tokens: 4}, info)
 }
 
-// Records are in the order of their kinds, and each kind in that of its ids.
+// Records are ordered by kind, and within a kind by id.
 func TestSnapshotOrder(t *testing.T) {
 	t.Parallel()
 	r := bytes.NewReader(snapshot(t, inhabited(t)))
@@ -165,6 +164,6 @@ func TestSnapshotOrder(t *testing.T) {
 		last = place
 		kinds = append(kinds, string(kind.Name()))
 	}
-	must.Eq(t, order, slices.Compact(kinds)) // all of them, also one that was added
+	must.Eq(t, order, slices.Compact(kinds)) // all kinds, including new ones
 	must.Len(t, (&raftv1.SnapshotRecord{}).ProtoReflect().Descriptor().Fields().Len(), order)
 }

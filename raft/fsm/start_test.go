@@ -13,8 +13,8 @@ import (
 	"github.com/rbee-project/rbee/raft/state"
 )
 
-// Of several queens that decide where a model starts, one succeeds; the registry knows since when
-// the decision has led to a worker.
+// Of several queens that decide where a model starts, one succeeds. The registry records once the
+// decision has led to a worker.
 func TestClaimStart(t *testing.T) {
 	t.Parallel()
 	f := fsm.New()

@@ -18,23 +18,23 @@ const Version = 3
 // Feature is something that commands or the state may use and that older state machine versions do
 // not know.
 type Feature struct {
-	Name  string // for people, in messages about what an older queen lacks
+	Name  string // for people, in messages about the features that an older queen lacks
 	Since uint32 // the first version that knows it, 2 or more
 	// Fields lists fields of messages of proto/raft/v1, as Message.field. A command or a snapshot
-	// that has one of them set needs the feature. A field of Command stands for an operation that
-	// is new or has a new effect; one of SnapshotRecord for a kind of row.
+	// that has one of them set needs the feature. A field of Command marks an operation that is new
+	// or has a new effect; a field of SnapshotRecord marks a kind of row.
 	Fields []string
-	// State reports whether a state needs the feature although no field shows it; nil: a field
-	// always shows it.
+	// State reports whether a state needs the feature although no field shows it. It may be nil if
+	// a field always shows it.
 	State func(*state.Snapshot) bool
-	// Optional says that a command can omit the fields, but must still be applied. They are left
-	// out while an older queen lives.
+	// Optional reports that a command still applies without the fields. They are omitted while an
+	// older queen lives.
 	Optional bool
 }
 
-// features is the table by which the registry evolves: Required, the header of a snapshot and the
-// tests derive from it. It must list every field that is not in testdata/fields.txt, which has
-// those of versions 1 and 2. See contributing/add-a-raft-command.md.
+// features is the table that defines how the registry evolves: Required, the header of a snapshot
+// and the tests derive from it. It must list every field that is not in testdata/fields.txt, which
+// has those of versions 1 and 2. See contributing/add-a-raft-command.md.
 var features = []Feature{
 	{Name: "batches of reports", Since: 2, Fields: []string{"Command.sync_hives"}},
 	{Name: "addresses of hives", Since: 2, Fields: []string{"Hive.rpc_address"}},
@@ -61,7 +61,7 @@ var features = []Feature{
 		"Command.put_alias", "PutAlias.alias", "Command.delete_alias", "DeleteAlias.name", "SnapshotRecord.alias",
 		"Alias.name", "Alias.model", "Alias.create_index", "Alias.modify_index",
 	}},
-	// Not optional: an older queen would take such a token for everything, without a limit.
+	// Not optional: an older queen would accept such a token for everything, without a limit.
 	{Name: "tokens with models, limits and priorities", Since: 3, Fields: []string{
 		"Token.models", "Token.limits", "Token.priority", "Limit.of", "Limit.count", "Limit.per_seconds",
 	}},
@@ -85,7 +85,7 @@ var features = []Feature{
 		"Replica.ordinal", "Replica.version", "Replica.hive", "Replica.device", "Replica.index",
 	}},
 	{Name: "workers of deployments", Since: 3, Fields: []string{"Worker.replica"}, Optional: true},
-	// One row for all settings: a further one is a name that older queens keep and do not read.
+	// One row for all settings: older queens keep the names of newer settings without reading them.
 	{Name: "settings of the cluster", Since: 3, Fields: []string{
 		"Command.put_setting", "PutSetting.name", "PutSetting.value", "PutSetting.unset",
 		"SnapshotRecord.setting", "Setting.name", "Setting.value", "Setting.index",
@@ -100,11 +100,11 @@ type Table struct {
 	plans    map[protoreflect.FullName]*plan
 }
 
-// plan says which fields of a message to check.
+// plan tells which fields of a message to check.
 type plan struct {
 	own    []sinceField // in the table
 	nested []sinceField // messages with such fields inside; since is the highest
-	max    uint32       // of all of them; 0: there are none
+	max    uint32       // of all of these; 0: there are none
 }
 
 type sinceField struct {
@@ -128,7 +128,7 @@ func NewTable(version uint32, list []Feature) *Table {
 	for _, f := range list {
 		for _, name := range f.Fields {
 			full := raftv1.File_raft_v1_raft_proto.Package() + "." + protoreflect.FullName(name)
-			if f.Since > rows[full].since { // a later feature may give the field more meaning
+			if f.Since > rows[full].since { // a later feature may extend the field's meaning
 				rows[full] = sinceField{since: f.Since, optional: f.Optional}
 			}
 		}
@@ -187,7 +187,7 @@ func (t *Table) needs(m protoreflect.Message, atLeast uint32) uint32 {
 	return atLeast
 }
 
-// strip clears the fields that are newer than the version; if optional, only those that a command
+// strip clears the fields that are newer than the version; with optional, only those that a command
 // can omit.
 func (t *Table) strip(m protoreflect.Message, version uint32, optional bool) {
 	p := t.plans[m.Descriptor().FullName()]
@@ -218,12 +218,12 @@ func eachNested(p *plan, m protoreflect.Message, visit func(sinceField, protoref
 }
 
 // Required returns the state machine version that a command needs. It is stamped as min_fsm, and
-// tells by which version's rules to apply the command: this version applies an entry of the log in
+// determines which version's rules apply the command: this version applies an entry of the log in
 // the same way as the older one did.
 func (t *Table) Required(c *raftv1.Command) uint32 { return t.needs(c.ProtoReflect(), 1) }
 
 // Fit removes from a command the optional fields that queens of a version do not know. Required
-// says what it still needs.
+// returns what it still needs.
 func (t *Table) Fit(c *raftv1.Command, version uint32) {
 	t.strip(c.ProtoReflect(), version, true)
 }
@@ -245,8 +245,8 @@ func (t *Table) Missing(c *raftv1.Command, version uint32) []string {
 	return names
 }
 
-// stateNeeds returns the version that is needed to read a state: by its contents, not by what the
-// build could write.
+// stateNeeds returns the version needed to read a state: by its contents, not by what the build
+// could write.
 func (t *Table) stateNeeds(s *state.Snapshot) uint32 {
 	version := uint32(1)
 	for _, f := range t.features {

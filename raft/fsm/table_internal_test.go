@@ -17,8 +17,8 @@ func roots() []protoreflect.Message {
 	return []protoreflect.Message{(&raftv1.Command{}).ProtoReflect(), (&raftv1.SnapshotRecord{}).ProtoReflect()}
 }
 
-// An older queen drops a field that it does not know without a word. So each field is either one of
-// versions 1 and 2, which testdata/fields.txt has for ever, or has a row in the table.
+// An older queen silently drops a field that it does not know. So each field either belongs to
+// versions 1 and 2, which testdata/fields.txt lists permanently, or has a row in the table.
 func TestTableIsComplete(t *testing.T) {
 	t.Parallel()
 	data, err := os.ReadFile("testdata/fields.txt")
@@ -27,7 +27,7 @@ func TestTableIsComplete(t *testing.T) {
 	for _, f := range features {
 		must.Between(t, 2, f.Since, Version, must.Sprint(f.Name))
 		for _, name := range f.Fields {
-			// one that is known may come to mean more
+			// a known field may gain a new meaning
 			if f.Since > 2 && !slices.Contains(known, name) {
 				known = append(known, name)
 			}
@@ -53,8 +53,8 @@ func fieldsOf(m protoreflect.MessageDescriptor, list []string) []string {
 	return list
 }
 
-// Wherever a field of the table is set, the message needs its version, and an older build does not
-// see it.
+// Wherever a field of the table is set, the message needs the field's version, and an older build
+// does not see the field.
 func TestTableNoticesEachField(t *testing.T) {
 	t.Parallel()
 	for _, f := range features {
@@ -76,7 +76,8 @@ func TestTableNoticesEachField(t *testing.T) {
 	}
 }
 
-// eachWith calls visit while the root has the field set, once for each place where it can be.
+// eachWith calls visit with root while it has the field set, once for each place that can hold the
+// field.
 func eachWith(root protoreflect.Message, name string, visit func()) {
 	var walk func(m protoreflect.Message)
 	walk = func(m protoreflect.Message) {

@@ -14,8 +14,9 @@ import (
 	"github.com/rbee-project/rbee/raft/state"
 )
 
-// nextBuilds returns the tables of a build as it is and of the one after it, whose new features are
-// draining, which is one of today's, and an idea of two hives with one name, which no field tells.
+// nextBuilds returns the tables of the current build and of a next one with two new features:
+// draining, which exists today, and an invented one, two hives with the same name, which no field
+// shows.
 func nextBuilds() (older, newer *fsm.Table) {
 	list := append(fsm.Features(),
 		fsm.Feature{Name: "draining", Since: fsm.Version + 1, Fields: []string{"Command.set_hive_draining", "Hive.draining"}},
@@ -40,7 +41,8 @@ func written(t *testing.T, table *fsm.Table, f *fsm.FSM) []byte {
 	return b.Bytes()
 }
 
-// A build reads what a newer one wrote until the state has something that only the newer one knows.
+// A build can read what a newer one wrote until the state has something that only the newer one
+// knows.
 func TestSnapshotSaysWhatItNeeds(t *testing.T) {
 	t.Parallel()
 	older, newer := nextBuilds()
@@ -70,7 +72,7 @@ func TestSnapshotSaysWhatItNeeds(t *testing.T) {
 	}
 }
 
-// An older build stops at a command that it does not know, unless it may pass over it.
+// An older build stops at a command that it does not know, unless it may skip it.
 func TestApplyOfNewerCommand(t *testing.T) {
 	t.Parallel()
 	older, newer := nextBuilds()
@@ -95,7 +97,7 @@ func TestApplyOfNewerCommand(t *testing.T) {
 	must.NoError(t, f.Restore(io.NopCloser(bytes.NewReader(snapshot(t, f)))))
 }
 
-// What a command can do without is left out for older queens, and what it cannot is named.
+// Optional fields of a command are omitted for older queens, and required ones are named.
 func TestFit(t *testing.T) {
 	t.Parallel()
 	list := []fsm.Feature{
@@ -118,8 +120,8 @@ func TestFit(t *testing.T) {
 	must.Eq(t, []string{"batches"}, table.Missing(many, 6))
 }
 
-// A state in which two hives share a worker id is not read by a build that knows workers by id
-// alone, one in which they do not is.
+// A build that identifies workers by id alone refuses a state in which two hives share a worker id,
+// and reads one in which they do not.
 func TestSharedWorkerIDs(t *testing.T) {
 	t.Parallel()
 	old := fsm.NewTable(2, fsm.Features())
@@ -139,7 +141,7 @@ func TestSharedWorkerIDs(t *testing.T) {
 	must.True(t, ok)
 	must.Eq(t, "n3", w.Nonce)
 
-	// An older queen gets the command as it knows it.
+	// An older queen gets the command in the form that it knows.
 	table := fsm.NewTable(fsm.Version, fsm.Features())
 	table.Fit(shared, 2)
 	must.LessEq(t, 2, table.Required(shared))

@@ -10,26 +10,26 @@ import (
 	raftv1 "github.com/rbee-project/rbee/proto/raft/v1"
 )
 
-// MaxTokenUses bounds the uses of one TouchTokens.
+// MaxTokenUses bounds the uses in one TouchTokens.
 const MaxTokenUses = 10_000
 
-// RotateToken makes the command that gives an API token another secret, by its hash. The secret
-// before it is taken for overlap more, in whole seconds. Repeating it changes nothing. Result:
-// NotFound; Conflict for a token that is not an API token.
+// RotateToken makes the command that gives an API token another secret, by its hash. The previous
+// secret stays valid for overlap, in whole seconds. Repeating it changes nothing. Result: NotFound;
+// Conflict for a token that is not an API token.
 func RotateToken(id string, secretHash []byte, overlap time.Duration) *raftv1.Command {
 	return &raftv1.Command{Op: &raftv1.Command_RotateToken{RotateToken: &raftv1.RotateToken{
 		Token: id, SecretHash: secretHash, OverlapSeconds: int64(overlap / time.Second),
 	}}}
 }
 
-// EndOverlap makes the command that has the former secret of a rotated token refused, by its hash.
-// Where the token has another former secret, or none, it changes nothing.
+// EndOverlap makes the command that refuses the previous secret of a rotated token, by its hash,
+// from now on. If the token has another previous secret, or none, it changes nothing.
 func EndOverlap(id string, previousSecretHash []byte) *raftv1.Command {
 	return &raftv1.Command{Op: &raftv1.Command_EndOverlap{EndOverlap: &raftv1.EndOverlap{Token: id, PreviousSecretHash: previousSecretHash}}}
 }
 
-// TouchTokens makes the command that notes when tokens were last used, by Token.ID. Missing tokens
-// are passed over, and no time goes back.
+// TouchTokens makes the command that records when tokens were last used, by Token.ID. It skips
+// missing tokens, and never sets a time back.
 func TouchTokens(uses map[string]time.Time) *raftv1.Command {
 	op := &raftv1.TouchTokens{}
 	for _, id := range slices.Sorted(maps.Keys(uses)) {
@@ -76,8 +76,8 @@ func (e *entry) touchTokens(op *raftv1.TouchTokens) {
 	}
 }
 
-// keepSecret keeps the secret of a known token that was rotated after a snapshot: the one before
-// it may have been rotated away because somebody else had it.
+// keepSecret keeps the secret of a known token that was rotated after a snapshot: the previous one
+// may have been replaced because it leaked.
 func (e *entry) keepSecret(known core.Token) {
 	t, ok := e.Token(known.ID)
 	if !ok || !known.RotatedAt.After(t.RotatedAt) {

@@ -37,7 +37,7 @@ func TestRotateToken(t *testing.T) {
 	must.Eq(t, core.Duration(time.Hour), token.Overlap)
 	must.Eq(t, born, token.RotatedAt)
 
-	must.NoError(t, do(fsm.EndOverlap("t1", hash(7)))) // another former secret
+	must.NoError(t, do(fsm.EndOverlap("t1", hash(7)))) // another previous secret
 	must.Eq(t, hash(1), tokenIn(t, f, "t1").PreviousSecretHash)
 	must.NoError(t, do(fsm.EndOverlap("t1", hash(1))))
 	token = tokenIn(t, f, "t1")
@@ -54,8 +54,7 @@ func TestRotateToken(t *testing.T) {
 	must.Eq(t, core.Conflict, core.KindOf(do(fsm.RotateToken("j1", hash(6), 0))))
 }
 
-// A token that is used says so to its watchers, but is not changed by it, and its time never goes
-// back.
+// Using a token wakes its watchers but does not count as a change, and its time is never set back.
 func TestTouchTokens(t *testing.T) {
 	t.Parallel()
 	f := fsm.New()
@@ -68,7 +67,7 @@ func TestTouchTokens(t *testing.T) {
 	must.Len(t, 1, f.State().Snapshot().Tokens(nil))
 }
 
-// A snapshot from before a rotation does not bring the former secret back.
+// A snapshot from before a rotation does not restore the previous secret.
 func TestRotationOutlastsRestore(t *testing.T) {
 	t.Parallel()
 	f := fsm.New()
@@ -103,7 +102,7 @@ func TestTokenBounds(t *testing.T) {
 	} {
 		must.Error(t, fsm.Validate(fsm.PutToken(token)), must.Sprint(name))
 	}
-	// An older queen would take it for a token without limits.
+	// An older queen would accept it as a token without limits.
 	must.Eq(t, uint32(3), fsm.Required(fsm.PutToken(limited(requests))))
 	must.Eq(t, uint32(2), fsm.Required(fsm.PutToken(apiToken("t1"))))
 }

@@ -247,7 +247,7 @@ func (v *validator) token(t *raftv1.Token) {
 	}
 }
 
-// bounds checks what bounds the use of an API token.
+// bounds checks the limits on the use of an API token.
 func (v *validator) bounds(t *raftv1.Token) {
 	if len(t.GetModels()) > core.MaxTokenModels {
 		v.fail(core.TooLarge, "token %s has %d models", t.GetId(), len(t.GetModels()))
@@ -302,7 +302,7 @@ func (v *validator) syncHives(op *raftv1.SyncHives) {
 			return
 		}
 		if id := h.GetHive().GetId(); seen[id] {
-			// a repeated command would change it twice more
+			// a repeated command would change the hive twice
 			v.fail(core.Invalid, "hive %s is there twice", id)
 		} else {
 			seen[id] = true

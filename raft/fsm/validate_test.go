@@ -51,7 +51,7 @@ func TestValidate(t *testing.T) {
 	must.NoError(t, fsm.Validate(tokenWith(func(*raftv1.Token) {})))
 	must.NoError(t, fsm.Validate(fsm.PutToken(joinToken("j"))))
 	must.NoError(t, fsm.Validate(fsm.SyncHives(many(fsm.MaxHivesPerCommand))))
-	// As large, as late and as long as it may be.
+	// The largest sizes, times and lengths that are allowed.
 	must.NoError(t, fsm.Validate(nodeWith(func(n *raftv1.Node) { n.CertificateExpiresUnix = 253402300799 })))
 	must.NoError(t, fsm.Validate(nodeWith(func(n *raftv1.Node) { n.RpcAddress = "h:65535" })))
 	must.NoError(t, fsm.Validate(tokenWith(func(t *raftv1.Token) { t.CreatedUnix, t.TtlSeconds = 0, 100*366*24*60*60 })))
@@ -180,7 +180,7 @@ func TestFitSyncHives(t *testing.T) {
 	must.NoError(t, fsm.Validate(fsm.SyncHives(large[:n])))
 	must.Eq(t, core.TooLarge, core.KindOf(fsm.Validate(fsm.SyncHives(large[:n+2]))))
 
-	// The tags and lengths of many add up.
+	// The tags and lengths of many hives add up.
 	small := many(fsm.MaxHivesPerCommand)
 	for i := range small {
 		for w := range 10 {
@@ -195,11 +195,11 @@ func TestFitSyncHives(t *testing.T) {
 	must.Between(t, fsm.MaxHivesPerCommand-10, n, fsm.MaxHivesPerCommand)
 	must.NoError(t, fsm.Validate(fsm.SyncHives(small[:n])))
 
-	// The largest hive that may be logged alone may be logged in a batch, too.
+	// The largest hive that may be logged alone may be logged in a batch as well.
 	huge := fsm.HiveState{Hive: hive("h", 1, "")}
 	for w := range fsm.MaxWorkers {
 		worker := worker("h", fmt.Sprint("w", w), wReady, "")
-		worker.Version = strings.Repeat("v", fsm.MaxTextBytes-60) // a few too many
+		worker.Version = strings.Repeat("v", fsm.MaxTextBytes-60) // slightly too many
 		huge.Workers = append(huge.Workers, worker)
 	}
 	must.Eq(t, core.TooLarge, core.KindOf(fsm.Validate(fsm.SyncHive(huge.Hive, huge.Workers))))
@@ -221,13 +221,13 @@ func TestRequired(t *testing.T) {
 	}
 	for _, c := range []*raftv1.Command{
 		fsm.SyncHive(addressed(h, "h:1"), nil), fsm.SyncHives(many(1)), fsm.SetHiveDraining("h", true),
-		fsm.RetireWorker("", "w"), fsm.RemoveHive("h"), // they leave more behind than they did
+		fsm.RetireWorker("", "w"), fsm.RemoveHive("h"), // they leave more state behind than before
 		fsm.InitCluster(cluster("c"), nil, nil), fsm.RevokeNode("n"), fsm.RemoveNode("n"),
 		fsm.PutToken(apiToken("t")), fsm.DeleteToken("t"), fsm.SetKeyring([]byte("k"), 1),
 	} {
 		must.Eq(t, 2, fsm.Required(c), must.Sprint(c))
 	}
-	// A certificate is renewed while an older queen lives; a machine that joins waits for the
+	// A certificate can be renewed while an older queen lives; a machine that joins waits for the
 	// upgrade, as its token would not be bound.
 	table := fsm.NewTable(fsm.Version, fsm.Features())
 	for token, want := range map[string]uint32{"": 2, "j": 3} {

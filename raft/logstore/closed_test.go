@@ -11,7 +11,7 @@ import (
 	"github.com/rbee-project/rbee/core/coretest"
 )
 
-// A vote that cannot be read is no vote that was never given.
+// A vote that cannot be read must not count as never given.
 func TestClosedTells(t *testing.T) {
 	t.Parallel()
 	s := open(t, filepath.Join(t.TempDir(), "log.db"))
@@ -23,7 +23,7 @@ func TestClosedTells(t *testing.T) {
 	must.Error(t, err)
 }
 
-// What cannot be opened leaves nothing open: another attempt would find it in use.
+// A failed open leaves no file open: another attempt would find it in use.
 func TestFailedOpenLeavesNothing(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

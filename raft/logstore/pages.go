@@ -11,14 +11,15 @@ import (
 
 // The pages of a bbolt file, in the machine's byte order. Each starts with its number (8 bytes),
 // its kind (2), its number of elements (2), and the number of following pages that belong to it
-// (4). bbolt itself trusts all of it: a page that names itself as its child makes it loop for ever.
+// (4). bbolt itself trusts all of it: a page that names itself as its child makes bbolt loop
+// endlessly.
 const (
 	pageHead    = 16
 	kindBranch  = 1
 	kindLeaf    = 2
 	kindMeta    = 4
 	elementHead = 16
-	bucketHead  = 16 // of a bucket within a value: number of its root page, sequence
+	bucketHead  = 16 // of a nested bucket in a value: number of its root page, sequence
 
 	metaMagic = 0xED0CDAED
 	// magic, version, page size, flags; root page, sequence, freelist, number of pages,
@@ -38,9 +39,9 @@ type pages struct {
 	seen map[uint64]bool
 }
 
-// checkPages returns an error unless both meta pages are whole and of two consecutive transactions,
-// and the newer one leads to a tree of pages. bbolt writes one meta page at a time, within one
-// sector, so that a loss of power leaves each old or new, never torn.
+// checkPages returns an error unless both meta pages are intact and of two consecutive
+// transactions, and the newer one leads to a tree of pages. bbolt writes one meta page at a time,
+// within one sector, so that a power cut leaves each old or new, never torn.
 func checkPages(f io.ReaderAt, fileSize int64) error {
 	head := make([]byte, pageHead+metaSize)
 	if _, err := f.ReadAt(head, 0); err != nil {
@@ -115,7 +116,7 @@ func (p *pages) walk(number uint64) error {
 	return nil
 }
 
-// elements checks the elements of a page, which may be within a value.
+// elements checks the elements of a page, which may be nested in a value.
 func (p *pages) elements(b []byte) error {
 	if len(b) < pageHead {
 		return errors.New("it is too short")

@@ -11,14 +11,14 @@ import (
 
 const testPage = 128 // bytes
 
-// element is one of a page made by hand.
+// element is an element of a handmade page.
 type element struct {
 	flags      uint32
 	key, value []byte
 	page       uint64 // of a branch
 }
 
-// pageOf is a page of testPage bytes, or of fewer within a value.
+// pageOf returns a page of testPage bytes, or of fewer if it is nested in a value.
 func pageOf(number uint64, kind uint16, size int, elements ...element) []byte {
 	b := make([]byte, pageHead+len(elements)*elementHead)
 	order.PutUint64(b, number)
@@ -57,13 +57,13 @@ func metaOf(number, root, end, txid uint64, size uint32) []byte {
 	return b
 }
 
-// bucket is a value that is a bucket: elsewhere, or in the value.
+// bucket returns a value that is a bucket: elsewhere, or inside the value.
 func bucket(root uint64, page []byte) []byte {
 	return append(order.AppendUint64(nil, root), append(make([]byte, 8), page...)...)
 }
 
-// Every way in which pages may not fit together is found, and whole files pass, also those at the
-// edge of what bbolt writes.
+// Every inconsistency between pages is found, and intact files pass, including those at the limits
+// of what bbolt writes.
 func TestCheckPages(t *testing.T) {
 	t.Parallel()
 	a, b := []byte("a"), []byte("b")

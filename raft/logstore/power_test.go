@@ -10,10 +10,10 @@ import (
 	"github.com/rbee-project/rbee/core/coretest/disktrace"
 )
 
-// C-08: what the log acknowledges is on the disk, its name in the folder included.
+// C-08: what the log acknowledges is on the disk, including the file's name in its folder.
 func TestPowerLossLog(t *testing.T) {
 	disktrace.Check(t, disktrace.Scenario{
-		// It may be behind.
+		// The tip may lag behind.
 		Ignore: func(path string) bool { return strings.HasSuffix(path, tipSuffix) },
 		Run: func(t *testing.T, dir string, ack func(string)) {
 			s, err := Open(filepath.Join(dir, "log.db"), Options{})
@@ -32,8 +32,8 @@ func TestPowerLossLog(t *testing.T) {
 	})
 }
 
-// After an orderly end the number of the last write is on the disk as well: a log that went back
-// since is noticed whatever the machine went through.
+// After an orderly shutdown the number of the last write is also on the disk: a log rolled back
+// since then is noticed, whatever happened to the machine.
 func TestPowerLossTip(t *testing.T) {
 	disktrace.Check(t, disktrace.Scenario{Run: func(t *testing.T, dir string, ack func(string)) {
 		s, err := Open(filepath.Join(dir, "log.db"), Options{})

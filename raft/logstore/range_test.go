@@ -12,8 +12,8 @@ import (
 	"github.com/rbee-project/rbee/raft/logstore"
 )
 
-// Deleting the end of a log that has several pages ends: bbolt's cursor would look for the last key
-// for ever among pages that were just emptied.
+// Deleting the end of a log of several pages terminates: bbolt's cursor would look for the last key
+// endlessly among pages that were just emptied.
 func TestDeleteRangeOfSeveralPages(t *testing.T) {
 	t.Parallel()
 	for name, tt := range map[string]struct{ min, max, first, last uint64 }{

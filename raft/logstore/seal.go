@@ -11,10 +11,10 @@ import (
 )
 
 // bbolt has a checksum over each of its two meta pages and none below. When the newest meta page is
-// damaged it silently uses the older one, which loses the last transaction: a vote that was given,
-// or entries that were acknowledged. So every transaction writes a seal over everything that the
-// file holds, the number of the seal goes to a second file, and opening checks that both meta pages
-// are whole, that the contents fit their seal, and that no later seal is known.
+// damaged it silently uses the older one, which loses the last transaction: a vote, or acknowledged
+// entries. So every transaction writes a seal over everything that the file holds, the number of
+// the seal goes to a second file, and opening checks that both meta pages are intact, that the
+// contents match their seal, and that no later seal is known.
 
 var keySeal = []byte("seal")
 
@@ -28,7 +28,7 @@ const (
 // seal summarises the contents of the file. The number of entries and the sum of their checksums
 // change with each entry, so that no transaction reads the whole log.
 type seal struct {
-	number  uint64 // of the transaction, from 1
+	number  uint64 // number of the transaction, from 1
 	entries uint64
 	sum     uint64 // of the CRC-32C of all entries; each has its index in it
 	rest    uint32 // CRC-32C of stable values and commit index
@@ -60,7 +60,7 @@ type txn struct {
 	seal seal
 }
 
-// begin reads the seal. A file of a version without seals gets one.
+// begin reads the seal. A file written by a version without seals gets one.
 func begin(tx *bbolt.Tx) (*txn, error) {
 	t := &txn{Tx: tx}
 	meta := tx.Bucket(bucketMeta)
@@ -108,9 +108,9 @@ func (s *seal) drop(entry []byte) {
 	}
 }
 
-// count computes the seal of a file from all its contents; its number is 0.
+// count computes the seal of a file from all its contents, with the number 0.
 func count(tx *bbolt.Tx) (s seal) {
-	// it fails only if the function does
+	// it fails only if the callback does
 	_ = tx.Bucket(bucketLog).ForEach(func(_, v []byte) error {
 		s.add(v)
 		return nil
@@ -136,8 +136,8 @@ func rest(tx *bbolt.Tx) uint32 {
 	return h.Sum32()
 }
 
-// checkSeal compares the contents of a file with their seal, and the seal with the highest known
-// number. A file without a seal is of an older version, unless a number is known.
+// checkSeal compares the contents of a file with their seal, and the seal's number with the highest
+// known one. A file without a seal was written by an older version, unless a number is known.
 func checkSeal(tx *bbolt.Tx, tip uint64) error {
 	for _, name := range [][]byte{bucketLog, bucketStable, bucketMeta} {
 		if tx.Bucket(name) == nil {
@@ -170,7 +170,7 @@ func checkSeal(tx *bbolt.Tx, tip uint64) error {
 
 // tip is the file with the number of the last seal. It is not synced with each transaction, which
 // would double the time of a vote: it may lag behind but is never ahead. It has two slots, so that
-// a torn one leaves the one before.
+// a torn write leaves the previous number.
 type tip struct{ f *os.File }
 
 // openTip opens or creates the file.
@@ -179,7 +179,7 @@ func openTip(path string) (tip, error) {
 	return tip{f}, err
 }
 
-// readTip returns the highest number in the file; 0: there is none.
+// readTip returns the highest number in the file, or 0 if there is none.
 func readTip(path string) (highest uint64) {
 	b, err := os.ReadFile(path)
 	if err != nil {

@@ -12,7 +12,7 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// contents is everything that raft may ask the file for.
+// contents returns everything that raft may ask the file for.
 func contents(db *bbolt.DB) (text string, err error) {
 	defer func() {
 		if value := recover(); value != nil {
@@ -59,7 +59,7 @@ func TestEveryFlippedByte(t *testing.T) {
 	refused, page := map[int]int{}, os.Getpagesize()
 	for at, was := range data {
 		if was == 0 && at%page > 128 && at%13 != 0 {
-			continue // most of it is empty
+			continue // most of these bytes are empty
 		}
 		_, err := f.WriteAt([]byte{was ^ 1<<(at%8)}, int64(at))
 		must.NoError(t, err)
@@ -80,13 +80,13 @@ func TestEveryFlippedByte(t *testing.T) {
 	}
 	t.Logf("refused by page: %v of %d bytes", refused, len(data))
 	for meta := range 2 {
-		must.GreaterEq(t, metaSize, refused[meta]) // each byte of it counts
+		must.GreaterEq(t, metaSize, refused[meta]) // each byte of the meta page counts
 	}
 	must.NoError(t, verify(p, Options{LockTimeout: 1 << 30}))
 }
 
-// A file that went back to what it was before an acknowledged write is refused: this queen may have
-// given its vote in between.
+// A file rolled back to its state before an acknowledged write is refused: this queen may have
+// voted in between.
 func TestRolledBack(t *testing.T) {
 	t.Parallel()
 	for name, write := range map[string]func(*Store) error{
@@ -103,7 +103,7 @@ func TestRolledBack(t *testing.T) {
 				must.NoError(t, err)
 				must.NoError(t, write(s))
 				number := readTip(p + tipSuffix)
-				if !closed { // as SIGKILL leaves it
+				if !closed { // as after SIGKILL
 					p = copied(t, p)
 				}
 				must.NoError(t, s.Close())
@@ -129,7 +129,7 @@ func copied(t *testing.T, from string) string {
 	return to
 }
 
-// The number of the last seal may be behind, torn or lost: the log is what counts.
+// The number of the last seal may be out of date, torn or lost: the log decides.
 func TestTipBehind(t *testing.T) {
 	t.Parallel()
 	for name, change := range map[string]func(t *testing.T, tip string, before []byte){
@@ -156,7 +156,7 @@ func TestTipBehind(t *testing.T) {
 	}
 }
 
-// A file of a version that had no seal is taken as it is, once.
+// A file written by a version without seals is accepted as it is, once.
 func TestUnsealed(t *testing.T) {
 	t.Parallel()
 	p := path(t)

@@ -48,7 +48,7 @@ type Options struct {
 
 // Store is a bbolt file with raft's log and votes. Every write is on disk when it returns. After
 // one failed write every later one fails, until the file is opened again: a disk that lost a write
-// once cannot be trusted. Reads go on. Methods may be called concurrently.
+// once cannot be trusted. Reads continue. Methods may be called concurrently.
 //
 // A missing log entry returns raft.ErrLogNotFound, and a missing stable key an empty value. Other
 // errors: Unavailable after a failed write or Close, Integrity for a damaged entry.
@@ -66,9 +66,9 @@ var (
 	_ raft.StableStore            = (*Store)(nil)
 )
 
-// Open opens or creates the file at path, whose folder must exist, and reads all of it to check
-// that it is whole. Only one process can have it open. Errors: InUse, Integrity for a file that is
-// damaged or something else, Unavailable.
+// Open opens or creates the file at path, whose folder must exist, and reads all of it to check its
+// integrity. Only one process can have it open. Errors: InUse, Integrity for a damaged file or one
+// of another kind, Unavailable.
 func Open(path string, opts Options) (s *Store, err error) {
 	opts.LockTimeout = cmp.Or(opts.LockTimeout, time.Second)
 	if err := verify(path, opts); err != nil {
@@ -91,11 +91,11 @@ func Open(path string, opts Options) (s *Store, err error) {
 		return nil
 	})
 	if err == nil {
-		// if the folder's entry is lost, so is the file with all its promises
+		// if the folder's entry is lost, so is the file with all its votes and acknowledgements
 		err = syncFolder(filepath.Dir(path))
 	}
 	if err != nil {
-		_ = errors.Join(s.tip.close(), db.Close()) // the first error says more
+		_ = errors.Join(s.tip.close(), db.Close()) // the first error tells more
 		return nil, err
 	}
 	return s, nil
@@ -108,12 +108,12 @@ func syncFolder(path string) error {
 	}
 	defer d.Close()
 	if runtime.GOOS == "windows" {
-		return nil // it has no such thing
+		return nil // this system cannot sync folders
 	}
 	return core.Wrap(d.Sync(), core.Unavailable, "open raft log")
 }
 
-// verify reads an existing file before bbolt does so in goroutines of its own, where a damaged page
+// verify reads an existing file before bbolt does so in its own goroutines, where a damaged page
 // ends the process.
 func verify(path string, opts Options) (err error) {
 	tip := readTip(path + tipSuffix)
@@ -121,7 +121,7 @@ func verify(path string, opts Options) (err error) {
 		if tip > 0 && (statErr == nil || errors.Is(statErr, fs.ErrNotExist)) {
 			return damaged(path, errors.New("it is gone, or empty"))
 		}
-		return nil // to be created, or opening it reports why not
+		return nil // it will be created, or opening it reports the error
 	}
 	// A malformed page causes a panic, and a missing one a fault, because the file is mapped.
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
@@ -151,7 +151,7 @@ func verify(path string, opts Options) (err error) {
 			return err
 		}
 		if first, _ := tx.Cursor().First(); first == nil && tip == 0 {
-			return nil // it was created, and nothing was written yet
+			return nil // created, but nothing was written yet
 		}
 		if err := checkSeal(tx, tip); err != nil {
 			return damaged(path, err)
@@ -204,7 +204,7 @@ func (s *Store) Close() error {
 }
 
 // Failed returns a channel that closes when a write fails, after which all writes fail; Err then
-// says why.
+// returns the reason.
 func (s *Store) Failed() <-chan struct{} { return s.down }
 
 // Err returns the first failed write's error, or nil.
@@ -215,8 +215,8 @@ func (s *Store) Err() error {
 	return nil
 }
 
-// update runs one durable transaction. An error of fn, before anything reached the disk, does not
-// make the store fail.
+// update runs one durable transaction. An error of fn, which precedes any write to the disk, does
+// not make the store fail.
 func (s *Store) update(op string, fn func(*txn) error) error {
 	var (
 		refused error
@@ -235,7 +235,7 @@ func (s *Store) update(op string, fn func(*txn) error) error {
 		}
 		refused, sealed = core.Wrap(err, core.Internal, op), t.seal.number
 		if refused == nil {
-			// without it, only a later loss of this write would go unnoticed
+			// without it, only a later rollback of this write would go unnoticed
 			tx.OnCommit(func() { _ = s.tip.set(sealed) })
 		}
 		return refused
@@ -264,12 +264,12 @@ func (s *Store) view(op string, fn func(*bbolt.Tx) error) error {
 	return err
 }
 
-// FirstIndex returns the index of the oldest entry; 0: the log is empty.
+// FirstIndex returns the index of the oldest entry, or 0 if the log is empty.
 func (s *Store) FirstIndex() (uint64, error) {
 	return s.edge("read first raft index", (*bbolt.Cursor).First)
 }
 
-// LastIndex returns the index of the newest entry; 0: the log is empty.
+// LastIndex returns the index of the newest entry, or 0 if the log is empty.
 func (s *Store) LastIndex() (uint64, error) {
 	return s.edge("read last raft index", (*bbolt.Cursor).Last)
 }
@@ -333,14 +333,14 @@ func (s *Store) DeleteRange(minIndex, maxIndex uint64) error {
 		if err := tx.deleteRange(minIndex, maxIndex); err != nil {
 			return err
 		}
-		// A commit index beyond the end would mark later, different entries as committed.
+		// A commit index beyond the end would mark different later entries as committed.
 		return lowerCommit(tx.Tx, last)
 	})
 }
 
-// lastWithout returns the last index after the range is deleted; 0: none. Call it before the
-// deletion: bbolt's cursor never finds the last key of a bucket whose last pages were emptied in
-// the same transaction (go.etcd.io/bbolt 1.5.0, Cursor.Last).
+// lastWithout returns the last index that is left after the range is deleted, or 0 if none is. Call
+// it before the deletion: bbolt's cursor never finds the last key of a bucket whose last pages were
+// emptied in the same transaction (go.etcd.io/bbolt 1.5.0, Cursor.Last).
 func lastWithout(b *bbolt.Bucket, minIndex, maxIndex uint64) uint64 {
 	c := b.Cursor()
 	k, _ := c.Last()
@@ -366,7 +366,7 @@ func (s *Store) StartAt(l *raft.Log) error {
 	})
 }
 
-// deleteRange iterates over existing entries: a log may have gaps, and wide ones.
+// deleteRange iterates over existing entries only: a log may have wide gaps.
 func (t *txn) deleteRange(minIndex, maxIndex uint64) error {
 	var keys [][]byte // a cursor skips entries when they are deleted under it
 	c := t.Bucket(bucketLog).Cursor()
@@ -388,7 +388,7 @@ func (s *Store) StageCommitIndex(index uint64) error {
 }
 
 // GetCommitIndex returns the commit index that the last StoreLogs wrote: known to be committed, and
-// never beyond the last entry. 0: unknown.
+// never beyond the last entry. It returns 0 if it is unknown.
 func (s *Store) GetCommitIndex() (index uint64, err error) {
 	err = s.view("read raft commit index", func(tx *bbolt.Tx) error {
 		index = min(commit(tx), edge(tx, (*bbolt.Cursor).Last))
@@ -419,7 +419,7 @@ func (s *Store) Set(k, v []byte) error {
 	return s.update("write raft vote", func(tx *txn) error { return tx.Bucket(bucketStable).Put(k, v) })
 }
 
-// Get returns one of raft's own values; empty if it was never set.
+// Get returns one of raft's own values, or an empty one if it was never set.
 func (s *Store) Get(k []byte) (v []byte, err error) {
 	err = s.view("read raft vote", func(tx *bbolt.Tx) error {
 		v = append(v, tx.Bucket(bucketStable).Get(k)...)
@@ -431,7 +431,7 @@ func (s *Store) Get(k []byte) (v []byte, err error) {
 // SetUint64 stores a number with Set.
 func (s *Store) SetUint64(k []byte, v uint64) error { return s.Set(k, key(v)) }
 
-// SetBoth stores the first with SetUint64 and the second with Set, atomically.
+// SetBoth stores the first value with SetUint64 and the second with Set, atomically.
 func (s *Store) SetBoth(numberKey []byte, n uint64, k, v []byte) error {
 	return s.update("write raft vote", func(tx *txn) error {
 		b := tx.Bucket(bucketStable)
@@ -442,7 +442,7 @@ func (s *Store) SetBoth(numberKey []byte, n uint64, k, v []byte) error {
 	})
 }
 
-// GetUint64 returns a number stored with SetUint64; 0 if it was never set.
+// GetUint64 returns a number stored with SetUint64, or 0 if it was never set.
 func (s *Store) GetUint64(k []byte) (uint64, error) {
 	v, err := s.Get(k)
 	return number(v), err

@@ -40,7 +40,7 @@ func entries(from, to, term uint64) (logs []*raft.Log) {
 	return logs
 }
 
-// check looks at the edges and at every entry in between.
+// check checks the first and last index and every entry in between.
 func check(t *testing.T, s *Store, first, last uint64) {
 	t.Helper()
 	f, err := s.FirstIndex()
@@ -72,10 +72,10 @@ func TestLog(t *testing.T) {
 	must.NoError(t, s.StoreLog(entry(301, 2)))
 	must.NoError(t, s.DeleteRange(1, 256)) // compaction, across a byte's border
 	check(t, s, 257, 301)
-	must.NoError(t, s.DeleteRange(290, 301)) // a suffix that another leader overrules
+	must.NoError(t, s.DeleteRange(290, 301)) // a suffix that another leader replaces
 	check(t, s, 257, 289)
 	must.NoError(t, s.StoreLogs(entries(290, 295, 3)))
-	must.NoError(t, s.DeleteRange(100, 256)) // not there any more
+	must.NoError(t, s.DeleteRange(100, 256)) // already deleted
 	check(t, s, 257, 295)
 
 	must.NoError(t, s.Close())
@@ -91,7 +91,7 @@ func TestLog(t *testing.T) {
 
 	must.NoError(t, s.DeleteRange(0, 1000))
 	check(t, s, 0, 0)
-	must.NoError(t, s.StoreLogs(entries(500, 501, 4))) // a gap, as behind an installed snapshot
+	must.NoError(t, s.StoreLogs(entries(500, 501, 4))) // a gap, as after an installed snapshot
 	check(t, s, 500, 501)
 
 	info, err := os.Stat(p)
@@ -99,7 +99,7 @@ func TestLog(t *testing.T) {
 	must.Eq(t, 0o600, info.Mode().Perm())
 }
 
-// Against raft's own in-memory store, with random calls.
+// A Store behaves like raft's own in-memory store, for random calls.
 func TestLikeInmemStore(t *testing.T) {
 	t.Parallel()
 	r := rand.New(rand.NewPCG(7, 7))
@@ -135,7 +135,7 @@ func TestLikeInmemStore(t *testing.T) {
 	}
 }
 
-// A gap is passed over in one step: counting through it would take hours.
+// A gap is skipped in one step: counting through it would take hours.
 func TestWideGap(t *testing.T) {
 	t.Parallel()
 	s := open(t, path(t))
@@ -221,9 +221,9 @@ func TestStable(t *testing.T) {
 	must.Error(t, s.SetBoth([]byte("n"), 8, nil, nil))
 	n, err = s.GetUint64([]byte("n"))
 	must.NoError(t, err)
-	must.Eq(t, 7, n) // neither of them
+	must.Eq(t, 7, n) // neither was stored
 
-	must.Error(t, s.Set(nil, nil)) // refused by bbolt, and no reason to fail for ever
+	must.Error(t, s.Set(nil, nil)) // refused by bbolt, which does not make the store fail
 	must.NoError(t, s.Err())
 	must.NoError(t, s.Set([]byte("k"), nil))
 }
@@ -252,7 +252,7 @@ func TestCommitIndex(t *testing.T) {
 	want(3)
 	reopen()
 	want(3)
-	must.NoError(t, s.StoreLogs(entries(6, 6, 1))) // nothing staged since: it never goes back
+	must.NoError(t, s.StoreLogs(entries(6, 6, 1))) // nothing was staged: the index never decreases
 	want(3)
 	must.NoError(t, s.StageCommitIndex(100))
 	must.NoError(t, s.StoreLogs(entries(7, 10, 1)))
@@ -261,10 +261,10 @@ func TestCommitIndex(t *testing.T) {
 	want(7)
 	must.NoError(t, s.StageCommitIndex(7))
 	must.NoError(t, s.StoreLogs(entries(8, 12, 2)))
-	want(7) // the new entries are others
+	want(7) // the new entries are different ones
 	must.NoError(t, s.DeleteRange(1, 5))
 	want(7)
-	must.NoError(t, s.DeleteRange(20, 30)) // nothing is there
+	must.NoError(t, s.DeleteRange(20, 30)) // no entry exists there
 	want(7)
 	reopen()
 	want(7)
@@ -286,13 +286,13 @@ func TestEncode(t *testing.T) {
 		for range 50 {
 			bad := bytes.Clone(data)
 			bad[rand.IntN(len(bad))] ^= 1 << rand.IntN(8)
-			must.Error(t, decode(bad, &got)) // every flipped bit shows
+			must.Error(t, decode(bad, &got)) // every flipped bit is detected
 		}
 		must.Error(t, decode(data[:len(data)-1], &got))
 	}
 }
 
-// What was written by an earlier version is read, and the other way round: these are its bytes.
+// This version reads what an earlier one wrote, and the reverse: these are the bytes.
 func TestFormats(t *testing.T) {
 	t.Parallel()
 	l := raft.Log{Index: 1, Term: 2, Type: raft.LogBarrier, Data: []byte("d"), Extensions: []byte("e"), AppendedAt: time.Unix(0, 3)}
@@ -300,7 +300,7 @@ func TestFormats(t *testing.T) {
 	must.Eq(t, "01"+"0000000000000001"+"0000000000000002"+"0000000000000003"+"00000004"+"5f2233d1", hex.EncodeToString(seal{1, 2, 3, 4}.encode()))
 }
 
-// The checksum alone makes nothing valid.
+// A correct checksum alone does not make an entry valid.
 func TestWrongWithRightSum(t *testing.T) {
 	t.Parallel()
 	entry := func(at int, v byte) []byte {
@@ -319,7 +319,7 @@ func TestWrongWithRightSum(t *testing.T) {
 	must.Error(t, err)
 }
 
-// A tip that was cut anywhere is none, or the one before.
+// A tip truncated anywhere counts as missing or returns the previous number.
 func TestCutTip(t *testing.T) {
 	t.Parallel()
 	p := filepath.Join(t.TempDir(), "tip")
@@ -344,7 +344,7 @@ func TestCutTip(t *testing.T) {
 	}
 }
 
-// A tip of which a bit was flipped is none.
+// A tip with a flipped bit counts as missing.
 func TestDamagedTip(t *testing.T) {
 	t.Parallel()
 	p := filepath.Join(t.TempDir(), "tip")
@@ -363,8 +363,7 @@ func TestDamagedTip(t *testing.T) {
 	}
 }
 
-// After one failed write no write is ever acknowledged again, even if the disk recovers; reads
-// continue.
+// After one failed write no later write is acknowledged, even if the disk recovers; reads continue.
 func TestFailsForEver(t *testing.T) {
 	t.Parallel()
 	p := path(t)
@@ -460,8 +459,8 @@ func TestOpenRefuses(t *testing.T) {
 	})
 }
 
-// A loss of power between bbolt's creation of the file and the first transaction loses nothing.
-// Later there is the number of a write, and the same file has lost everything.
+// A power cut between bbolt's creation of the file and the first transaction loses nothing. Later a
+// write has a number, and the same file means that everything was lost.
 func TestCreatedAndNoMore(t *testing.T) {
 	t.Parallel()
 	p := path(t)
@@ -479,8 +478,8 @@ func TestCreatedAndNoMore(t *testing.T) {
 	must.Eq(t, core.Integrity, core.KindOf(err), must.Sprint(err))
 }
 
-// A bit that flipped on the disk is noticed when the file is opened, and at the latest when the
-// entry is read.
+// A flipped bit on the disk is noticed when the file is opened, or at the latest when the entry is
+// read.
 func TestDamagedEntry(t *testing.T) {
 	t.Parallel()
 	p := path(t)
@@ -505,9 +504,9 @@ func TestDamagedEntry(t *testing.T) {
 	must.StrContains(t, err.Error(), "entry 2")
 }
 
-// C-10: the power goes while a batch is written: some of its sectors are on the disk, in any order,
-// and others are not. The file opens with everything up to the batch before, or with the batch, and
-// takes writes. bbolt writes pages where nothing is in use, then one meta page.
+// C-10: the power fails while a batch is written: any of its sectors may be on the disk, in any
+// order. The file opens with everything up to the previous batch, or with the batch, and accepts
+// writes. bbolt writes to unused pages, then writes one meta page.
 func TestTornLastWrite(t *testing.T) {
 	t.Parallel()
 	const sector = 512
@@ -529,7 +528,7 @@ func TestTornLastWrite(t *testing.T) {
 	before = append(afterOpen, make([]byte, max(0, len(after)-len(before)))...)[:len(after)]
 
 	metas := 2 * os.Getpagesize()
-	var data, meta []int // the sectors that the batch wrote
+	var data, meta []int // the sectors written for the batch
 	for at := 0; at < len(after); at += sector {
 		if !bytes.Equal(before[at:min(at+sector, len(after))], after[at:min(at+sector, len(after))]) {
 			if at < metas {
@@ -553,12 +552,12 @@ func TestTornLastWrite(t *testing.T) {
 		check(t, s, 6, last)
 		must.NoError(t, s.StoreLogs(entries(last+1, last+3, 2)))
 	}
-	for n := range len(data) + 1 { // cut at each sector
+	for n := range len(data) + 1 { // cut after each sector
 		try(data[:n], 45)
 		try(data[n:], 45)
 	}
 	r := rand.New(rand.NewPCG(3, 3))
-	for range 50 { // any of them
+	for range 50 { // any subset of them
 		some := []int{}
 		for _, at := range data {
 			if r.IntN(2) == 0 {
@@ -578,7 +577,7 @@ func FuzzDecode(f *testing.F) {
 		if decode(data, &l) == nil {
 			must.Eq(t, data, encode(&l))
 		}
-		// With the checksum put right, so that the fuzzer gets past it.
+		// Correct the checksum, so that the fuzzer gets past it.
 		if n := len(data) - sumBytes; n >= 0 {
 			fixed := appendSum(bytes.Clone(data[:n]))
 			if decode(fixed, &l) == nil {

@@ -10,12 +10,12 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// C-09: the disk takes every write, fails one fsync, and is well again. What the kernel then holds,
-// nobody knows: the store must not write again, and what was acknowledged before is there when it
-// is opened anew. Without fsync no error would come, and the test notices that too.
+// C-09: the disk accepts every write, fails one fsync, and recovers. What the kernel then holds is
+// unknown: the store must not write again, and everything acknowledged before is still there when
+// it is opened again. Without fsync there would be no error, and the test notices that as well.
 func TestFailedSyncIsForEver(t *testing.T) {
 	t.Parallel()
-	// /dev/null takes what is written anywhere, and cannot sync.
+	// /dev/null accepts writes at any offset, but cannot sync.
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	must.NoError(t, err)
 	t.Cleanup(func() { _ = null.Close() })
@@ -42,7 +42,7 @@ func TestFailedSyncIsForEver(t *testing.T) {
 			must.NoError(t, err)
 			must.NoError(t, syscall.Dup3(int(null.Fd()), fd, syscall.O_CLOEXEC))
 			failed := write(s)
-			must.NoError(t, syscall.Dup3(disk, fd, syscall.O_CLOEXEC)) // the disk is well again
+			must.NoError(t, syscall.Dup3(disk, fd, syscall.O_CLOEXEC)) // the disk has recovered
 			must.NoError(t, syscall.Close(disk))
 
 			must.ErrorIs(t, failed, syscall.EINVAL)

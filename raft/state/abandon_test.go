@@ -11,8 +11,8 @@ import (
 	"github.com/rbee-project/rbee/raft/state"
 )
 
-// Every query wakes those who wait for it when a restored store takes the place of this one, and
-// Abandoned those who wait for nothing else.
+// Every query wakes its waiters when a restored store replaces this one, and Abandoned wakes those
+// who wait for nothing else.
 func TestAbandonWakesEveryQuery(t *testing.T) {
 	t.Parallel()
 	queries := 0

@@ -35,9 +35,9 @@ func large(b *testing.B, models int) *state.Store {
 
 func modelName(n int) string { return fmt.Sprintf("library/model-%d-instruct-q4_k_m", n) }
 
-// BenchmarkRouteLookup is what routing asks for each request, of a new snapshot each time: the
-// workers of a model, and whether their hives are there. p99-ns is of single lookups, the clock
-// included.
+// BenchmarkRouteLookup measures the lookups that routing makes per request, in a new snapshot each
+// time: the workers of a model, and whether their hives are available. p99-ns is the 99th
+// percentile of single lookups, the clock included.
 func BenchmarkRouteLookup(b *testing.B) {
 	for _, shape := range []struct {
 		name   string
@@ -81,7 +81,7 @@ func BenchmarkRouteLookup(b *testing.B) {
 				r := rand.New(rand.NewPCG(1, 1))
 				times := make([]time.Duration, 0, 1<<20)
 				for b.Loop() {
-					model := names[r.IntN(len(names))] // cold in the caches, as a rule
+					model := names[r.IntN(len(names))] // usually cold in the caches
 					start := time.Now()
 					found := query.run(model)
 					if took := time.Since(start); len(times) < cap(times) {

@@ -9,26 +9,26 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// Cluster calls Snapshot.Cluster on the present state.
+// Cluster calls Snapshot.Cluster on the current state.
 func (s *Store) Cluster(ws memdb.WatchSet) (core.Cluster, bool) { return s.Snapshot().Cluster(ws) }
 
-// Node calls Snapshot.Node on the present state.
+// Node calls Snapshot.Node on the current state.
 func (s *Store) Node(ws memdb.WatchSet, id string) (core.Node, bool) {
 	return s.Snapshot().Node(ws, id)
 }
 
-// Nodes calls Snapshot.Nodes on the present state.
+// Nodes calls Snapshot.Nodes on the current state.
 func (s *Store) Nodes(ws memdb.WatchSet) []core.Node { return s.Snapshot().Nodes(ws) }
 
-// Token calls Snapshot.Token on the present state.
+// Token calls Snapshot.Token on the current state.
 func (s *Store) Token(ws memdb.WatchSet, id string) (core.Token, bool) {
 	return s.Snapshot().Token(ws, id)
 }
 
-// Tokens calls Snapshot.Tokens on the present state.
+// Tokens calls Snapshot.Tokens on the current state.
 func (s *Store) Tokens(ws memdb.WatchSet) []core.Token { return s.Snapshot().Tokens(ws) }
 
-// Cluster returns the data that all nodes share; false: the registry belongs to no cluster.
+// Cluster returns the data that all nodes share, or false if the registry belongs to no cluster.
 func (s *Snapshot) Cluster(ws memdb.WatchSet) (core.Cluster, bool) {
 	s.watch(ws)
 	if c := first[core.Cluster](s.txn, ws, tableCluster, text(tableCluster)); c != nil {
@@ -111,7 +111,7 @@ func (s *Snapshot) Starts(ws memdb.WatchSet) []Start {
 	return list(s.txn, ws, same[Start], tableStarts, indexPrefix, nil)
 }
 
-// Setting returns a setting that somebody set.
+// Setting returns a setting that is set.
 func (s *Snapshot) Setting(ws memdb.WatchSet, name string) (Setting, bool) {
 	s.watch(ws)
 	if found := first[Setting](s.txn, ws, tableSettings, text(name)); found != nil {
@@ -120,13 +120,13 @@ func (s *Snapshot) Setting(ws memdb.WatchSet, name string) (Setting, bool) {
 	return Setting{}, false
 }
 
-// Settings returns the settings that somebody set, sorted by name.
+// Settings returns the settings that are set, sorted by name.
 func (s *Snapshot) Settings(ws memdb.WatchSet) []Setting {
 	s.watch(ws)
 	return list(s.txn, ws, same[Setting], tableSettings, indexPrefix, nil)
 }
 
-// Alias returns the alias of exactly this name. It allocates almost nothing where there is none.
+// Alias returns the alias with exactly this name. It allocates almost nothing if there is none.
 func (s *Snapshot) Alias(ws memdb.WatchSet, name string) (core.Alias, bool) {
 	s.watch(ws)
 	if a := first[core.Alias](s.txn, ws, tableAliases, text(name)); a != nil {

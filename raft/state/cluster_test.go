@@ -121,7 +121,7 @@ func TestStartsServing(t *testing.T) {
 	})
 }
 
-// A retiring worker retires for ever, and only that process of it.
+// A retiring worker retires permanently, but only that process of it.
 func TestKeepRetiring(t *testing.T) {
 	t.Parallel()
 	ready := core.Worker{ID: "w", Nonce: "a", State: core.WorkerReady}
@@ -157,7 +157,7 @@ func TestTombstonesAreBounded(t *testing.T) {
 	update(t, s, func(tx *state.Txn) {
 		tx.DeleteTombstone("0")
 		tx.DeleteTombstone("0")
-		// the oldest one's hive, removed again
+		// the oldest tombstone's hive, removed again
 		tx.PutTombstone(state.Tombstone{Hive: fmt.Sprintf("%x", 40503), Incarnation: 7, Index: 20_000})
 	})
 	must.Len(t, state.MaxTombstones-1, s.Snapshot().Tombstones(nil))
@@ -165,7 +165,7 @@ func TestTombstonesAreBounded(t *testing.T) {
 	stones := s.Snapshot().Tombstones(nil)
 	must.Len(t, state.MaxTombstones, stones)
 	for _, stone := range stones {
-		// 0 and 1 are gone or new, and the ten oldest of the others
+		// 0 was deleted and 1 is new, and the ten oldest of the others were dropped
 		must.Greater(t, 11, stone.Index)
 	}
 	update(t, s, func(tx *state.Txn) {
@@ -193,7 +193,7 @@ func TestRetireIntents(t *testing.T) {
 	must.Eq(t, []state.RetireIntent{{Hive: "h1", Nonce: "b"}, {Hive: "h10", Nonce: "a"}}, s.Snapshot().RetireIntents(nil))
 }
 
-// routesOf is EachRoute as a text, and the same found the long way.
+// routesOf returns EachRoute's result as text, and the same computed without the index.
 func routesOf(s *state.Snapshot, model string) (got, want string) {
 	var g, w strings.Builder
 	s.EachRoute(nil, model, func(worker *core.Worker, hive *core.Hive) bool { fmt.Fprintln(&g, *worker, hive); return true })
@@ -209,8 +209,7 @@ func routesOf(s *state.Snapshot, model string) (got, want string) {
 	return g.String(), w.String()
 }
 
-// The routes are what the workers and hives say, after any changes, in every snapshot, and by each
-// query.
+// The routes match the workers and hives, after any changes, in every snapshot, and by each query.
 func TestRoutesAgree(t *testing.T) {
 	t.Parallel()
 	r := rand.New(rand.NewPCG(1, 2))
@@ -267,7 +266,7 @@ func TestRoutesAgree(t *testing.T) {
 	}
 }
 
-// A snapshot is read by many while the store is written.
+// Many goroutines can read a snapshot while the store is written.
 func TestConcurrentReads(t *testing.T) {
 	t.Parallel()
 	s := filled(t)

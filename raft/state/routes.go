@@ -13,8 +13,8 @@ import (
 )
 
 // routes is a row of the routes table: the workers of one model, sorted by id, with their hives.
-// Each Update derives it from the other tables at its end, so that routing finds in one place
-// everything that it needs for each request. Neither model nor list is empty.
+// Each Update derives it from the other tables at its end, so that routing finds everything it
+// needs for a request in one place. Neither model nor list is empty.
 type routes struct {
 	Model string
 	list  []route
@@ -37,7 +37,7 @@ func (s *Snapshot) EachRoute(ws memdb.WatchSet, model string, yield func(worker 
 	}
 }
 
-// EachWorkerOfModel does what EachRoute does, without the hives.
+// EachWorkerOfModel is like EachRoute, without the hives.
 func (s *Snapshot) EachWorkerOfModel(ws memdb.WatchSet, model string, yield func(*core.Worker) bool) {
 	for _, r := range s.routesOf(ws, model) {
 		if !yield(r.worker) {
@@ -72,7 +72,7 @@ func (s *Snapshot) routesOf(ws memdb.WatchSet, model string) []route {
 
 // routeIndex finds the rows of the routes table in one step, for callers that do not watch them:
 // the table's own index takes a dozen steps through cold memory. It is immutable; an update makes a
-// new one that shares all but the changed parts with the old.
+// new one that shares all but the changed parts with the old one.
 type routeIndex struct {
 	seed  maphash.Seed // does not affect any answer
 	parts [256]map[string]*routes
@@ -109,7 +109,7 @@ func (x *routeIndex) with(changed map[string]*routes) *routeIndex {
 	return &next
 }
 
-// workerID identifies a worker: each hive assigns its own ids.
+// workerID identifies a worker: worker ids are unique only within a hive.
 type workerID struct{ id, hive string }
 
 func idOf(w *core.Worker) workerID { return workerID{w.ID, w.Hive} }
@@ -153,7 +153,7 @@ func (t *touched) worker(id workerID, old, now *core.Worker) {
 	}
 }
 
-// putRoutes updates the routes of what was touched, and their index.
+// putRoutes updates the routes of the touched rows, and their index.
 func (t *Txn) putRoutes(index *routeIndex) *routeIndex {
 	for _, hive := range slices.Sorted(maps.Keys(t.touched.hives)) {
 		each(t.txn, nil, tableWorkers, indexHive, text(hive), func(w *core.Worker) bool {

@@ -7,8 +7,8 @@ import (
 	"github.com/shoenig/test/must"
 )
 
-// An index never changes: readers go through an old one while the next is made. The next has
-// everything but what was changed, whichever models share a part of it.
+// An index never changes: readers use an old one while the next is made. The next one has
+// everything except what was changed, whichever models share a part of it.
 func TestRouteIndexConstant(t *testing.T) {
 	t.Parallel()
 	const models = 2000 // several in each part

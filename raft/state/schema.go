@@ -39,29 +39,29 @@ const (
 // count is the only row of its table: the numbers of rows of the bounded tables.
 type count struct{ Tombstones, RevokedTokens, Starts, Aliases int }
 
-// Tombstone holds the incarnation of a removed hive, so that this run of it never comes back.
+// Tombstone holds the incarnation of a removed hive, so that this start of it never returns.
 type Tombstone struct {
 	Hive        string // Hive.ID
 	Incarnation uint64
 	Index       uint64 // raft index of the removal
 }
 
-// RevokedToken holds the id of a revoked token, so that no snapshot brings it back.
+// RevokedToken holds the id of a revoked token, so that no snapshot restores it.
 type RevokedToken struct {
 	Token string // Token.ID
 	Index uint64 // raft index of the revocation
 }
 
-// RetireIntent says that a worker is retiring for ever. It outlives the worker's entry while its
-// hive is down.
+// RetireIntent records that a worker is retiring permanently. It outlives the worker's entry while
+// its hive is down.
 type RetireIntent struct {
 	Hive  string // Hive.ID
 	Nonce string // Worker.Nonce
 }
 
 // Start is the last decision on where a worker with a model is started for requests. The
-// worker_spawn has the request ID that the decision made up, so that it is one job whichever queen
-// submits it.
+// worker_spawn uses the request ID that the decision generated, so that it is one job whichever
+// queen submits it.
 type Start struct {
 	Model      string // Model.ID
 	Hive       string // Hive.ID
@@ -71,7 +71,7 @@ type Start struct {
 	Index      uint64 // raft index of the decision
 }
 
-// Setting is a setting of the cluster that somebody set. Package core/setting says which there are.
+// Setting is a setting of the cluster that is set. Package core/setting lists the settings.
 type Setting struct {
 	Name  string
 	Value string
@@ -117,10 +117,10 @@ func schema() *memdb.DBSchema {
 	return s
 }
 
-// key is the position of a row in an index. A row with an empty key is not in it.
+// key is the position of a row in an index. A row with an empty key is not in the index.
 type key []byte
 
-// text returns the key of a text without NUL; nil for an empty one.
+// text returns the key of a text without NUL, or nil for an empty one.
 func text(s string) key {
 	if s == "" {
 		return nil

@@ -8,7 +8,7 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// A query by something else than one key is a mistake of the program, and finds nothing by chance.
+// A query by anything but one key is a programming error, and must not find a row by chance.
 func TestIndexTakesKeysAlone(t *testing.T) {
 	t.Parallel()
 	i := &indexer[core.Node]{func(n *core.Node) key { return text(n.ID) }}

@@ -1,9 +1,9 @@
 // Package state is the replicated registry in memory: tables and queries of the cluster, its nodes
 // and tokens, hives and workers.
 //
-// Anyone may read a Store; only raft/fsm writes it. The caller owns what a query returns, unless
-// the query says otherwise. Time, randomness and map order do not affect it: the same updates give
-// the same contents and the same order everywhere.
+// Any package may read a Store; only raft/fsm writes it. The caller owns what a query returns,
+// unless its comment says otherwise. Time, randomness and map order do not affect a Store: the same
+// updates give the same contents and the same order everywhere.
 package state
 
 import (
@@ -34,47 +34,47 @@ func New() *Store {
 	return s
 }
 
-// Abandoned returns a channel that closes when a restored store replaces this one: then ask for the
-// current store again.
+// Abandoned returns a channel that closes when a restored store replaces this one; get the current
+// store again then.
 func (s *Store) Abandoned() <-chan struct{} { return s.abandoned }
 
 // Abandon closes Abandoned. raft/fsm calls it, once.
 func (s *Store) Abandon() { close(s.abandoned) }
 
-// Snapshot returns the present state, for several queries that must agree. It costs nothing and
-// needs no release.
+// Snapshot returns the current state, for several queries that must agree. It is cheap and needs no
+// release.
 func (s *Store) Snapshot() *Snapshot { return s.current.Load() }
 
-// AppliedIndex returns the raft index of the last applied command; 0 before the first.
+// AppliedIndex returns the raft index of the last applied command, or 0 before the first.
 func (s *Store) AppliedIndex() uint64 { return s.Snapshot().AppliedIndex() }
 
-// Hives calls Snapshot.Hives on the present state.
+// Hives calls Snapshot.Hives on the current state.
 func (s *Store) Hives(ws memdb.WatchSet) []core.Hive { return s.Snapshot().Hives(ws) }
 
-// Hive calls Snapshot.Hive on the present state.
+// Hive calls Snapshot.Hive on the current state.
 func (s *Store) Hive(ws memdb.WatchSet, id string) (core.Hive, bool) {
 	return s.Snapshot().Hive(ws, id)
 }
 
-// Workers calls Snapshot.Workers on the present state.
+// Workers calls Snapshot.Workers on the current state.
 func (s *Store) Workers(ws memdb.WatchSet) []core.Worker { return s.Snapshot().Workers(ws) }
 
-// WorkersOfHive calls Snapshot.WorkersOfHive on the present state.
+// WorkersOfHive calls Snapshot.WorkersOfHive on the current state.
 func (s *Store) WorkersOfHive(ws memdb.WatchSet, hive string) []core.Worker {
 	return s.Snapshot().WorkersOfHive(ws, hive)
 }
 
-// WorkersOfModel calls Snapshot.WorkersOfModel on the present state.
+// WorkersOfModel calls Snapshot.WorkersOfModel on the current state.
 func (s *Store) WorkersOfModel(ws memdb.WatchSet, model string) []core.Worker {
 	return s.Snapshot().WorkersOfModel(ws, model)
 }
 
-// Worker calls Snapshot.Worker on the present state.
+// Worker calls Snapshot.Worker on the current state.
 func (s *Store) Worker(ws memdb.WatchSet, hive, id string) (core.Worker, bool) {
 	return s.Snapshot().Worker(ws, hive, id)
 }
 
-// WorkersWithPrefix calls Snapshot.WorkersWithPrefix on the present state.
+// WorkersWithPrefix calls Snapshot.WorkersWithPrefix on the current state.
 func (s *Store) WorkersWithPrefix(ws memdb.WatchSet, prefix string) []core.Worker {
 	return s.Snapshot().WorkersWithPrefix(ws, prefix)
 }
@@ -91,7 +91,7 @@ type Snapshot struct {
 	index     uint64
 }
 
-// AppliedIndex returns the raft index of the last command in the snapshot; 0: none.
+// AppliedIndex returns the raft index of the last command in the snapshot, or 0 if there is none.
 func (s *Snapshot) AppliedIndex() uint64 { return s.index }
 
 // Hives returns all hives.
@@ -108,8 +108,8 @@ func (s *Snapshot) Hive(ws memdb.WatchSet, id string) (core.Hive, bool) {
 	return core.Hive{}, false
 }
 
-// PeekHive returns the registry's own entry of a hive, which callers must not change; nil: there is
-// none. It allocates almost nothing.
+// PeekHive returns the registry's own entry of a hive, which callers must not change, or nil if
+// there is none. It allocates almost nothing.
 func (s *Snapshot) PeekHive(ws memdb.WatchSet, id string) *core.Hive {
 	s.watch(ws)
 	return first[core.Hive](s.txn, ws, tableHives, text(id))
@@ -175,7 +175,7 @@ func (s *Snapshot) WorkersWithPrefix(ws memdb.WatchSet, prefix string) []core.Wo
 
 func (s *Snapshot) watch(ws memdb.WatchSet) { ws.Add(s.abandoned) }
 
-// first returns the row with the id; nil: there is none. The table owns it: do not change it.
+// first returns the row with the id, or nil if there is none. The table owns it: do not change it.
 func first[T any](txn *memdb.Txn, ws memdb.WatchSet, table string, id key) *T {
 	if len(id) == 0 {
 		return nil

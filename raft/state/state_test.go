@@ -48,7 +48,7 @@ func TestQueries(t *testing.T) {
 	must.Eq(t, 7, s.AppliedIndex())
 	must.Eq(t, []string{"h1", "h10", "h2"}, ids(s.Hives(nil)))
 	must.Eq(t, []string{"w1", "w2", "w3", "x1"}, ids(s.Workers(nil)))
-	must.Eq(t, []string{"w1", "w3"}, ids(s.WorkersOfHive(nil, "h1"))) // and not h10's
+	must.Eq(t, []string{"w1", "w3"}, ids(s.WorkersOfHive(nil, "h1"))) // and not those of h10
 	must.Eq(t, []string{}, ids(s.WorkersOfHive(nil, "h")))
 	must.Eq(t, []string{"w2", "w3"}, ids(s.WorkersOfModel(nil, "tiny")))
 	must.Eq(t, []string{"w1", "w2", "w3"}, ids(s.WorkersWithPrefix(nil, "w")))
@@ -99,10 +99,10 @@ func TestUpdateIsAllOrNothing(t *testing.T) {
 		tx.DeleteHive("not there")
 		tx.DeleteWorker("h1", "w1")
 		tx.PutWorker(core.Worker{ID: "w9", Hive: "h1"})
-		must.Eq(t, []string{"w3", "w9"}, ids(tx.WorkersOfHive("h1"))) // its own view
+		must.Eq(t, []string{"w3", "w9"}, ids(tx.WorkersOfHive("h1"))) // it sees its own changes
 		_, ok := tx.Hive("h1")
 		must.False(t, ok)
-		must.Len(t, 3, s.Hives(nil)) // not the others'
+		must.Len(t, 3, s.Hives(nil)) // others do not
 		return refused
 	})
 	must.ErrorIs(t, err, refused)
@@ -121,7 +121,7 @@ func TestSnapshotStands(t *testing.T) {
 	must.Len(t, 2, s.Hives(nil))
 }
 
-// A watch fires for what it watches, and for nothing else.
+// A watch fires for the watched rows, and for nothing else.
 func TestWatch(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {

@@ -104,7 +104,7 @@ func (t *Txn) PutTombstone(stone Tombstone) {
 	t.insert(tableCount, &n)
 }
 
-// oldest returns the row of a table that comes first by age; nil: there is none.
+// oldest returns the oldest row of a table, or nil if there is none.
 func oldest[T any](t *Txn, table string) *T {
 	_, raw, err := t.txn.FirstWatch(table, indexAge+"_prefix", key(nil))
 	if err != nil {
@@ -178,10 +178,10 @@ func (t *Txn) PutStart(s Start) {
 	t.insert(tableCount, &n)
 }
 
-// Setting returns a setting that somebody set.
+// Setting returns a setting that is set.
 func (t *Txn) Setting(name string) (Setting, bool) { return row[Setting](t, tableSettings, name) }
 
-// SettingCount returns how many settings somebody set.
+// SettingCount returns the number of settings that are set.
 func (t *Txn) SettingCount() int {
 	return len(list(t.txn, nil, same[Setting], tableSettings, indexPrefix, nil))
 }
@@ -219,7 +219,7 @@ func (t *Txn) DeleteAlias(name string) {
 	t.insert(tableCount, &n)
 }
 
-// RetireIntent reports whether a worker is to retire.
+// RetireIntent reports whether a worker has a retire intent.
 func (t *Txn) RetireIntent(hive, nonce string) bool {
 	return first[RetireIntent](t.txn, nil, tableIntents, intentKey(hive, nonce)) != nil
 }

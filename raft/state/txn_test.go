@@ -13,8 +13,7 @@ import (
 	"github.com/rbee-project/rbee/raft/state"
 )
 
-// A command that reads what it has just written finds it, and what it removed is gone: commands
-// decide by what they read.
+// A command sees its own writes and removals: commands decide by what they read.
 func TestTxnReadsItsOwnWrites(t *testing.T) {
 	t.Parallel()
 	update(t, filled(t), func(tx *state.Txn) {
@@ -85,11 +84,12 @@ func TestTxnReadsItsOwnWrites(t *testing.T) {
 	})
 }
 
-// What grows with use is bounded: the oldest go, each kind by its own count, and a repeat is none.
+// Tables that grow with use are bounded: the oldest rows are dropped, each kind by its own count,
+// and a repetition does not count.
 func TestOldestRowsGo(t *testing.T) {
 	t.Parallel()
 	const more = 7
-	// Names in another order than ages.
+	// The order of the names differs from that of the ages.
 	name := func(i int) string { return fmt.Sprintf("%05x", i*40503%65536) }
 	for kind, c := range map[string]struct {
 		most int
@@ -129,7 +129,7 @@ func TestOldestRowsGo(t *testing.T) {
 			}
 			put(0, c.most)
 			must.Len(t, c.most, c.ages(s.Snapshot()))
-			put(c.most-more, c.most) // the same again
+			put(c.most-more, c.most) // repeated
 			must.Len(t, c.most, c.ages(s.Snapshot()))
 			put(c.most, c.most+more)
 			ages := c.ages(s.Snapshot())
@@ -141,17 +141,17 @@ func TestOldestRowsGo(t *testing.T) {
 	}
 }
 
-// A row without an id is a command that nobody checked: a program that goes on would differ from
-// the other queens'.
+// A row without an id means that a command was not checked: continuing would let this queen's state
+// diverge from the others'.
 func TestNoRowWithoutID(t *testing.T) {
 	t.Parallel()
 	s := filled(t)
 	must.Panic(t, func() { _ = s.Update(8, func(tx *state.Txn) error { tx.PutNode(core.Node{}); return nil }) })
 	must.Eq(t, 7, s.AppliedIndex())
-	update(t, s, func(tx *state.Txn) { tx.PutNode(core.Node{ID: "n1"}) }) // it is not locked
+	update(t, s, func(tx *state.Txn) { tx.PutNode(core.Node{ID: "n1"}) }) // the store is not locked
 }
 
-// SameHive saves a write through raft for each report that says nothing new, and none that does.
+// SameHive saves a write through raft for each report that changes nothing, and for no other.
 func TestSameHive(t *testing.T) {
 	t.Parallel()
 	hive := func(change func(*core.Hive)) *core.Hive {
@@ -184,8 +184,8 @@ func TestSameHive(t *testing.T) {
 	must.True(t, state.SameHive(&core.Hive{}, &core.Hive{Devices: []core.Device{}, WorkerTypes: []string{}}))
 }
 
-// Every table is read back as it was written, one row by its id and all of them in order, and what
-// is not there is not there.
+// Every table reads back as written, single rows by id and all rows in order, and missing rows are
+// not found.
 func TestEveryTableIsReadBack(t *testing.T) {
 	t.Parallel()
 	s := state.New()
@@ -255,7 +255,7 @@ func TestEveryTableIsReadBack(t *testing.T) {
 	must.Eq(t, 4, n)
 }
 
-// Whatever a caller does with what it was given, the registry stays as it is: no list is shared.
+// Whatever a caller does with a result, the registry does not change: no list is shared.
 func TestNothingIsShared(t *testing.T) {
 	t.Parallel()
 	s := state.New()
@@ -289,7 +289,7 @@ func TestNothingIsShared(t *testing.T) {
 	for i := range first {
 		a, b := reflect.ValueOf(first[i]), reflect.ValueOf(second[i])
 		for f := range a.NumField() {
-			// Those of reports alone are not in the registry.
+			// Fields that exist only in reports are not in the registry.
 			if name := a.Type().Field(f).Name; a.Field(f).Kind() == reflect.Slice && name != "Problems" {
 				lists++
 				must.Eq(t, 1, a.Field(f).Len())
