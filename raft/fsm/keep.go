@@ -79,9 +79,9 @@ func (e *entry) keepTombstone(stone state.Tombstone) {
 
 // Adopt adds a node to a registry that was read from a snapshot and does not know the node, or
 // knows it with another key or address. It revokes other nodes with the same name, which the node
-// replaces, and returns their ids. It makes the gossip keys count as newer only for a replaced
-// node: hives find an unknown queen by gossip alone, and a key replaced at once would shut them
-// out. Errors: Conflict for a revoked node.
+// replaces, and returns their ids. If it revokes any, the cluster's keys count as newer than that
+// revocation: hives find an unknown queen by gossip alone, and a key replaced at once would shut
+// them out. Errors: Conflict for a revoked node.
 func Adopt(restored *state.Store, n core.Node) (replaced []string, err error) {
 	index := restored.AppliedIndex()
 	err = restored.Update(index, func(t *state.Txn) error {

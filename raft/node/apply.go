@@ -14,11 +14,11 @@ import (
 	"github.com/rbee-project/rbee/raft/fsm"
 )
 
-// ErrOutcomeUnknown is in the chain of an error that leaves unknown whether the command is, or will
-// be, in force. Commands are idempotent, so callers should repeat it.
+// ErrOutcomeUnknown is in the chain of an error after which it is unknown whether the command took
+// or will take effect. Commands are idempotent, so callers should repeat it.
 var ErrOutcomeUnknown = errors.New("it is unknown whether the change was made")
 
-// Apply checks a command, stamps it, has a majority log it, applies it here, and returns its
+// Apply checks a command, stamps it, gets it logged by a majority, applies it here, and returns its
 // result. A result that refuses the command is also the error. It does not change c.
 //
 // Errors: Invalid and TooLarge before anything is logged; NotFound, Conflict and Invalid from the
@@ -38,7 +38,7 @@ func (n *Node) Apply(ctx context.Context, c *raftv1.Command) (fsm.Result, error)
 		return fsm.Result{}, err
 	}
 	if err := n.disk.stalled(); err != nil {
-		// raft is stuck in the write and accepts nothing
+		// raft is stuck in the write and accepts no requests
 		return fsm.Result{}, core.Wrap(err, core.Unavailable, "change the registry")
 	}
 	results := make(chan fsm.Result, 1)
@@ -81,7 +81,7 @@ func (n *Node) stamp(c *raftv1.Command) error {
 		"Finish the upgrade: all queens need the version of rbee that this one runs.")
 }
 
-// Barrier returns when State has everything that was committed before the call, and this node was
+// Barrier returns once State has everything that was committed before the call, if this node was
 // still the leader then: reads of State are then linearizable. It costs one entry of the log.
 // Errors: Unavailable, and ctx's.
 func (n *Node) Barrier(ctx context.Context) error {
@@ -135,7 +135,7 @@ func (n *Node) end() {
 	n.pending--
 }
 
-// drain waits until all futures have completed, or the time is up.
+// drain waits until all futures have completed, or the time has passed.
 func (n *Node) drain(within time.Duration) {
 	for until := time.Now().Add(within); time.Now().Before(until); time.Sleep(time.Millisecond) {
 		n.mu.Lock()
@@ -147,7 +147,7 @@ func (n *Node) drain(within time.Duration) {
 	}
 }
 
-// classify turns raft's error into one for the caller.
+// classify turns raft's error into a classified one for the caller.
 func (n *Node) classify(op string, err error) error {
 	switch {
 	case err == nil:

@@ -15,19 +15,18 @@ import (
 )
 
 const (
-	// wellWithin is the longest silence towards raft of a healthy queen.
+	// wellWithin is the longest that raft may not have heard from a healthy queen.
 	wellWithin = time.Second
 	// maxTrailing is the number of entries that a healthy queen may lag behind.
 	maxTrailing = 256
-	// heardWithin is how long raft's contact with a queen outweighs gossip's report that it is
-	// dead.
+	// heardWithin is how long raft's contact with a queen outweighs gossip's report of its death.
 	heardWithin = 5 * time.Second
 )
 
 // Member is a queen as gossip knows it.
 type Member struct {
 	NodeID  string
-	RaftID  string // empty: unknown, and then Autopilot leaves it alone
+	RaftID  string // empty: unknown, then Autopilot leaves it alone
 	Name    string // for the log
 	Address string // as the transport dials it
 	Version string // for the log
@@ -41,11 +40,11 @@ type Membership interface {
 	Members() []Member
 }
 
-// Autopilot adapts the raft cluster to the membership until ctx ends; run it while leading, within
-// lead. It adds queens as nonvoters and gives them a vote once they were well for
-// Options.Stabilization. It removes queens that were dead for Options.DeadAfter, as long as
-// Options.MinVoters stay, and at once an identity that its machine has lost; and it follows
-// addresses. It returns nil.
+// Autopilot adapts the raft cluster to the membership until ctx ends; call it while leading, within
+// lead. It adds queens as nonvoters and gives them a vote once they have been healthy for
+// Options.Stabilization. It removes queens that have been dead for Options.DeadAfter, as long as
+// Options.MinVoters stay. It removes an identity that its machine has lost at once, and it follows
+// changed addresses. It returns nil.
 func (n *Node) Autopilot(ctx context.Context, m Membership) error {
 	p := &pilot{n: n, membership: m, dead: map[raft.ServerID]time.Time{}}
 	tick := min(2*time.Second, max(n.opts.Stabilization/5, 50*time.Millisecond))
@@ -66,9 +65,9 @@ func (n *Node) Autopilot(ctx context.Context, m Membership) error {
 	}
 }
 
-// careful is raft as autopilot sees it. Autopilot promotes by what it saw a tick ago, and raft adds
-// a server that it is told to promote: one that was removed meanwhile would come back as a voter
-// without a machine.
+// careful is raft as autopilot sees it. Autopilot promotes servers by their state a tick ago, and
+// raft adds any server that it is asked to promote: one that was removed in the meantime would
+// return as a voter without a machine.
 type careful struct{ *raft.Raft }
 
 // AddVoter gives a member a vote. It returns an error if it is no longer a member.
@@ -83,20 +82,20 @@ func (c careful) AddVoter(id raft.ServerID, address raft.ServerAddress, prevInde
 	return c.Raft.AddVoter(id, address, prevIndex, timeout)
 }
 
-// refused is the future of a change that was not even tried.
+// refused is the future of a change that was not attempted.
 type refused struct{ err error }
 
 func (r refused) Error() error  { return r.err }
 func (r refused) Index() uint64 { return 0 }
 
-// pilot tells autopilot what it needs to know, and does what autopilot does not: adding, following
-// addresses, removing lost identities.
+// pilot tells autopilot what it needs to know, and does what autopilot does not: it adds servers,
+// follows addresses and removes lost identities.
 type pilot struct {
 	n          *Node
 	membership Membership
 
 	mu   sync.Mutex                  // guards below
-	dead map[raft.ServerID]time.Time // since when a server has been silent
+	dead map[raft.ServerID]time.Time // when a server's silence began
 }
 
 var _ autopilot.ApplicationIntegration = (*pilot)(nil)
@@ -142,7 +141,7 @@ func (p *pilot) did(ctx context.Context, what, id string, err error) {
 // replaced reports whether the server's machine, or its address, now belongs to another server.
 func (p *pilot) replaced(s Server, live map[string]Member) bool {
 	if p.heard(raft.ServerID(s.RaftID), heardWithin) {
-		return false // gossip is behind
+		return false // gossip is out of date
 	}
 	for _, m := range live {
 		if m.NodeID == s.NodeID || m.Address == s.Address {
@@ -152,7 +151,8 @@ func (p *pilot) replaced(s Server, live map[string]Member) bool {
 	return false
 }
 
-// heard reports whether raft heard from the server lately, which is the only proof that it lives.
+// heard reports whether raft has heard from the server within the time, which is the only proof
+// that it is alive.
 func (p *pilot) heard(id raft.ServerID, within time.Duration) bool {
 	c, ok := p.n.trans.contact(id, p.n.raft.CurrentTerm())
 	return ok && time.Since(c.at) < within
@@ -169,8 +169,8 @@ func (p *pilot) AutopilotConfig() *autopilot.Config {
 // NotifyState implements autopilot.ApplicationIntegration.
 func (p *pilot) NotifyState(*autopilot.State) {}
 
-// FetchServerStats implements autopilot.ApplicationIntegration. It asks no server: heartbeats tell
-// everything.
+// FetchServerStats implements autopilot.ApplicationIntegration. It queries no servers: heartbeats
+// provide everything.
 func (p *pilot) FetchServerStats(_ context.Context, servers map[raft.ServerID]*autopilot.Server) map[raft.ServerID]*autopilot.ServerStats {
 	term := p.n.raft.CurrentTerm()
 	lastTerm, err := strconv.ParseUint(p.n.raft.Stats()["last_log_term"], 10, 64)

@@ -19,10 +19,10 @@ import (
 // changeTimeout bounds how long a change of the cluster waits for the one before it.
 const changeTimeout = 10 * time.Second
 
-// maxSnapshotBytes bounds what RestoreSnapshot reads.
+// maxSnapshotBytes bounds the snapshot that RestoreSnapshot reads.
 const maxSnapshotBytes = 1 << 30
 
-// Bootstrap says what a node without state does.
+// Bootstrap selects what a node without state does.
 type Bootstrap int
 
 // How a cluster starts.
@@ -45,9 +45,9 @@ type Server struct {
 	Leader  bool // this node believes so
 }
 
-// Bootstrap starts a cluster of these voters, this node included, with ids as ID returns them. All
-// of them call it with the same list, in any order; it is harmless if a cluster starts meanwhile.
-// Errors: Conflict if there is state already, Invalid, Unavailable.
+// Bootstrap starts a cluster of these voters, this node included, with ids as returned by ID. All
+// of them call it with the same list, in any order; it is harmless if a cluster starts in the
+// meantime. Errors: Conflict if there is state already, Invalid, Unavailable.
 func (n *Node) Bootstrap(voters []Voter) error {
 	const op = "bootstrap raft cluster"
 	if n.opts.Bootstrap == Never {
@@ -76,14 +76,15 @@ func (n *Node) Bootstrap(voters []Voter) error {
 }
 
 // AddNonvoter adds a server that gets the log but has no vote, or changes a member's address.
-// Errors: as Apply.
+// Errors: as for Apply.
 func (n *Node) AddNonvoter(ctx context.Context, raftID, address string) error {
 	return n.change(ctx, "add queen", func() raft.Future {
 		return n.raft.AddNonvoter(raft.ServerID(raftID), raft.ServerAddress(address), 0, changeTimeout)
 	})
 }
 
-// AddVoter adds a server with a vote, gives a member one, or changes its address. Errors: as Apply.
+// AddVoter adds a server with a vote, gives a member one, or changes its address. Errors: as for
+// Apply.
 func (n *Node) AddVoter(ctx context.Context, raftID, address string) error {
 	return n.change(ctx, "add queen", func() raft.Future {
 		return n.raft.AddVoter(raft.ServerID(raftID), raft.ServerAddress(address), 0, changeTimeout)
@@ -91,7 +92,7 @@ func (n *Node) AddVoter(ctx context.Context, raftID, address string) error {
 }
 
 // RemoveServer removes a server from the cluster; a missing one is not an error. Errors: Conflict
-// for the only voter, and as Apply.
+// for the only voter, and as for Apply.
 func (n *Node) RemoveServer(ctx context.Context, raftID string) error {
 	if v := n.voterIDs(); len(v) == 1 && v[0] == raft.ServerID(raftID) {
 		return core.Errorf(core.Conflict, "remove queen: queen %s is the only one with a vote", raftID).Hint("Have another queen join first.")
@@ -99,14 +100,14 @@ func (n *Node) RemoveServer(ctx context.Context, raftID string) error {
 	return n.change(ctx, "remove queen", func() raft.Future { return n.raft.RemoveServer(raft.ServerID(raftID), 0, changeTimeout) })
 }
 
-// change changes the cluster. Raft does one change at a time.
+// change changes the cluster. Raft makes one change at a time.
 func (n *Node) change(ctx context.Context, op string, begin func() raft.Future) error {
 	err := n.wait(ctx, op, func() error { return begin().Error() })
 	switch {
 	case errors.Is(err, raft.ErrEnqueueTimeout):
 		return core.Errorf(core.Unavailable, "%s: another change of the cluster is under way", op).Hint("Try again; it needs a majority of the queens.")
 	case err != nil && core.KindOf(err) == core.Internal:
-		return core.WithKind(err, core.Conflict) // raft's own words
+		return core.WithKind(err, core.Conflict) // raft's own error text
 	}
 	return err
 }
@@ -123,10 +124,10 @@ func (n *Node) SaveSnapshot(ctx context.Context, w io.Writer) error {
 	return n.fsm.Table().WriteSnapshot(w, n.State().Snapshot())
 }
 
-// RestoreSnapshot replaces the state of the whole cluster by a snapshot's, except revocations and
-// keys: see fsm.KeepRevoked. Only the leader can. It reads and checks the whole snapshot before
-// anything changes. The index of the state grows. Errors: Integrity, Unsupported, TooLarge;
-// Conflict for another cluster's; Unavailable; ctx's.
+// RestoreSnapshot replaces the state of the whole cluster with a snapshot's, except revocations and
+// keys: see fsm.KeepRevoked. Only the leader can do this. It reads and checks the whole snapshot
+// before it changes anything. The index of the state increases. Errors: Integrity, Unsupported,
+// TooLarge; Conflict for another cluster's snapshot; Unavailable; ctx's.
 func (n *Node) RestoreSnapshot(ctx context.Context, r io.Reader) error {
 	const op = "restore snapshot"
 	if n.raft.State() != raft.Leader {
@@ -149,7 +150,7 @@ func (n *Node) RestoreSnapshot(ctx context.Context, r io.Reader) error {
 		return core.Errorf(core.Conflict, "%s: the snapshot is of cluster %q, this is cluster %q", op, theirs.ID, ours.ID).Hint(
 			"A snapshot goes back only into the cluster that it was taken of: its keys and certificates are that cluster's.")
 	}
-	// Waiters for an index must not find an older one after it. Raft takes the next free index,
+	// Waiters for an index must not find an older state after it. Raft takes the next free index,
 	// which may be higher by then.
 	index := max(store.AppliedIndex(), n.raft.LastIndex())
 	if err := store.Update(index, func(*state.Txn) error { return nil }); err != nil {

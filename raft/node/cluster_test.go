@@ -19,8 +19,8 @@ import (
 	"github.com/rbee-project/rbee/raft/node"
 )
 
-// The shape of it: election, writes, the leader killed, another elected, nothing lost, the
-// leadership handed over, no majority.
+// An overview: election, writes, the leader killed, another elected, nothing lost, the leadership
+// handed over, no majority.
 func TestThreeQueens(t *testing.T) {
 	t.Parallel()
 	simulate(t, 3, nil, func(t *testing.T, s *sim) {
@@ -50,8 +50,7 @@ func TestThreeQueens(t *testing.T) {
 		must.Len(t, 100, second.State().Hives(nil))
 		must.NoError(t, write1(t.Context(), second.Node, "h100", 1))
 
-		// Lead gives up: the other takes over, and the one that gave up does not lead at the same
-		// time.
+		// lead fails: another node takes over, and the first one does not lead at the same time.
 		third := s.others(first, second)[0]
 		must.NoError(t, second.LeadershipTransfer(t.Context()))
 		time.Sleep(5 * time.Second)
@@ -63,7 +62,8 @@ func TestThreeQueens(t *testing.T) {
 		must.Eq(t, second, s.leader())
 		must.Eq(t, core.Conflict, core.KindOf(second.LeadershipTransferTo(t.Context(), second.ID(), second.name)))
 
-		// Without a majority nothing is written, and the caller is told so when its time is up.
+		// Without a majority nothing is written, and the caller gets an error when its deadline
+		// passes.
 		s.net.split(names(second), names(third))
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 		defer cancel()
@@ -75,9 +75,9 @@ func TestThreeQueens(t *testing.T) {
 	})
 }
 
-// C-01 in small: the leader is killed again and again under load, and comes back. Every
-// acknowledged write is there in the end. The gap: without Lost the election timeout is waited for,
-// and it is 250 ms and more.
+// C-01 in short: the leader is killed repeatedly under load, and returns. Every acknowledged write
+// is kept. The gap is short: without Lost the nodes wait for the election timeout, and it is 250 ms
+// or more.
 func TestKillLeader(t *testing.T) {
 	t.Parallel()
 	for _, size := range []int{3, 5} {
@@ -99,7 +99,7 @@ func TestKillLeader(t *testing.T) {
 				}
 				count, gap := l.stop()
 				t.Logf("%d writes, the longest gap %s", count, gap)
-				must.Less(t, 225*time.Millisecond, gap) // the third in turn, and some round trips
+				must.Less(t, 225*time.Millisecond, gap) // the time of the third in turn, and some round trips
 				s.converged(5*time.Second, s.nodes...)
 				for _, n := range s.nodes {
 					l.lost(n)
@@ -110,8 +110,7 @@ func TestKillLeader(t *testing.T) {
 }
 
 // The first two in turn lack the dead leader's last entry, which reaches the other two while they
-// wait: these refuse the first its vote. That is no reason to leave the next election to the
-// timeouts.
+// wait: these refuse the first its vote. Even so, the next election must not wait for the timeouts.
 func TestLastEntryArrivesLate(t *testing.T) {
 	t.Parallel()
 	simulate(t, 5, nil, func(t *testing.T, s *sim) {
@@ -139,8 +138,8 @@ func TestLastEntryArrivesLate(t *testing.T) {
 	})
 }
 
-// C-02: two of three die; what is written meanwhile is refused in time, and nothing is lost. Then
-// one comes back.
+// C-02: two of three nodes die. Writes are then refused in time, and nothing is lost. Then one
+// returns.
 func TestQuorumLost(t *testing.T) {
 	t.Parallel()
 	simulate(t, 3, nil, func(t *testing.T, s *sim) {
@@ -173,7 +172,7 @@ func TestQuorumLost(t *testing.T) {
 }
 
 // C-06: the leader is cut off for 30 s. The majority continues; the minority refuses writes and
-// linearizable reads, and its state stays.
+// linearizable reads, and its state is kept.
 func TestPartition(t *testing.T) {
 	t.Parallel()
 	for _, size := range []int{3, 5} {
@@ -190,7 +189,7 @@ func TestPartition(t *testing.T) {
 				defer cancel()
 				must.Error(t, write1(ctx, old.Node, "minority", 1))
 				stepped := time.Since(cut)
-				// A read without a quorum check is answered for no longer than the lease.
+				// Reads without a quorum check are answered no longer than the lease.
 				_, err := old.ReadIndex(t.Context(), false)
 				must.Eq(t, core.Unavailable, core.KindOf(err), must.Sprint(stepped))
 				now := s.leader(s.others(old)...)
@@ -198,7 +197,7 @@ func TestPartition(t *testing.T) {
 				must.Less(t, 2*time.Second, time.Since(cut))
 				_, known := old.State().Hive(nil, "before")
 				must.True(t, known)
-				// 30 s, most of them without load.
+				// Cut off for 30 s, mostly without load.
 				time.Sleep(2 * time.Second)
 				l.stop()
 				time.Sleep(28 * time.Second)
@@ -218,9 +217,8 @@ func TestPartition(t *testing.T) {
 	}
 }
 
-// C-07: the leader's messages arrive, and the answers do not. It steps down within its lease;
-// nobody storms elections. With heartbeats that count as contact although they are not answered, it
-// would stay.
+// C-07: the leader's messages arrive, but the answers do not. The leader steps down within its
+// lease, and no election storm follows. If unanswered heartbeats counted as contact, it would stay.
 func TestOneWayPartition(t *testing.T) {
 	t.Parallel()
 	simulate(t, 3, nil, func(t *testing.T, s *sim) {
@@ -247,8 +245,8 @@ func TestOneWayPartition(t *testing.T) {
 	})
 }
 
-// C-07: two followers do not see each other, the leader sees both; then two see only the third,
-// which is not the leader.
+// C-07: two followers are cut off from each other, and the leader sees both; then two see only the
+// third, which is not the leader.
 func TestBridgePartition(t *testing.T) {
 	t.Parallel()
 	simulate(t, 3, nil, func(t *testing.T, s *sim) {
@@ -272,8 +270,8 @@ func TestBridgePartition(t *testing.T) {
 	})
 }
 
-// C-14 (hashicorp/raft issues 605 and 606): of three, one is down, and the leader is made to step
-// down. One of the two leads again soon.
+// C-14 (hashicorp/raft issues 605 and 606): one of three nodes is down, and the leader is forced to
+// step down. One of the two leads again soon.
 func TestStepDownOfTwo(t *testing.T) {
 	t.Parallel()
 	simulate(t, 3, nil, func(t *testing.T, s *sim) {
@@ -302,7 +300,7 @@ func TestStepDownOfTwo(t *testing.T) {
 	})
 }
 
-// A write or read that waits for a leader that hangs ends with its context.
+// A write or read that waits for a hanging leader ends with its context.
 func TestReadIndex(t *testing.T) {
 	t.Parallel()
 	simulate(t, 3, nil, func(t *testing.T, s *sim) {
@@ -317,14 +315,14 @@ func TestReadIndex(t *testing.T) {
 				last := leader.Raft().LastIndex()
 				index, err := leader.ReadIndex(t.Context(), verify)
 				must.NoError(t, err)
-				must.Eq(t, last, leader.Raft().LastIndex()) // reading writes nothing
+				must.Eq(t, last, leader.Raft().LastIndex()) // reading adds no entry
 				must.NoError(t, follower.WaitApplied(t.Context(), index))
 				h, ok := follower.State().Hive(nil, "h")
 				must.True(t, ok)
 				must.Eq(t, i+1, h.Incarnation)
 			}
 		}
-		// Indexes of entries that are no commands.
+		// Indexes of entries that are not commands.
 		must.NoError(t, leader.Barrier(t.Context()))
 		must.NoError(t, follower.WaitApplied(t.Context(), leader.Raft().LastIndex()))
 		must.Less(t, leader.Raft().LastIndex(), follower.AppliedIndex())
@@ -339,11 +337,11 @@ func TestReadIndex(t *testing.T) {
 		must.NoError(t, err)
 		must.Eq(t, index, now.AppliedIndex())
 
-		// C-04, C-05: a leader that was stopped, and does not know yet that time has passed,
-		// answers no read from before.
+		// C-04, C-05: a leader that was stopped, and has not noticed that time has passed, answers
+		// no read from its old state.
 		other := s.others(leader, now)[0]
 		s.net.split(names(now), names(other))
-		time.Sleep(200 * time.Millisecond) // it is the leader still
+		time.Sleep(200 * time.Millisecond) // it is still the leader
 		must.True(t, now.IsLeader())
 		ctx, cancel = context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
@@ -354,7 +352,7 @@ func TestReadIndex(t *testing.T) {
 }
 
 // C-05: a majority's messages from before the question do not answer it. A process that was stopped
-// finds such answers in its sockets when it continues.
+// finds such messages in its sockets when it continues.
 func TestReadBelievesNoAnswerFromBefore(t *testing.T) {
 	t.Parallel()
 	simulate(t, 3, nil, func(t *testing.T, s *sim) {
@@ -378,8 +376,8 @@ func TestReadBelievesNoAnswerFromBefore(t *testing.T) {
 	})
 }
 
-// A leader that was just elected has entries that the one before acknowledged, and does not know
-// yet that they are committed. It answers no read before it does.
+// A newly elected leader has entries that its predecessor acknowledged, and does not know yet that
+// they are committed. It answers no read until it does.
 func TestReadOfNewLeader(t *testing.T) {
 	t.Parallel()
 	simulate(t, 3, nil, func(t *testing.T, s *sim) {
@@ -407,7 +405,7 @@ func TestReadOfNewLeader(t *testing.T) {
 	})
 }
 
-// Kept connections to a server that was restarted are broken, one after another.
+// Kept connections to a restarted server are broken, one after another.
 func TestAskAnew(t *testing.T) {
 	t.Parallel()
 	n := open(t, node.Options{ID: "queen-a"})

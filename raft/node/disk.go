@@ -16,8 +16,8 @@ const (
 	// minFree is reserved on the disk for votes: with less, the disk refuses entries of the log. It
 	// is also enough for one append that must not be refused.
 	minFree = 16 << 20
-	// stallAfter is how long a write may take before this node falls silent towards the others, so
-	// that they go on without it.
+	// stallAfter is how long a write may take before this node stops sending to the others, so that
+	// they continue without it.
 	stallAfter = 2 * time.Second
 	// A disk is slow if the median of its last writes exceeds slowWrite: of slowLast writes, or of
 	// those within slowWindow, and at least slowCount.
@@ -34,10 +34,10 @@ var errFull = errors.New("the disk is almost full")
 type logs interface {
 	raft.LogStore
 	raft.StableStore
-	// StartAt makes l the oldest entry: it replaces the one at its index, deletes those before it,
-	// and keeps those after it.
+	// StartAt makes l the oldest entry: it replaces the entry at its index, deletes those before
+	// it, and keeps those after it.
 	StartAt(l *raft.Log) error
-	// SetBoth stores the first with SetUint64 and the second with Set, atomically.
+	// SetBoth stores the first value with SetUint64 and the second with Set, atomically.
 	SetBoth(numberKey []byte, n uint64, k, v []byte) error
 }
 
@@ -49,33 +49,33 @@ const (
 
 // disk passes the log and the votes to the store. It records how long writes take, persists the
 // commit index together with the entries (see replay.go), and refuses entries while space is low,
-// which unlike a failed write can pass.
+// since such a refusal is temporary, unlike a failed write.
 type disk struct {
 	logs
 	free  func() (uint64, error)    // bytes that may still be written
 	stage func(index uint64)        // keeps raft's commit index for the next append
-	delay func(op string) error     // tests: makes a write wait or fail
-	lost  func() error              // why nothing can be written any more
+	delay func(op string) error     // in tests: makes a write wait or fail
+	lost  func() error              // returns why nothing can be written any more
 	ended chan struct{}             // closed when nothing can be sent any more
 	raft  atomic.Pointer[raft.Raft] // nil until it runs
 
-	// owed says that the end of the log was deleted for the entries that follow. They must not be
-	// refused: raft believes that the deleted ones are still there, and would never recover.
+	// owed reports that the end of the log was deleted for the entries that follow. They must not
+	// be refused: raft assumes that the deleted entries still exist, and would never recover.
 	owed atomic.Bool
-	// keep is the end of the newest snapshot. Its entry stays when the log is shortened: raft
-	// checks what follows against it.
+	// keep is the end of the newest snapshot. Its entry stays when the log is truncated: raft
+	// checks the entries that follow against it.
 	keep atomic.Uint64
-	// awaits says that this node waits for room before it stands for election.
+	// awaits reports that this node waits for room before it stands for election.
 	awaits atomic.Bool
-	// restoring says that the log was restarted for a snapshot that is not in the state yet.
+	// restoring reports that the log was restarted for a snapshot that is not in the state yet.
 	restoring atomic.Bool
 
 	mu       sync.Mutex // guards below
-	voteTerm uint64     // of the vote that is being written; 0: none
-	voted    uint64     // the term of the newest vote since the start; 0: none
+	voteTerm uint64     // term of the vote being written; 0: none
+	voted    uint64     // term of the newest vote since the start; 0: none
 	writes   int
-	inFlight map[int]time.Time // since when
-	took     []sample          // the last ones, the oldest first
+	inFlight map[int]time.Time // start times
+	took     []sample          // the last writes, oldest first
 }
 
 type sample struct {
@@ -117,7 +117,7 @@ func (d *disk) DeleteRange(minIndex, maxIndex uint64) error {
 	end := maxIndex >= last
 	if end && !d.owed.Load() {
 		if err := d.room(); err != nil {
-			return err // neither this nor the entries that would follow
+			return err // neither this deletion nor the entries that would follow
 		}
 	}
 	if keep := d.keep.Load(); !end && keep > 0 && minIndex <= keep && keep <= maxIndex {
@@ -135,7 +135,7 @@ func (d *disk) DeleteRange(minIndex, maxIndex uint64) error {
 }
 
 // Set stores one of raft's values. Raft writes a vote's term, then its candidate, then gives the
-// vote: disk writes the two together, which saves one write per side in elections.
+// vote: disk writes the two together, which saves a write on each side of an election.
 func (d *disk) Set(k, v []byte) error {
 	if string(k) != keyVoteCandidate {
 		return d.write("vote", func() error { return d.logs.Set(k, v) })
@@ -154,9 +154,9 @@ func (d *disk) Set(k, v []byte) error {
 	})
 }
 
-// awaitRoom keeps the only voter, which votes for nobody but itself, from elections while its disk
-// is full: each would make it leader of a cluster whose log takes nothing, which ends it at once.
-// Raft waits in its loop meanwhile; nobody else needs it.
+// awaitRoom keeps the only voter, which votes only for itself, from elections while its disk is
+// full: each would make it the leader of a cluster whose log accepts nothing, which ends its
+// leadership at once. Raft's loop waits in the meantime; no other node needs it.
 func (d *disk) awaitRoom() {
 	if !d.alone() || d.room() == nil {
 		return
@@ -174,7 +174,7 @@ func (d *disk) awaitRoom() {
 	}
 }
 
-// alone reports whether there is one voter. Only one that votes asks.
+// alone reports whether there is only one voter. Only a node that votes calls it.
 func (d *disk) alone() bool {
 	r := d.raft.Load()
 	if r == nil {
@@ -199,7 +199,7 @@ func (d *disk) SetUint64(k []byte, v uint64) error {
 	return d.write("vote", func() error { return d.logs.SetUint64(k, v) })
 }
 
-// votedAfter reports whether this node has voted in a newer term than this one.
+// votedAfter reports whether this node has voted in a term newer than the given one.
 func (d *disk) votedAfter(term uint64) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -222,7 +222,7 @@ func (d *disk) write(op string, fn func() error) error {
 	}
 	if err != nil && op == "vote" && d.raft.Load() != nil && d.lost() != nil {
 		// Raft would end the process here. Wait until nothing can leave this node any more; then it
-		// does not matter.
+		// is harmless.
 		<-d.ended
 		err = nil
 	}
@@ -237,7 +237,7 @@ func (d *disk) write(op string, fn func() error) error {
 	return err
 }
 
-// forget drops the samples that are too old or too many. The caller holds mu.
+// forget drops the samples that are too old or exceed the number to keep. The caller holds mu.
 func (d *disk) forget(now time.Time) {
 	old := slices.IndexFunc(d.took, func(s sample) bool { return now.Sub(s.at) < slowWindow })
 	if old < 0 {
@@ -249,7 +249,7 @@ func (d *disk) forget(now time.Time) {
 	}
 }
 
-// room returns why there is no room for entries; nil: there is.
+// room returns why there is no room for entries, or nil if there is.
 func (d *disk) room() error {
 	free, err := d.free()
 	if err != nil || free >= minFree {
@@ -259,7 +259,8 @@ func (d *disk) room() error {
 		"Free space on the disk of data_dir; nothing needs a restart.")
 }
 
-// stalled returns which write hangs, or that writes have stopped; nil: all is well.
+// stalled returns an error that names the hanging write, or reports that writes have stopped; nil
+// if all is well.
 func (d *disk) stalled() error {
 	if err := d.lost(); err != nil {
 		return err
@@ -281,8 +282,8 @@ func (d *disk) stalled() error {
 	return nil
 }
 
-// DiskProblem returns why this node writes nothing to its log: its disk is full, failed, or hangs;
-// nil: no problem. Meanwhile it cannot lead.
+// DiskProblem returns why this node cannot write to its log: its disk is full, failed, or hangs. It
+// returns nil if there is no problem. While there is one, the node cannot lead.
 func (n *Node) DiskProblem() error {
 	if err := n.disk.stalled(); err != nil {
 		return err
@@ -290,7 +291,7 @@ func (n *Node) DiskProblem() error {
 	return n.disk.room()
 }
 
-// median returns the median duration of a write; false: too few samples.
+// median returns the median duration of a write, or false if there are too few samples.
 func (d *disk) median() (time.Duration, bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -18,7 +18,7 @@ import (
 	"github.com/rbee-project/rbee/raft/node"
 )
 
-// disks are the disks of a sim's nodes.
+// disks holds the disks of a sim's nodes.
 type disks struct {
 	mu    sync.Mutex
 	free  map[string]uint64
@@ -82,9 +82,9 @@ func (d *disks) stall(n *simNode) (release func()) {
 	})
 }
 
-// C-12: the leader's disk is full. The leadership moves, nothing that was acknowledged is lost, and
-// the node takes part again when there is room. Without the check votes fail next, and the node for
-// ever with them. If it did ask for votes, it would win again and again.
+// C-12: the leader's disk is full. The leadership moves, nothing acknowledged is lost, and the node
+// participates again once there is room. Without the check votes fail next, and the node with them
+// permanently. If it did ask for votes, it would win again and again.
 func TestDiskFull(t *testing.T) {
 	t.Parallel()
 	d := newDisks()
@@ -106,10 +106,11 @@ func TestDiskFull(t *testing.T) {
 		term := s.terms()
 		must.Error(t, now.LeadershipTransferTo(t.Context(), full.ID(), full.name))
 		time.Sleep(time.Second)
-		must.Eq(t, term, s.terms()) // it was not even tried
+		must.Eq(t, term, s.terms()) // no election was attempted
 		must.ErrorContains(t, full.Snapshot(t.Context()), "almost full")
 		now = s.leader(s.others(full)...)
-		// Also when the other one dies: it does not become the leader, and there is none.
+		// This also holds if the other node dies: the full node does not become the leader, and
+		// there is none.
 		s.kill(now)
 		time.Sleep(5 * time.Second)
 		must.False(t, full.IsLeader())
@@ -126,7 +127,7 @@ func TestDiskFull(t *testing.T) {
 		t.Logf("%d writes; the node has caught up %s after there was room", count, time.Since(start))
 		l.lost(full)
 
-		// All disks are full: writes are refused with a reason, and go on when there is room.
+		// All disks are full: writes are refused with a reason, and continue once there is room.
 		d.setFree(0, s.nodes...)
 		refused := ""
 		for range 100 {
@@ -149,14 +150,14 @@ func TestDiskFull(t *testing.T) {
 	})
 }
 
-// A follower whose disk is full has as much of the log as any, and the leader dies. It does not
-// stand, for it could not write its first entry. If it asks for votes it gets them, being the first
-// to ask.
+// A follower whose disk is full has as much of the log as any, and the leader dies. The follower
+// does not stand, for it could not write its first entry. If it asked for votes it would get them,
+// being the first to ask.
 func TestFullDiskDoesNotStand(t *testing.T) {
 	t.Parallel()
 	d := newDisks()
 	simulate(t, 3, d.opts, func(t *testing.T, s *sim) {
-		full, other, leader := s.nodes[0], s.nodes[1], s.nodes[2] // the first is the first to stand
+		full, other, leader := s.nodes[0], s.nodes[1], s.nodes[2] // the first node is the first to stand
 		if now := s.leader(); now != leader {
 			must.NoError(t, now.LeadershipTransferTo(t.Context(), leader.ID(), leader.name))
 		}
@@ -167,7 +168,7 @@ func TestFullDiskDoesNotStand(t *testing.T) {
 		term := s.terms()
 		must.Error(t, leader.LeadershipTransferTo(t.Context(), full.ID(), full.name))
 		time.Sleep(time.Second)
-		must.Eq(t, term, s.terms()) // nor does it when it is asked to
+		must.Eq(t, term, s.terms()) // nor does it stand when it is asked to
 		s.kill(leader)
 		time.Sleep(100 * time.Millisecond)
 		must.True(t, other.IsLeader())
@@ -176,8 +177,8 @@ func TestFullDiskDoesNotStand(t *testing.T) {
 }
 
 // A write to the leader's disk hangs, and raft's loop with it. The others elect another leader; the
-// hanging one answers no read. Without the silence its heartbeats continue, and no node can write
-// until the disk answers.
+// hanging one answers no reads. If it were not silenced, its heartbeats would continue, and no node
+// could write until the disk answered.
 func TestDiskStalls(t *testing.T) {
 	t.Parallel()
 	d := newDisks()
@@ -199,7 +200,7 @@ func TestDiskStalls(t *testing.T) {
 		must.StrContains(t, core.HintOf(err), "disk")
 		start = time.Now()
 		must.Eq(t, core.Unavailable, core.KindOf(write1(ctx, stuck.Node, "h", 1)))
-		must.Zero(t, time.Since(start)) // it is not waited for
+		must.Zero(t, time.Since(start)) // the call does not wait for it
 		must.False(t, stuck.IsLeader())
 		must.Eq(t, "", stuck.Leader())
 		time.Sleep(10 * time.Second)
@@ -223,8 +224,8 @@ func TestDiskStalls(t *testing.T) {
 	})
 }
 
-// C-20: the leader's disk takes 200 ms for each write. The leadership moves; where all disks are
-// slow it does not go round and round.
+// C-20: the leader's disk takes 200 ms for each write. The leadership moves; if all disks are slow,
+// it does not keep moving.
 func TestDiskSlow(t *testing.T) {
 	t.Parallel()
 	t.Run("one", func(t *testing.T) {
@@ -276,9 +277,9 @@ func TestDiskSlow(t *testing.T) {
 	})
 }
 
-// The disk fills up between the two halves of an overruled end of the log: what replaces it is
-// written nevertheless, out of what is kept. Otherwise raft believes the deleted entries to be
-// there, and refuses everything that the leader sends until the queen is restarted.
+// The disk fills up after the end of the log was deleted and before its replacement is written: the
+// replacement is written nevertheless, using the reserved space. Otherwise raft assumes that the
+// deleted entries exist, and refuses everything that the leader sends until the queen is restarted.
 func TestDiskFullAfterTruncation(t *testing.T) {
 	t.Parallel()
 	free := uint64(math.MaxUint64)
@@ -288,19 +289,19 @@ func TestDiskFullAfterTruncation(t *testing.T) {
 	must.NoError(t, d.DeleteRange(2, 3))
 	free = 1 << 20
 	must.NoError(t, d.StoreLog(entry(2)))
-	must.Error(t, d.StoreLog(entry(3))) // that is all
+	must.Error(t, d.StoreLog(entry(3))) // nothing more is accepted
 	must.Error(t, d.DeleteRange(2, 2))  // nor is anything deleted that cannot be replaced
 	last, err := d.LastIndex()
 	must.NoError(t, err)
 	must.Eq(t, 2, last)
-	must.NoError(t, d.SetUint64([]byte("CurrentTerm"), 2)) // votes go on
+	must.NoError(t, d.SetUint64([]byte("CurrentTerm"), 2)) // votes continue
 	must.NoError(t, d.Set([]byte("LastVoteCand"), []byte("x")))
-	must.NoError(t, d.DeleteRange(1, 1)) // and so does making room
+	must.NoError(t, d.DeleteRange(1, 1)) // and so does freeing space
 	free = node.MinFree
 	must.NoError(t, d.StoreLog(entry(3)))
 }
 
-// A vote's term and its candidate are there together or not at all.
+// A vote's term and its candidate are stored together or not at all.
 func TestVoteIsOneWrite(t *testing.T) {
 	t.Parallel()
 	m := node.NewMemory()
@@ -308,7 +309,7 @@ func TestVoteIsOneWrite(t *testing.T) {
 	vote := func() (uint64, string) {
 		term, err := m.Stable().GetUint64([]byte("LastVoteTerm"))
 		must.NoError(t, err)
-		candidate, _ := m.Stable().Get([]byte("LastVoteCand")) // not found is an error there
+		candidate, _ := m.Stable().Get([]byte("LastVoteCand")) // a missing key is an error there
 		return term, string(candidate)
 	}
 	must.NoError(t, d.SetUint64([]byte("LastVoteTerm"), 7))
@@ -321,9 +322,9 @@ func TestVoteIsOneWrite(t *testing.T) {
 	must.Eq(t, "a", candidate)
 }
 
-// C-05: the leader's loop hangs for less than what makes it silent, it is cut off, and others lead
-// meanwhile. It takes itself for the leader, and must not answer from its state, which lacks what
-// was acknowledged since. Without the look at its lease it does.
+// C-05: the leader's loop hangs for less time than it takes to be silenced, it is cut off, and
+// others lead in the meantime. It believes that it still leads, and must not answer from its state,
+// which lacks what was acknowledged since. It would if it did not check its lease.
 func TestReadOfDeposedLeader(t *testing.T) {
 	t.Parallel()
 	d := newDisks()
@@ -336,10 +337,10 @@ func TestReadOfDeposedLeader(t *testing.T) {
 		s.net.split(names(old), names(s.others(old)...))
 		release := d.stall(old)
 		defer release()
-		go func() { _, _ = old.Apply(t.Context(), fsm.RemoveHive("nobody")) }() // has the loop hang
+		go func() { _, _ = old.Apply(t.Context(), fsm.RemoveHive("nobody")) }() // makes the loop hang
 		now := s.leader(s.others(old)...)
 		must.NoError(t, write1(t.Context(), now.Node, "h", 2))
-		must.True(t, old.IsLeader()) // it believes
+		must.True(t, old.IsLeader()) // so it believes
 		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 		defer cancel()
 		_, err = old.ReadIndex(ctx, false)
@@ -350,8 +351,8 @@ func TestReadOfDeposedLeader(t *testing.T) {
 	})
 }
 
-// A queen alone whose disk is full stands for no election until there is room: it would win each,
-// and lose the leadership with its first entry.
+// A lone queen whose disk is full does not stand for election until there is room: it would win
+// each election, and lose the leadership with its first entry.
 func TestLoneQueenWithFullDiskHoldsNoElections(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -23,8 +23,8 @@ import (
 // fullDir is set in the process of TestDiskFails, which may not write files beyond a small size.
 const fullDir = "RBEE_TEST_FULL_DIR"
 
-// A write to the disk fails: Run says so, nothing is acknowledged afterwards although there is room
-// again, and the next start has everything that was acknowledged before.
+// A write to the disk fails: Run returns the error, nothing is acknowledged afterwards even if
+// there is room again, and the next start has everything that was acknowledged before.
 func TestDiskFails(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -74,7 +74,7 @@ func fill(dir string) error {
 		for {
 			h.Incarnation++
 			if _, err := n.Apply(ctx, fsm.SyncHive(h, nil)); err != nil {
-				break // the disk is full: that is the end which the parent waits for
+				break // the disk is full, which the parent waits for
 			}
 			fmt.Println(h.Incarnation)
 		}
@@ -85,7 +85,7 @@ func fill(dir string) error {
 	if limitErr := syscall.Setrlimit(syscall.RLIMIT_FSIZE, &limit); limitErr != nil {
 		return limitErr
 	}
-	// Long enough for raft to stand for election, which it cannot write down: it would end the
+	// Long enough for raft to stand for election, which it cannot record: raft would end the
 	// process there, before its owner does.
 	<-time.After(time.Second)
 	h := hive("h1", 1<<40)

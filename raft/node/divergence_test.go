@@ -26,15 +26,15 @@ func setTerm(t *testing.T, m *node.Memory, term uint64) {
 }
 
 // C-13 (hashicorp/raft issue 697): a follower was the leader of a term in which nobody followed it,
-// and has entries that the others do not have. They have forgotten theirs, all but a snapshot. With
-// Options that leave the log alone, raft sends the snapshot again and again, and the follower never
-// gets on.
+// and has entries that the others do not have. They have dropped theirs, except for a snapshot.
+// With Options that leave the log alone, raft sends the snapshot again and again, and the follower
+// never catches up.
 func TestSnapshotOntoDivergedLog(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
 		name   string
-		behind int64 // how many entries the follower's last is behind the snapshot's
-		stuck  bool  // what becomes of it in raft alone
+		behind int64 // number of entries from the follower's last to the snapshot's
+		stuck  bool  // whether raft alone gets stuck
 	}{
 		{"beyond the snapshot", -50, true},
 		{"one beyond the snapshot", -1, true},
@@ -69,9 +69,9 @@ func TestSnapshotOntoDivergedLog(t *testing.T) {
 					}
 					first, err := follower.mem.Logs().FirstIndex()
 					must.NoError(t, err)
-					// nothing of before is left, which it would give to others
+					// nothing older is left that it could send to others
 					must.Eq(t, snapshot, first)
-					// And it goes on: as a follower, as the leader, and after a restart.
+					// It continues: as a follower, as the leader, and after a restart.
 					for i := range uint64(20) {
 						must.NoError(t, write1(t.Context(), leader.Node, "h", 1001+i))
 					}
@@ -90,8 +90,8 @@ func TestSnapshotOntoDivergedLog(t *testing.T) {
 	}
 }
 
-// The follower installed the snapshot, got one more entry that nobody else has, and was restarted:
-// its log has a gap at the snapshot's end.
+// The follower installed the snapshot, got one more entry that no other node has, and was
+// restarted: its log has a gap at the snapshot's end.
 func TestRestartBehindSnapshotGap(t *testing.T) {
 	t.Parallel()
 	for _, alone := range []bool{false, true} {
@@ -124,13 +124,13 @@ func TestRestartBehindSnapshotGap(t *testing.T) {
 					return
 				}
 				s.converged(5*time.Second, s.nodes...)
-				must.Eq(t, 0, s.net.sent(follower.name)) // the gap was closed when it started
+				must.Eq(t, 0, s.net.sent(follower.name)) // the gap was closed at the start
 			})
 		})
 	}
 }
 
-// prepareDivergence kills a follower, and has the others go on in terms of their own until all they
+// prepareDivergence kills a follower, and lets the others continue in later terms until all they
 // have is a snapshot. It returns a term in which the follower may have been the leader, and the
 // snapshot's index.
 func prepareDivergence(t *testing.T, s *sim) (follower *simNode, term, snapshot uint64) {
@@ -163,7 +163,7 @@ func prepareDivergence(t *testing.T, s *sim) (follower *simNode, term, snapshot 
 	return follower, term, snapshot
 }
 
-// diverge gives a node that is down entries of the term up to an index.
+// diverge adds entries of the term, up to an index, to a node that is down.
 func diverge(t *testing.T, n *simNode, to, term uint64) {
 	t.Helper()
 	last, err := n.mem.Logs().LastIndex()

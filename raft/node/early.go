@@ -16,17 +16,17 @@ import (
 const (
 	probeTimeout = 200 * time.Millisecond
 	probeEvery   = 5 * time.Millisecond
-	// Voters stand one after another, so that they do not split the votes: each waits for the time
-	// of an election, which is that of some writes and of machines that are busy with the end of a
-	// leader. The first one does not wait.
+	// Voters stand one after another, so that they do not split the votes: each waits for the
+	// duration of an election, which takes several writes, on machines that are busy with the
+	// leader's death. The first one does not wait.
 	standEvery  = 75 * time.Millisecond
 	standWrites = 6
 	standJitter = 10 * time.Millisecond
 )
 
-// Lost reports that a connection to a queen broke, named by its node id, raft id or address; empty:
-// unknown. If it is the leader, and its address refuses connections, this node does not wait for
-// the election timeout. It does not block, and a wrong hint does no harm.
+// Lost reports that a connection to a queen broke, named by its node id, raft id or address; empty
+// if unknown. If the queen is the leader, and its address refuses connections, this node does not
+// wait for the election timeout. It does not block, and a wrong hint is harmless.
 func (n *Node) Lost(hint string) {
 	if n.opts.Probe == nil || n.disk.raft.Load() == nil {
 		return
@@ -74,7 +74,7 @@ func (n *Node) standFor(ctx context.Context, leader Server) {
 		pause(ctx, time.Until(since.Add(turn))+rand.N(standJitter))
 		now, ok := n.LeaderServer()
 		if ctx.Err() != nil || ok && now.RaftID != leader.RaftID || !n.isVoter() || n.raft.State() != raft.Follower {
-			return // somebody was faster
+			return // another candidate was faster
 		}
 		if n.disk.votedAfter(term) {
 			return // the candidate's log is at least as long as this one
@@ -83,8 +83,8 @@ func (n *Node) standFor(ctx context.Context, leader Server) {
 		if !contact.After(since) {
 			break
 		}
-		// Entries that the leader sent before its end were stored only now: that counts as contact
-		// too, but does not prove that the leader lives.
+		// Entries that the leader sent before its death were stored only now: that counts as
+		// contact as well, but does not prove that the leader is alive.
 		since = contact
 	}
 	n.log.Info("the leader is gone, standing for election", "queen", leader.RaftID)
@@ -109,7 +109,7 @@ func (n *Node) refuses(ctx context.Context, address string) bool {
 	}
 }
 
-// standNow makes this node stand for election without a pre-vote, and although others may believe
+// standNow makes this node stand for election without a pre-vote, even if others may still believe
 // in a leader. A cluster's only voter need not wait for a leader. If it fails, the timeouts take
 // over.
 func (n *Node) standNow() {
@@ -120,8 +120,8 @@ func (n *Node) standNow() {
 	}
 }
 
-// spawn runs fn until the node shuts down, and does nothing after that began. Shutdown waits for
-// it.
+// spawn runs fn until the node shuts down, and does nothing once the shutdown has begun. Shutdown
+// waits for it.
 func (n *Node) spawn(fn func(ctx context.Context)) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -150,7 +150,7 @@ func pause(ctx context.Context, d time.Duration) {
 	}
 }
 
-// watchedStream reports broken connections from other queens: the leader's are among them.
+// watchedStream reports broken connections from other queens, the leader's among them.
 type watchedStream struct {
 	raft.StreamLayer
 	broken func()

@@ -6,7 +6,7 @@ import (
 	"github.com/rbee-project/rbee/raft/fsm"
 )
 
-// What tests may change.
+// Types and options for tests.
 type (
 	Memory = memory
 	Moves  = moves
@@ -29,16 +29,16 @@ func (m *Memory) Logs() raft.LogStore                    { return m.logs }
 func (m *Memory) Stable() raft.StableStore               { return m.logs }
 func (n *Node) Inject(command any) (any, error)          { return n.trans.inject(command, nil) }
 
-// TakeSnapshot makes another node's newest snapshot this one's.
+// TakeSnapshot copies another node's newest snapshot to this one.
 func (m *Memory) TakeSnapshot(from *Memory) { m.snaps.latest = from.snaps.latest }
 
-// Disk is what raft gets for a disk.
+// Disk is the disk as raft sees it.
 type Disk = disk
 
-// NewDisk returns a disk in memory with so much room.
+// NewDisk returns an in-memory disk with the given free space.
 func NewDisk(m *Memory, free func() (uint64, error)) *Disk {
 	return newDisk(m.logs, free, func(uint64) {})
 }
 
-// Anew asks as an election does.
+// Anew asks through the transport as an election does.
 func (n *Node) Anew(ask func() error) error { return n.trans.anew(ask) }

@@ -15,7 +15,7 @@ import (
 	"github.com/rbee-project/rbee/raft/node"
 )
 
-// plainStream is a stream layer without TLS: whoever gets through to raft has shown a queen's
+// plainStream is a stream layer without TLS: a peer that gets through to raft has shown a queen's
 // certificate (core/rpc's mux refuses all others).
 type plainStream struct{ net.Listener }
 
@@ -23,8 +23,8 @@ func (plainStream) Dial(a raft.ServerAddress, timeout time.Duration) (net.Conn, 
 	return net.DialTimeout("tcp", string(a), timeout)
 }
 
-// What a queen sends on raft's connections is bounded: no stated length is believed before its
-// bytes are there, and what is no message ends the connection.
+// What a queen sends on raft's connections is bounded: no announced length is trusted before its
+// bytes have arrived, and a malformed message ends the connection.
 func TestHostileQueen(t *testing.T) { // not parallel: it measures the process
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must.NoError(t, err)
@@ -53,7 +53,7 @@ func TestHostileQueen(t *testing.T) { // not parallel: it measures the process
 			defer c.Close()
 			_, err = c.Write(sent)
 			must.NoError(t, err)
-			must.NoError(t, c.(*net.TCPConn).CloseWrite()) // in the middle of it
+			must.NoError(t, c.(*net.TCPConn).CloseWrite()) // in the middle of the message
 			must.NoError(t, c.SetReadDeadline(time.Now().Add(20*time.Second)))
 			_, err = io.Copy(io.Discard, c) // until the other end closes it
 			ne, timeout := err.(net.Error)  //nolint:errorlint // of this connection

@@ -27,9 +27,9 @@ const (
 	usedFile  = "peers.json.used"
 )
 
-// A raft id is the node's id and eight random hex digits, new for every new state: votes and
-// acknowledgements that were lost with the old state belong to another name. Older state has only
-// the node's id.
+// A raft id is the node's id and eight random hex digits, new for each new state: votes and
+// acknowledgements that were lost with the old state belong to another id. Older state has only the
+// node's id.
 var raftID = regexp.MustCompile(`^(.+)\.[0-9a-f]{8}$`)
 
 // OfRaftID returns the node id within a raft id.
@@ -46,7 +46,7 @@ func newRaftID(node string) string {
 	return node + "." + hex.EncodeToString(b)
 }
 
-// identify finds out this node's raft id, and whether it has state.
+// identify determines this node's raft id, and whether it has state.
 func (n *Node) identify(stable raft.StableStore, logs raft.LogStore, snaps raft.SnapshotStore) (exists bool, err error) {
 	exists, err = raft.HasExistingState(logs, stable, raft.NewDiscardSnapshotStore())
 	if err != nil {
@@ -57,7 +57,7 @@ func (n *Node) identify(stable raft.StableStore, logs raft.LogStore, snaps raft.
 		return false, core.Wrap(err, core.Unavailable, "list raft snapshots")
 	}
 	if !exists && len(list) > 0 {
-		// Continuing from there would undo later acknowledgements, and raft would discard newer
+		// Continuing from here would undo later acknowledgements, and raft would discard newer
 		// snapshots of a lower term.
 		return false, core.Errorf(core.Integrity, "open raft node: there are snapshots in %s, but the log is gone", n.opts.Dir).Hint(moveAway)
 	}
@@ -123,7 +123,7 @@ func writeFile(root *os.Root, name, text string) error {
 
 func syncRoot(root *os.Root) error {
 	if runtime.GOOS == "windows" {
-		return nil // it has no such thing
+		return nil // this system cannot sync folders
 	}
 	d, err := root.Open(".")
 	if err != nil {
@@ -135,12 +135,12 @@ func syncRoot(root *os.Root) error {
 // peer is a line of the peers file.
 type peer struct {
 	ID       string `json:"id"`      // raft id, or the node id of a member
-	Address  string `json:"address"` // empty: as it was
+	Address  string `json:"address"` // empty: unchanged
 	NonVoter bool   `json:"non_voter"`
 }
 
-// recoverPeers turns the cluster into one of the servers in the peers file, if there is one, after
-// a majority is lost for good.
+// recoverPeers reduces the cluster to the servers in the peers file, if there is one, after a
+// majority is lost for good.
 func (n *Node) recoverPeers(conf *raft.Config, exists bool, d *disk, snaps raft.SnapshotStore) error {
 	if n.opts.Dir == "" {
 		return nil

@@ -34,8 +34,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// A process is killed in the middle of its writes, again and again: what it acknowledged is there
-// after the next start.
+// A process is killed in the middle of its writes, repeatedly: everything it acknowledged is kept
+// at the next start.
 func TestKill(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -65,7 +65,7 @@ func TestKill(t *testing.T) {
 		stop := run(t, n)
 		h, ok := n.State().Hive(nil, "h1")
 		must.True(t, ok)
-		// The last write may have been logged without its answer getting out.
+		// The last write may have been logged although its answer did not get out.
 		must.Between(t, acked, h.Incarnation, acked+1, must.Sprintf("round %d", round))
 		acked = h.Incarnation
 		stop()
@@ -81,7 +81,7 @@ func parse(t *testing.T, line string) uint64 {
 	return v
 }
 
-// write renews a hive with ever higher incarnations and prints every one that was acknowledged.
+// write renews a hive with increasing incarnations and prints each acknowledged one.
 func write(dir string) error {
 	log := hclog.New(&hclog.LoggerOptions{Output: os.Stderr, Level: hclog.Error})
 	n, err := node.Open(node.Options{ID: "queen-a", Dir: dir, Logger: log})

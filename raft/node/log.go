@@ -12,7 +12,7 @@ import (
 )
 
 const (
-	// logAgain is the time between two lines about a lasting problem.
+	// logAgain is the interval between two lines about a lasting problem.
 	logAgain = time.Minute
 	// logForget is the silence after which a problem counts as new.
 	logForget = 2 * logAgain
@@ -40,20 +40,20 @@ type logState struct {
 // trouble is a lasting problem.
 type trouble struct {
 	since, told, last time.Time
-	count             int // since it was told
+	count             int // since the last line
 }
 
 func newRaftLog(to hclog.Logger, name func(raft.ServerID) string, servers func() []raft.Server) raftLog {
 	return raftLog{to, &logState{name: name, servers: servers, troubles: map[raft.ServerID]*trouble{}, said: map[string]*trouble{}}}
 }
 
-// Named keeps the state.
+// Named implements hclog.Logger and keeps the state.
 func (l raftLog) Named(name string) hclog.Logger { return raftLog{l.Logger.Named(name), l.s} }
 
-// ResetNamed keeps the state.
+// ResetNamed implements hclog.Logger and keeps the state.
 func (l raftLog) ResetNamed(name string) hclog.Logger { return raftLog{l.Logger.ResetNamed(name), l.s} }
 
-// With keeps the state.
+// With implements hclog.Logger and keeps the state.
 func (l raftLog) With(args ...any) hclog.Logger { return raftLog{l.Logger.With(args...), l.s} }
 
 func (l raftLog) Info(msg string, args ...any)  { l.Log(hclog.Info, msg, args...) }
@@ -65,7 +65,7 @@ func (l raftLog) Log(level hclog.Level, msg string, args ...any) {
 	queen, args := l.s.named(args)
 	switch msg {
 	case "failed to accept connection":
-		// The listener is closed when this node ends.
+		// The listener is closed when this node shuts down.
 		if slices.ContainsFunc(args, func(v any) bool { err, ok := v.(error); return ok && errors.Is(err, net.ErrClosed) }) {
 			l.Debug(msg, args...)
 			return
@@ -176,7 +176,7 @@ func (l raftLog) observe(o *raft.Observation) bool {
 			l.forget(v.Peer.ID)
 		}
 	case raft.LeaderObservation:
-		if v.LeaderID != "" { // another node, or this one, starts to monitor the queens
+		if v.LeaderID != "" { // another node, or this one, now monitors the queens
 			l.forget("")
 		}
 	}
@@ -193,8 +193,8 @@ func (l raftLog) forget(queen raft.ServerID) {
 	delete(l.s.troubles, queen)
 }
 
-// named returns pairs with names instead of ids and addresses of queens, and the queen that they
-// concern; empty: none.
+// named replaces ids and addresses of queens with names in the pairs, and returns the queen that
+// they concern; empty: none.
 func (s *logState) named(pairs []any) (queen raft.ServerID, out []any) {
 	out = make([]any, len(pairs))
 	for i, v := range pairs {
@@ -235,7 +235,7 @@ func (s *logState) all(servers []raft.Server) []string {
 	return names
 }
 
-// at returns the queen with an address; empty: none.
+// at returns the queen with an address, or an empty id if there is none.
 func (s *logState) at(address raft.ServerAddress) raft.ServerID {
 	for _, server := range s.servers() {
 		if server.Address == address {

@@ -24,8 +24,7 @@ func quietLog(level hclog.Level) (raftLog, *bytes.Buffer) {
 	return l, &b
 }
 
-// A queen that is away for ten minutes is told of when that begins, once a minute, and when it
-// ends.
+// A queen that is away for ten minutes is logged when that begins, once a minute, and when it ends.
 func TestRaftLogQueenAway(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -57,7 +56,8 @@ func TestRaftLogQueenAway(t *testing.T) {
 	})
 }
 
-// Two queens of three are away: elections fail several times a second, which is told once a minute.
+// Two queens of three are away: elections fail several times a second, which is logged once a
+// minute.
 func TestRaftLogNoMajority(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -76,7 +76,7 @@ func TestRaftLogNoMajority(t *testing.T) {
 	})
 }
 
-// Messages that do not repeat stay as they are, with names; the rest becomes debug.
+// Messages that do not repeat stay unchanged, with names; the rest becomes debug.
 func TestRaftLogOfOtherThings(t *testing.T) {
 	t.Parallel()
 	l, b := quietLog(hclog.Debug)
@@ -94,7 +94,7 @@ func TestRaftLogOfOtherThings(t *testing.T) {
 	must.Eq(t, 2, strings.Count(b.String(), "[DEBUG]"))
 }
 
-// A listener that is closed says that the queen ends, and that nothing is wrong.
+// A closed listener means that the queen is shutting down, and is not logged as a problem.
 func TestRaftLogClosedListener(t *testing.T) {
 	t.Parallel()
 	l, b := quietLog(hclog.Info)

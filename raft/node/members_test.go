@@ -20,7 +20,7 @@ import (
 	"github.com/rbee-project/rbee/raft/node"
 )
 
-// gossip is what every node of a sim knows of the others.
+// gossip holds what every node of a sim knows about the others.
 type gossip struct {
 	mu      sync.Mutex
 	members map[string]node.Member // by node id
@@ -57,7 +57,7 @@ func piloted(t *testing.T, size int, opts func(node.Options) node.Options, test 
 	simulate(t, size, opts, func(t *testing.T, s *sim) {
 		for _, n := range s.nodes {
 			g.alive(n)
-			s.kill(n) // to be started with duties
+			s.kill(n) // to be restarted with duties
 		}
 		for _, n := range s.nodes {
 			s.pilot(n, g)
@@ -66,7 +66,7 @@ func piloted(t *testing.T, size int, opts func(node.Options) node.Options, test 
 	})
 }
 
-// pilot starts a node whose lead is the autopilot.
+// pilot starts a node that runs the autopilot as its lead.
 func (s *sim) pilot(n *simNode, g *gossip) {
 	s.t.Helper()
 	n.duty = func(ctx context.Context, on *node.Node) error { return on.Autopilot(ctx, g) }
@@ -99,9 +99,9 @@ func (s *sim) until(within time.Duration, what string, done func() bool) {
 	}
 }
 
-// Queens come and go: a new one gets a vote when it was well for a while; a dead one is removed
-// above the minimum, and not before it was dead for long; one that said goodbye at once; an address
-// is followed.
+// Membership changes: a new queen gets a vote once it has been healthy for a while; a dead one is
+// removed if more than the minimum are left, and only after it has been dead for long; one that
+// leaves on purpose is removed at once; a changed address is followed.
 func TestAutopilot(t *testing.T) {
 	t.Parallel()
 	opts := func(o node.Options) node.Options { o.DeadAfter = 20 * time.Second; return o }
@@ -115,10 +115,10 @@ func TestAutopilot(t *testing.T) {
 		s.until(5*time.Second, "added", func() bool { return strings.Contains(s.voters(), "(queen-3)") })
 		s.until(20*time.Second, "promoted", func() bool { return strings.Contains(s.voters(), " queen-3") })
 		t.Logf("a new queen has a vote after %s", time.Since(start))
-		must.Greater(t, 9*time.Second, time.Since(start)) // not before it was well for 10 s
+		must.Greater(t, 9*time.Second, time.Since(start)) // not before it has been healthy for 10 s
 		must.True(t, fourth.HasState())
 
-		// Dead, above the minimum.
+		// A dead queen, with more than the minimum left.
 		dead := s.others(s.leader(), fourth)[0]
 		s.kill(dead)
 		g.gone(dead, false)
@@ -126,7 +126,7 @@ func TestAutopilot(t *testing.T) {
 		must.StrContains(t, s.voters(), dead.name)
 		s.until(30*time.Second, "removed", func() bool { return !strings.Contains(s.voters(), dead.name) })
 
-		// Dead, and no more than the minimum are left.
+		// A dead queen, with only the minimum left.
 		dead2 := s.others(s.leader(), dead)[0]
 		s.kill(dead2)
 		g.gone(dead2, false)
@@ -135,18 +135,18 @@ func TestAutopilot(t *testing.T) {
 		s.pilot(dead2, g)
 		time.Sleep(20 * time.Second)
 
-		// The one that was removed comes back with its state: as a nonvoter first.
+		// The removed queen returns with its state: as a nonvoter first.
 		s.pilot(dead, g)
 		s.until(40*time.Second, "back", func() bool { return strings.Contains(" "+s.voters(), " "+dead.name) })
 		s.converged(5*time.Second, s.nodes...)
 
-		// It says goodbye.
+		// A queen leaves on purpose.
 		leaver := s.others(s.leader())[0]
 		s.kill(leaver)
 		g.gone(leaver, true)
 		s.until(10*time.Second, "left", func() bool { return !strings.Contains(s.voters(), leaver.name) })
 
-		// Gossip loses sight of a queen that raft hears of: nothing happens.
+		// Gossip loses a queen that raft still hears from: nothing happens.
 		s.pilot(leaver, g)
 		s.until(40*time.Second, "back", func() bool { return strings.Contains(" "+s.voters(), " "+leaver.name) })
 		g.gone(leaver, false)
@@ -159,7 +159,7 @@ func TestAutopilot(t *testing.T) {
 		must.StrContains(t, s.voters(), leaver.name)
 		g.alive(leaver)
 
-		// A queen with another address, then the leader with another one.
+		// A follower changes its address, then the leader.
 		for _, mover := range []*simNode{s.others(s.leader())[0], s.leader()} {
 			s.kill(mover)
 			other := mover.name + "-elsewhere"
@@ -179,15 +179,15 @@ func TestAutopilot(t *testing.T) {
 	})
 }
 
-// A queen that was just given its vote and leaves at once stays away: autopilot, which acts on what
-// it saw a tick ago, does not promote it again.
+// A queen that leaves just after it got its vote stays removed: autopilot, which acts on the state
+// of a tick ago, does not promote it again.
 func TestPromotedQueenThatLeavesStaysAway(t *testing.T) {
 	t.Parallel()
 	piloted(t, 3, nil, func(t *testing.T, s *sim, g *gossip) {
 		s.leader()
 		time.Sleep(15 * time.Second)
 		fourth := s.add("queen-3", nil)
-		for range 10 { // whether autopilot looks first, or acts, is chance
+		for range 10 { // whether autopilot looks or acts first is random
 			s.pilot(fourth, g)
 			s.until(40*time.Second, "promoted", func() bool { return strings.Contains(s.voters(), " queen-3") })
 			g.gone(fourth, true)
@@ -201,7 +201,7 @@ func TestPromotedQueenThatLeavesStaysAway(t *testing.T) {
 	})
 }
 
-// The only queen of a cluster moves: it knows itself by its new address when it leads.
+// The only queen of a cluster changes its address: once it leads, it knows itself by the new one.
 func TestOwnAddress(t *testing.T) {
 	t.Parallel()
 	simulate(t, 1, nil, func(t *testing.T, s *sim) {
@@ -215,9 +215,9 @@ func TestOwnAddress(t *testing.T) {
 	})
 }
 
-// C-15: a queen loses its disk, and starts again at the same address. What it promised under its
-// old name does not count any more: with the leader dead too, the third, which was cut off and
-// lacks a write, must not be elected by it. Where any answer counts, it is, and the write is lost.
+// C-15: a queen loses its disk, and starts again at the same address. Promises under its old id no
+// longer count: with the leader dead as well, its vote must not elect the third queen, which was
+// cut off and lacks a write. If any answer counted, it would, and the write would be lost.
 func TestAmnesia(t *testing.T) {
 	t.Parallel()
 	for _, anybody := range []bool{false, true} {
@@ -251,7 +251,7 @@ func TestAmnesia(t *testing.T) {
 				must.Eq(t, leader, now)
 				_, ok := now.State().Hive(nil, "acked")
 				must.True(t, ok)
-				// Its old name gets no acknowledgement, and it is added under its new one.
+				// Its old id gets no acknowledgement, and it is added under its new one.
 				must.NoError(t, now.RemoveServer(t.Context(), old))
 				must.NoError(t, now.AddNonvoter(t.Context(), forgets.ID(), forgets.name))
 				must.NoError(t, now.AddVoter(t.Context(), forgets.ID(), forgets.name))
@@ -261,8 +261,8 @@ func TestAmnesia(t *testing.T) {
 	}
 }
 
-// The same with the autopilot: the lost identity goes at once, the new one gets a vote, and nobody
-// does anything.
+// The same with the autopilot: the lost identity is removed at once, and the new one gets a vote
+// without manual action.
 func TestAmnesiaHeals(t *testing.T) {
 	t.Parallel()
 	opts := func(o node.Options) node.Options { o.Stabilization = 2 * time.Second; return o }
@@ -294,8 +294,8 @@ func TestAmnesiaHeals(t *testing.T) {
 	})
 }
 
-// C-16 (hashicorp/raft issue 212): a follower is down while the leader shortens its log past it,
-// and comes back under load.
+// C-16 (hashicorp/raft issue 212): a follower is down while the leader truncates its log past the
+// follower's end, and returns under load.
 func TestFarBehind(t *testing.T) {
 	t.Parallel()
 	simulate(t, 3, func(o node.Options) node.Options { return o.WithTrailing(8) }, func(t *testing.T, s *sim) {
@@ -324,15 +324,15 @@ func TestFarBehind(t *testing.T) {
 	})
 }
 
-// C-17: queens are added, removed and replaced during partitions and load. No two have a majority,
-// and nothing is lost.
+// C-17: queens are added, removed and replaced during partitions and load. There are never two
+// majorities, and nothing is lost.
 func TestMembersChangeDuringPartitions(t *testing.T) {
 	t.Parallel()
 	simulate(t, 3, nil, func(t *testing.T, s *sim) {
 		l := s.load(1)
 		for round := range 4 {
 			old := s.leader()
-			// The leader is cut off while it adds somebody.
+			// The leader is cut off while it adds a queen.
 			added := s.add(fmt.Sprintf("queen-%d", 3+round), nil)
 			s.net.split(names(old), names(s.others(old)...))
 			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
@@ -346,14 +346,14 @@ func TestMembersChangeDuringPartitions(t *testing.T) {
 				must.NoError(t, now.RemoveServer(ctx, old.ID()))
 			}
 			cancel()
-			// No two of them have a majority each: the old leader cannot do the same on its side.
+			// Only one side has a majority: the old leader cannot do the same on its side.
 			ctx, cancel = context.WithTimeout(t.Context(), time.Second)
 			must.Error(t, write1(ctx, old.Node, "minority", 1))
 			cancel()
 			s.net.heal()
 			time.Sleep(2 * time.Second)
 			if round%2 == 1 {
-				// The one that was removed cannot disturb the others, and loses its machine.
+				// The removed queen cannot disturb the others, and its machine is then shut down.
 				term := s.terms()
 				time.Sleep(3 * time.Second)
 				must.Eq(t, term, s.leader().Raft().CurrentTerm())
@@ -374,8 +374,8 @@ func TestMembersChangeDuringPartitions(t *testing.T) {
 	})
 }
 
-// C-18: a command that an older queen does not know is refused before it is logged, for as long as
-// that queen lives. Without the gate the old queen stops at the entry, and at each start again.
+// C-18: a command that an older queen does not know is refused before it is logged, as long as that
+// queen is alive. Without the gate the old queen stops at the entry, and again at each start.
 func TestRollingUpgrade(t *testing.T) {
 	t.Parallel()
 	var lowest atomic.Uint32
@@ -384,14 +384,14 @@ func TestRollingUpgrade(t *testing.T) {
 		leader := s.leader()
 		newer := fsm.RemoveHive("h")
 		must.Eq(t, 2, fsm.Required(newer))
-		lowest.Store(1) // an old one lives
+		lowest.Store(1) // an old one is alive
 		must.NoError(t, write1(t.Context(), leader.Node, "h", 1))
 		before := leader.Raft().LastIndex()
 		_, err := leader.Apply(t.Context(), newer)
 		must.Eq(t, core.Unavailable, core.KindOf(err))
 		must.StrContains(t, core.HintOf(err), "upgrade")
 		must.Eq(t, before, leader.Raft().LastIndex())
-		lowest.Store(0) // nobody knows: as it was before there was gossip
+		lowest.Store(0) // unknown, as before there was gossip
 		_, err = leader.Apply(t.Context(), newer)
 		must.NoError(t, err)
 		lowest.Store(2)
@@ -401,7 +401,7 @@ func TestRollingUpgrade(t *testing.T) {
 	})
 }
 
-// C-19: what the state machine would stop at is refused before it is logged.
+// C-19: a command at which the state machine would stop is refused before it is logged.
 func TestPoison(t *testing.T) {
 	t.Parallel()
 	simulate(t, 3, nil, func(t *testing.T, s *sim) {
@@ -426,8 +426,8 @@ func TestPoison(t *testing.T) {
 	})
 }
 
-// A snapshot goes back into its cluster: everywhere, and for those who were down; the index grows;
-// and the cluster goes on.
+// A snapshot is restored into its own cluster: on all nodes, including those that were down. The
+// index increases, and the cluster continues.
 func TestSaveAndRestore(t *testing.T) {
 	t.Parallel()
 	simulate(t, 3, func(o node.Options) node.Options { return o.WithTrailing(4) }, func(t *testing.T, s *sim) {
@@ -456,7 +456,7 @@ func TestSaveAndRestore(t *testing.T) {
 
 		follower := s.others(leader, down)[0]
 		must.Eq(t, core.Unavailable, core.KindOf(follower.RestoreSnapshot(t.Context(), bytes.NewReader(saved.Bytes()))))
-		must.NoError(t, follower.SaveSnapshot(t.Context(), &bytes.Buffer{})) // what it has
+		must.NoError(t, follower.SaveSnapshot(t.Context(), &bytes.Buffer{})) // its own state
 		index := leader.AppliedIndex()
 		must.Eq(t, core.Integrity, core.KindOf(leader.RestoreSnapshot(t.Context(), strings.NewReader("no snapshot"))))
 		must.Error(t, leader.RestoreSnapshot(t.Context(), bytes.NewReader(saved.Bytes()[:saved.Len()-3])))
@@ -484,7 +484,7 @@ func TestSaveAndRestore(t *testing.T) {
 		}
 		must.NoError(t, write1(t.Context(), leader.Node, "later", 1))
 		s.converged(5*time.Second, s.nodes...)
-		for _, n := range s.nodes { // all again, each with the restored state behind it
+		for _, n := range s.nodes { // restart all, each with the restored state in its log
 			s.kill(n)
 		}
 		for _, n := range s.nodes {
@@ -493,7 +493,7 @@ func TestSaveAndRestore(t *testing.T) {
 		must.NoError(t, write1(t.Context(), s.leader().Node, "later", 2))
 		s.converged(5*time.Second, s.nodes...)
 
-		// Another cluster's is refused.
+		// Another cluster's snapshot is refused.
 		other := fsm.New()
 		data, err := fsm.Encode(fsm.InitCluster(core.Cluster{ID: "c2", Name: "two", CACertificates: []byte("x")}, nil, nil))
 		must.NoError(t, err)
@@ -524,8 +524,8 @@ func TestBootstrapRefuses(t *testing.T) {
 	})
 }
 
-// A queen that comes too late to begin the cluster is told so, and is part of it all the same: the
-// two others had elected a leader meanwhile.
+// A queen that is too late to bootstrap the cluster gets an error, and joins it all the same: the
+// two others have elected a leader in the meantime.
 func TestBootstrapTooLate(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -542,12 +542,12 @@ func TestBootstrapTooLate(t *testing.T) {
 		s.until(5*time.Second, "written", func() bool { return late.State().AppliedIndex() >= s.leader().State().AppliedIndex() })
 		must.True(t, late.HasState())
 		must.Len(t, 3, late.Servers())
-		s.kill(s.others(late)[0]) // its vote counts: with it two of three are left
+		s.kill(s.others(late)[0]) // its vote counts: with it, two of three are left
 		s.leader()
 	})
 }
 
-// onlyVoter makes a cluster of one and removes it.
+// onlyVoter makes the node a cluster of one and tries to remove it.
 func onlyVoter(t *testing.T, s *sim, n *simNode) error {
 	t.Helper()
 	must.NoError(t, n.Bootstrap([]node.Voter{{ID: n.ID(), Address: n.name}}))

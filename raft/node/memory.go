@@ -10,7 +10,7 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// memory holds a node's state if there is no folder. It outlives the node in tests, as a disk does.
+// memory holds a node's state if there is no folder. In tests it outlives the node, as a disk does.
 type memory struct {
 	logs  *memoryLogs
 	snaps *memorySnapshots
@@ -24,7 +24,7 @@ func newMemory() *memory {
 // memoryLogs adds StartAt to raft's own store.
 type memoryLogs struct{ *raft.InmemStore }
 
-// StartAt does what logstore.Store.StartAt does.
+// StartAt is like logstore.Store.StartAt.
 func (m *memoryLogs) StartAt(l *raft.Log) error {
 	first, err := m.FirstIndex()
 	if err != nil {
@@ -53,13 +53,13 @@ func (m *memoryLogs) StartAt(l *raft.Log) error {
 	return m.StoreLogs(after)
 }
 
-// SetBoth does what logstore.Store.SetBoth does.
+// SetBoth is like logstore.Store.SetBoth.
 func (m *memoryLogs) SetBoth(numberKey []byte, n uint64, k, v []byte) error {
 	return errors.Join(m.InmemStore.SetUint64(numberKey, n), m.InmemStore.Set(k, v))
 }
 
-// memorySnapshots holds the newest complete snapshot: raft's own in-memory store shows one while it
-// is being written.
+// memorySnapshots holds the newest complete snapshot: raft's own in-memory store exposes one while
+// it is still being written.
 type memorySnapshots struct {
 	mu     sync.Mutex
 	count  int

@@ -28,8 +28,8 @@ const (
 	// snapshotThreshold is the number of entries that make a new snapshot worthwhile. A restart
 	// applies at most about as many before it is ready. Raft's default is 8192.
 	snapshotThreshold = 1024
-	// rpcTimeout is how long raft waits for an answer: a follower writes to its disk before it
-	// answers, and a dead connection is dropped after that long.
+	// rpcTimeout is how long raft waits for an answer. A follower writes to its disk before it
+	// answers, and a dead connection is dropped after this time.
 	rpcTimeout = 3 * time.Second
 
 	// drainOpen is how long Shutdown waits for pending work before it cuts the connections.
@@ -40,54 +40,54 @@ const (
 
 // Voter is a member of a cluster to bootstrap.
 type Voter struct {
-	ID      string // as Node.ID gives it
+	ID      string // as returned by Node.ID
 	Address string // as the transport dials it
 }
 
-// Options describe the node to open.
+// Options configure the node to open.
 type Options struct {
 	ID     string // the machine's id, unique in the cluster and permanent; it is not an address
 	Dir    string // folder of log, votes and snapshots, created 0700; empty: everything in memory
 	Logger hclog.Logger
-	// Transport carries raft between queens; the node closes it. nil: Stream does.
+	// Transport carries raft between queens; the node closes it. nil: use Stream.
 	Transport raft.Transport
 	// Stream carries raft between queens if Transport is nil; the node closes it. Its Addr is what
 	// other nodes dial. nil: a single queen, within the process.
 	Stream raft.StreamLayer
 	Now    func() time.Time // stamps commands; nil: time.Now
 
-	// Bootstrap says what the node does without state; the zero value is Alone.
+	// Bootstrap selects what the node does without state; the zero value is Alone.
 	Bootstrap Bootstrap
 	// ElectionTimeout is the silence of the leader after which a node stands for election, and the
 	// leader's lease; 0: 250 ms, or 1 s for a single queen within the process; at least 50 ms.
 	ElectionTimeout time.Duration
-	// Probe connects to an address and hangs up: see Lost. Its error has syscall.ECONNREFUSED in
-	// its chain if the address refuses connections. nil: through Stream; without it, Lost does
+	// Probe connects to an address and disconnects: see Lost. Its error has syscall.ECONNREFUSED in
+	// its chain if the address refuses connections. nil: through Stream; without either, Lost does
 	// nothing.
 	Probe func(ctx context.Context, address string) error
-	// MinFSM returns the lowest state machine version among the live queens, 0: unknown. Commands
-	// that need a higher one are refused. nil: unknown.
+	// MinFSM returns the lowest state machine version among the live queens, or 0 if it is unknown.
+	// Commands that need a higher one are refused. nil: unknown.
 	MinFSM func() uint32
-	// AddressOf returns the address at which the server with a raft id was lately seen; empty: use
-	// the raft configuration's. A cluster whose addresses all changed at once finds itself by it.
-	// nil: unknown. It must not block.
+	// AddressOf returns the address at which the server with a raft id was last seen; empty: use
+	// the raft configuration's. It lets the members of a cluster find each other after all
+	// addresses have changed at once. nil: unknown. It must not block.
 	AddressOf func(raftID string) string
 	// Stabilization is how long a new queen must be healthy before it gets a vote; 0: 10 s.
 	Stabilization time.Duration
 	// DeadAfter is how long gossip and raft must not hear from a queen before it is removed; 0: 1
 	// min.
 	DeadAfter time.Duration
-	// MinVoters is the number of voters below which dead ones are not removed; 0: 3.
+	// MinVoters is the number of voters at or below which dead ones are not removed; 0: 3.
 	MinVoters int
 	// FreeBytes returns the free space on the disk of Dir; nil: asks the file system.
 	FreeBytes func() (uint64, error)
 
-	memory     *memory // tests: kept over restarts
+	memory     *memory // in tests: kept across restarts
 	delay      func(op string) error
 	trailing   uint64 // raft's TrailingLogs
 	noAlign    bool
 	noIdentity bool
-	table      *fsm.Table // what this build knows; nil: what it does
+	table      *fsm.Table // features that this build knows; nil: the real ones
 }
 
 // Node is one member of the raft cluster. Methods may be called concurrently.
@@ -130,14 +130,14 @@ func NetworkTransport(stream raft.StreamLayer, log hclog.Logger) raft.Transport 
 	})
 }
 
-// Open opens or creates the node's state, bootstraps the cluster if it should, and starts to take
-// part in it. A node that is its cluster's only voter becomes its leader a few milliseconds later.
-// When Open returns, the state is restored up to what is known to be committed. The caller ends it
-// with Shutdown. Errors: InUse if another process has Dir open, Conflict if Dir is another node's,
-// Integrity, Unavailable, Invalid.
+// Open opens or creates the node's state, bootstraps the cluster if configured to, and starts to
+// participate in it. A node that is its cluster's only voter becomes its leader a few milliseconds
+// later. When Open returns, the state is restored up to what is known to be committed. The caller
+// ends it with Shutdown. Errors: InUse if another process has Dir open, Conflict if Dir is another
+// node's, Integrity, Unavailable, Invalid.
 //
-// A file peers.json in Dir turns the cluster into one of the queens that it lists, with this node's
-// state: for use after a majority is lost.
+// A file peers.json in Dir reduces the cluster to the queens that it lists, with this node's state:
+// for use after a majority is lost.
 func Open(opts Options) (*Node, error) {
 	if opts.ID == "" {
 		return nil, core.Errorf(core.Invalid, "open raft node: the node has no id")
@@ -211,8 +211,8 @@ func (n *Node) open() error {
 	return n.checkMembership()
 }
 
-// connect makes the transport from the stores; without them, it closes what the transport was to be
-// made of.
+// connect creates the transport if the stores are ready; otherwise it closes what the transport
+// would have been made of.
 func (n *Node) connect(ready bool) error {
 	inner := n.opts.Transport
 	if !ready {
@@ -251,15 +251,15 @@ func (n *Node) connect(ready bool) error {
 	return err
 }
 
-// leads reports whether this node leads in the term, and has the server among its followers. The
-// transport calls it while raft runs.
+// leads reports whether this node leads in the term, with the server as a follower. The transport
+// calls it while raft runs.
 func (n *Node) leads(id raft.ServerID, term uint64) bool {
 	r := n.disk.raft.Load()
 	return r != nil && r.State() == raft.Leader && r.CurrentTerm() == term &&
 		slices.ContainsFunc(r.GetConfiguration().Configuration().Servers, func(s raft.Server) bool { return s.ID == id })
 }
 
-// serverName returns a queen's name; its id if the registry does not know it.
+// serverName returns a queen's name, or its id if the registry does not know it.
 func (n *Node) serverName(id raft.ServerID) string {
 	node := OfRaftID(string(id))
 	if known, ok := n.fsm.State().Node(nil, node); ok && known.Name != "" {
@@ -268,7 +268,7 @@ func (n *Node) serverName(id raft.ServerID) string {
 	return node
 }
 
-// servers lists raft's servers; none before raft runs.
+// servers lists raft's servers, or none before raft runs.
 func (n *Node) servers() []raft.Server {
 	if n.disk == nil {
 		return nil
@@ -310,7 +310,7 @@ func (n *Node) stores() (*snapshots, error) {
 	if err := os.MkdirAll(n.opts.Dir, 0o700); err != nil {
 		return nil, core.WithHint(core.Wrap(err, core.Unavailable, "open raft node"), "Choose a data_dir that this user may write to.")
 	}
-	// if a folder's entry is lost, so are all promises in it
+	// if a folder's entry is lost, so are all votes and acknowledgements in it
 	if err := syncFolder(filepath.Dir(n.opts.Dir)); err != nil && missing != nil {
 		return nil, core.Wrap(err, core.Unavailable, "open raft node")
 	}
@@ -326,7 +326,7 @@ func (n *Node) stores() (*snapshots, error) {
 	if free == nil {
 		free = func() (uint64, error) { return freeBytes(n.opts.Dir) }
 	}
-	// only remembers it
+	// it only remembers the index
 	n.disk = newDisk(store, free, func(index uint64) { _ = store.StageCommitIndex(index) })
 	n.disk.delay, n.disk.lost = n.opts.delay, store.Err
 	return &snapshots{SnapshotStore: snaps, disk: n.disk, off: n.opts.noAlign}, nil
@@ -344,8 +344,8 @@ func (n *Node) resume(snaps *snapshots) error {
 	return snaps.align(list[0].Index, list[0].Term, false)
 }
 
-// checkMembership returns an error if this node would wait for ever for the leader of a cluster in
-// which only it could lead, and of which it is not a member.
+// checkMembership returns an error if this node would wait forever for the leader of a cluster in
+// which only it could lead, but of which it is not a member.
 func (n *Node) checkMembership() error {
 	servers := n.Servers()
 	if len(servers) == 0 {
@@ -363,11 +363,11 @@ func (n *Node) checkMembership() error {
 	return nil
 }
 
-// State returns this node's present registry: the leader's has every command that Apply returned. A
-// restore from a snapshot replaces it; see state.Store.Abandoned.
+// State returns this node's current registry: the leader's has every command for which Apply has
+// returned. A restore from a snapshot replaces it; see state.Store.Abandoned.
 func (n *Node) State() *state.Store { return n.fsm.State() }
 
-// AppliedIndex returns the raft index of the newest command in State; 0: none yet.
+// AppliedIndex returns the raft index of the newest command in State, or 0 if there is none yet.
 func (n *Node) AppliedIndex() uint64 { return n.State().AppliedIndex() }
 
 // ID returns the node's raft id: Options.ID and, except in older state, eight random hex digits of
@@ -380,7 +380,7 @@ func (n *Node) NodeID() string { return n.opts.ID }
 // HasState reports whether the node is, or once was, part of a cluster.
 func (n *Node) HasState() bool { return n.existed || len(n.Servers()) > 0 }
 
-// Leader returns the node id of the leader, as far as this node knows; empty: none.
+// Leader returns the node id of the leader, as far as this node knows, or an empty string.
 func (n *Node) Leader() string {
 	s, _ := n.LeaderServer()
 	return s.NodeID
@@ -399,12 +399,12 @@ func (n *Node) LeaderServer() (Server, bool) {
 // sure of it.
 func (n *Node) IsLeader() bool { return n.raft.State() == raft.Leader && n.disk.stalled() == nil }
 
-// Servers returns the members of the raft cluster, in the order of its configuration; none without
-// state.
+// Servers returns the members of the raft cluster, in the order of its configuration, or none
+// without state.
 func (n *Node) Servers() []Server {
 	leader, _ := n.LeaderServer()
 	var servers []Server
-	// raft returns a copy of its own, so it does not fail
+	// raft returns its own copy, so it does not fail
 	for _, s := range n.raft.GetConfiguration().Configuration().Servers {
 		servers = append(servers, Server{
 			NodeID: OfRaftID(string(s.ID)), RaftID: string(s.ID), Address: string(s.Address), Voter: s.Suffrage == raft.Voter, Leader: string(s.ID) == leader.RaftID,
@@ -443,8 +443,8 @@ func (n *Node) Shutdown() error {
 		close(n.closed)
 		var raftDone func() error
 		if n.raft != nil {
-			// Raft drops futures that are being applied when it ends; those that can be answered
-			// are answered first, the others when it no longer leads.
+			// Raft drops futures that are being applied when it shuts down. Those that can be
+			// answered are answered first, the others once it no longer leads.
 			n.drain(drainOpen)
 			if n.trans.Close() == nil {
 				n.drain(3 * n.opts.ElectionTimeout)

@@ -71,8 +71,8 @@ func hive(id string, incarnation uint64) core.Hive {
 	return core.Hive{ID: id, Name: id, Version: "1.0.0", OS: "linux", Arch: "amd64", Incarnation: incarnation}
 }
 
-// soonLeader opens a node that leads in less than the second which it takes without the early
-// election. On a busy machine it may take several.
+// soonLeader opens a node that leads in less than a second, which is how long it takes without the
+// early election. On a busy machine it may take several attempts.
 func soonLeader(t *testing.T, dir string) (n *node.Node, stop func()) {
 	t.Helper()
 	for attempt := 1; ; attempt++ {
@@ -120,7 +120,7 @@ func TestRestartKeepsEverything(t *testing.T) {
 	for round := range 4 {
 		start := time.Now()
 		n := open(t, node.Options{ID: "queen-a", Dir: dir})
-		// What was known to be committed is there before there is a leader.
+		// Everything known to be committed is restored before there is a leader.
 		if round > 0 {
 			must.GreaterEq(t, round*50-1, len(n.State().Hives(nil)))
 		}
@@ -144,7 +144,7 @@ func TestRestartKeepsEverything(t *testing.T) {
 	}
 }
 
-// More entries than raft's own replay at start can take.
+// More entries than raft's own replay at the start can handle.
 func TestRestartWithManyEntries(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {
@@ -181,8 +181,7 @@ func TestRestartWithManyEntries(t *testing.T) {
 	stop()
 }
 
-// A snapshot that the disk damaged is passed over: the one before and the log behind it have
-// everything.
+// A damaged snapshot is skipped: the previous one and the log after it have everything.
 func TestDamagedSnapshot(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -196,7 +195,7 @@ func TestDamagedSnapshot(t *testing.T) {
 			must.NoError(t, n.Snapshot(t.Context())) // it is not an error if there is nothing new
 		}
 	}
-	must.Eq(t, core.Unavailable, core.KindOf(n.LeadershipTransfer(t.Context()))) // to whom?
+	must.Eq(t, core.Unavailable, core.KindOf(n.LeadershipTransfer(t.Context()))) // there is no other voter
 	stop()
 	must.NoError(t, n.Shutdown())
 	files, err := filepath.Glob(filepath.Join(dir, "snapshots", "*", "state.bin"))
@@ -215,8 +214,8 @@ func TestDamagedSnapshot(t *testing.T) {
 		must.NoError(t, n.Shutdown())
 	}
 
-	// Without the log either there is nothing to start from, and it says so instead of starting
-	// with less.
+	// If the log is lost as well there is nothing to start from, and Open reports that instead of
+	// starting with less.
 	must.NoError(t, os.Remove(filepath.Join(dir, "log.db")))
 	_, err = node.Open(node.Options{ID: "queen-a", Dir: dir})
 	must.Eq(t, core.Integrity, core.KindOf(err), must.Sprint(err))
@@ -281,13 +280,13 @@ func TestApplyErrors(t *testing.T) {
 	cmd := fsm.SyncHive(hive("h1", 1), nil)
 	_, err := n.Apply(t.Context(), cmd)
 	must.NoError(t, err)
-	must.Eq(t, 0, cmd.GetAtUnixNano()) // the caller's own is not touched
+	must.Eq(t, 0, cmd.GetAtUnixNano()) // the caller's command is not changed
 
 	cancelled, cancel := context.WithCancel(t.Context())
 	cancel()
 	_, err = n.Apply(cancelled, cmd)
 	must.Eq(t, core.Cancelled, core.KindOf(err))
-	must.False(t, errors.Is(err, node.ErrOutcomeUnknown)) // it was never begun
+	must.False(t, errors.Is(err, node.ErrOutcomeUnknown)) // it was never started
 
 	stop()
 	must.NoError(t, n.Shutdown())
@@ -314,8 +313,8 @@ func TestLeadAgainAfterAnError(t *testing.T) {
 	must.Eq(t, 3, calls)
 }
 
-// Why Config.RestoreCommittedLogs is not used: when this test fails, raft has learnt it and
-// replay.go can go.
+// Why Config.RestoreCommittedLogs is not used: when this test fails, raft has fixed it and
+// replay.go can be removed.
 func TestRaftCannotRestoreCommittedLogs(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -329,7 +328,7 @@ func TestRaftCannotRestoreCommittedLogs(t *testing.T) {
 	must.NoError(t, n.Shutdown())
 
 	servers := restoreCommittedLogs(t, dir)
-	must.Len(t, 0, servers) // it has forgotten who it is
+	must.Len(t, 0, servers) // it has lost its membership
 }
 
 var _ raft.FSM = discard{}
@@ -340,7 +339,7 @@ func (discard) Apply(*raft.Log) any                 { return nil }
 func (discard) Snapshot() (raft.FSMSnapshot, error) { return nil, errors.New("none") }
 func (discard) Restore(r io.ReadCloser) error       { return r.Close() }
 
-// From Open to lead: part of what an agent may take to be ready.
+// From Open to lead: part of the time until an agent counts as ready.
 func BenchmarkStart(b *testing.B) {
 	for _, tt := range []struct{ name, dir string }{{"memory", ""}, {"disk", b.TempDir()}} {
 		b.Run(tt.name, func(b *testing.B) {

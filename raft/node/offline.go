@@ -16,12 +16,12 @@ import (
 	"github.com/rbee-project/rbee/raft/state"
 )
 
-// foundGap is how far the index of a founded registry is beyond every earlier known index. Indexes
-// of lost writes after the snapshot must not be used again: hives go by the highest that they have
-// seen, and raft by index and term.
+// foundGap is how far the index of a founded registry exceeds every earlier known index. Indexes of
+// lost writes after the snapshot must not be used again: hives rely on the highest index that they
+// have seen, and raft relies on index and term.
 const foundGap = 1 << 20
 
-// Salvaged is what could still be read of a raft folder.
+// Salvaged is what could be read from a raft folder.
 type Salvaged struct {
 	State    *state.Snapshot // never nil; empty if nothing could be read
 	Index    uint64          // the highest in the folder
@@ -30,8 +30,8 @@ type Salvaged struct {
 }
 
 // Salvage reads a raft folder that no process has open: the newest readable snapshot, and the log
-// after it as far as it goes, acknowledged or not. The result may be incomplete. A missing folder
-// counts as empty. Errors: InUse.
+// after it as far as it is readable, acknowledged or not. The result may be incomplete. A missing
+// folder counts as empty. Errors: InUse.
 func Salvage(dir string, log hclog.Logger) (Salvaged, error) {
 	m := fsm.New()
 	found := Salvaged{State: m.State().Snapshot()}
@@ -117,7 +117,7 @@ func Found(dir, nodeID, address string, store *state.Store, before Salvaged, now
 	if _, err := os.Lstat(dir); !errors.Is(err, fs.ErrNotExist) {
 		return core.Errorf(core.Conflict, "%s: %s is there already", op, dir)
 	}
-	// beyond an earlier founded registry that was lost again: neither grows by 1000 a second
+	// beyond an earlier founded registry that was lost again: neither grows by 1000 per second
 	clock := uint64(max(now.UnixMilli(), 0))
 	index := max(store.AppliedIndex(), before.Index, clock) + foundGap
 	term := max(before.Term, clock) + 1

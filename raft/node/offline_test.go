@@ -17,7 +17,7 @@ import (
 )
 
 // A raft folder that Found writes is a cluster of one, which leads at once, has the registry, and
-// continues from there, also after a restart.
+// continues from there, even after a restart.
 func TestFound(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "raft")
@@ -48,8 +48,8 @@ func TestFound(t *testing.T) {
 	must.SliceEmpty(t, left)
 }
 
-// Salvage gets everything out of a folder that is whole, what is readable out of one that is not,
-// and changes nothing.
+// Salvage reads everything from an intact folder and everything readable from a damaged one, and
+// changes nothing.
 func TestSalvage(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "raft")
@@ -78,7 +78,7 @@ func TestSalvage(t *testing.T) {
 	_, ok := got.State.Hive(nil, "in the log")
 	must.True(t, ok)
 
-	// The log is damaged: what the snapshot has is still there.
+	// The log is damaged: the contents of the snapshot are still readable.
 	path := filepath.Join(dir, "log.db")
 	data, err := os.ReadFile(path)
 	must.NoError(t, err)

@@ -26,9 +26,9 @@ func (*fakeFuture) Start() time.Time                        { return time.Time{}
 func (f *fakeFuture) Request() *raft.AppendEntriesRequest   { return &f.req }
 func (f *fakeFuture) Response() *raft.AppendEntriesResponse { return &f.resp }
 
-// Raft's transport hands over one answer before it takes the next request. When nobody takes the
-// answers, because one was bad, a request that raft sends nevertheless waits for ever, and with it
-// all that this follower is ever sent, and Shutdown.
+// Raft's transport hands over each answer before it takes the next request. If the answers are not
+// taken, because one was bad, a further request from raft would wait forever, and with it Shutdown
+// and everything sent to this follower.
 func TestPipelineTakesAnswers(t *testing.T) {
 	t.Parallel()
 	inner := fakePipeline{answers: make(chan raft.AppendFuture)}

@@ -16,15 +16,16 @@ import (
 
 func mayBeBehind(path string) bool { return strings.HasSuffix(path, "log.db.tip") }
 
-// oldSnapshot returns one that raft deleted: nobody minds it.
+// oldSnapshot reports whether the path is in a snapshot, which raft may have deleted: its return is
+// harmless.
 func oldSnapshot(path string) bool { return strings.Contains(path, "/snapshots/") }
 
-// oneSnapshot returns the folder of one: raft syncs it only after it has its name, and shortens the
-// log after that.
+// oneSnapshot reports whether the path is a snapshot's folder: raft syncs it only after it has its
+// final name, and truncates the log after that.
 func oneSnapshot(path string) bool { return filepath.Base(filepath.Dir(path)) == "snapshots" }
 
-// C-08: what a node acknowledges is on the disk: its id, commands, snapshots with their
-// description, and the folders that they are in.
+// C-08: what a node acknowledges is on the disk: its id, commands, snapshots with their metadata,
+// and the folders that contain them.
 func TestPowerLossNode(t *testing.T) {
 	disktrace.Check(t, disktrace.Scenario{Ignore: mayBeBehind, Returns: oldSnapshot, Late: oneSnapshot, Run: func(t *testing.T, dir string, ack func(string)) {
 		n, err := node.Open(node.Options{ID: "queen-a", Dir: filepath.Join(dir, "raft")})
@@ -42,7 +43,7 @@ func TestPowerLossNode(t *testing.T) {
 	}})
 }
 
-// The raft folder of a restore without a cluster is on the disk when it is done.
+// The raft folder of a restore without a cluster is on the disk when the restore returns.
 func TestPowerLossFound(t *testing.T) {
 	disktrace.Check(t, disktrace.Scenario{Ignore: mayBeBehind, Returns: oldSnapshot, Late: oneSnapshot, Run: func(t *testing.T, dir string, ack func(string)) {
 		must.NoError(t, node.Found(filepath.Join(dir, "raft"), "q", "127.0.0.1:1", fsm.New().State(), node.Salvaged{}, time.Now(), hclog.NewNullLogger()))

@@ -14,8 +14,8 @@ import (
 	"github.com/rbee-project/rbee/raft/fsm"
 )
 
-// appliedEvery is the interval of checks whether raft passed an entry that is not a command, which
-// the state machine does not see.
+// appliedEvery is the interval of checks for raft having passed an entry that is not a command,
+// which the state machine does not see.
 const appliedEvery = 5 * time.Millisecond
 
 // ReadIndex returns the index that a node must have applied for its State to hold everything that
@@ -25,7 +25,7 @@ const appliedEvery = 5 * time.Millisecond
 func (n *Node) ReadIndex(ctx context.Context, verify bool) (uint64, error) {
 	const op = "read the registry"
 	if err := n.disk.stalled(); err != nil {
-		// raft is stuck in the write, and does not notice that it leads no longer
+		// raft is stuck in the write, and does not notice that it no longer leads
 		return 0, core.Wrap(err, core.Unavailable, op)
 	}
 	term := n.raft.CurrentTerm()
@@ -68,14 +68,14 @@ func (n *Node) verify(ctx context.Context, op string, term uint64) error {
 			return nil
 		}
 		if n.raft.CurrentTerm() != term {
-			// elected anew: first find out what was committed before
+			// elected again: first find out what was committed before
 			return n.classify(op, raft.ErrNotLeader)
 		}
 	}
 }
 
-// quorumContact returns when the last message was sent with which a majority accepted this node as
-// the leader of the term.
+// quorumContact returns the latest time such that a majority accepted this node as the leader of
+// the term in answer to requests sent at that time or later.
 func (n *Node) quorumContact(term uint64) time.Time {
 	return n.trans.quorumContact(n.voterIDs(), raft.ServerID(n.id), term)
 }
@@ -94,7 +94,7 @@ func (n *Node) confirm(ctx context.Context, term uint64) error {
 	return n.Barrier(ctx)
 }
 
-// WaitApplied returns when State has everything up to the raft index. Errors: Unavailable if the
+// WaitApplied returns once State has everything up to the raft index. Errors: Unavailable if the
 // node shuts down; ctx's.
 func (n *Node) WaitApplied(ctx context.Context, index uint64) error {
 	const op = "wait for the registry"
@@ -114,8 +114,8 @@ func (n *Node) WaitApplied(ctx context.Context, index uint64) error {
 	}
 }
 
-// hasApplied reports whether State has everything up to index. State may not know, because only
-// commands reach it.
+// hasApplied reports whether State has everything up to index. State's own index may be lower,
+// because only commands reach it.
 func (n *Node) hasApplied(index uint64) bool {
 	if n.AppliedIndex() >= index || n.empty.Load() >= index {
 		return true
@@ -127,7 +127,7 @@ func (n *Node) hasApplied(index uint64) bool {
 	for i := index; i > have; i-- {
 		var l raft.Log
 		if err := n.disk.GetLog(i, &l); errors.Is(err, raft.ErrLogNotFound) && !n.disk.restoring.Load() {
-			break // a snapshot was made of the applied state
+			break // a snapshot of the applied state was made
 		} else if err != nil {
 			return false
 		}
@@ -143,7 +143,7 @@ func (n *Node) hasApplied(index uint64) bool {
 }
 
 // LastContact returns the time since this node last heard from its leader or led: 0 on the leader.
-// A node that never did counts from Open.
+// Before the first contact it counts from Open.
 func (n *Node) LastContact() time.Duration {
 	if n.IsLeader() {
 		return 0
@@ -155,10 +155,10 @@ func (n *Node) LastContact() time.Duration {
 	return time.Since(last)
 }
 
-// signal wakes all its waiters.
+// signal wakes all goroutines that wait for it.
 type signal struct {
 	mu sync.Mutex
-	ch chan struct{} // nil: nobody waits
+	ch chan struct{} // nil: no waiters
 }
 
 func (s *signal) wait() <-chan struct{} {
@@ -179,7 +179,7 @@ func (s *signal) send() {
 	}
 }
 
-// machine reports what was applied.
+// machine is the state machine that reports what was applied.
 type machine struct {
 	*fsm.FSM
 	applied  *signal

@@ -9,8 +9,8 @@ import (
 )
 
 // At start Raft 1.8 can apply what is known to be committed (Config.RestoreCommittedLogs), but it
-// skips the membership entries in it, so that a restarted only voter never elects itself, and it
-// blocks for ever on more than 128 batches. So the node does it: disk persists the commit index
+// skips the membership entries in it, so that a lone voter never elects itself after a restart, and
+// it blocks forever on more than 128 batches. So the node does it: disk persists the commit index
 // together with the entries, replay applies up to it before raft starts, and the state machine
 // skips what raft then applies again.
 
@@ -23,7 +23,7 @@ func (n *Node) replay(logs raft.LogStore, snaps raft.SnapshotStore) error {
 	}
 	var restored, needed uint64
 	for i, meta := range list {
-		// a snapshot holds only committed entries, and raft goes on from the newest, readable or
+		// a snapshot holds only committed entries, and raft continues from the newest, readable or
 		// not
 		needed = max(needed, meta.Index)
 		_, r, err := snaps.Open(meta.ID)
@@ -35,7 +35,7 @@ func (n *Node) replay(logs raft.LogStore, snaps raft.SnapshotStore) error {
 			break
 		}
 		if core.KindOf(err) == core.Unsupported {
-			// an older snapshot would only lead to equally new entries
+			// an older snapshot would only lead to entries that are just as new
 			return core.Wrap(err, core.Unsupported, "restore raft state")
 		}
 		n.log.Warn("raft snapshot is not readable", "snapshot", meta.ID, "left", len(list)-1-i, "error", err)

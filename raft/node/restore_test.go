@@ -11,7 +11,7 @@ import (
 )
 
 // restoreCommittedLogs starts raft itself on the files of a node, and returns the members of the
-// cluster that it then knows.
+// cluster that raft then knows.
 func restoreCommittedLogs(t *testing.T, dir string) []raft.Server {
 	t.Helper()
 	store, err := logstore.Open(filepath.Join(dir, "log.db"), logstore.Options{})
@@ -31,7 +31,7 @@ func restoreCommittedLogs(t *testing.T, dir string) []raft.Server {
 	return servers
 }
 
-// bootstrapPlain makes state as it was before raft ids.
+// bootstrapPlain creates state as it was before raft ids.
 func bootstrapPlain(t *testing.T, dir, id string) {
 	t.Helper()
 	store, err := logstore.Open(filepath.Join(dir, "log.db"), logstore.Options{})

@@ -12,7 +12,7 @@ import (
 	"github.com/rbee-project/rbee/raft/node"
 )
 
-// builds are a cluster's builds during an upgrade: of this version, and of the next, which knows
+// builds are the builds of a cluster during an upgrade: this version, and the next one, which knows
 // draining and an optional address of hives.
 type builds struct {
 	older, newer *fsm.Table
@@ -36,8 +36,8 @@ func (b *builds) options(t *fsm.Table) func(node.Options) node.Options {
 	}
 }
 
-// roll gives the nodes another build, one after the other, the leader last. While each is away the
-// log is shortened, so that it comes back to a snapshot that the others took.
+// roll restarts the nodes with another build, one after the other, the leader last. While each is
+// down the others truncate their logs, so that it gets a snapshot that they made.
 func (b *builds) roll(s *sim, to *fsm.Table) {
 	s.t.Helper()
 	leader := s.leader()
@@ -59,9 +59,9 @@ func (b *builds) roll(s *sim, to *fsm.Table) {
 	}
 }
 
-// C-18: three queens go to the next version and back, with snapshots between, in either direction.
-// A mixed cluster works all the time: what the next version adds waits until all have it, or is
-// left out. Then there is a way back only until it is used.
+// C-18: three queens are upgraded to the next version and downgraded again, with snapshots in
+// between. The mixed cluster works all the time: features of the next version wait until all have
+// it, or are omitted. A downgrade is possible only until a new feature is used.
 func TestRollWithSnapshots(t *testing.T) {
 	t.Parallel()
 	b := newBuilds()
@@ -69,7 +69,7 @@ func TestRollWithSnapshots(t *testing.T) {
 		must.NoError(t, write1(t.Context(), s.leader().Node, "h", 1))
 		b.roll(s, b.newer)
 
-		// All are new, but gossip has not said so yet.
+		// All are new, but gossip has not reported it yet.
 		_, err := s.leader().Apply(t.Context(), fsm.SetHiveDraining("h", true))
 		must.Eq(t, core.Unavailable, core.KindOf(err))
 		must.ErrorContains(t, err, "draining")
@@ -90,7 +90,7 @@ func TestRollWithSnapshots(t *testing.T) {
 			must.NoError(t, n.Snapshot(t.Context()))
 		}
 
-		// An older build says what it lacks, and leaves its state alone.
+		// An older build reports what it lacks, and does not touch its state.
 		back := s.others(s.leader())[0]
 		s.kill(back)
 		trans := s.net.attach(back.name)

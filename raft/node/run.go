@@ -16,14 +16,15 @@ const (
 	maxPause   = 10 * time.Second
 )
 
-// Run calls lead whenever this node becomes the leader, once State has all that was committed
-// before, and cancels its context when the leadership is lost. There is never more than one lead at
-// a time: the next one waits for the one before, also when the leadership was lost and regained at
-// once. When lead returns an error the node hands the leadership to another; if there is none, lead
-// runs again after a pause. When it returns nil it is done until the next leadership.
+// Run calls lead whenever this node becomes the leader, once State has everything that was
+// committed before, and cancels its context when the leadership is lost. There is never more than
+// one lead at a time: the next one waits for the previous one, even if the leadership was lost and
+// regained at once. If lead returns an error, the node hands the leadership to another node; if
+// there is none, lead runs again after a pause. If it returns nil, it is done until the next
+// leadership.
 //
-// Run returns nil when ctx ends or the node shuts down, and an error when the node's disk failed:
-// end the process then, for the node cannot vote any more. Call it once.
+// Run returns nil when ctx ends or the node shuts down, and an error if the node's disk failed: the
+// caller should then end the process, for the node can no longer vote. Call it only once.
 func (n *Node) Run(ctx context.Context, lead func(ctx context.Context) error) error {
 	var failed <-chan struct{}
 	if n.store != nil {
@@ -114,7 +115,7 @@ func (n *Node) LeadershipTransfer(ctx context.Context) error {
 }
 
 // LeadershipTransferTo asks a voter to take over the leadership, and waits until it stands for
-// election. Errors: as LeadershipTransfer.
+// election. Errors: as for LeadershipTransfer.
 func (n *Node) LeadershipTransferTo(ctx context.Context, raftID, address string) error {
 	if raftID == n.id {
 		return core.Errorf(core.Conflict, "hand over the leadership: queen %s is the leader, or wants to be", raftID)
@@ -127,7 +128,7 @@ func (n *Node) LeadershipTransferTo(ctx context.Context, raftID, address string)
 func (n *Node) transfer(ctx context.Context, begin func() raft.Future) error {
 	err := n.wait(ctx, "hand over the leadership", func() error { return begin().Error() })
 	if core.KindOf(err) == core.Internal {
-		return core.WithKind(err, core.Unavailable) // raft's own error when no voter takes it
+		return core.WithKind(err, core.Unavailable) // raft's own error if no voter takes it
 	}
 	return err
 }

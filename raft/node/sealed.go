@@ -23,8 +23,8 @@ const (
 	snapshotSum     = "meta.sum"
 )
 
-// sealedSnapshots holds the snapshots below a folder whose description is unchanged. One without a
-// checksum is of an older version.
+// sealedSnapshots holds the snapshots below a folder whose metadata is unchanged. A snapshot
+// without a checksum is from an older version.
 type sealedSnapshots struct {
 	raft.SnapshotStore
 	dir string
@@ -48,7 +48,7 @@ func (s *sealedSnapshots) Create(version raft.SnapshotVersion, index, term uint6
 	return &sealedSink{SnapshotSink: sink, store: s}, nil
 }
 
-// List omits snapshots whose description was changed.
+// List omits snapshots whose metadata was changed.
 func (s *sealedSnapshots) List() ([]*raft.SnapshotMeta, error) {
 	all, err := s.SnapshotStore.List()
 	var whole []*raft.SnapshotMeta

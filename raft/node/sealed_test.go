@@ -12,8 +12,8 @@ import (
 	"github.com/rbee-project/rbee/raft/node"
 )
 
-// C-11: one bit of the newest snapshot is flipped, in its description or its data. The node opens
-// with everything that it had, from the snapshot before and the log, or not at all.
+// C-11: one bit of the newest snapshot is flipped, in its metadata or its data. The node opens with
+// everything it had, from the previous snapshot and the log, or not at all.
 func TestEveryFlippedByteOfASnapshot(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "raft")

@@ -28,13 +28,13 @@ const (
 	simTimeout = 3 * time.Second
 )
 
-// simNet carries raft between nodes within a synctest bubble, and loses what it is told to.
+// simNet carries raft between nodes within a synctest bubble, and drops what it is told to.
 type simNet struct {
 	mu        sync.Mutex
 	nodes     map[string]*simTransport
-	cut       map[[2]string]bool // what the first sends, the second does not get
-	snapshots map[string]int     // sent to an address
-	// nil, or what the answers to heartbeats wait for once they have arrived
+	cut       map[[2]string]bool // messages from the first to the second are dropped
+	snapshots map[string]int     // number sent to an address
+	// if not nil, answers to heartbeats wait for it after they have arrived
 	hold *hold
 }
 
@@ -44,7 +44,7 @@ func newSimNet() *simNet {
 	return &simNet{nodes: map[string]*simTransport{}, cut: map[[2]string]bool{}, snapshots: map[string]int{}}
 }
 
-// split cuts the addresses into groups that do not hear each other, besides what is cut already.
+// split cuts the addresses into groups that cannot reach each other, in addition to existing cuts.
 func (s *simNet) split(groups ...[]string) {
 	for i, a := range groups {
 		for j, b := range groups {
@@ -71,8 +71,8 @@ func (s *simNet) heal() {
 	clear(s.cut)
 }
 
-// holdAnswers keeps the answers to heartbeats, which have arrived, from whom they are for, until
-// release is called: as when a process is stopped. Each that is held is told of on arrived.
+// holdAnswers hides answers to heartbeats that have arrived from their recipients until release is
+// called, as when a process is stopped. Each held answer is reported on arrived.
 func (s *simNet) holdAnswers() (arrived <-chan struct{}, release func()) {
 	h := &hold{arrived: make(chan struct{}), released: make(chan struct{})}
 	s.setHold(h)
@@ -123,7 +123,7 @@ func (s *simNet) attach(addr string) *simTransport {
 	return t
 }
 
-// probe connects to an address, from another.
+// probe returns a function that connects from one address to another.
 func (s *simNet) probe(from string) func(context.Context, string) error {
 	return func(ctx context.Context, to string) error {
 		t, ok := s.passes(from, to)
@@ -262,26 +262,26 @@ func ask[T any](t *simTransport, to raft.ServerAddress, command any, data io.Rea
 	}
 }
 
-// sim is a cluster within a synctest bubble, with memory for disks.
+// sim is a cluster within a synctest bubble, with memory instead of disks.
 type sim struct {
 	t     *testing.T
 	net   *simNet
-	mu    sync.Mutex // guards nodes against those who do not add any
+	mu    sync.Mutex // guards nodes against goroutines that do not add any
 	nodes []*simNode
 	ctx   context.Context
 	loads []*load
 }
 
 type simNode struct {
-	*node.Node // of the test's own goroutine; others use at
+	*node.Node // used by the test's own goroutine; others use at
 	at         atomic.Pointer[node.Node]
-	name       string // its node id, and its address
+	name       string // node id and address
 	mem        *node.Memory
 	trans      *simTransport
-	opts       func(node.Options) node.Options // what is special about it
+	opts       func(node.Options) node.Options // special options; may be nil
 	ran        chan error
 	up         bool
-	lead       atomic.Bool // its lead runs
+	lead       atomic.Bool // its lead is running
 	duty       func(ctx context.Context, n *node.Node) error
 }
 
@@ -313,10 +313,10 @@ func (s *sim) end() {
 	for _, n := range s.nodes {
 		s.kill(n)
 	}
-	time.Sleep(time.Minute) // what is in flight
+	time.Sleep(time.Minute) // let messages in flight arrive
 }
 
-// add makes a node that waits for a cluster.
+// add adds a node that waits for a cluster.
 func (s *sim) add(name string, opts func(node.Options) node.Options) *simNode {
 	n := &simNode{name: name, mem: node.NewMemory(), opts: opts}
 	s.start(n)
@@ -356,7 +356,7 @@ func (s *sim) start(n *simNode) {
 	}()
 }
 
-// kill ends a node as SIGKILL does: its memory stays, the others see their connections break.
+// kill ends a node as SIGKILL does: its memory is kept, and the others see their connections break.
 func (s *sim) kill(n *simNode) {
 	s.t.Helper()
 	if !n.up {
@@ -390,7 +390,7 @@ func (s *sim) list() []node.Voter {
 	return voters
 }
 
-// simLogger is for debugging: raft says much, and formatting it takes most of the time.
+// simLogger is for debugging: raft logs much, and formatting it takes most of the time.
 func simLogger(t *testing.T) hclog.Logger {
 	if testing.Verbose() {
 		return logger(t)
@@ -398,7 +398,8 @@ func simLogger(t *testing.T) hclog.Logger {
 	return hclog.NewNullLogger()
 }
 
-// leader waits for a node among these that leads; none: all. It is the one with the newest term.
+// leader waits for a leader among these nodes, or all if none are given, and returns the one with
+// the newest term.
 func (s *sim) leader(among ...*simNode) *simNode {
 	s.t.Helper()
 	if len(among) == 0 {
@@ -471,7 +472,7 @@ func (s *sim) converged(within time.Duration, nodes ...*simNode) {
 	}
 }
 
-// write makes one write on a node.
+// write1 makes one write on a node.
 func write1(ctx context.Context, n *node.Node, id string, incarnation uint64) error {
 	_, err := n.Apply(ctx, fsm.SyncHive(hive(id, incarnation), nil))
 	return err
@@ -486,7 +487,7 @@ type load struct {
 	mu    sync.Mutex
 	acked map[string]uint64
 	last  time.Time     // of the newest acknowledged write
-	gap   time.Duration // the longest between two
+	gap   time.Duration // longest time between two acknowledged writes
 	count int
 }
 
@@ -525,7 +526,7 @@ func (l *load) write(ctx context.Context, id string) {
 			i++
 			time.Sleep(20 * time.Millisecond)
 		case core.KindOf(err) == core.Conflict:
-			i++ // it was made although nobody said so
+			i++ // it was made although it was not acknowledged
 		default:
 			at++
 			time.Sleep(5 * time.Millisecond)
@@ -540,14 +541,14 @@ func (l *load) stop() (int, time.Duration) {
 	return l.count, l.gap
 }
 
-// since forgets the gaps until now.
+// since resets the gap measurement.
 func (l *load) since() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.gap = 0
 }
 
-// lost checks that a node has all that was acknowledged.
+// lost checks that a node has everything that was acknowledged.
 func (l *load) lost(n *simNode) {
 	l.s.t.Helper()
 	l.mu.Lock()

@@ -10,13 +10,13 @@ import (
 
 // A snapshot of index S and term T that a leader installs stands for all entries up to S. Raft
 // leaves the log as it is, and trusts it: if the log has another entry at S, or none there but
-// later ones, the leader's next entries never fit, so it sends the snapshot again, for ever
+// later ones, the leader's next entries never match, so it sends the snapshot again and again
 // (hashicorp/raft issue 697). If the log has only older ones, they may differ from those that the
 // snapshot stands for, and this node would send them to others when it leads.
 //
-// So once a snapshot is complete, the log is made to start at S, with an empty entry that stands
-// for the snapshot; what is after S stays, and raft finds out itself whether it fits. And because
-// raft has the last entry's term in memory, it gets that entry once more after it installed a
+// So once a snapshot is complete, the log is changed to start at S, with an empty entry that stands
+// for the snapshot; entries after S stay, and raft itself checks whether they match. Because raft
+// has the last entry's term in memory, it gets that entry once more after it has installed a
 // snapshot (see transport.install).
 
 // roomEvery is the number of bytes of a snapshot between two checks for free space.
@@ -83,8 +83,8 @@ func (s *snapshotSink) Close() error {
 	return s.store.align(s.index, s.term, true)
 }
 
-// align changes the log so that it can follow a snapshot with this end. With running, raft knows
-// the end of the log in memory.
+// align changes the log so that it can follow a snapshot with this end. running reports that raft
+// runs and has the end of the log in memory.
 func (s *snapshots) align(index, term uint64, running bool) error {
 	if s.off {
 		return nil
@@ -95,14 +95,14 @@ func (s *snapshots) align(index, term uint64, running bool) error {
 	}
 	for _, meta := range list {
 		if meta.Index > index && running {
-			return nil // it was overtaken, and the log matches the newer one
+			return nil // a newer snapshot exists, and the log matches it
 		}
 	}
 	s.disk.keep.Store(index)
 	var l raft.Log
 	switch err := s.disk.GetLog(index, &l); {
 	case err == nil && l.Term == term:
-		return nil // then everything before is the same too
+		return nil // then everything before it matches as well
 	case err != nil && !errors.Is(err, raft.ErrLogNotFound):
 		return err
 	}

@@ -4,5 +4,5 @@ package node
 
 import "math"
 
-// freeBytes returns no result here: a full disk shows when a write fails.
+// freeBytes is unsupported on this system: a full disk shows only when a write fails.
 func freeBytes(string) (uint64, error) { return math.MaxUint64, nil }

@@ -20,7 +20,7 @@ import (
 	"github.com/rbee-project/rbee/raft/node"
 )
 
-// tcpStream is raft over TCP on loopback. Close drops all connections, as the end of a process
+// tcpStream is raft over TCP on loopback. Close drops all connections, as the exit of a process
 // does.
 type tcpStream struct {
 	net.Listener
@@ -115,7 +115,7 @@ func queens(t *testing.T, size int, opts node.Options) []*queen {
 	for _, q := range all {
 		// the order does not matter
 		slices.Reverse(voters)
-		// the others may have elected a leader already, which told this one
+		// the others may have elected a leader already, which contacted this one
 		if err := q.Bootstrap(voters); core.KindOf(err) != core.Conflict {
 			must.NoError(t, err)
 		}
@@ -144,9 +144,10 @@ func writes(t *testing.T, all []*queen, id string, incarnation uint64) *queen {
 	return nil
 }
 
-// The leader's end is noticed by its connections, and its address says that it is no pause: the
-// others do not wait for the election timeout. Without Lost the gap is 250 ms and more, every time:
-// TestKillLeader holds that in simulated time, this one shows that real connections do it too.
+// The broken connections reveal the leader's death, and its address confirms that it is not a
+// pause: the others do not wait for the election timeout. Without Lost the gap is 250 ms or more,
+// every time. TestKillLeader checks that in simulated time; this test shows that it holds for real
+// connections.
 func TestGapAfterLeaderLoss(t *testing.T) {
 	t.Parallel()
 	all := queens(t, 3, node.Options{})
@@ -158,7 +159,7 @@ func TestGapAfterLeaderLoss(t *testing.T) {
 		rounds = 3
 	}
 	for range rounds {
-		for _, q := range all { // all are well again
+		for _, q := range all { // all are healthy again
 			must.NoError(t, q.WaitApplied(t.Context(), leader.AppliedIndex()))
 		}
 		start := time.Now()
@@ -172,7 +173,7 @@ func TestGapAfterLeaderLoss(t *testing.T) {
 	}
 	slices.Sort(gaps)
 	t.Logf("no writes for %s, half of the times %s or less", gaps, gaps[len(gaps)/2])
-	// generous: other tests have the processors meanwhile
+	// generous: other tests use the processors at the same time
 	must.Less(t, 5*time.Second, gaps[len(gaps)/2])
 	for _, q := range all {
 		must.NoError(t, q.WaitApplied(t.Context(), leader.AppliedIndex()))
@@ -181,8 +182,8 @@ func TestGapAfterLeaderLoss(t *testing.T) {
 	}
 }
 
-// C-03: all queens end at once, under load, and start again: everything that was acknowledged is
-// there, and soon.
+// C-03: all queens end at once, under load, and start again: everything acknowledged is restored,
+// and soon.
 func TestAllKilled(t *testing.T) {
 	t.Parallel()
 	all := queens(t, 3, node.Options{})
@@ -218,7 +219,7 @@ func TestAllKilled(t *testing.T) {
 	}
 }
 
-// A majority is lost for ever: the peers file makes those that are left a cluster.
+// A majority is lost for good: the peers file makes the remaining queens a cluster.
 func TestPeersFile(t *testing.T) {
 	t.Parallel()
 	all := queens(t, 3, node.Options{})
@@ -261,10 +262,10 @@ func TestPeersFile(t *testing.T) {
 	_, err = os.Stat(file + ".used")
 	must.NoError(t, err)
 	must.NoError(t, left.stop())
-	left.start(t, node.Options{Bootstrap: node.Later}) // it stays so
+	left.start(t, node.Options{Bootstrap: node.Later}) // the change is permanent
 	writes(t, []*queen{left}, "h", 102)
 
-	// The others join it anew, without their old state.
+	// The others join it with empty folders.
 	all[1].dir = t.TempDir()
 	all[1].start(t, node.Options{Bootstrap: node.Never})
 	must.NoError(t, left.AddVoter(t.Context(), all[1].ID(), all[1].address))
@@ -280,7 +281,7 @@ func TestPeersFile(t *testing.T) {
 	must.Eq(t, core.Invalid, core.KindOf(err))
 }
 
-// A raft id is kept with the state, and made anew without.
+// A raft id is kept with the state, and is new without it.
 func TestRaftID(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -296,21 +297,21 @@ func TestRaftID(t *testing.T) {
 	must.NoError(t, err)
 	must.Eq(t, 0o600, info.Mode().Perm())
 
-	// The log is gone, and something else of it is there: nobody takes the folder away like that.
+	// The log is missing, but its tip exists: the folder must not be used like that.
 	must.NoError(t, os.Remove(filepath.Join(dir, "log.db")))
 	_, err = node.Open(node.Options{ID: "queen-a", Dir: dir})
 	must.Eq(t, core.Integrity, core.KindOf(err), must.Sprint(err))
 
-	// All of the log is gone, the id is not: it would vote twice.
+	// Log and tip are missing, but the id exists: under that id the queen could vote twice.
 	must.NoError(t, os.Remove(filepath.Join(dir, "log.db.tip")))
 	anew := open(t, node.Options{ID: "queen-a", Dir: dir})
 	must.NotEq(t, id, anew.ID())
 	must.NoError(t, anew.Shutdown())
 
-	// State of the time before has the plain id, and keeps it.
+	// State from before raft ids has the plain id, and keeps it.
 	must.NoError(t, os.Remove(filepath.Join(dir, "server-id")))
 	_, err = node.Open(node.Options{ID: "queen-a", Dir: dir})
-	must.Eq(t, core.Conflict, core.KindOf(err)) // this one's state is not of the time before
+	must.Eq(t, core.Conflict, core.KindOf(err)) // this state is not from before raft ids
 	must.NoError(t, os.WriteFile(filepath.Join(dir, "server-id"), []byte("nonsense"), 0o600))
 	_, err = node.Open(node.Options{ID: "queen-a", Dir: dir})
 	must.Eq(t, core.Integrity, core.KindOf(err))
@@ -324,9 +325,9 @@ func TestRaftID(t *testing.T) {
 	stop()
 }
 
-// C-15 (hashicorp/raft issue 395): the log is gone, snapshots of a high term are there. To begin
-// anew would have raft throw the new snapshots away, which have a lower term, and the state with
-// the log that they replaced.
+// C-15 (hashicorp/raft issue 395): the log is missing, but snapshots of a high term exist. If the
+// node started over, raft would drop the new snapshots, which have a lower term, and with the log
+// that they replaced, the state.
 func TestSnapshotsWithoutLog(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -345,7 +346,7 @@ func TestSnapshotsWithoutLog(t *testing.T) {
 	must.Eq(t, core.Integrity, core.KindOf(err), must.Sprint(err))
 	must.StrContains(t, core.HintOf(err), "raft folder")
 
-	put(1, 2000) // why: when this is kept, raft has learnt it
+	put(1, 2000) // the reason: if this one is kept, raft has fixed it
 	list, err := snaps.List()
 	must.NoError(t, err)
 	for _, meta := range list {
@@ -353,8 +354,8 @@ func TestSnapshotsWithoutLog(t *testing.T) {
 	}
 }
 
-// C-16 with the state of a large cluster: a queen is away while 100,000 workers are registered and
-// the log is shortened, and catches up under load. Its short form is TestFarBehind.
+// C-16 with the state of a large cluster: a queen is down while 100,000 workers are registered and
+// the log is truncated, and catches up under load. The short form is TestFarBehind.
 func TestFarBehindLarge(t *testing.T) {
 	if os.Getenv("RBEE_SOAK") == "" {
 		t.Skip("it takes a minute: set RBEE_SOAK=1, as `make soak` does")

@@ -17,22 +17,22 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// heartbeatPoll is the interval of checks whether a server is back.
+// heartbeatPoll is the interval of checks for a server's return.
 const heartbeatPoll = 10 * time.Millisecond
 
-// fullPoll is how often a server with a full disk is asked whether it has room.
+// fullPoll is the interval of checks whether a server with a full disk has room.
 const fullPoll = 200 * time.Millisecond
 
 // keptConns is the number of idle connections kept to a server; anewWithin is how long a request is
-// retried on others when one is broken.
+// retried on other connections when one is broken.
 const (
 	keptConns  = 3
 	anewWithin = 50 * time.Millisecond
 )
 
 // transport sits between raft and the network. Raft waits for its disk in its only loop, so the
-// transport does what must happen meanwhile:
-//   - a node whose disk hangs is silent, so that the others go on without it;
+// transport does what must happen in the meantime:
+//   - a node whose disk hangs sends nothing, so that the others continue without it;
 //   - a node whose disk hangs or is full does not stand for election;
 //   - an answer counts only if it is from the server that was asked: a machine that lost its disk
 //     is another one, at the same address;
@@ -41,14 +41,14 @@ type transport struct {
 	inner   raft.Transport
 	preVote raft.WithPreVote
 	log     hclog.Logger
-	mute    func() error // why nothing may be sent
-	abstain func() error // why this node may not stand for election
-	full    func() error // why this node may not take entries
-	// this node leads in that term, and the server is a member
+	mute    func() error // returns why nothing may be sent
+	abstain func() error // returns why this node may not stand for election
+	full    func() error // returns why this node may not accept entries
+	// reports whether this node leads in that term, with the server as a member
 	leads     func(id raft.ServerID, term uint64) bool
 	addressOf func(raftID string) string // see Options
-	anybody   bool                       // tests: any answer counts
-	noAlign   bool                       // tests: raft does not look at its log again
+	anybody   bool                       // in tests: any answer counts
+	noAlign   bool                       // in tests: raft does not look at its log again
 
 	out   chan raft.RPC
 	done  chan struct{}
@@ -60,14 +60,14 @@ type transport struct {
 	mu        sync.Mutex // guards below
 	ending    bool       // nothing may be added to wg any more
 	contacts  map[raft.ServerID]contact
-	strangers map[raft.ServerID]string // the raft id that answered instead
+	strangers map[raft.ServerID]string // raft ids that answered instead
 }
 
 // contact is the last answer of a server that accepted this node as its leader.
 type contact struct {
 	at      time.Time // when the request was sent
 	term    uint64
-	lastLog uint64 // the server's last entry
+	lastLog uint64 // index of the server's last entry
 }
 
 var (
@@ -99,7 +99,7 @@ func (t *transport) SetHeartbeatHandler(handle func(rpc raft.RPC)) {
 	t.inner.SetHeartbeatHandler(handle)
 }
 
-// spawn runs fn, and does nothing after Close. Close waits for it.
+// spawn runs fn, and does nothing after Close. Close waits for fn.
 func (t *transport) spawn(fn func()) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -109,7 +109,7 @@ func (t *transport) spawn(fn func()) bool {
 	return !t.ending
 }
 
-// Close ends all running requests, and may be called again.
+// Close ends all running requests. It may be called more than once.
 func (t *transport) Close() error {
 	t.once.Do(func() {
 		t.mu.Lock()
@@ -133,7 +133,7 @@ func (t *transport) closed() error {
 	}
 }
 
-// relay passes on what other nodes send.
+// relay passes on requests from other nodes.
 func (t *transport) relay() {
 	in := t.inner.Consumer()
 	for {
@@ -149,7 +149,7 @@ func (t *transport) relay() {
 func (t *transport) deliver(rpc raft.RPC) {
 	switch c := rpc.Command.(type) {
 	case *raft.AppendEntriesRequest:
-		// Raft would refuse without saying why.
+		// Raft would refuse without a reason.
 		if err := t.full(); err != nil && len(c.Entries) > 0 {
 			rpc.Respond(&raft.AppendEntriesResponse{}, err)
 			return
@@ -171,7 +171,7 @@ func (t *transport) deliver(rpc raft.RPC) {
 	}
 }
 
-// install makes raft look at its log again before the leader hears that its snapshot is installed:
+// install makes raft look at its log again before the leader learns that its snapshot is installed:
 // see snapshots.go.
 func (t *transport) install(c *raft.InstallSnapshotRequest, result <-chan raft.RPCResponse, answer chan<- raft.RPCResponse) {
 	var r raft.RPCResponse
@@ -188,7 +188,7 @@ func (t *transport) install(c *raft.InstallSnapshotRequest, result <-chan raft.R
 			t.log.Debug("the log was not aligned with the snapshot", "error", err)
 		}
 	}
-	answer <- r // buffered by its maker
+	answer <- r // buffered by its creator
 }
 
 // inject passes raft a request that no node sent.
@@ -207,7 +207,7 @@ func (t *transport) inject(command any, data io.Reader) (any, error) {
 	}
 }
 
-// locate returns a server's address: where it was last seen, or else raft's.
+// locate returns the address at which a server was last seen, or else raft's.
 func (t *transport) locate(id raft.ServerID, target raft.ServerAddress) raft.ServerAddress {
 	if t.addressOf != nil {
 		if a := t.addressOf(string(id)); a != "" {
@@ -217,7 +217,7 @@ func (t *transport) locate(id raft.ServerID, target raft.ServerAddress) raft.Ser
 	return target
 }
 
-// check returns why nothing may be sent to a server.
+// check returns why a request must not be sent to a server.
 func (t *transport) check(refuse func() error) error {
 	if err := t.closed(); err != nil {
 		return err
@@ -244,7 +244,7 @@ func (t *transport) AppendEntries(id raft.ServerID, target raft.ServerAddress, r
 		err = t.answered(id, target, r.RPCHeader)
 	}
 	if err != nil {
-		if req.PrevLogEntry > 0 || len(req.Entries) > 0 { // no heartbeat
+		if req.PrevLogEntry > 0 || len(req.Entries) > 0 { // not a heartbeat
 			t.awaitHeartbeat(id, req.Term, time.Now())
 		}
 		return err
@@ -265,7 +265,7 @@ func (t *transport) awaitHeartbeat(id raft.ServerID, term uint64, since time.Tim
 	}
 }
 
-// leadsFor waits, and reports whether this node still leads in the term with the server as a
+// leadsFor waits, then reports whether this node still leads in the term with the server as a
 // follower.
 func (t *transport) leadsFor(id raft.ServerID, term uint64, wait time.Duration) bool {
 	select {
@@ -332,7 +332,7 @@ func (t *transport) TimeoutNow(id raft.ServerID, target raft.ServerAddress, req 
 }
 
 // anew retries a request that failed at once: kept connections to a restarted server fail one after
-// another, and an election is no time to find that out.
+// another, and an election has no time to find that out.
 func (t *transport) anew(ask func() error) error {
 	start := time.Now()
 	for tries := 0; ; tries++ {
@@ -363,7 +363,7 @@ func (t *transport) AppendEntriesPipeline(id raft.ServerID, target raft.ServerAd
 	return p, nil
 }
 
-// pipeline checks which server answers.
+// pipeline checks which server the answers are from.
 type pipeline struct {
 	raft.AppendPipeline
 	t      *transport
@@ -388,9 +388,9 @@ func (p *pipeline) Close() error {
 	return p.AppendPipeline.Close()
 }
 
-// run passes on answers until raft closes the pipeline. It always takes them: raft stops reading
-// when it has seen a bad one, may send once more nevertheless, and would then wait for ever for its
-// own transport to take the earlier answers.
+// run passes on answers until raft closes the pipeline. It always accepts them: raft stops reading
+// after a bad one, may still send once more, and would then wait forever for its own transport to
+// accept the earlier answers.
 func (p *pipeline) run() {
 	in := p.AppendPipeline.Consumer()
 	var queue []raft.AppendFuture
@@ -402,7 +402,7 @@ func (p *pipeline) run() {
 		}
 		select {
 		case f := <-in:
-			// A failed one has an empty answer, which raft takes for a refusal, as it does this.
+			// A failed request has an empty answer, which raft takes for a refusal, like this one.
 			if r := f.Response(); len(r.ID) > 0 && p.t.answered(p.id, p.target, r.RPCHeader) != nil {
 				*r = raft.AppendEntriesResponse{}
 			} else if len(r.ID) > 0 {
@@ -460,8 +460,8 @@ func (t *transport) contact(id raft.ServerID, term uint64) (contact, bool) {
 	return c, ok && c.term == term
 }
 
-// quorumContact returns the last time at which a majority of the voters accepted this node as the
-// leader of the term.
+// quorumContact returns the latest time such that a majority of the voters accepted this node as
+// the leader of the term in answer to requests sent at that time or later.
 func (t *transport) quorumContact(voters []raft.ServerID, self raft.ServerID, term uint64) time.Time {
 	var at []time.Time
 	for _, id := range voters {

@@ -14,9 +14,9 @@ import (
 
 const (
 	watchEvery = 250 * time.Millisecond
-	// slowFor is how long the disk must be slow.
+	// slowFor is how long the disk must be slow before the leadership moves.
 	slowFor = 2 * time.Second
-	// The pause between two moves of the leadership away from this node: it grows, because a move
+	// The pause between two moves of the leadership away from this node. It grows, because a move
 	// does not help if all disks are slow.
 	firstRest = time.Minute
 	maxRest   = time.Hour
@@ -24,7 +24,7 @@ const (
 	electionWrites     = 8
 	maxElectionTimeout = 10 * time.Second
 	adaptEvery         = time.Second
-	// calmFor is the time without a move after which the pause is short again.
+	// calmFor is the time without a move after which the pause is reset.
 	calmFor = 3 * time.Hour
 )
 
@@ -84,8 +84,8 @@ func (n *Node) watchDisk(ctx context.Context) {
 	}
 }
 
-// adapt gives elections the time that they need on this disk: a vote takes two writes on each side.
-// If no node can be elected in time, they all try for ever. It does not change how soon an election
+// adapt adapts the duration of elections to this disk: a vote takes two writes on each side. If no
+// node can be elected in time, they all try forever. It does not change how soon an election
 // starts.
 func (n *Node) adapt() {
 	took, known := n.disk.median()
@@ -136,11 +136,11 @@ func (n *Node) handOver(ctx context.Context) bool {
 	return false
 }
 
-// correctEvery is between two looks whether this node's address is the cluster's.
+// correctEvery is the interval of checks whether this node's address in the cluster is correct.
 const correctEvery = time.Second
 
-// correctAddress keeps this node's address in the cluster at its present one, until ctx ends. The
-// leaders of other nodes do it for them: see pilot.reconcile.
+// correctAddress keeps this node's address in the cluster up to date, until ctx ends. The leaders
+// of other nodes do it for them: see pilot.reconcile.
 func (n *Node) correctAddress(ctx context.Context) {
 	tick := time.NewTicker(correctEvery)
 	defer tick.Stop()
