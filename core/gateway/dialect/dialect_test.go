@@ -67,6 +67,7 @@ func TestDecodeRefuses(t *testing.T) {
 		"ollama result without call":      {ollama.Chat, `{"model":"m","messages":[{"role":"tool","content":"x"}]}`, "messages[0]"},
 		"ollama image":                    {ollama.Chat, `{"model":"m","messages":[{"role":"user","images":["?"],"content":"x"}]}`, "messages[0].images"},
 		"ollama num_predict":              {ollama.Chat, `{"model":"m","messages":[{"role":"user","content":"x"}],"options":{"num_predict":1.5}}`, "options.num_predict"},
+		"ollama num_predict text":         {ollama.Chat, `{"model":"m","messages":[{"role":"user","content":"x"}],"options":{"num_predict":"x"}}`, "options.num_predict"},
 		"ollama format":                   {ollama.Generate, `{"model":"m","prompt":"x","format":"yaml"}`, "format"},
 		"ollama think":                    {ollama.Generate, `{"model":"m","prompt":"x","think":3}`, "think"},
 		"ollama context":                  {ollama.Generate, `{"model":"m","prompt":"x","context":[1,2]}`, "context"},

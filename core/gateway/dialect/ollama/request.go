@@ -44,7 +44,7 @@ type common struct {
 // options are Ollama's names for top-level fields of OpenAI's request. Options about loading a
 // model (num_ctx, num_gpu, num_thread, …) are ignored: a request does not control them here.
 type options struct {
-	NumPredict       json.Number     `json:"num_predict"`
+	NumPredict       json.RawMessage `json:"num_predict"`
 	Temperature      json.RawMessage `json:"temperature"`
 	TopK             json.RawMessage `json:"top_k"`
 	TopP             json.RawMessage `json:"top_p"`
@@ -64,8 +64,8 @@ func (c *common) stream() bool { return c.Stream == nil || *c.Stream }
 func (c *common) into(out *dialect.Chat) error {
 	out.Model, out.KeepAlive = Name(c.Model), c.KeepAlive
 	o := c.Options
-	if o.NumPredict != "" {
-		n, err := strconv.ParseFloat(string(o.NumPredict), 64)
+	if s := string(o.NumPredict); s != "" && s != "null" {
+		n, err := strconv.ParseFloat(s, 64)
 		if err != nil || n != float64(int64(n)) {
 			return dialect.Invalid("options.num_predict", "options.num_predict must be a whole number")
 		}
