@@ -11,13 +11,15 @@ import (
 //
 // The first caller works, with its own context and its own means; the others wait and receive its
 // progress and its outcome. If the first gives up, one of the others takes over, with its own
-// means: it does not fetch again what is already on disk.
+// means: it does not fetch again what is already on disk. If the first fails, so do the others with
+// its origin; those with another one try that.
 type flights[T any] struct {
 	mu  sync.Mutex // guards all
 	all map[string]*flight[T]
 }
 
 type flight[T any] struct {
+	by        string        // the origin that the first caller fetches from
 	done      chan struct{} // closed at the end, after the fields below were set
 	value     T
 	err       error
@@ -34,9 +36,10 @@ type watcher struct {
 	phases []core.Progress
 }
 
-// do runs work unless work for key is already running, and returns its outcome. progress is called
-// only in the caller's goroutine or in work's.
-func (g *flights[T]) do(ctx context.Context, key string, progress func(core.Progress), work func(ctx context.Context, report func(core.Progress)) (T, error)) (T, error) {
+// do runs work unless work for key is already running, and returns its outcome. A caller whose
+// origin, by, is not the one that failed then runs its own work. progress is called only in the
+// caller's goroutine or in work's.
+func (g *flights[T]) do(ctx context.Context, key, by string, progress func(core.Progress), work func(ctx context.Context, report func(core.Progress)) (T, error)) (T, error) {
 	if progress == nil {
 		progress = func(core.Progress) {}
 	}
@@ -44,7 +47,7 @@ func (g *flights[T]) do(ctx context.Context, key string, progress func(core.Prog
 		g.mu.Lock()
 		f, running := g.all[key]
 		if !running {
-			f = &flight[T]{done: make(chan struct{}), watchers: map[*watcher]struct{}{}}
+			f = &flight[T]{by: by, done: make(chan struct{}), watchers: map[*watcher]struct{}{}}
 			if g.all == nil {
 				g.all = map[string]*flight[T]{}
 			}
@@ -54,7 +57,7 @@ func (g *flights[T]) do(ctx context.Context, key string, progress func(core.Prog
 		if !running {
 			return g.lead(ctx, key, f, progress, work)
 		}
-		again, v, err := f.wait(ctx, progress)
+		again, v, err := f.wait(ctx, by, progress)
 		if !again {
 			return v, err
 		}
@@ -88,7 +91,7 @@ func (f *flight[T]) tell(p core.Progress) {
 	}
 }
 
-func (f *flight[T]) wait(ctx context.Context, progress func(core.Progress)) (again bool, v T, err error) {
+func (f *flight[T]) wait(ctx context.Context, by string, progress func(core.Progress)) (again bool, v T, err error) {
 	w := &watcher{news: make(chan struct{}, 1)}
 	f.mu.Lock()
 	f.watchers[w] = struct{}{}
@@ -110,7 +113,8 @@ func (f *flight[T]) wait(ctx context.Context, progress func(core.Progress)) (aga
 			for _, p := range w.take() {
 				progress(p)
 			}
-			return f.abandoned && ctx.Err() == nil, f.value, f.err
+			again = f.abandoned || f.err != nil && f.by != by
+			return again && ctx.Err() == nil, f.value, f.err
 		}
 	}
 }

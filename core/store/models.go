@@ -457,7 +457,7 @@ func (s *Store) ensureBlob(ctx context.Context, f FileSpec, isGGUF bool, from Su
 	if isGGUF {
 		key = "gguf " + key
 	}
-	return s.blobs.do(ctx, key, progress, func(ctx context.Context, report func(core.Progress)) (blob, error) {
+	return s.blobs.do(ctx, key, f.origin(), progress, func(ctx context.Context, report func(core.Progress)) (blob, error) {
 		want, err := parseDigest(f.Digest)
 		if err != nil {
 			return blob{}, err

@@ -44,7 +44,7 @@ func TestFlightsForget(t *testing.T) {
 	var g flights[int]
 	started, finish, done := make(chan struct{}), make(chan struct{}), make(chan int)
 	go func() {
-		v, err := g.do(t.Context(), "key", nil, func(_ context.Context, report func(core.Progress)) (int, error) {
+		v, err := g.do(t.Context(), "key", "", nil, func(_ context.Context, report func(core.Progress)) (int, error) {
 			close(started)
 			<-finish
 			report(core.Progress{Phase: "late"})
@@ -58,7 +58,7 @@ func TestFlightsForget(t *testing.T) {
 	cancel()
 	f := g.all["key"]
 	for range 3 {
-		_, err := g.do(ctx, "key", nil, nil)
+		_, err := g.do(ctx, "key", "", nil, nil)
 		must.ErrorIs(t, err, context.Canceled)
 	}
 	must.MapLen(t, 0, f.watchers)

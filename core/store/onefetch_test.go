@@ -1,6 +1,7 @@
 package store_test
 
 import (
+	"bytes"
 	"context"
 	"io"
 	"sync"
@@ -65,6 +66,49 @@ func TestOneFetchForAll(t *testing.T) {
 	wg.Wait()
 	must.Eq(t, 1, g.fetches.Load())
 	must.MapNotEmpty(t, told)
+}
+
+// Whoever waits for a fetch from a bad origin then fetches from its own.
+func TestBadOriginBesideGoodOne(t *testing.T) {
+	t.Parallel()
+	body := tinyModel(t)
+	s := open(t, t.TempDir())
+	wrong := bytes.Clone(body)
+	wrong[len(wrong)-1] ^= 1
+	bad, good := newGate(wrong), &origin{body: body}
+	first := make(chan error, 1)
+	go func() {
+		_, err := s.PutModel(t.Context(), spec("bad", body, sha256Of(body)), store.Fetch(bad.fetch), nil)
+		first <- err
+	}()
+	<-bad.reached
+	ids := []string{"good", "better", "bad"} // the last one from the bad origin, too
+	others, waiting := make([]chan error, len(ids)), make(chan struct{}, len(ids))
+	for i, id := range ids {
+		from := store.Fetch(good.fetch)
+		if id == "bad" {
+			from = bad.fetch
+		}
+		others[i] = make(chan error, 1)
+		waits := sync.OnceFunc(func() { waiting <- struct{}{} })
+		go func() {
+			_, err := s.PutModel(t.Context(), spec(id, body, sha256Of(body)), from, func(core.Progress) { waits() })
+			others[i] <- err
+		}()
+	}
+	for range ids {
+		<-waiting
+	}
+	close(bad.let)
+	must.Eq(t, core.Integrity, core.KindOf(<-first))
+	must.NoError(t, <-others[0])
+	must.NoError(t, <-others[1])
+	must.Eq(t, core.Integrity, core.KindOf(<-others[2]))
+	must.Eq(t, 1, bad.fetches.Load())
+	for _, id := range []string{"good", "better"} {
+		must.NoError(t, s.VerifyModel(t.Context(), id))
+	}
+	must.Eq(t, 1, good.fetches.Load())
 }
 
 func TestCancelOfOneKeepsTheOther(t *testing.T) {

@@ -66,7 +66,7 @@ func (s *binaries) putBinary(ctx context.Context, spec BinarySpec, from Supply, 
 		return core.WorkerBinary{}, core.Errorf(core.Conflict, "%s was replaced meanwhile", path.Base(spec.Executable)).Hint("Try again: the new one is installed then.")
 	}
 	key := strings.Join([]string{spec.ID(), p.codeDigest, spec.engineDigest(), spec.Prefix, fmt.Sprint(spec.Links, spec.Force)}, "\x00")
-	return s.installs.do(ctx, key, progress, func(ctx context.Context, report func(core.Progress)) (core.WorkerBinary, error) {
+	return s.installs.do(ctx, key, spec.engineOrigin(), progress, func(ctx context.Context, report func(core.Progress)) (core.WorkerBinary, error) {
 		p.report = report
 		return p.run(ctx, from)
 	})
@@ -77,6 +77,13 @@ func (b BinarySpec) engineDigest() string {
 		return ""
 	}
 	return b.Engine.Digest
+}
+
+func (b BinarySpec) engineOrigin() string {
+	if b.Engine == nil {
+		return ""
+	}
+	return b.Engine.origin()
 }
 
 func checkBinarySpec(spec BinarySpec) error {

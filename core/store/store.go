@@ -51,6 +51,9 @@ type FileSpec struct {
 	Ref       string // the manifest's exact reference
 }
 
+// origin tells the places apart that one file can be fetched from.
+func (f FileSpec) origin() string { return f.Ref + "\x00" + f.Locator }
+
 // Store is a folder of models and worker binaries. It is safe for concurrent use. Its own methods
 // handle models and the store as a whole; each embedded part has its own state and locks, and knows
 // nothing of models.
