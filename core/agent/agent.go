@@ -130,7 +130,7 @@ type process struct {
 	pipe     *rpc.Pipe // between the queen and the hive of this process
 	conn     *grpc.ClientConn
 	servers  []*grpc.Server // one for the pipe, one for other nodes
-	guests   *grpc.Server   // for machines that join; nil: none can join
+	guests   *grpc.Server   // for machines that join; nil: joining is disabled
 	jobs     *job.Manager
 	bees     *hive.Hive
 	registry *node.Node

@@ -58,7 +58,7 @@ func TestCheckMatchesRun(t *testing.T) {
 		"a queen alone":        {queen, "", "queen and hive in one"},
 		"a hive made a queen":  {both, memberDir(t, core.RoleHive), "no queen, which queen.enabled"},
 		"a queen made a hive":  {both, memberDir(t, core.RoleQueen), "no hive, which hive.enabled"},
-		"a queen that ends so": {"queen {\n enabled = false\n}\n" + hive, memberDir(t, core.RoleQueen, core.RoleHive), "would miss its vote"},
+		"a queen that ends so": {"queen {\n enabled = false\n}\n" + hive, memberDir(t, core.RoleQueen, core.RoleHive), "would still count on its vote"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -23,7 +23,7 @@ import (
 type leaver struct {
 	hivev1.UnimplementedAgentServiceServer
 	bees    *hive.Hive          // nil: no hive
-	members *membership.Members // of the queen; nil: no queen
+	members *membership.Members // the queen's members; nil: no queen
 	gossip  *gossip.Pool        // nil: not in a cluster, nothing to leave
 	log     hclog.Logger
 	once    sync.Once

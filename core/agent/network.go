@@ -45,7 +45,7 @@ type network struct {
 	moves    chan struct{}    // capacity one: the certificate is not for this machine's address
 
 	mu       sync.Mutex      // guards below
-	registry *node.Node      // of a queen; nil: a hive without a queen follows what queens report
+	registry *node.Node      // of a queen; nil: a hive without a queen follows the queens
 	revoked  map[string]bool // as queens last reported
 	standing core.Standing   // of this node
 }

@@ -14,8 +14,8 @@ const (
 // places bounds the connections of each kind, so that they never use up the files that an agent may
 // open.
 type places struct {
-	public     int // of the HTTP API; each may need another one, to a worker
-	streams    int // of other nodes, for data and files
+	public     int // to the HTTP API; each may need another one, to a worker
+	streams    int // from other nodes, for data and files
 	handshakes int // on the RPC port, with the handshake still in progress
 	guests     int // on the RPC port, without a certificate
 }

@@ -48,7 +48,7 @@ func (p *process) buildQueen(identity *pki.Identity) error {
 	cfg := p.cfg
 	opts := node.Options{ID: p.id, Dir: filepath.Join(cfg.DataDir, "raft"), Logger: p.log}
 	if cfg.Dev {
-		opts.Dir = "" // in memory
+		opts.Dir = "" // kept in memory
 	}
 	var seed *membership.Seed
 	var made atomic.Pointer[queen.Queen]

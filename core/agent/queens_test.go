@@ -56,7 +56,7 @@ func TestQueenListTriesHint(t *testing.T) {
 	must.Eq(t, was, l.List())
 }
 
-// Forged queens in gossip are tried, a few at a time: they keep out neither a known queen nor a
+// Forged queens in gossip are tried, a few at a time, and crowd out neither a known queen nor a
 // real new one.
 func TestQueenListBounds(t *testing.T) {
 	t.Parallel()

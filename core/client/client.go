@@ -56,7 +56,7 @@ type Options struct {
 // the hint that the queen returned; Unavailable when no queen can be reached.
 type Client struct {
 	queens []string // their addresses, without a trailing slash
-	open   []bool   // for each queen: the token is sent to it although it has no TLS
+	open   []bool   // for each queen: send it the token even without TLS
 	health *health
 	token  string
 	agent  string

@@ -79,7 +79,7 @@ func attempt(verb, path string) error {
 			err = f.Close()
 		}
 		return err
-	case "threads": // of the parent
+	case "threads": // the parent's threads
 		threads, err := os.ReadDir(agent + "task")
 		if err != nil {
 			return err

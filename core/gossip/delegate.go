@@ -61,7 +61,7 @@ func (d delegate) LocalState(bool) []byte {
 	d.p.mu.Unlock()
 	b, err := proto.Marshal(&s)
 	if err != nil {
-		panic(err) // IDs received as valid text marshal as valid text
+		panic(err) // IDs are checked to be valid text on receipt
 	}
 	return b
 }

@@ -12,8 +12,8 @@ import (
 )
 
 // Keys encrypt the pool: 16, 24 or 32 bytes each (32 is AES-256). The first one encrypts; all
-// decrypt. Format verbs and JSON hide them; but hclog takes slices apart by itself, so never pass
-// it one.
+// decrypt. Format verbs and JSON hide them; but hclog prints slices element by element, so never
+// pass it one.
 type Keys [][]byte
 
 const hidden = "[secret]"

@@ -270,7 +270,7 @@ func TestRetentionOnDisk(t *testing.T) {
 	day := 24 * time.Hour
 	for name, tt := range map[string]struct {
 		opts job.Options
-		want int // of 5 jobs, each a day apart and at least 10 KB
+		want int // jobs left of 5, each a day apart and at least 10 KB
 	}{
 		"count": {job.Options{Retain: 3}, 3},
 		"age":   {job.Options{MaxAge: 2*day + time.Hour}, 3},

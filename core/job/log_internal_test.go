@@ -64,7 +64,7 @@ func FuzzReadLog(f *testing.F) {
 	})
 }
 
-// A line counts only with its checksum, whatever is cut off.
+// readLine accepts a line only with a valid checksum, wherever it is cut.
 func TestReadLine(t *testing.T) {
 	t.Parallel()
 	whole, err := appendLine(nil, header{ID: "a"})
@@ -82,7 +82,7 @@ func TestReadLine(t *testing.T) {
 	must.False(t, readLine(append([]byte("00000000x"), whole[9:]...), &h))
 }
 
-// A file without a whole first line is damaged; an unreadable disk does not mean damage.
+// A file without a whole first line is damaged; a read error does not count as damage.
 func TestReadLogFails(t *testing.T) {
 	t.Parallel()
 	for name, r := range map[string]io.Reader{

@@ -309,7 +309,7 @@ func TestRecoverRefuses(t *testing.T) {
 		good.RPCAddress = address
 		id, err := pki.Recover(t.TempDir(), good)
 		must.NoError(t, err, must.Sprint(address))
-		must.Len(t, 2, id.Certificate().Leaf.IPAddresses) // the loopback ones
+		must.Len(t, 2, id.Certificate().Leaf.IPAddresses) // only the loopback addresses
 	}
 }
 

@@ -389,7 +389,7 @@ func TestSecretsHideThemselves(t *testing.T) {
 		must.NoError(t, err)
 		b.Write(j)
 	}
-	// hclog takes slices apart by itself; types that contain secrets are safe.
+	// hclog prints slices element by element; types that contain secrets are safe.
 	for _, thing := range []any{id, *seed, seed, ca, material, &material, r} {
 		for _, asJSON := range []bool{false, true} {
 			hclog.New(&hclog.LoggerOptions{Output: &b, JSONFormat: asJSON}).Info("x", "x", thing)

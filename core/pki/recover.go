@@ -62,7 +62,7 @@ func recoverySum(cluster string, key []byte) []byte {
 
 // RecoverOptions describe the identity to make from a registry.
 type RecoverOptions struct {
-	Cluster        core.Cluster // of the registry
+	Cluster        core.Cluster // the registry's cluster
 	SealKey        Secret       // from ParseRecoveryKey
 	NodeID         string       // 8 hex digits, new to the cluster
 	NodeName       string

@@ -3,7 +3,7 @@ package pki
 import "fmt"
 
 // Secret is key material. Format verbs and JSON hide it; it is a []byte for code that needs the
-// bytes. hclog takes slices apart by itself: never pass it one.
+// bytes. hclog prints slices element by element: never pass it one.
 type Secret []byte
 
 // Secrets are several keys, the one in use first. They hide themselves as Secret does.

@@ -102,7 +102,7 @@ func (l layout) folders() []string {
 
 // settings hold the contents of a new hive's configuration.
 type settings struct {
-	name      string // of the machine; empty: its host name
+	name      string // name of the machine; empty: its host name
 	bind      string // address to listen on; empty: all
 	advertise string // empty: detected
 	queen     bool   // it is also a queen

@@ -18,7 +18,7 @@ type look struct {
 	sum           string   // the tool that computes SHA-256 sums; empty: none
 	freeBytes     int64    // in the file system of the home folder; -1: unknown
 	manifests     []string // paths of manifests of installations
-	version       string   // of the installed rbee; empty: none
+	version       string   // version of the installed rbee; empty: none
 }
 
 // parseLook reads the output of scriptLook. It skips unknown lines, such as a shell's greeting, and

@@ -53,8 +53,8 @@ type Run interface {
 // Options configure a Remote.
 type Options struct {
 	Cluster  Cluster // nil: this machine is not in a cluster
-	Name     string  // of this machine
-	Home     string  // of the user whose SSH identity is used
+	Name     string  // name of this machine
+	Home     string  // home folder of the user whose SSH identity is used
 	Agent    string  // SSH_AUTH_SOCK; empty: none
 	DataDir  string  // its subfolder ssh holds hosts and accepted host keys
 	Program  Program

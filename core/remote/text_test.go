@@ -117,7 +117,7 @@ func TestScriptsAreShell(t *testing.T) {
 	}
 }
 
-// The service script leaves a process alone that is not the agent.
+// The service script leaves alone a process that is not the agent.
 func TestServiceKeepsForeignProcess(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

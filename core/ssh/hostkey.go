@@ -94,8 +94,8 @@ func (k *hostKeys) refuse(err error, hint string) error {
 	return k.taken
 }
 
-// check returns a gossh.HostKeyCallback. Errors: Unauthenticated for an unknown key, Integrity for
-// a changed or revoked one.
+// check is a gossh.HostKeyCallback. Errors: Unauthenticated for an unknown key, Integrity for a
+// changed or revoked one.
 func (k *hostKeys) check(_ string, remote net.Addr, key gossh.PublicKey) error {
 	k.seen = &core.HostKey{Type: key.Type(), Fingerprint: gossh.FingerprintSHA256(key), State: core.HostKeyUnknown}
 	var err error = &knownhosts.KeyError{}

@@ -64,7 +64,7 @@ func NewBoard(look func(hive string) (Hive, bool)) *Board {
 	return &Board{look: look, files: map[string]*file{}}
 }
 
-// file holds what is known of one file.
+// file holds what the board knows about one file.
 type file struct {
 	asked   chan struct{} // closed once the hives were asked
 	holders map[string]bool

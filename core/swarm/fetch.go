@@ -48,9 +48,9 @@ func newLink(s Seeder, digest string, size int64, dial func(ctx context.Context,
 	}}
 }
 
-// fetch writes the bytes from from (inclusive) to to (exclusive) into w, as they arrive. It returns
-// w's error unchanged. Errors: Overloaded if the hive serves too many others, NotFound,
-// Unavailable; Cancelled when ctx has ended.
+// fetch writes the bytes [from, to) into w, as they arrive. It returns w's error unchanged. Errors:
+// Overloaded if the hive serves too many others, NotFound, Unavailable; Cancelled when ctx has
+// ended.
 func (l *link) fetch(ctx context.Context, from, to int64, w io.Writer) error {
 	const op = "fetch from a hive"
 	ctx, cancel := context.WithCancelCause(ctx)

@@ -116,7 +116,7 @@ type bee struct {
 	conns  chan net.Conn
 	kill   func() // ends everything at once
 	dead   chan struct{}
-	said   []string // by one goroutine
+	said   []string // used by one goroutine only
 }
 
 // memShelf holds one file, or none.

@@ -210,8 +210,8 @@ func (s *Seeker) Next(ctx context.Context, failed error) (Step, error) {
 	}
 }
 
-// Fetch writes the bytes from from (inclusive) to to (exclusive) into w, read from the hive of the
-// last Next. Errors: those of w, unchanged; Overloaded, NotFound, Unavailable, Cancelled.
+// Fetch writes the bytes [from, to) into w, read from the hive of the last Next. Errors: those of
+// w, unchanged; Overloaded, NotFound, Unavailable, Cancelled.
 func (s *Seeker) Fetch(ctx context.Context, from, to int64, w io.Writer) error {
 	s.mu.Lock()
 	l := s.link
@@ -349,7 +349,7 @@ func (s *Seeker) enter(stage Stage, l *link) {
 	s.stage, s.link, s.doubt = stage, l, false
 }
 
-// tell reports a message unless it was the last one reported.
+// tell reports a message unless it repeats the last one.
 func (s *Seeker) tell(format string, args ...any) {
 	if text := fmt.Sprintf(format, args...); text != s.said {
 		s.said = text

@@ -42,7 +42,7 @@ type Parsed struct {
 	Kind        core.TokenKind
 	ID          string
 	Secret      Secret
-	Fingerprint string // of the CA certificate; join tokens only
+	Fingerprint string // fingerprint of the CA certificate; join tokens only
 }
 
 // New makes an API token. The text holds the only copy of its secret: show it once and keep only
@@ -155,7 +155,7 @@ func Hash(s Secret) []byte {
 	return h[:]
 }
 
-// is reports whether s is n characters of the alphabet.
+// is reports whether s consists of n characters of the alphabet.
 func is(s string, n int) bool {
 	return len(s) == n && strings.Trim(s, alphabet) == ""
 }

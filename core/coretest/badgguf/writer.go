@@ -107,7 +107,7 @@ type Tensor struct {
 	Offset uint64
 }
 
-// File returns a GGUF file with these metadata and tensors and this many bytes of data behind the
+// File returns a GGUF file with this metadata, these tensors and this many bytes of data behind the
 // header.
 func File(entries []Entry, tensors []Tensor, data int) []byte {
 	h := &header{}

@@ -228,7 +228,7 @@ func TestFailed(t *testing.T) {
 	must.Eq(t, "no test failed by itself", failed(""))
 }
 
-// noticedIn finds the edits that an earlier run noticed by their text.
+// noticedIn identifies the edits that an earlier run noticed by their text.
 func TestNoticedIn(t *testing.T) {
 	e := parsed(t, "func f(a int) bool { return a < 1 }").candidates(anyEdits)[1]
 	e.folder = "core/x"
