@@ -11,7 +11,7 @@ import (
 // version is set by the linker.
 var version = "0.0.0-dev"
 
-// tiny is the model. How it was made stands in rbee-tiny.md, the recipe in rbee-tiny-src.
+// tiny is the model. rbee-tiny.md describes how it was made; the recipe is in rbee-tiny-src.
 //
 //go:embed rbee-tiny.gguf
 var tiny string

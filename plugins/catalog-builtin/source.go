@@ -21,7 +21,7 @@ const (
 	tinyLicense = "Apache-2.0"
 )
 
-// source offers one model. It has no state but the model's bytes.
+// source offers one model. It has no state except the model's bytes.
 type source struct {
 	version string
 	model   string

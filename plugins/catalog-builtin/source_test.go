@@ -17,7 +17,7 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/sdktest"
 )
 
-// The digest that rbee-tiny.md names; whoever changes the model changes both.
+// The digest named in rbee-tiny.md; a change of the model must change both.
 const tinyDigest = "sha256:6fb5f4657d98505c96c25de7f01369dc6fd00d74dd2d5aa71205aab6f14bfde0"
 
 func TestResolveAndFetch(t *testing.T) {

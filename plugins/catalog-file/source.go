@@ -37,8 +37,8 @@ const (
 // Any holder of a cluster token may ask for a model, while the files belong to the user that runs
 // the hive. So only files below the configured folders can be named; links must not lead out of
 // them. With allow_any every file that this user may read can be named, which is right on a
-// personal machine. In both cases it accepts only GGUF files, and says of others only that they are
-// not GGUF, so that nobody learns the digest of a secret.
+// personal machine. In both cases it accepts only GGUF files, and says about others only that they
+// are not GGUF, so that the digest of a secret does not leak.
 type source struct {
 	version string
 
@@ -131,7 +131,7 @@ func (s *source) config() (paths []string, allowAny bool) {
 // by itself.
 var part = regexp.MustCompile(`(?i)-\d{5}-of-\d{5}\.gguf$|^mmproj`)
 
-// firstPart matches the name of the first piece, which stands for all.
+// firstPart matches the name of the first piece, which represents all.
 var firstPart = regexp.MustCompile(`(?i)-00001-of-\d{5}\.gguf$`)
 
 // Search emits the GGUF files below the configured folders: exact names first, then by path.
@@ -146,7 +146,7 @@ func (s *source) Search(ctx context.Context, q catalog.Query, emit func(catalog.
 	for _, folder := range paths {
 		root, err := os.OpenRoot(folder)
 		if err != nil {
-			continue // Configure has warned of it
+			continue // Configure has warned about it
 		}
 		err = fs.WalkDir(root.FS(), ".", func(name string, d fs.DirEntry, err error) error {
 			visited++
@@ -247,7 +247,7 @@ func partsOf(path string) (paths []string, name string) {
 }
 
 // Resolve reads the whole file: its digest is that of the bytes on the disk now. For a large model
-// this takes as long as reading it. A part of a split model stands for all of its parts, which must
+// this takes as long as reading it. A part of a split model represents all of its parts, which must
 // be in the same folder.
 func (s *source) Resolve(ctx context.Context, ref string) (catalog.Manifest, error) {
 	paths, name := partsOf(ref)

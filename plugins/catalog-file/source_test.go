@@ -133,7 +133,7 @@ func TestRefusals(t *testing.T) {
 	must.NoError(t, err, must.Sprint("any file means any"))
 }
 
-// A refusal must not tell whether the file is there.
+// A refusal must not reveal whether the file exists.
 func TestRefusalTellsNothing(t *testing.T) {
 	t.Parallel()
 	outside := t.TempDir()
@@ -144,7 +144,7 @@ func TestRefusalTellsNothing(t *testing.T) {
 	must.Eq(t, there.Error(), strings.Replace(missing.Error(), "b.gguf", "a.gguf", 1))
 }
 
-// A part of a split model stands for all its parts, in order.
+// A part of a split model represents all its parts, in order.
 func TestSplitModel(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -174,7 +174,7 @@ func TestSplitModel(t *testing.T) {
 	must.Len(t, 1, m.Files)
 }
 
-// TestSearchPastBadName leaves out a file whose name is not UTF-8, and no other.
+// TestSearchPastBadName omits only the file whose name is not UTF-8.
 func TestSearchPastBadName(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

@@ -96,7 +96,7 @@ func (s *source) get(ctx context.Context, ref reference, address string, v any) 
 	return s.next(reply), nil
 }
 
-// release asks for the release of a reference.
+// release requests the release of a reference.
 func (s *source) release(ctx context.Context, ref reference) (release, error) {
 	u := s.set.api.JoinPath("repos", ref.owner, ref.repo, "releases")
 	if ref.tag == latest {
@@ -114,7 +114,7 @@ func (s *source) release(ctx context.Context, ref reference) (release, error) {
 	return r, nil
 }
 
-// explain says what GitHub's refusal means.
+// explain explains GitHub's refusal.
 func (s *source) explain(ref reference, h http.Header, err error) error {
 	e, ok := errors.AsType[*origin.StatusError](err)
 	if !ok {
@@ -151,7 +151,7 @@ func (s *source) explain(ref reference, h http.Header, err error) error {
 
 var nextLink = regexp.MustCompile(`<([^>]*)>\s*;[^,]*\brel="?next"?`)
 
-// next returns the address of the next page of a list, which must be at the API too.
+// next returns the address of the next page of a list, which must also belong to the API.
 func (s *source) next(r origin.Reply) string {
 	for _, link := range r.Header.Values("Link") {
 		if m := nextLink.FindStringSubmatch(link); m != nil {
@@ -209,8 +209,8 @@ func (s *source) checksum(ctx context.Context, ref reference, a asset, all []ass
 	return "", "", nil
 }
 
-// findSum finds the SHA-256 of a file in the output of sha256sum, GNU or BSD style. alone: a digest
-// without a name is the file's.
+// findSum finds the SHA-256 of a file in the output of sha256sum, GNU or BSD style. With alone, a
+// digest without a name counts as the file's.
 func findSum(text, name string, alone bool) string {
 	for line := range strings.Lines(text) {
 		line = strings.TrimSpace(line)

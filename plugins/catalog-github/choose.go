@@ -9,7 +9,7 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/catalog"
 )
 
-// kindOf returns the kind of a file by its name; empty: nothing that rbee can use.
+// kindOf returns the kind of a file by its name; empty: not usable by rbee.
 func kindOf(name string) catalog.ItemKind {
 	lower := strings.ToLower(name)
 	if strings.HasSuffix(lower, ".gguf") {
@@ -25,7 +25,7 @@ func kindOf(name string) catalog.ItemKind {
 
 func archives() []string { return []string{".zip", ".tgz", ".tar.gz"} }
 
-// systems returns the words for each system in the names of files.
+// systems returns the words that stand for each system in file names.
 func systems() map[string][]string {
 	return map[string][]string{
 		"linux": {"linux", "ubuntu", "debian", "manylinux"}, "darwin": {"macos", "darwin", "osx", "mac", "apple", "xcframework", "ios"}, "windows": {"windows", "win", "win32", "win64"},
@@ -43,7 +43,7 @@ func backends() []string {
 	return []string{"cuda", "vulkan", "rocm", "hip", "sycl", "opencl", "kompute", "musa", "cann", "openvino", "blas", "radeon", "adreno", "kleidiai"}
 }
 
-// tokens splits a name into words. x86_64 stays one.
+// tokens splits a name into words, keeping x86_64 whole.
 func tokens(name string) []string {
 	const whole = "x8664"
 	lower := strings.ReplaceAll(strings.ToLower(name), "x86_64", whole)
@@ -56,7 +56,7 @@ func tokens(name string) []string {
 	return words
 }
 
-// mentions returns which of some things a name mentions.
+// mentions returns which of things a name mentions.
 func mentions(words []string, things map[string][]string) []string {
 	var out []string
 	for thing, names := range things {
@@ -86,7 +86,7 @@ func fits(name, goos, goarch, backend string) bool {
 	return slices.Contains(said, backend)
 }
 
-// choose finds the asset that a reference means, with notes for the person about the choice.
+// choose finds the asset that a reference means, with notes about the choice for the user.
 func (s *source) choose(ref reference, all []asset) (asset, []string, error) {
 	var usable []asset
 	var names []string

@@ -21,9 +21,9 @@ import (
 
 const testToken = "ghp_testtoken"
 
-// forge is GitHub as far as a client can see: the API of releases below /api/v3 with entity tags
-// and a rate limit, public addresses of files, and another host where the bytes are, which fails
-// the test when it sees a credential.
+// forge imitates GitHub: the releases API under /api/v3 with entity tags and a rate limit, public
+// addresses of files, and another host that serves the bytes, which fails the test when it receives
+// a credential.
 type forge struct {
 	*httptest.Server
 	t     testing.TB
@@ -57,7 +57,7 @@ func sum(b []byte) string {
 	return hex.EncodeToString(s[:])
 }
 
-// content returns what a file of a name holds.
+// content returns the contents of a file by its name.
 func content(name string) []byte {
 	return bytes.Repeat([]byte(name+"\n"), 3000)
 }
@@ -152,7 +152,7 @@ func (f *forge) answer(w http.ResponseWriter, r *http.Request, v any) {
 	_, _ = w.Write(b)
 }
 
-// list gives one release a page.
+// list returns one release per page.
 func (f *forge) list(w http.ResponseWriter, r *http.Request, x *repo) {
 	page, _ := strconv.Atoi(r.URL.Query().Get("page"))
 	page = max(page, 1)
@@ -171,7 +171,7 @@ func (f *forge) asset(w http.ResponseWriter, r *http.Request, x *repo, id string
 				continue
 			}
 			if r.Header.Get("Accept") != "application/octet-stream" {
-				f.answer(w, r, a) // what it is, and not the bytes
+				f.answer(w, r, a) // metadata instead of the bytes
 				return
 			}
 			http.Redirect(w, r, f.cdn.URL+"/release-asset?name="+a["name"].(string)+"&sig=s", http.StatusFound)

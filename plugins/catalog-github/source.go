@@ -32,7 +32,7 @@ const (
 type source struct {
 	version      string
 	environ      []string
-	backoff      time.Duration // 0: origin's
+	backoff      time.Duration // 0: origin's default
 	now          func() time.Time
 	goos, goarch string
 
@@ -247,7 +247,7 @@ func (s *source) Resolve(ctx context.Context, text string) (catalog.Manifest, er
 		f.Header[name] = h.Get(name)
 	}
 	name := localName(a.Name)
-	if kindOf(a.Name) == catalog.KindModel { // two repositories may have files of one name
+	if kindOf(a.Name) == catalog.KindModel { // two repositories may have files of the same name
 		name = "github.com/" + exact.id() + "/" + name + ":" + r.Tag
 	}
 	return catalog.Manifest{Ref: exact.String(), Name: name, Kind: kindOf(a.Name), Version: r.Tag, Files: []catalog.File{f}, Notes: notes}, nil

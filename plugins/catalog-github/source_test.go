@@ -20,7 +20,7 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/sdktest"
 )
 
-// apps returns a forge with releases as they usually are.
+// apps returns a forge with typical releases.
 func apps(t *testing.T) *forge {
 	f := newForge(t)
 	f.repos["org/app"] = &repo{releases: []map[string]any{
@@ -121,7 +121,7 @@ func FuzzFindSum(f *testing.F) {
 	})
 }
 
-// The files of a release of llama.cpp, as they are called.
+// The files of a llama.cpp release, by their real names.
 func llama() []asset {
 	var out []asset
 	for _, suffix := range []string{
@@ -185,7 +185,7 @@ func TestRefusals(t *testing.T) {
 	for name, tc := range map[string]struct {
 		s    *source
 		ref  string
-		err  error // nil: it works
+		err  error // nil: success
 		hint string
 	}{
 		"no repository":     {none, "org/none", catalog.ErrNotFound, "GITHUB_TOKEN"},
@@ -277,7 +277,7 @@ func TestRepliesAreRemembered(t *testing.T) {
 	m, err := s.Resolve(t.Context(), "org/app@latest")
 	must.NoError(t, err)
 	must.Eq(t, "v3", m.Version)
-	// However many there are, the memory is bounded.
+	// However many there are, memory stays bounded.
 	for i := range 2 * maxRemembered {
 		id := fmt.Sprintf("org/app%d", i)
 		f.repos[id] = &repo{releases: []map[string]any{published("v1", f.file(1000+i, id, "v1", "m.gguf", true))}}
@@ -308,7 +308,7 @@ func TestSearchGoesThroughThePages(t *testing.T) {
 	must.SliceEmpty(t, refs(catalog.Query{}))
 	must.Len(t, before, f.requests)
 	must.SliceEmpty(t, refs(catalog.Query{Text: "org/none"}))
-	// With what is remembered the pages go on.
+	// Listing continues with the remembered pages.
 	must.Len(t, 6, refs(catalog.Query{Text: "org/app"}))
 }
 
@@ -320,7 +320,7 @@ func TestConfigure(t *testing.T) {
 		config string
 		env    []string
 		want   string
-		at     any // of the complaint; nil: none
+		at     any // of the diagnostic; nil: none
 	}{
 		"nothing":             {"{}", nil, "", nil},
 		"variable":            {"{}", []string{"GH_TOKEN=c", "GITHUB_TOKEN=b"}, "b", nil},

@@ -17,7 +17,7 @@ import (
 )
 
 const (
-	indexFresh = time.Minute // during which an index is not requested again
+	indexFresh = time.Minute // age up to which an index is not requested again
 	maxEntries = 10_000
 )
 
@@ -28,8 +28,8 @@ type entry struct {
 	Summary string `json:"summary"`
 	Version string `json:"version"`
 	License string `json:"license"`
-	// An entry of one file has these; another one has Files, with the GGUF to load first.
-	URL    string      `json:"url"` // may be relative to that of the index
+	// Only for an entry of one file. Another one has Files, beginning with the GGUF to load.
+	URL    string      `json:"url"` // may be relative to the index's address
 	SHA256 string      `json:"sha256"`
 	SHA512 string      `json:"sha512"`
 	Size   int64       `json:"size"` // bytes; 0: unknown

@@ -17,7 +17,7 @@ import (
 
 // link is an address with the digest of its contents.
 type link struct {
-	url    *url.URL // without fragment
+	url    *url.URL // without a fragment
 	digest string   // "sha256:<hex>" or "sha512:<hex>"; empty: not known
 }
 

@@ -27,7 +27,7 @@ const searchLimit = 100
 type source struct {
 	version string
 	environ []string
-	backoff time.Duration // 0: origin's
+	backoff time.Duration // 0: origin's default
 	now     func() time.Time
 
 	mu      sync.Mutex // held while Configure sets the fields, which are read-only afterwards
@@ -177,7 +177,7 @@ func (s *source) header(u *url.URL) (http.Header, error) {
 	return http.Header{}, nil
 }
 
-// explain says what to do about a refusal.
+// explain adds what to do about a refusal.
 func (s *source) explain(u *url.URL, err error) error {
 	if e, ok := errors.AsType[*origin.StatusError](err); ok && (e.Status == http.StatusUnauthorized || e.Status == http.StatusForbidden) {
 		return sdk.WithHint(err, `If it wants a token, write auth { origin = "%s://%s", token_file = "…" } into the config of catalog "http".`, u.Scheme, u.Host)
@@ -262,7 +262,7 @@ func (s *source) resolveURL(ctx context.Context, ref string) (catalog.Manifest, 
 		links = []link{l}
 	}
 	m := catalog.Manifest{Name: localName(file), Kind: kindOf(file)}
-	if m.Kind == catalog.KindModel { // two hosts may have files of one name
+	if m.Kind == catalog.KindModel { // two hosts may have files of the same name
 		m.Name = l.url.Host + path.Join("/", path.Dir(l.url.Path), m.Name)
 	}
 	unchecked := false
@@ -297,11 +297,11 @@ func (s *source) resolveURL(ctx context.Context, ref string) (catalog.Manifest, 
 }
 
 func mustFile(l link) string {
-	name, _ := l.file() // a part of a checked name
+	name, _ := l.file() // part of a checked name
 	return name
 }
 
-// look returns the size of the file at an address, and its digest if the server knows one.
+// look returns the size of the file at an address, and its digest if the server sends one.
 func (s *source) look(ctx context.Context, u *url.URL) (sizeBytes int64, digest string, err error) {
 	h, err := s.header(u)
 	if err != nil {
@@ -320,7 +320,7 @@ func (s *source) look(ctx context.Context, u *url.URL) (sizeBytes int64, digest 
 	_ = resp.Body.Close()
 	switch {
 	case resp.StatusCode == http.StatusMethodNotAllowed || resp.StatusCode == http.StatusNotImplemented:
-		return 0, "", nil // it cannot tell; the transfer will
+		return 0, "", nil // unknown; the transfer will tell
 	case resp.StatusCode/100 != 2:
 		return 0, "", s.explain(u, s.client.Explain(ctx, u, origin.NewStatusError(resp, nil, s.now())))
 	}

@@ -31,8 +31,8 @@ func sum(b []byte) string {
 	return hex.EncodeToString(s[:])
 }
 
-// web is a server of files with ranges, entity tags and an index. What is below /private/ wants a
-// token; /cdn/ redirects to another host, which fails the test when it sees one.
+// web is a server of files with ranges, entity tags and an index. /private/ requires a token; /cdn/
+// redirects to another host, which fails the test when it receives one.
 type web struct {
 	*httptest.Server
 	cdn   *httptest.Server
@@ -127,7 +127,7 @@ func TestResolveAndFetch(t *testing.T) {
 		m, err := s.Resolve(t.Context(), ref)
 		must.NoError(t, err, must.Sprint(ref))
 		at, _, _ := strings.Cut(exact, "#")
-		name, _, _ := strings.Cut(strings.TrimPrefix(at, "http://"), ".gguf") // where it is from
+		name, _, _ := strings.Cut(strings.TrimPrefix(at, "http://"), ".gguf") // its origin
 		must.Eq(t, catalog.Manifest{Ref: exact, Name: name, Kind: catalog.KindModel, Files: []catalog.File{{
 			Ref: exact, Path: "tiny-Q4_0.gguf", SizeBytes: int64(len(file)), Digest: "sha256:" + digest, Locator: at, URL: at, Header: map[string]string{"Authorization": "Bearer secret"},
 		}}}, m)
@@ -150,7 +150,7 @@ func TestWithoutADigestItIsSaid(t *testing.T) {
 	must.StrContains(t, m.Notes[0], "no digest of tiny-Q4_0.gguf is known")
 	must.Nil(t, m.Files[0].Header)
 
-	// A server that says the digest pins it, and that is said too.
+	// The digest that the server sends is used, with a note.
 	raw, err := hex.DecodeString(sum(x.files["/m/tiny-Q4_0.gguf"]))
 	must.NoError(t, err)
 	x.before = func(w http.ResponseWriter, _ *http.Request) bool {
@@ -287,7 +287,7 @@ func TestIndex(t *testing.T) {
 	must.ErrorIs(t, err, catalog.ErrNotFound)
 	must.StrContains(t, sdk.HintOf(err), "tiny, big, engine")
 
-	// After a while it is asked whether it changed.
+	// A stale index is revalidated.
 	later := time.Now().Add(2 * indexFresh)
 	s.now = func() time.Time { return later }
 	must.Len(t, 3, names(catalog.Query{}))

@@ -19,7 +19,7 @@ var sha256OK = regexp.MustCompile(`^[0-9a-f]{64}$`)
 
 // cached is one repository in the cache of Hugging Face's tools: refs/<revision> holds a commit,
 // snapshots/<commit>/ has the files as links into blobs/, where a file of Git LFS is named by its
-// SHA-256. It never reads outside of the repository's folder, wherever links lead.
+// SHA-256. Links never lead it out of the repository's folder.
 type cached struct {
 	root *os.Root
 }
@@ -126,7 +126,7 @@ func (s *source) resolveOffline(ref reference) (catalog.Manifest, error) {
 	return s.manifest(ref, commit, "", v, append(notes, "taken from the Hugging Face cache, since HF_HUB_OFFLINE is set"), ""), nil
 }
 
-// errNotThere shortens the usual case.
+// errNotThere shortens the most common error.
 func errNotThere(err error) error {
 	if errors.Is(err, fs.ErrNotExist) {
 		return errors.New("there is no such folder or revision")

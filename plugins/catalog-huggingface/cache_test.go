@@ -48,8 +48,8 @@ func TestWhatIsInTheCacheIsTakenFromThere(t *testing.T) {
 	}
 	must.SliceEmpty(t, h.ranges)
 
-	// What is not there, or only in part, comes from the Hub; and everything does where the block
-	// says so.
+	// Files that are missing or incomplete are fetched from the Hub; with the cache disabled, all
+	// are.
 	m, err = s.Resolve(t.Context(), "org/Tiny-GGUF:Q8_0")
 	must.NoError(t, err)
 	must.NotEq(t, "", m.Files[0].URL)

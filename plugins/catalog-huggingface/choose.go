@@ -21,17 +21,17 @@ type hubFile struct {
 	cached bool   // in this machine's cache
 }
 
-// variant is one GGUF model of a repository: a file, or the parts of one in order.
+// variant is one GGUF model of a repository: a file, or the parts of a split one in order.
 type variant struct {
 	quant string // upper case; empty: not in the name
 	files []hubFile
-	parts int  // that there should be
-	named bool // no other variant has the quantization
+	parts int  // expected number of parts
+	named bool // the quantization is unique among the variants
 }
 
 var (
 	partName = regexp.MustCompile(`^(.+)-([0-9]{5})-of-([0-9]{5})\.gguf$`)
-	// A quantisation as llama.cpp, and those who publish for it, write it in names.
+	// A quantisation as llama.cpp and its publishers write it in names.
 	quantInName = regexp.MustCompile(`(?i)(?:^|[-._/])((?:UD-)?(?:I?Q[1-8](?:_[0-9A-Z]+)*|TQ[12]_0|BF16|FP?16|FP?32|MXFP4(?:_MOE)?))(?:[-._/]|$)`)
 )
 
@@ -124,7 +124,7 @@ func rank(quant string) int {
 	return n
 }
 
-// choose finds the variant that a reference means, with notes for the person about the choice.
+// choose finds the variant that a reference means, with notes about the choice for the user.
 func choose(ref reference, all []variant) (variant, []string, error) {
 	if len(all) == 0 {
 		return variant{}, nil, sdk.WithHint(fmt.Errorf("%s has no GGUF model: %w", ref.id(), catalog.ErrNotFound),
@@ -136,7 +136,7 @@ func choose(ref reference, all []variant) (variant, []string, error) {
 	want := strings.ToUpper(ref.quant)
 	var fit []variant
 	if want != "" {
-		for _, prefix := range []string{"", "UD-"} { // of those who publish several recipes
+		for _, prefix := range []string{"", "UD-"} { // from publishers with several recipes
 			if len(fit) == 0 {
 				fit = having(all, prefix+want)
 			}
@@ -193,7 +193,7 @@ func having(all []variant, quant string) []variant {
 	return out
 }
 
-// listed lists the quantisations, nearest first, or the files if names do not show them.
+// listed lists the quantisations, nearest first, or the files if their names show none.
 func listed(all []variant) string {
 	var names []string
 	for _, v := range slices.SortedStableFunc(slices.Values(all), func(a, b variant) int { return cmp.Compare(rank(a.quant), rank(b.quant)) }) {
@@ -212,8 +212,8 @@ func short(names []string) string {
 	return strings.Join(names, ", ")
 }
 
-// localName returns the local name of a model: its repository with its quantization, as the Hub and
-// those who fetch from it write it. Where that does not tell it from the others, it is the file's.
+// localName returns the local name of a model: its repository and quantization, written as on the
+// Hub. If that is ambiguous, it is the file's name.
 func localName(ref reference, v variant) string {
 	name := "hf.co/" + ref.id()
 	if v.named && v.quant != "" {

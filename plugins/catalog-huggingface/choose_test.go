@@ -80,7 +80,7 @@ func TestChoose(t *testing.T) {
 	for name, tc := range map[string]struct {
 		ref   string
 		files []hubFile
-		want  []string // the files
+		want  []string // files
 		note  string
 		err   error
 		hint  string

@@ -27,8 +27,8 @@ const (
 	otherToken = "hf_stranger"
 )
 
-// hub is a Hub as far as a client can see: the API of models, and files that are redirected to a
-// server of another host, which wants a signature and fails the test when it sees a credential.
+// hub imitates the Hub: the API of models, and files that are redirected to another host, which
+// requires a signature and fails the test when it receives a credential.
 type hub struct {
 	*httptest.Server
 	t     testing.TB
@@ -39,7 +39,7 @@ type hub struct {
 
 	mu       sync.Mutex // guards below
 	requests []*http.Request
-	ranges   []string // that the other host was asked for
+	ranges   []string // requested from the other host
 }
 
 type repo struct {
@@ -48,7 +48,7 @@ type repo struct {
 	private bool
 	movedTo string
 	card    map[string]any
-	noLFS   bool // the API says no digests
+	noLFS   bool // the API omits digests
 }
 
 func newHub(t testing.TB) *hub {
@@ -101,14 +101,14 @@ func (h *hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// repo finds a repository that the request may see, or answers.
+// repo returns a repository that the request may see, or answers with an error.
 func (h *hub) repo(w http.ResponseWriter, r *http.Request, id, revision string) *repo {
 	x := h.repos[id]
 	switch {
 	case x == nil || x.private && r.Header.Get("Authorization") != "Bearer "+testToken:
 		status := http.StatusNotFound
 		if r.Header.Get("Authorization") == "" {
-			status = http.StatusUnauthorized // so that nobody learns which private ones there are
+			status = http.StatusUnauthorized // hides which private ones exist
 		}
 		fail(w, status, "RepoNotFound", "Repository not found")
 		return nil
@@ -158,7 +158,7 @@ func (h *hub) serveModel(w http.ResponseWriter, r *http.Request, id, revision st
 	})
 }
 
-// serveSearch gives two models a page.
+// serveSearch returns two models per page.
 func (h *hub) serveSearch(w http.ResponseWriter, r *http.Request) {
 	q := r.URL.Query()
 	var ids []string
@@ -228,8 +228,7 @@ func (h *hub) serveCDN(w http.ResponseWriter, r *http.Request) {
 	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(b))
 }
 
-// configured returns a source that knows the hub, with more variables and the text of its config
-// block.
+// configured returns a source for the hub, with more variables and the text of its config block.
 func (h *hub) configured(t *testing.T, config string, env ...string) *source {
 	t.Helper()
 	s := newSource("1.0.0", slices.Concat([]string{"HF_ENDPOINT=" + h.URL, "HF_HOME=" + filepath.Join(t.TempDir(), "hf")}, env))

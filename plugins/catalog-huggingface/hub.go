@@ -86,7 +86,7 @@ func (s *source) header() (http.Header, error) {
 	return http.Header{"Authorization": {"Bearer " + token}}, nil
 }
 
-// model asks the Hub for a repository at a revision.
+// model requests a repository's description at a revision.
 func (s *source) model(ctx context.Context, ref reference) (hubModel, error) {
 	h, err := s.header()
 	if err != nil {
@@ -108,7 +108,7 @@ func (s *source) model(ctx context.Context, ref reference) (hubModel, error) {
 	return m, nil
 }
 
-// address returns the address of a commit's file.
+// address returns the address of a file at a commit.
 func (s *source) address(id, commit, file string) string {
 	parts := []string{id, "resolve", commit}
 	for part := range strings.SplitSeq(file, "/") {
@@ -117,7 +117,7 @@ func (s *source) address(id, commit, file string) string {
 	return s.set.endpoint.JoinPath(parts...).String()
 }
 
-// look requests a file's header without following redirects. It reports whether the file may be
+// look requests a file's headers without following redirects. It reports whether the file may be
 // read, and its digest and size.
 func (s *source) look(ctx context.Context, ref reference, commit string, f *hubFile) error {
 	h, err := s.header()
@@ -145,7 +145,7 @@ func (s *source) look(ctx context.Context, ref reference, commit string, f *hubF
 	return nil
 }
 
-// explain says what the Hub's refusal means.
+// explain explains the Hub's refusal.
 func (s *source) explain(ref reference, h http.Header, err error) error {
 	e, ok := errors.AsType[*origin.StatusError](err)
 	if !ok {
@@ -181,8 +181,8 @@ func (s *source) explain(ref reference, h http.Header, err error) error {
 
 var nextLink = regexp.MustCompile(`<([^>]*)>\s*;[^,]*\brel="?next"?`)
 
-// next returns the address of the next page of a list, which must be at the Hub too; empty: there
-// is none.
+// next returns the address of the next page of a list, which must also belong to the Hub; empty:
+// none.
 func (s *source) next(r origin.Reply) string {
 	for _, link := range r.Header.Values("Link") {
 		if m := nextLink.FindStringSubmatch(link); m != nil {

@@ -13,8 +13,8 @@ import (
 // reference is org/repo[:QUANT|/file][@revision].
 type reference struct {
 	org, repo string
-	quant     string // as written; empty: the default, or file says it
-	file      string // path in the repository; empty: quant says it
+	quant     string // as written; empty: the default, or given by file
+	file      string // path in the repository; empty: given by quant
 	revision  string // branch, tag or commit; empty: main
 }
 

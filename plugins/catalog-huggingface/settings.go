@@ -14,19 +14,19 @@ import (
 
 const publicHub = "https://huggingface.co"
 
-// settings are those of the config block and of the environment, under the names that Hugging
-// Face's own tools read.
+// settings come from the config block and from the environment variables that Hugging Face's own
+// tools read.
 type settings struct {
 	endpoint  *url.URL
-	token     string // of the block
-	tokenFile string // of the block
+	token     string // from the config block
+	tokenFile string // from the config block
 	envToken  string
-	tokenPath string // where the tools keep it
+	tokenPath string // where Hugging Face's tools store it
 	cache     string // folder of the Hub's cache; empty: not used
 	offline   bool
 }
 
-// environ finds the first of some variables that is set.
+// environ looks up the first set one of several variables.
 type environ []string
 
 func (e environ) get(names ...string) string {
@@ -98,7 +98,7 @@ func (s *settings) bearer() (string, error) {
 		token = s.envToken
 	}
 	if token == "" && s.tokenPath != "" {
-		// it is not an error if the user has not logged in
+		// A missing file is not an error: the user has not logged in.
 		if b, err := os.ReadFile(s.tokenPath); err == nil {
 			token = string(b)
 		}

@@ -28,7 +28,7 @@ const (
 type source struct {
 	version string
 	environ environ
-	backoff time.Duration // 0: origin's
+	backoff time.Duration // 0: origin's default
 	now     func() time.Time
 
 	mu     sync.Mutex // held while Configure sets the fields, which are read-only afterwards
@@ -142,7 +142,7 @@ func (s *source) Search(ctx context.Context, q catalog.Query, emit func(catalog.
 		return err
 	}
 	if s.set.offline || q.Exact && !strings.Contains(text, "/") {
-		return nil // every name here has a slash
+		return nil // every reference here has a slash
 	}
 	limit := searchLimit
 	if q.Limit > 0 {
@@ -213,7 +213,7 @@ func (s *source) Resolve(ctx context.Context, text string) (catalog.Manifest, er
 	if err != nil {
 		return catalog.Manifest{}, err
 	}
-	ref.org, ref.repo, _ = strings.Cut(m.ID, "/") // where it was moved to
+	ref.org, ref.repo, _ = strings.Cut(m.ID, "/") // its new name, if it was moved
 	if c, err := openCached(s.set.cache, ref); err == nil {
 		for i, f := range v.files {
 			if have, ok := c.stat(m.SHA, f.path); ok && have.size == f.size {
@@ -262,7 +262,7 @@ func (s *source) manifest(ref reference, commit, license string, v variant, note
 	return m
 }
 
-// Fetch writes a file from offset on, from the cache if it is there.
+// Fetch writes a file from offset on, from the cache if it has the file.
 func (s *source) Fetch(ctx context.Context, f catalog.File, offset int64, w io.Writer) error {
 	if err := s.ready(); err != nil {
 		return err

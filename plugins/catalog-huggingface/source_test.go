@@ -18,7 +18,7 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/sdktest"
 )
 
-// tiny returns a hub with one repository as they usually are.
+// tiny returns a hub with one typical repository.
 func tiny(t *testing.T) *hub {
 	h := newHub(t)
 	h.repos["org/Tiny-GGUF"] = &repo{
@@ -108,7 +108,7 @@ func TestRefusals(t *testing.T) {
 	for name, tc := range map[string]struct {
 		s          *source
 		ref        string
-		err        error // nil: it works
+		err        error // nil: success
 		text, hint string
 	}{
 		"gated, without token":   {none, "org/gated", catalog.ErrUnauthenticated, "accepted its licence", "Accept the licence at " + h.URL + "/org/gated"},
@@ -155,7 +155,7 @@ func TestTooManyRequests(t *testing.T) {
 	must.StrContains(t, sdk.HintOf(err), "try again in 1h0m0s")
 	must.StrContains(t, sdk.HintOf(err), "HF_TOKEN")
 	must.One(t, n.Load())
-	// A short one is waited for.
+	// A short rate limit is waited for.
 	h2 := tiny(t)
 	var m atomic.Int64
 	h2.before = func(w http.ResponseWriter, _ *http.Request) bool {
@@ -204,11 +204,11 @@ func TestSearchGoesThroughThePages(t *testing.T) {
 	must.Eq(t, all[:3], names(catalog.Query{Text: "tiny", Limit: 3}))
 	must.SliceEmpty(t, names(catalog.Query{Text: "tiny", Kind: catalog.KindEngine}))
 	before := len(h.requests)
-	must.SliceEmpty(t, names(catalog.Query{Text: "tiny", Exact: true})) // no name here has no slash
+	must.SliceEmpty(t, names(catalog.Query{Text: "tiny", Exact: true})) // names without a slash do not exist here
 	must.Len(t, before, h.requests)
 	must.Eq(t, all[:1], names(catalog.Query{Text: "org/tiny-0", Exact: true}))
 
-	// A page elsewhere does not get the token, nor a request at all.
+	// A next page on another host gets neither the token nor a request.
 	var asked atomic.Int64
 	elsewhere := newHub(t)
 	elsewhere.before = func(http.ResponseWriter, *http.Request) bool {

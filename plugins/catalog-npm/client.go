@@ -58,7 +58,7 @@ func newClient(s *settings, userAgent string, stall, backoff time.Duration, priv
 		MaxIdleConnsPerHost: 2,
 		IdleConnTimeout:     30 * time.Second,
 		ForceAttemptHTTP2:   true,
-		// More than a sane registry sends.
+		// More than any sane registry sends.
 		MaxResponseHeaderBytes: 256 << 10,
 	}
 	return &client{
@@ -211,7 +211,7 @@ func (c *client) do(ctx context.Context, method string, u *url.URL, header http.
 // errStalled is the cause of a transfer aborted because no bytes arrived.
 var errStalled = errors.New("nothing has come for too long")
 
-// watched returns a context that ends when kick was not called for the stall time.
+// watched returns a context that ends when kick has not been called for the stall time.
 func (c *client) watched(ctx context.Context) (watched context.Context, kick, stop func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	timer := time.AfterFunc(c.stall, func() { cancel(fmt.Errorf("%w (%s)", errStalled, c.stall)) })
@@ -295,7 +295,7 @@ func temporary(err error) bool {
 	if errors.Is(err, errPrivate) || isCertificate(err) || isSentinel(err) {
 		return false
 	}
-	return true // a connection that broke or could not be made
+	return true // a connection that broke or failed
 }
 
 func isCertificate(err error) bool {
@@ -319,7 +319,7 @@ func isSentinel(err error) bool {
 	return false
 }
 
-// explain classifies an error of a request to u, and adds what a person can do about it.
+// explain classifies an error of a request to u, and adds what the user can do about it.
 func (c *client) explain(ctx context.Context, u *url.URL, err error) error {
 	if ctx.Err() != nil {
 		return ctx.Err()

@@ -135,7 +135,7 @@ func TestFetchFaults(t *testing.T) {
 	for name, tc := range map[string]struct {
 		offset int64
 		answer answer // of the n-th request
-		is     error  // nil: the bytes from the offset come whole
+		is     error  // nil: all bytes from the offset arrive
 	}{
 		"ranges ignored": {offset: 1000, answer: func(w http.ResponseWriter, _ *http.Request, a []byte, _ int) { whole(w, "", a) }},
 		"ranges ignored after a break": {answer: func(w http.ResponseWriter, q *http.Request, a []byte, n int) {
@@ -230,7 +230,7 @@ func TestFetchStall(t *testing.T) {
 		w.Header().Set("Content-Length", fmt.Sprint(len(r.archive)))
 		_, _ = w.Write(r.archive[:1000])
 		_ = http.NewResponseController(w).Flush()
-		<-q.Context().Done() // says nothing more
+		<-q.Context().Done() // stall
 		return true
 	}
 	var b bytes.Buffer
@@ -321,7 +321,7 @@ func TestNoNeighbours(t *testing.T) {
 	}
 	must.SliceEmpty(t, other.requests)
 
-	// But where the configuration allows it.
+	// Unless the configuration allows it.
 	s := configured(t, "registry="+home.URL)
 	settings := *s.client.settings
 	settings.allow = []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")}
@@ -359,7 +359,7 @@ func TestProxies(t *testing.T) {
 			for _, e := range tc.env {
 				env = append(env, strings.ReplaceAll(e, "PROXY", addr))
 			}
-			for i, e := range env { // the names of variables hold the word as well
+			for i, e := range env { // variable names contain the word as well
 				if strings.HasPrefix(e, "NPM_CONFIG_"+addr) {
 					env[i] = strings.Replace(e, "NPM_CONFIG_"+addr, "NPM_CONFIG_PROXY", 1)
 				}

@@ -25,12 +25,12 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk"
 )
 
-// registry is an npm registry as far as a client can see: documents under the escaped name,
-// archives with ranges and entity tags.
+// registry imitates an npm registry: documents under the escaped name, archives with ranges and
+// entity tags.
 type registry struct {
 	*httptest.Server
 	archive []byte
-	token   string // wanted, if not empty
+	token   string // required, unless empty
 	tarball string // of the document; empty: under this server
 	// before is called first and may answer in the registry's place by returning true.
 	before func(w http.ResponseWriter, r *http.Request) bool
@@ -48,7 +48,7 @@ func newRegistry(t *testing.T, start func(http.Handler) *httptest.Server) *regis
 	return r
 }
 
-// tlsServer starts a server that does not log what clients think of its certificate.
+// tlsServer starts a server that does not log TLS errors of its clients.
 func tlsServer(h http.Handler) *httptest.Server {
 	s := httptest.NewUnstartedServer(h)
 	s.Config.ErrorLog = log.New(io.Discard, "", 0)
@@ -136,7 +136,7 @@ func (r *registry) digest() string {
 	return "sha512:" + hex.EncodeToString(sum[:])
 }
 
-// home returns a folder with this npmrc.
+// home returns a folder with the given npmrc.
 func home(t *testing.T, npmrc string) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -144,7 +144,8 @@ func home(t *testing.T, npmrc string) string {
 	return dir
 }
 
-// configured returns a source with this npmrc and environment that may talk to this machine.
+// configured returns a source with the given npmrc and environment, allowed to connect to this
+// machine.
 func configured(t *testing.T, npmrc string, environ ...string) *source {
 	t.Helper()
 	s := newSource("1.0.0", append([]string{"HOME=" + home(t, npmrc), "npm_config_globalconfig=/dev/null"}, environ...))
@@ -156,7 +157,7 @@ func configured(t *testing.T, npmrc string, environ ...string) *source {
 	return s
 }
 
-// connectProxy returns an http proxy that counts, for plain requests and for tunnels.
+// connectProxy returns an HTTP proxy for plain requests and tunnels that records the hosts.
 func connectProxy(t *testing.T) (addr string, hosts func() []string) {
 	t.Helper()
 	var mu sync.Mutex

@@ -21,8 +21,8 @@ const defaultRegistry = "https://registry.npmjs.org/"
 
 const maxNpmrcBytes = 1 << 20
 
-// settings are npm's settings as npm itself finds them: environment, then the user's npmrc, then
-// the machine's.
+// settings are npm's settings, in npm's order of precedence: environment, then the user's npmrc,
+// then the machine's.
 type settings struct {
 	values map[string]string
 	lists  map[string][]string
@@ -273,8 +273,8 @@ func (s *settings) registry(scope string) (*url.URL, error) {
 	return u, nil
 }
 
-// credentialsInRegistries turns user names and passwords in registries' addresses into settings of
-// their own.
+// credentialsInRegistries turns user names and passwords in registries' addresses into separate
+// settings.
 func (s *settings) credentialsInRegistries() {
 	for _, k := range slices.Sorted(maps.Keys(s.values)) {
 		if k != "registry" && !strings.HasSuffix(k, ":registry") {
@@ -309,7 +309,7 @@ func nerf(u *url.URL) string {
 }
 
 // authorization returns the header for a request to u: that of the longest configured address that
-// contains u. Empty: none. So no host without credentials of its own in the settings ever gets any.
+// contains u. Empty: none. So a host gets credentials only if the settings have some for it.
 func (s *settings) authorization(u *url.URL) string {
 	key := nerf(u)
 	for {

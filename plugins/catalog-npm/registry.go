@@ -119,13 +119,13 @@ func (c *client) getOnce(ctx context.Context, u *url.URL, accept string, v any) 
 	return nil
 }
 
-// size requests the size of a file; 0 if the registry does not tell.
+// size requests the size of a file; 0 if the registry does not send it.
 func (c *client) size(ctx context.Context, u *url.URL) int64 {
 	ctx, _, stop := c.watched(ctx)
 	defer stop()
 	resp, err := c.do(ctx, http.MethodHead, u, http.Header{"Accept-Encoding": {"identity"}})
 	if err != nil {
-		return 0 // the transfer will report what is wrong
+		return 0 // the transfer will report the error
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
@@ -135,7 +135,7 @@ func (c *client) size(ctx context.Context, u *url.URL) int64 {
 }
 
 // tarball returns the address of a release's archive. Mirrors often pass on npm's own addresses
-// unchanged; npm's setting replace-registry-host says which are replaced by the registry's, by
+// unchanged; npm's setting replace-registry-host selects those to replace by the registry's, by
 // default only those of npm's own registry.
 func (c *client) tarball(r release, registry *url.URL) (*url.URL, error) {
 	u, err := registry.Parse(r.Dist.Tarball)

@@ -31,7 +31,7 @@ type source struct {
 	environ []string
 	stall   time.Duration
 	backoff time.Duration
-	private bool // tests have their registries on this machine
+	private bool // allow registries on this machine, for tests
 
 	mu     sync.Mutex // guards below
 	client *client
@@ -129,7 +129,7 @@ func (s *source) Configure(_ context.Context, config sdk.Config) (sdk.Diagnostic
 	return d, nil
 }
 
-// at returns the path of an attribute that was set.
+// at returns the path of an attribute that is set.
 func at(value, name string) string {
 	if value == "" {
 		return ""

@@ -212,7 +212,7 @@ func TestCredentialsStayHome(t *testing.T) {
 	silent(t)
 }
 
-// A registry must not make this machine ask its neighbours.
+// A registry must not make this machine query its neighbours.
 func TestScopes(t *testing.T) {
 	t.Parallel()
 	own, common := newRegistry(t, httptest.NewServer), newRegistry(t, httptest.NewServer)
@@ -311,7 +311,7 @@ func TestConfigure(t *testing.T) {
 	}
 }
 
-// The real registry, as this machine's npm is set up.
+// Uses the real registry, with this machine's npm settings.
 func TestLive(t *testing.T) {
 	if os.Getenv("RBEE_TEST_LIVE_NPM") != "1" {
 		t.Skip("set RBEE_TEST_LIVE_NPM=1 to ask the real registry")

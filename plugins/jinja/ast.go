@@ -28,7 +28,7 @@ type (
 		of, index expr
 		line      int
 	}
-	sliceExpr struct{ from, to, step expr } // inside of indexExpr only; nil: left out
+	sliceExpr struct{ from, to, step expr } // only inside indexExpr; nil: omitted
 	callExpr  struct {
 		f    expr
 		args arguments
@@ -36,7 +36,7 @@ type (
 	}
 	filterExpr struct {
 		name string
-		f    filter // nil: unknown, which fails only when it is reached
+		f    filter // nil: unknown, which fails only when reached
 		of   expr   // nil: the text of a block
 		args arguments
 		line int
@@ -72,7 +72,7 @@ type (
 	}
 )
 
-// arguments are those of a call, a filter or a test.
+// arguments holds the arguments of a call, a filter or a test.
 type arguments struct {
 	positional []expr
 	names      []string // of the keyword arguments
@@ -139,7 +139,7 @@ type macroDef struct {
 	parameters []string
 	defaults   []expr // of the last parameters
 	body       []stmt
-	// Whether the body names them; Jinja passes a macro only what it names.
+	// Whether the body uses these names; Jinja passes only those that a macro uses.
 	varargs, kwargs, caller bool
 	line                    int
 }

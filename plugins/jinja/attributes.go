@@ -251,7 +251,7 @@ func listMethod(l *list, name string) func(c *call) (any, error) {
 	return nil
 }
 
-// maxRange is the sandbox's own bound of range().
+// maxRange is the sandbox's own bound on range().
 const maxRange = 100_000
 
 // globalNamed returns a function of the environment, or nil.

@@ -12,7 +12,7 @@ type call struct {
 	name  string
 	args  []any
 	kw    *dict
-	named int // keyword arguments that were taken
+	named int // keyword arguments used
 }
 
 // arg returns the next argument, or otherwise.
@@ -29,7 +29,7 @@ func (c *call) arg(name string, otherwise any) any {
 	return otherwise
 }
 
-// need returns the next argument, which must be there.
+// need returns the next argument, which is required.
 func (c *call) need(name string) (any, error) {
 	v := c.arg(name, missing)
 	if v == missing {
@@ -75,7 +75,7 @@ func (c *call) boolean(name string, otherwise bool) bool {
 	return truth(c.arg(name, otherwise))
 }
 
-// rest returns all unused arguments.
+// rest returns all remaining arguments.
 func (c *call) rest() ([]any, *dict) {
 	args, kw := c.args, c.kw
 	c.args, c.kw, c.named = nil, nil, 0

@@ -10,7 +10,7 @@ import (
 	"github.com/rbee-project/rbee/plugins/jinja"
 )
 
-// jinjaCase is a template with the text that transformers renders, or the error that it gives.
+// jinjaCase is a template with the text or the error that transformers gives.
 type jinjaCase struct {
 	Name     string          `json:"name"`
 	Template string          `json:"template"`
@@ -19,7 +19,7 @@ type jinjaCase struct {
 	Refused  string          `json:"refused"`
 }
 
-// readCases reads test data that lies beside the repository.
+// readCases reads test data from beside the repository.
 func readCases(t *testing.T) []jinjaCase {
 	t.Helper()
 	path := os.Getenv("RBEE_JINJA_CASES")

@@ -22,7 +22,7 @@ func render(t testing.TB, template, client string) (jinja.Text, error) {
 	return tmpl.Render(t.Context(), map[string]any{"x": jinja.ClientText(client), "m": "|"}, jinja.Limits{})
 }
 
-// marked returns the text with what a client wrote in brackets.
+// marked returns the text with the client's parts in brackets.
 func marked(text jinja.Text) string {
 	var b strings.Builder
 	for _, s := range text.Spans() {
@@ -87,8 +87,8 @@ func TestClientText(t *testing.T) {
 	}
 }
 
-// FuzzClientText renders any template with text of Greek letters, which the template has none of:
-// no byte that counts as the template's may come from it.
+// FuzzClientText renders any template with a client's text of Greek letters, which the template
+// does not contain: none of its bytes may count as the template's.
 func FuzzClientText(f *testing.F) {
 	for _, template := range []string{
 		"{{ x | upper }}{{ x | reverse }}", "{{ x.format(1) ~ (x % ()) }}", "{% for c in x %}{{ loop.cycle(c, 'a') }}{% endfor %}",

@@ -62,7 +62,7 @@ func listFilter(name string) filter {
 	return nil
 }
 
-// filterBatch cuts items into lists of n and fills the last with a value, if one is given.
+// filterBatch splits items into lists of n and pads the last one with a value, if given.
 func filterBatch(c *call, v any) (any, error) {
 	n, err := c.integer("linecount", 0)
 	if err != nil {
@@ -266,8 +266,8 @@ func filterMap(c *call, v any) (any, error) {
 	return &generator{items: out}, nil
 }
 
-// selected keeps the items for which a test of them, or of an attribute of theirs, gives the wanted
-// result.
+// selected keeps the items for which a test of them, or of one of their attributes, gives the
+// wanted result.
 func (c *call) selected(v any, byAttribute, want bool) (any, error) {
 	if !truth(v) {
 		c.rest()
@@ -318,7 +318,7 @@ func (c *call) selected(v any, byAttribute, want bool) (any, error) {
 	return &generator{items: out}, nil
 }
 
-// sortKey returns what items are ordered by: ignoring case, unless asked otherwise.
+// sortKey returns the key by which items are ordered, ignoring case unless caseSensitive.
 func (c *call) sortKey(v, attribute any, caseSensitive bool) (any, error) {
 	if attribute != nil {
 		var err error

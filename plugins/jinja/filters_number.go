@@ -54,7 +54,7 @@ func parseFloat(s string) (float64, bool) {
 	if len(s) > maxDigits || strings.HasPrefix(strings.TrimLeft(strings.ToLower(s), "+-"), "0x") {
 		return 0, false
 	}
-	for i := range len(s) { // Python takes single underscores between digits only
+	for i := range len(s) { // Python allows single underscores between digits only
 		if s[i] == '_' && (i == 0 || i == len(s)-1 || !isDecimal(s[i-1]) || !isDecimal(s[i+1])) {
 			return 0, false
 		}

@@ -12,7 +12,7 @@ const maxWidth = 4096
 type spec struct {
 	minus, plus, space, zero, alt, comma bool
 	fill                                 rune
-	align                                byte // '<', '>', '^', '='; 0: the type's own
+	align                                byte // '<', '>', '^', '='; 0: the type's default
 	width, precision                     int  // precision -1: none
 	verb                                 byte
 }

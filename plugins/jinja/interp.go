@@ -11,9 +11,9 @@ type interp struct {
 	ctx   context.Context //nolint:containedctx // of this run alone
 	out   *textBuilder
 	now   time.Time
-	steps int // left
-	bytes int // left
-	depth int // left
+	steps int // steps left
+	bytes int // bytes left
+	depth int // nesting levels left
 }
 
 // newInterp returns a run. size is the number of bytes of text in the variables: the bounds on work
@@ -35,7 +35,7 @@ func newInterp(ctx context.Context, l Limits, size int) *interp {
 	return in
 }
 
-// contextEvery is the number of steps between two looks at the context.
+// contextEvery is the number of steps between checks of the context.
 const contextEvery = 1024
 
 // step counts n steps.
@@ -57,14 +57,14 @@ const scanBytes = 16
 // scan counts the steps of reading a text once.
 func (in *interp) scan(t Text) error { return in.step(len(t.s) / scanBytes) }
 
-// walkBytes is how many bytes of a text are worked through for one step, character by character.
+// walkBytes is how many bytes of a text are processed character by character in one step.
 const walkBytes = 4
 
-// walk counts the steps of working through a text character by character.
+// walk counts the steps of processing a text character by character.
 func (in *interp) walk(t Text) error { return in.step(len(t.s) / walkBytes) }
 
-// remake counts the steps of working through a text, and the bytes of what becomes of it, before
-// that is made: up to times as long as the text.
+// remake counts the steps of processing a text, and the bytes of the result, at most times as long
+// as the text, before it is made.
 func (in *interp) remake(t Text, times int) error {
 	if err := in.walk(t); err != nil {
 		return err
@@ -87,8 +87,8 @@ const valueBytes = 40
 
 func (in *interp) chargeItems(n int) error { return in.chargeEach(n, valueBytes) }
 
-// textBytes is the charge for an item of a list that is a text of its own: two words for the
-// interface, six for the text, two for who wrote it.
+// textBytes is the charge for a text as an item of a list: two words for the interface, six for the
+// text, two for its origins.
 const textBytes = 80
 
 func (in *interp) chargeTexts(n int) error { return in.chargeEach(n, textBytes) }

@@ -84,19 +84,19 @@ func (t *Template) Render(ctx context.Context, vars map[string]any, limits Limit
 	return out.text(), nil
 }
 
-// The classes of errors that are not Python's or Jinja's own.
+// The classes of errors that neither Python nor Jinja has.
 const (
 	classLimit = "LimitError"
 	classRaise = "TemplateError"
 )
 
-// Error says why a template was refused. Class is the name of the exception that Python would
-// raise, "TemplateError" for raise_exception, or "LimitError" if the work exceeded a bound of this
-// package.
+// Error is the reason why a template was refused. Class is the name of the exception that Python
+// would raise, "TemplateError" for raise_exception, or "LimitError" if the work exceeded a bound of
+// this package.
 type Error struct {
 	Class   string
 	Message string
-	Line    int // 1 and up; 0: not known
+	Line    int // 1 and up; 0: unknown
 }
 
 // Error returns class and message, without the class for errors that the template raised itself.
@@ -111,7 +111,7 @@ func (e *Error) Error() string {
 	return text
 }
 
-// IsLimit reports whether err says that the render reached a bound of Limits.
+// IsLimit reports whether err means that the render reached a bound of Limits.
 func IsLimit(err error) bool {
 	e, ok := errors.AsType[*Error](err)
 	return ok && e.Class == classLimit

@@ -23,7 +23,7 @@ const (
 	tokOperator
 )
 
-// token is one word of a template. value holds the text of data and strings, and the number of a
+// token is one token of a template. value holds the text of data and strings, and the number of a
 // number.
 type token struct {
 	kind  tokenKind
@@ -72,7 +72,7 @@ func (l *lexer) fail(format string, args ...any) error {
 	return failAt(l.line, "TemplateSyntaxError", format, args...)
 }
 
-// advance moves over n bytes and counts lines.
+// advance skips n bytes and counts lines.
 func (l *lexer) advance(n int) {
 	text := l.src[l.at : l.at+n]
 	l.line += strings.Count(text, "\n")
@@ -151,7 +151,7 @@ func isSpace(r rune) bool {
 }
 
 // closing returns the length of the closing tag at the start of s, with the white space that it
-// swallows; 0: there is none.
+// swallows; 0: none.
 func closing(s, tag string, trim bool) int {
 	switch {
 	case strings.HasPrefix(s, "-"+tag):
@@ -248,7 +248,7 @@ func (l *lexer) code(end string, kind tokenKind) error {
 	}
 }
 
-// word reads one token inside a tag; open holds the brackets that are not closed yet.
+// word reads one token inside a tag; open holds the open brackets.
 func (l *lexer) word(rest string, open []byte) ([]byte, error) {
 	c := rest[0]
 	switch {
@@ -382,7 +382,7 @@ func (l *lexer) quoted(s string) error {
 	return l.fail("unexpected char %s at %d", reprString(s[:1]), l.at)
 }
 
-// simpleEscapes maps the letter behind a backslash to its character.
+// simpleEscapes maps the letter after a backslash to its character.
 var simpleEscapes = map[byte]string{
 	'\n': "", '\\': "\\", '\'': "'", '"': "\"", 'a': "\a", 'b': "\b", 'f': "\f", 'n': "\n", 'r': "\r", 't': "\t", 'v': "\v",
 }

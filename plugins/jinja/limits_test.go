@@ -11,7 +11,7 @@ import (
 	"github.com/rbee-project/rbee/plugins/jinja"
 )
 
-// hostile maps what a template tries to its source. Each ends in an error.
+// hostile maps an attack to its template source. Each ends in an error.
 var hostile = map[string]string{
 	"endless macro":           "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
 	"two endless macros":      "{% macro f() %}{{ g() }}{% endmacro %}{% macro g() %}{{ f() }}{% endmacro %}{{ f() }}",
@@ -110,8 +110,7 @@ var hostile = map[string]string{
 	"list as arguments":       "{% macro f() %}{{ varargs | length }}{% endmacro %}{% for i in range(99999) %}{{ f(*range(99999)) }}{% endfor %}",
 }
 
-// maxHostileBytes bounds all memory that compiling and rendering take, what is dropped at once
-// included.
+// maxHostileBytes bounds all memory allocated by compiling and rendering, including garbage.
 const maxHostileBytes = 40 << 20
 
 func TestHostile(t *testing.T) { // not parallel: it measures the memory of the process
@@ -175,7 +174,7 @@ func TestRaised(t *testing.T) {
 	must.False(t, ok)
 }
 
-// FuzzRender looks for panics and for work without bounds.
+// FuzzRender looks for panics and for unbounded work.
 func FuzzRender(f *testing.F) {
 	for _, source := range hostile {
 		if len(source) < 300 {
@@ -193,7 +192,7 @@ func FuzzRender(f *testing.F) {
 	})
 }
 
-// FuzzParseJSON looks for panics, and for documents that are written back otherwise.
+// FuzzParseJSON looks for panics, and for documents that change when written back.
 func FuzzParseJSON(f *testing.F) {
 	f.Add([]byte(`{"b": [1, 2.5, -0, 1e400, "\u00e9\ud83c\udf26"], "a": null}`))
 	tmpl, err := jinja.Compile("{{ x | tojson }}")

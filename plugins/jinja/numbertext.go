@@ -61,7 +61,7 @@ func numberDigits(f spec, v any) (digits string, negative bool) {
 		precision = 6
 	}
 	switch f.verb {
-	case 0: // of format() without a type: as repr, but rounded where a precision is given
+	case 0: // of format() without a type: like repr, but rounded if a precision is given
 		if f.precision < 0 {
 			return reprFloat(x), negative
 		}

@@ -14,11 +14,11 @@ import (
 	"github.com/rbee-project/rbee/plugins/jinja"
 )
 
-// foreign are bytes that no random template writes and no value prints: in a text they are a
-// client's.
+// foreign are bytes that random templates never write and values never print: in a text they must
+// be a client's.
 const foreign = "|qzQZζΖ"
 
-// randomClient writes a text that is or becomes control tokens.
+// randomClient returns a text that contains control tokens, or can be turned into some.
 func randomClient(rng *rand.Rand) string {
 	pieces := []string{
 		"<|", "|>", ">|", "|<", "q", "z", "Q", "ζ", "<|q_z|>", ">|z_q|<", "<|Q-z|>", "<|-q|>", " ", "  ", "\n", "\r\n", "\t", "-", ",", "_", "{", "}", "{0}", "{:q>9}", "{0:|<9}",
@@ -31,8 +31,8 @@ func randomClient(rng *rand.Rand) string {
 	return b.String()
 }
 
-// randomTemplate writes templates of all that Jinja has to change texts with. Its own texts hold
-// nothing that is foreign.
+// randomTemplate writes templates with everything that Jinja has to change texts. Its own texts
+// contain no foreign bytes.
 type randomTemplate struct {
 	rng *rand.Rand
 }
@@ -59,7 +59,7 @@ func (r *randomTemplate) atom(depth int) string {
 	return "x"
 }
 
-// fill puts an expression wherever form says @.
+// fill puts an expression wherever form has an @.
 func (r *randomTemplate) fill(form string, depth int) string {
 	for strings.Contains(form, "@") {
 		form = strings.Replace(form, "@", r.atom(depth-1), 1)
@@ -136,9 +136,9 @@ func (r *randomTemplate) body(depth int) string {
 	return b.String()
 }
 
-// TestOrigins renders random templates with texts of a client that hold control tokens: none of
-// their bytes counts as the template's, whatever the template does to them. RBEE_JINJA_SECONDS says
-// for how long it goes on, RBEE_JINJA_SEED with which template it begins.
+// TestOrigins renders random templates with texts of a client that contain control tokens: none of
+// their bytes may count as the template's, whatever the template does to them. RBEE_JINJA_SECONDS
+// sets the duration, RBEE_JINJA_SEED the first template.
 func TestOrigins(t *testing.T) {
 	t.Parallel()
 	seconds, _ := strconv.ParseFloat(os.Getenv("RBEE_JINJA_SECONDS"), 64)

@@ -12,10 +12,10 @@ type parser struct {
 	tokens []token
 	at     int
 	depth  int
-	soft   int // inside an if: unknown filters and tests fail only when they are reached
+	soft   int // inside an if: unknown filters and tests fail only when reached
 	loops  int
-	names  []map[string]bool // names that are read, for each enclosing macro
-	blocks map[string]bool   // names that are taken
+	names  []map[string]bool // names read, for each enclosing macro
+	blocks map[string]bool   // names in use
 }
 
 func parse(tokens []token) (*Template, error) {
@@ -52,7 +52,7 @@ func (p *parser) failClass(class, format string, args ...any) error {
 	return failAt(p.peek().line, class, format, args...)
 }
 
-// describe names a token as an error does.
+// describe names a token for error messages.
 func describe(t token) string {
 	switch t.kind {
 	case tokEOF:
@@ -194,7 +194,7 @@ func (p *parser) endTag() error {
 	return p.expectEnd()
 }
 
-// hard reads with unknown filters refused at once, as Jinja does in a frame of its own.
+// hard parses with unknown filters rejected at once, as Jinja does in a separate frame.
 func (p *parser) hard(f func() error) error {
 	soft := p.soft
 	p.soft = 0

@@ -54,7 +54,7 @@ func (in *interp) percent(t Text, v any) (any, error) {
 	return out, in.charge(len(t.s))
 }
 
-// isLookup reports whether Python's % takes the value for a mapping, whose entries need not all be
+// isLookup reports whether Python's % treats the value as a mapping, whose entries need not all be
 // used.
 func isLookup(v any) bool {
 	l, isList := v.(*list)
@@ -196,7 +196,7 @@ func (in *interp) formatPercent(f spec, v any, markup bool) (Text, error) {
 	return in.formatNumber(f, n)
 }
 
-// truncate returns the whole part of a float as an integer.
+// truncate returns the integer part of a float.
 func truncate(f float64) (any, error) {
 	if math.IsNaN(f) {
 		return nil, fail("ValueError", "cannot convert float NaN to integer")

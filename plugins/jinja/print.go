@@ -10,7 +10,7 @@ import (
 	"unicode/utf8"
 )
 
-// str returns what Python's str() gives: the text that a value prints.
+// str returns the result of Python's str(): the text that a value prints.
 func (in *interp) str(v any) (Text, error) {
 	switch v := v.(type) {
 	case Text:
@@ -21,7 +21,7 @@ func (in *interp) str(v any) (Text, error) {
 	return in.repr(v)
 }
 
-// repr returns what Python's repr() gives.
+// repr returns the result of Python's repr().
 func (in *interp) repr(v any) (Text, error) {
 	var b textBuilder
 	if err := in.writeRepr(&b, v); err != nil {
@@ -73,7 +73,7 @@ func (in *interp) writeRepr(b *textBuilder, v any) error {
 	return nil
 }
 
-// reprSimple prints a value that holds no other.
+// reprSimple prints a value that contains no other.
 func reprSimple(v any) string {
 	switch v := v.(type) {
 	case nil:
@@ -175,7 +175,7 @@ func reprChar(c string, quote byte) string {
 	return fmt.Sprintf("\\U%08x", r)
 }
 
-// maxQuoted is how many bytes of a text an error quotes.
+// maxQuoted bounds the bytes of a text that an error quotes.
 const maxQuoted = 200
 
 // reprString quotes a text for an error.

@@ -10,8 +10,8 @@ import (
 	"github.com/rbee-project/rbee/plugins/jinja"
 )
 
-// TestRenderAsRecorded compares with what Jinja2 rendered of random templates; testdata/record.py
-// wrote it down.
+// TestRenderAsRecorded compares with recorded output of Jinja2 for random templates;
+// testdata/record.py recorded it.
 func TestRenderAsRecorded(t *testing.T) {
 	t.Parallel()
 	path := os.Getenv("RBEE_JINJA_RECORDED")

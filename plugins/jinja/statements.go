@@ -358,7 +358,7 @@ func (p *parser) signature(m *macroDef) error {
 	return p.expectOp(")")
 }
 
-// macroBody reads the body of a macro up to end and notes what it names.
+// macroBody reads the body of a macro up to end and records the names it uses.
 func (p *parser) macroBody(m *macroDef, end string) error {
 	names := map[string]bool{}
 	p.names = append(p.names, names)

@@ -137,7 +137,7 @@ func (in *interp) divisible(v, by any, odd bool) (bool, error) {
 		return false, u.err()
 	}
 	if !ok || !ok2 {
-		if t, isText := v.(Text); isText { // Python formats the text, which is then not a number
+		if t, isText := v.(Text); isText { // Python formats the text, and the result is not a number
 			_, err := in.percent(t, by)
 			return false, err
 		}

@@ -66,7 +66,7 @@ func (t Text) HasClient(from, to int) bool {
 	return found && t.client[n].from < to
 }
 
-// Head returns the first n bytes, of which there are so many, with their origins.
+// Head returns the first n bytes, with their origins. The text must have at least n.
 func (t Text) Head(n int) Text { return t.slice(0, n) }
 
 // slice returns the bytes [from, to) with their origins.
@@ -80,8 +80,8 @@ func (t Text) slice(from, to int) Text {
 	return out
 }
 
-// taint returns made, the output of the text as part of a format string. All of it counts as a
-// client's if any of the text does, since its fill characters and signs come from there.
+// taint returns made, the result of using the text as part of a format string. All of it counts as
+// a client's if any of the text does, since its fill characters and signs come from there.
 func (t Text) taint(made Text) Text {
 	if len(t.client) == 0 {
 		return made

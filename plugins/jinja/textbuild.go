@@ -23,7 +23,7 @@ func (in *interp) replace(t, old, by Text, n int) (Text, error) {
 	if err := in.charge(n * len(by.s)); err != nil {
 		return Text{}, err
 	}
-	if (t.client != nil || by.client != nil) && n > 0 { // who wrote what: two spans at most for each
+	if (t.client != nil || by.client != nil) && n > 0 { // origins: at most two spans each
 		if err := in.chargeItems(n); err != nil {
 			return Text{}, err
 		}
@@ -77,7 +77,7 @@ func (in *interp) joinTexts(sep Text, parts []Text) (Text, error) {
 	for _, t := range parts {
 		size += len(t.s)
 	}
-	if err := in.charge(size); err != nil { // before anything is made
+	if err := in.charge(size); err != nil { // before allocating anything
 		return Text{}, err
 	}
 	var b textBuilder

@@ -121,7 +121,7 @@ func textMethod(name string) func(c *call, t Text) (any, error) {
 	return nil
 }
 
-// ascii has every character of ASCII at its number, so that its letters need no memory.
+// ascii holds every ASCII character at its index, so that single letters need no allocation.
 var ascii = func() string {
 	b := make([]byte, utf8.RuneSelf)
 	for i := range b {
@@ -130,7 +130,7 @@ var ascii = func() string {
 	return string(b)
 }()
 
-// strip removes the characters that the call names, or white space, at one or both ends.
+// strip removes the characters given by the call, or white space, at one or both ends.
 func (c *call) strip(t Text, left, right bool) (any, error) {
 	set, err := c.chars("chars")
 	if err != nil {
@@ -246,7 +246,7 @@ func countFields(s string, gap func(rune) bool) int {
 	return n
 }
 
-// lines cuts a text as Python's splitlines does.
+// lines splits a text as Python's splitlines does.
 func (in *interp) lines(t Text, keep bool) ([]any, error) {
 	if err := in.walk(t); err != nil {
 		return nil, err
@@ -255,7 +255,7 @@ func (in *interp) lines(t Text, keep bool) ([]any, error) {
 	for from := 0; from < len(t.s); n++ {
 		_, from = lineEnd(t.s, from)
 	}
-	if err := in.chargeTexts(n); err != nil { // before they are made
+	if err := in.chargeTexts(n); err != nil { // before allocating them
 		return nil, err
 	}
 	out := make([]any, 0, n)
@@ -270,7 +270,7 @@ func (in *interp) lines(t Text, keep bool) ([]any, error) {
 	return out, nil
 }
 
-// lineEnd returns where the line that begins at from ends, and where the next one begins.
+// lineEnd returns the end of the line that begins at from, and the start of the next one.
 func lineEnd(s string, from int) (end, next int) {
 	for i := from; i < len(s); i++ {
 		switch b := s[i]; {

@@ -6,7 +6,7 @@ import (
 	"unicode/utf8"
 )
 
-// chars returns the set of characters that the next argument names; empty: white space.
+// chars returns the set of characters given by the next argument; empty: white space.
 func (c *call) chars(name string) (string, error) {
 	v := c.arg(name, nil)
 	if v == nil {
@@ -33,7 +33,7 @@ func (c *call) split(t Text, right bool) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	pieces := func(n int) error { // before they are made
+	pieces := func(n int) error { // before allocating them
 		if most >= 0 {
 			n = min(n, most+1)
 		}
@@ -64,7 +64,7 @@ func (c *call) split(t Text, right bool) (any, error) {
 	return &list{items: items}, nil
 }
 
-// countWords returns how many words white space separates in s.
+// countWords returns the number of words in s, separated by white space.
 func countWords(s string) int { return countFields(s, isSpace) }
 
 func splitBy(t Text, sep string, most int, right bool) []any {

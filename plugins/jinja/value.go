@@ -14,7 +14,7 @@ import (
 type list struct {
 	items []any
 	tuple bool
-	names []string // of the items of a named tuple; nil: it has none
+	names []string // field names of a named tuple; nil: not named
 }
 
 // generator is the result of map, select and other lazy filters: it can be read once.
@@ -29,7 +29,7 @@ type view struct {
 	items []any
 }
 
-// undefined stands for a missing value. why is the message of the error that its use gives.
+// undefined stands for a missing value. why is the error message for its use.
 type undefined struct {
 	class, why string
 }
@@ -40,7 +40,7 @@ func undefinedf(format string, args ...any) *undefined {
 
 func (u *undefined) err() error { return &Error{Class: u.class, Message: u.why} }
 
-// namespace is the one value that a template can change.
+// namespace is the only value that a template can change.
 type namespace struct{ attrs dict }
 
 // function is a macro, a method or a function of the environment.
@@ -120,7 +120,7 @@ func (d *dict) get(key any) (any, bool) {
 	return d.values[i], true
 }
 
-// hashing counts the steps of what a key's hash takes.
+// hashing counts the steps of hashing a key.
 func (in *interp) hashing(key any) error {
 	if t, ok := key.(Text); ok {
 		return in.scan(t)
@@ -269,7 +269,7 @@ func length(v any) (int, error) {
 	return 0, typeError("object of type '%s' has no len()", typeName(v))
 }
 
-// iterate returns the items of a loop over the value. The caller must not change it.
+// iterate returns the items of a loop over the value. The caller must not modify the result.
 func (in *interp) iterate(v any) ([]any, error) {
 	switch v := v.(type) {
 	case *undefined:

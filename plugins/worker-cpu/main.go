@@ -1,4 +1,4 @@
-// Command rbee-worker-cpu is the worker type cpu: llama.cpp on the processor.
+// Command rbee-worker-cpu is the worker type cpu: llama.cpp on the CPU.
 package main
 
 import (

@@ -1,5 +1,4 @@
-// Command rbee-worker-metal is the worker type metal: llama.cpp on the graphics processor of Apple
-// silicon.
+// Command rbee-worker-metal is the worker type metal: llama.cpp on the GPU of Apple silicon.
 package main
 
 import (

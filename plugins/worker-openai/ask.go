@@ -19,17 +19,17 @@ import (
 )
 
 const (
-	firstPause = 50 * time.Millisecond // between looks at a server that loads
+	firstPause = 50 * time.Millisecond // between polls of a loading server
 	mostPause  = time.Second
-	trialTime  = 2 * time.Minute // for one request of a trial
-	answerMax  = 1 << 20         // read of an answer of the server to the worker itself
+	trialTime  = 2 * time.Minute // per request of a trial
+	answerMax  = 1 << 20         // bytes read of the server's answers to the worker itself
 
 	watchEvery = 10 * time.Second
-	// deafTimes is how many looks in a row may fail before a server counts as hung.
+	// deafTimes is the number of failed polls in a row after which a server counts as hung.
 	deafTimes = 6
 )
 
-// facts are what a server says of itself and its model, and what trials show.
+// facts are what a server reports about itself and its model, and what trials found.
 type facts struct {
 	capabilities  []worker.Capability
 	contextTokens int
@@ -43,10 +43,10 @@ func usesSocket(template []string) bool {
 	return slices.ContainsFunc(template, func(a string) bool { return strings.Contains(a, "${socket}") })
 }
 
-// notYet is why a server cannot be used at the moment.
+// notYet is the reason why a server is not usable yet.
 type notYet struct{ error }
 
-// await returns when the server has answered a real request, with what it can do.
+// await returns what the server can do, once it has answered a real request.
 func (r *running) await(ctx context.Context, s settings, spec worker.StartSpec, progress func(worker.Progress) error) (facts, error) {
 	if err := progress(worker.Progress{Phase: "waiting for the server"}); err != nil {
 		return facts{}, err
@@ -76,7 +76,7 @@ func (r *running) await(ctx context.Context, s settings, spec worker.StartSpec, 
 	}
 }
 
-// look asks the server once. Errors: notYet where it may still come up.
+// look queries the server once. It returns notYet if the server may still come up.
 func (r *running) look(ctx context.Context, s settings, spec worker.StartSpec) (facts, error) {
 	status, body, err := r.ask(ctx, http.MethodGet, s.healthPath(), nil)
 	if err != nil || status != http.StatusOK {
@@ -84,7 +84,7 @@ func (r *running) look(ctx context.Context, s settings, spec worker.StartSpec) (
 	}
 	if s.healthPath() != "/v1/models" {
 		if status, body, err = r.ask(ctx, http.MethodGet, "/v1/models", nil); err != nil || status != http.StatusOK {
-			body = nil // not every server has it
+			body = nil // not all servers support it
 		}
 	}
 	list := parseModels(body)
@@ -114,7 +114,7 @@ func (r *running) look(ctx context.Context, s settings, spec worker.StartSpec) (
 	return f, err
 }
 
-// nameThere returns what the server calls the model. A server that lists none is asked by the name
+// nameThere returns the server's name of the model. If the server lists no models, the name is used
 // as it is.
 func (s *settings) nameThere(id string, list []model) (string, error) {
 	name := s.Model
@@ -148,7 +148,7 @@ func (m model) context() int {
 	return max(m.Meta.Context, 0)
 }
 
-// parseModels reads the answer to /v1/models as far as it is one.
+// parseModels parses an answer to /v1/models, leniently.
 func parseModels(body []byte) []model {
 	var list struct {
 		Data []model `json:"data"`
@@ -159,7 +159,7 @@ func parseModels(body []byte) []model {
 	return list.Data[:min(len(list.Data), maxNames)]
 }
 
-// props is what llama-server says of its model.
+// props is what llama-server reports about its model.
 type props struct {
 	Settings struct {
 		Context int `json:"n_ctx"`
@@ -176,7 +176,7 @@ type props struct {
 func (r *running) props(ctx context.Context) (p props) {
 	status, body, err := r.ask(ctx, http.MethodGet, "/props", nil)
 	if err != nil || status != http.StatusOK || json.Unmarshal(body, &p) != nil {
-		return props{} // another server
+		return props{} // not llama-server
 	}
 	return p
 }
@@ -197,8 +197,8 @@ func (r *running) ask(ctx context.Context, method, path string, body any) (int, 
 
 type fields = map[string]any
 
-// try sends small requests and returns what the server can do. A server that ignores what it does
-// not know answers 200 all the same, so that the answer is looked at where it can tell.
+// try sends small requests and returns what the server can do. A server that ignores unknown fields
+// answers 200 all the same, so where possible try checks the answer as well.
 func (r *running) try(ctx context.Context, name string, p props) ([]worker.Capability, error) {
 	var can []worker.Capability
 	var refusal error
@@ -210,7 +210,7 @@ func (r *running) try(ctx context.Context, name string, p props) ([]worker.Capab
 	for _, trial := range []struct {
 		name, path string
 		body       fields
-		shows      func([]byte) bool // nil: that it answers is enough
+		shows      func([]byte) bool // checks the answer; nil: any answer will do
 	}{
 		{worker.CapabilityChat, "/v1/chat/completions", chat(nil), nil},
 		{worker.CapabilityCompletions, "/v1/completions", fields{"model": name, "prompt": "Hello", "max_tokens": 1, "temperature": 0}, nil},
@@ -228,7 +228,7 @@ func (r *running) try(ctx context.Context, name string, p props) ([]worker.Capab
 			can = append(can, trial.name)
 		}
 	}
-	if p.Settings.Context > 0 { // it is llama-server
+	if p.Settings.Context > 0 { // llama-server
 		for _, trial := range []struct {
 			name, path string
 			body       fields
@@ -258,7 +258,7 @@ func (r *running) try(ctx context.Context, name string, p props) ([]worker.Capab
 	}}}
 	for _, trial := range []struct {
 		name  string
-		said  *bool // what the server says itself; nil: nothing
+		said  *bool // the server's own statement; nil: none
 		more  fields
 		shows func([]byte) bool
 	}{
@@ -299,8 +299,8 @@ func (p props) vision() *bool {
 	return &p.Modalities.Vision
 }
 
-// trial reports whether the server answers a request. Errors: notYet while it loads; otherwise why
-// it refuses.
+// trial reports whether the server answers a request. It returns notYet while the server loads,
+// otherwise the reason of the refusal.
 func (r *running) trial(ctx context.Context, path string, body fields, shows func([]byte) bool) (bool, error) {
 	status, answer, err := r.ask(ctx, http.MethodPost, path, body)
 	switch {
@@ -320,7 +320,7 @@ func wordSchema() fields {
 	return fields{"type": "object", "properties": fields{"word": fields{"type": "string"}}, "required": []string{"word"}, "additionalProperties": false}
 }
 
-// dot is a picture of one dot.
+// dot is a one-pixel PNG.
 const dot = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 
 func hasEmbedding(b []byte) bool {
@@ -348,7 +348,7 @@ func hasResults(b []byte) bool {
 	return json.Unmarshal(b, &r) == nil && len(r.Results) == 1
 }
 
-// answerIn returns the first choice of a chat's answer.
+// answerIn returns the first choice of a chat's answer, and whether it has log probabilities.
 func answerIn(b []byte) (text string, logprobs bool) {
 	var r struct {
 		Choices []struct {
@@ -368,8 +368,8 @@ func answerIn(b []byte) (text string, logprobs bool) {
 	return c.Message.Content, c.LogProbs != nil && len(c.LogProbs.Content) > 0
 }
 
-// hasObject reports whether an answer begins as the schema's object does, which a model without
-// constraint would hardly do. A weak model may stay in the white space before it.
+// hasObject reports whether an answer begins as the schema's object does, which is unlikely without
+// a constraint. A weak model may stop within the whitespace before it.
 func hasObject(b []byte) bool {
 	const beginning = `{"word":`
 	said, _ := answerIn(b)
@@ -383,8 +383,8 @@ func hasLogprobs(b []byte) bool {
 	return ok
 }
 
-// watch notes that the server has ended, or hangs, until ctx ends. A server that is not this
-// worker's may come back: it is not watched.
+// watch marks the worker as failed when the server exits or hangs, until ctx ends. It does not
+// watch a server that the worker did not start, as that may come back.
 func (b *backend) watch(ctx context.Context, r *running, s settings) {
 	if r.server == nil {
 		return
@@ -417,10 +417,10 @@ func (b *backend) watch(ctx context.Context, r *running, s settings) {
 	}
 }
 
-// fail notes that the worker is of no more use. Its host ends it.
+// fail marks the worker as failed. Its host ends it.
 func (b *backend) fail(err error) {
 	if err == nil {
-		return // it was ended on purpose
+		return // ended on purpose
 	}
 	b.log.Error("the server is lost", "error", err)
 	b.mu.Lock()

@@ -20,32 +20,32 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/worker/forward"
 )
 
-// endTime is how long a server may take to end once its requests have.
+// endTime is how long a server may take to exit after its requests have ended.
 const endTime = 3 * time.Second
 
-// backend is the worker type.
+// backend implements the worker type.
 type backend struct {
 	log hclog.Logger
 
 	mu       sync.Mutex // guards below
 	settings settings
-	running  *running // nil before Start has begun
+	running  *running // nil before Start
 	ready    bool     // Start has succeeded
 	stopped  bool
-	failed   string // why a worker that was ready is of no more use
+	failed   string // why a worker that was ready is unusable
 }
 
 var _ worker.Backend = (*backend)(nil)
 
 func newBackend(log hclog.Logger) *backend { return &backend{log: log} }
 
-// running is a server that a worker uses.
+// running is the server that a worker uses.
 type running struct {
-	server  *child.Child // nil: it is not this worker's
+	server  *child.Child // nil: not started by this worker
 	forward *forward.Forwarder
 	gate    *worker.Gate
 	facts   facts  // written by Start before the worker is ready
-	dir     string // of the server's socket; empty: there is none
+	dir     string // of the server's socket; empty: none
 	end     context.CancelFunc
 	watched sync.WaitGroup
 
@@ -68,7 +68,7 @@ func (b *backend) Info(context.Context) (sdk.Info, error) {
 	}, nil
 }
 
-// Start starts the server, or finds the one that runs already, and returns when it has answered.
+// Start starts the server, or connects to a running one, and returns when the server has answered.
 func (b *backend) Start(ctx context.Context, spec worker.StartSpec, progress func(worker.Progress) error) (http.Handler, error) {
 	s := b.config()
 	if err := b.checkStart(ctx, s, spec); err != nil {
@@ -98,11 +98,11 @@ func (b *backend) Start(ctx context.Context, spec worker.StartSpec, progress fun
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.stopped { // Stop has ended the server, or is about to
+	if b.stopped { // Stop has ended the server, or will
 		return nil, errStopped
 	}
 	b.ready = true
-	life, end := context.WithCancel(context.Background()) // of the worker
+	life, end := context.WithCancel(context.Background()) // lifetime of the worker
 	r.end = end
 	r.watched.Go(func() { b.watch(life, r, s) })
 	return r.gate.Handler(r.facts.handler(r.forward)), nil
@@ -110,7 +110,7 @@ func (b *backend) Start(ctx context.Context, spec worker.StartSpec, progress fun
 
 var errStopped = fmt.Errorf("the worker is stopped: %w", sdk.ErrState)
 
-// late is the error of a server that never answered.
+// late returns the error for a server that never answered.
 func (b *backend) late(r *running, s settings, last error) error {
 	text := fmt.Sprintf("the server does not answer within %s; at last: %v", s.timeout, last)
 	if r.server != nil {
@@ -138,7 +138,7 @@ func (b *backend) checkStart(ctx context.Context, s settings, spec worker.StartS
 	return nil
 }
 
-// launch starts the server unless it runs already.
+// launch starts the server unless the settings name a running one.
 func (b *backend) launch(s settings, spec worker.StartSpec) (*running, error) {
 	r := &running{end: func() {}, gate: worker.NewGate(spec.Slots)}
 	name := s.Model
@@ -153,7 +153,7 @@ func (b *backend) launch(s settings, spec worker.StartSpec) (*running, error) {
 		for _, t := range s.targets {
 			o.Hide[t.URL.Host] = "the server"
 		}
-		o.Reuse = s.Preset != "llama-server" // which closes its connections after streams
+		o.Reuse = s.Preset != "llama-server" // llama-server closes its connections after streams
 		if name != spec.ModelID {
 			o.Model = name
 		}
@@ -167,14 +167,14 @@ func (b *backend) launch(s settings, spec worker.StartSpec) (*running, error) {
 	if r.dir, err = os.MkdirTemp(os.Getenv("PLUGIN_UNIX_SOCKET_DIR"), "s"); err != nil {
 		return nil, fmt.Errorf("folder of the server's socket: %w", err)
 	}
-	socket := filepath.Join(r.dir, "s.sock") // some servers know a socket by its ending
+	socket := filepath.Join(r.dir, "s.sock") // some servers recognise a socket by its suffix
 	template := s.template()
 	v := valuesOf(spec, name, port, socket)
 	target := forward.Target{URL: s.localURL(port)}
 	if usesSocket(template) {
 		target.Socket = socket
 	}
-	// A server that names its models itself is asked by the name that it knows.
+	// A server with its own model names gets the name that it knows.
 	if s.Preset == "ollama" && name != spec.ModelID || s.Preset == "" && s.Model != "" {
 		o.Model = name
 	}
@@ -194,8 +194,8 @@ func (b *backend) launch(s settings, spec worker.StartSpec) (*running, error) {
 	return r, nil
 }
 
-// environ is the server's environment: what the host let through, the device, the preset's
-// variables, and those of the settings.
+// environ returns the server's environment: the variables passed on by the host, the device, the
+// preset's variables, and those of the settings.
 func (s *settings) environ(v values, device string) []string {
 	env := append(append(child.Environ(), deviceEnv(device)...), v.expand(s.preset.env)...)
 	for name, value := range s.Env {
@@ -224,7 +224,7 @@ func (r *running) close(grace time.Duration) {
 	if r.server == nil {
 		return
 	}
-	// A shutdown deadline: nobody's call waits for it.
+	// A shutdown deadline: no caller's context applies.
 	r.server.End(context.Background(), grace)
 	_ = os.RemoveAll(r.dir)
 }
@@ -269,7 +269,7 @@ func (b *backend) Stop(ctx context.Context, grace time.Duration) error {
 	err := r.gate.Stop(ctx, grace)
 	r.close(endTime)
 	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
-		return nil // what did not end by itself has ended with the server
+		return nil // requests still running have ended with the server
 	}
 	return err
 }

@@ -27,7 +27,7 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/worker"
 )
 
-// log keeps what a backend logs.
+// log collects a backend's log.
 type log struct {
 	mu  sync.Mutex // guards below
 	buf bytes.Buffer
@@ -56,7 +56,7 @@ func asJSON(t testing.TB, v any) json.RawMessage {
 	return b
 }
 
-// played is the configuration of a worker whose server this executable plays.
+// played returns the configuration of a worker whose server is this executable.
 func played(t testing.TB, q quirks, more fields) json.RawMessage {
 	t.Helper()
 	c := fields{"command": []string{os.Args[0], "--socket", "${socket}"}, "env": fields{quirksEnv: string(asJSON(t, q))}, "start_timeout": "1m"}
@@ -64,7 +64,7 @@ func played(t testing.TB, q quirks, more fields) json.RawMessage {
 	return asJSON(t, c)
 }
 
-// adopted is the configuration of a worker that uses servers of the test's own.
+// adopted returns the configuration of a worker that uses servers started by the test.
 func adopted(t testing.TB, more fields, servers ...quirks) json.RawMessage {
 	t.Helper()
 	var urls []string
@@ -78,7 +78,7 @@ func adopted(t testing.TB, more fields, servers ...quirks) json.RawMessage {
 	return asJSON(t, c)
 }
 
-// rig is a backend that a test started.
+// rig is a backend started by a test.
 type rig struct {
 	*backend
 	log *log
@@ -92,7 +92,7 @@ func configured(t testing.TB, config json.RawMessage) (*backend, *log) {
 	diags, err := b.Configure(t.Context(), sdk.Config{JSON: config})
 	must.NoError(t, err)
 	must.Len(t, 0, diags)
-	t.Cleanup(func() { must.NoError(t, b.Stop(context.Background(), 0)) }) // the test's context is over
+	t.Cleanup(func() { must.NoError(t, b.Stop(context.Background(), 0)) }) // the test's context has ended
 	return b, l
 }
 
@@ -154,7 +154,7 @@ func TestConformance(t *testing.T) {
 	})
 }
 
-// What a server can do to its worker.
+// Ways in which a server fails its worker.
 func TestServerGoesWrong(t *testing.T) {
 	t.Parallel()
 	t.Run("dies at once", func(t *testing.T) {
@@ -209,7 +209,7 @@ func TestServerGoesWrong(t *testing.T) {
 		must.NoError(t, err)
 		defer resp.Body.Close()
 		_, err = io.ReadAll(resp.Body)
-		must.Error(t, err) // it does not look whole
+		must.Error(t, err) // an incomplete answer
 		coretest.Eventually(t, 20*time.Second, func() error {
 			st, err := r.Status(t.Context())
 			if err != nil || st.State != worker.StateFailed || !strings.Contains(st.Problem, "exit code 6") {
@@ -284,8 +284,7 @@ func TestCapabilitiesByTrying(t *testing.T) {
 	}{
 		"chat only":       {quirks{}, nil, "chat"},
 		"embeddings only": {quirks{Embeds: true}, nil, "embeddings"},
-		// Whoever ignores what it does not know answers with 200: only what the answer shows
-		// counts.
+		// A server that ignores unknown fields answers 200: only the contents of the answer count.
 		"ignores": {quirks{Ignores: true}, nil, "chat tools vision"},
 		"by word": {quirks{}, fields{"capabilities": []string{"vision", "chat"}}, "chat vision"},
 		"no list": {quirks{NoList: true}, fields{"health_path": "/health"}, "chat"},
@@ -297,7 +296,8 @@ func TestCapabilitiesByTrying(t *testing.T) {
 	}
 }
 
-// A worker refuses what it does not name, and passes on what it does, refusals too.
+// A worker refuses what the server lacks the capability for, and passes on everything else,
+// including the server's refusals.
 func TestImagePart(t *testing.T) {
 	t.Parallel()
 	const image = `{"model":"mine","messages":[{"role":"user","content":[{"type":"text","text":"what is it"},{"type":"image_url","image_url":{"url":"data:image/png;base64,AAAA"}}]}]}`
@@ -417,7 +417,7 @@ func TestFingerprint(t *testing.T) {
 func TestParseCards(t *testing.T) {
 	t.Parallel()
 	got := parseCards([]byte("0, NVIDIA RTX 4090, 24564, 24000\n1, NVIDIA GB10, [N/A], [N/A]\nx, y, 1, 1\nFailed to initialize NVML\n"))
-	must.Eq(t, []worker.Device(nil), got) // rows of different lengths: nothing is sure
+	must.Eq(t, []worker.Device(nil), got) // rows of different lengths: the output is not trusted
 	got = parseCards([]byte("0, NVIDIA RTX 4090, 24564, 24000\n1, NVIDIA GB10, [N/A], [N/A]\nx, y, 1, 1\n"))
 	must.Eq(t, []worker.Device{
 		{ID: "cuda:0", Kind: "cuda", Name: "NVIDIA RTX 4090", TotalBytes: 24564 * mebi, FreeBytes: 24000 * mebi},
@@ -425,7 +425,7 @@ func TestParseCards(t *testing.T) {
 	}, got)
 }
 
-// A server that closes its connections after streams costs no request.
+// A server that closes its connections after streams loses no request.
 func TestClosingServer(t *testing.T) {
 	t.Parallel()
 	r := start(t, played(t, quirks{Closes: true}, nil), "cpu")

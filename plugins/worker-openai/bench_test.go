@@ -21,8 +21,8 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/worker/forward"
 )
 
-// relayEnv makes the test's executable a worker's handler before the server whose socket it names,
-// so that its processor time can be told from that of the client.
+// relayEnv makes the test's executable serve a worker's handler for the server with this socket, so
+// that its CPU time is separate from the client's.
 const relayEnv = "RBEE_TEST_RELAY"
 
 func playRelay(socket string) {
@@ -36,7 +36,7 @@ func playRelay(socket string) {
 	_ = http.Serve(l, worker.NewGate(4).Handler(facts{}.handler(f))) //nolint:gosec // ends with the test
 }
 
-// ticks returns the processor time of a process, in ticks of 10 ms.
+// ticks returns the CPU time of a process, in ticks of 10 ms.
 func ticks(b *testing.B, pid int) int {
 	b.Helper()
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
@@ -51,7 +51,7 @@ func ticks(b *testing.B, pid int) int {
 }
 
 // BenchmarkOverhead streams answers of a real llama-server with a tiny model through the worker and
-// tells how much processor time the worker adds to the server's own, per event.
+// reports the CPU time that the worker adds to the server's own, per event.
 func BenchmarkOverhead(b *testing.B) {
 	program := llamaServer(b)
 	r := startLlama(b, llamaConfig(b, fields{"program": program}))

@@ -29,7 +29,7 @@ const (
 	mostStart     = 24 * time.Hour
 )
 
-// settings are the config block.
+// settings is the decoded config block.
 type settings struct {
 	Preset       string            `json:"preset"`
 	Program      string            `json:"program"`
@@ -49,7 +49,7 @@ type settings struct {
 
 	preset  preset
 	timeout time.Duration
-	targets []forward.Target // of url
+	targets []forward.Target // parsed from url
 }
 
 // Schema lists the settings.
@@ -199,15 +199,15 @@ func readFile(path string) ([]byte, error) {
 	return bytes.TrimSpace(text), err
 }
 
-// adopts says that the servers run already.
+// adopts reports whether the servers are already running.
 func (s *settings) adopts() bool { return len(s.URL) > 0 }
 
-// configured says that there is a server to use.
+// configured reports whether there is a server to use.
 func (s *settings) configured() bool {
 	return s.adopts() || len(s.Command) > 0 || len(s.preset.command) > 0
 }
 
-// template is the command line before its names are replaced.
+// template returns the command line before expansion.
 func (s *settings) template() []string {
 	command := s.Command
 	if len(command) == 0 {
@@ -219,7 +219,7 @@ func (s *settings) template() []string {
 	return append(slices.Clone(command), s.Args...)
 }
 
-// byName says that the server finds its models itself, by their names.
+// byName reports whether the server finds its models itself, by name.
 func (s *settings) byName() bool {
 	return s.configured() && (s.adopts() || !slices.ContainsFunc(s.template(), func(a string) bool { return strings.Contains(a, "${model.path}") }))
 }

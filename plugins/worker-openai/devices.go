@@ -20,11 +20,11 @@ const (
 	mebi       = 1 << 20
 
 	fingerprintEvery = 20 * time.Second
-	lookTime         = 3 * time.Second // for a program or a server that is asked
+	lookTime         = 3 * time.Second // per program or server queried
 	maxDevices       = 64
 )
 
-// Fingerprint reports the devices at once and then again and again.
+// Fingerprint reports the devices at once and then periodically.
 func (b *backend) Fingerprint(ctx context.Context, emit func(worker.Fingerprint) error) error {
 	return worker.Look(ctx, fingerprintEvery, b.fingerprint, emit)
 }
@@ -59,7 +59,7 @@ func (b *backend) fingerprint(ctx context.Context) worker.Fingerprint {
 	return f
 }
 
-// chosen returns the devices that are named, those that nobody found with unknown memory.
+// chosen returns the devices named by ids, with unknown memory for those not found.
 func chosen(found []worker.Device, ids []string) []worker.Device {
 	var out []worker.Device
 	for _, id := range ids {
@@ -74,7 +74,7 @@ func chosen(found []worker.Device, ids []string) []worker.Device {
 	return out
 }
 
-// cards asks NVIDIA's tool for its cards. Where it is not there, there are none.
+// cards queries nvidia-smi; nil if it is missing.
 func cards(ctx context.Context) []worker.Device {
 	ctx, cancel := context.WithTimeout(ctx, lookTime)
 	defer cancel()
@@ -105,7 +105,7 @@ func parseCards(out []byte) []worker.Device {
 		}
 		total, err1 := strconv.ParseInt(row[2], 10, 32)
 		free, err2 := strconv.ParseInt(row[3], 10, 32)
-		if err1 != nil || err2 != nil || total < 0 || free < 0 || free > total { // [N/A]: it shares the machine's memory
+		if err1 != nil || err2 != nil || total < 0 || free < 0 || free > total { // [N/A]: the card shares the machine's memory
 			total, free = 0, 0
 		}
 		devices = append(devices, worker.Device{ID: "cuda:" + row[0], Kind: "cuda", Name: row[1], TotalBytes: total * mebi, FreeBytes: free * mebi})
@@ -113,7 +113,7 @@ func parseCards(out []byte) []worker.Device {
 	return devices
 }
 
-// processor is the machine's processor with its memory, as far as Linux tells.
+// processor describes the CPU, with the machine's memory if Linux reports it.
 func processor() worker.Device {
 	d := worker.Device{ID: kindCPU, Kind: kindCPU, Name: "CPU"}
 	text, err := os.ReadFile("/proc/meminfo")

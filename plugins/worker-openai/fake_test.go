@@ -16,33 +16,33 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
-// quirksEnv makes the test's executable play a server with the quirks that it holds as JSON.
+// quirksEnv makes the test's executable play a server; its value is the quirks as JSON.
 const quirksEnv = "RBEE_TEST_SERVER"
 
-// quirks are the habits of a server.
+// quirks are a fake server's deviations.
 type quirks struct {
-	Errors    string   // shape: "" OpenAI's, "fastapi", "ollama"
-	Names     []string // of its models; none: it takes any name
-	MaxLen    int      // as vLLM tells it
-	NoList    bool     // it has no /v1/models
-	Loading   int      // requests for answers that it refuses with 503 before it is ready, while its health is fine
-	Never     bool     // it loads for ever
-	Comments  bool     // before and in streams
-	Late      bool     // headers with the first token
-	Closes    bool     // its connection after a stream, which it does not say
-	Ignores   bool     // tools, formats and logprobs: it answers as if it had understood
-	Embeds    bool     // embeddings only
+	Errors    string   // shape of errors: "" OpenAI's, "fastapi", "ollama"
+	Names     []string // of its models; empty: accepts any name
+	MaxLen    int      // reported as vLLM does
+	NoList    bool     // has no /v1/models
+	Loading   int      // generation requests to refuse with 503 before it is ready, while its health is fine
+	Never     bool     // never finishes loading
+	Comments  bool     // sends comments before and within streams
+	Late      bool     // sends headers only with the first token
+	Closes    bool     // closes its connection after a stream, unannounced
+	Ignores   bool     // silently ignores tools, formats and logprobs
+	Embeds    bool     // supports only embeddings
 	Delay     string   // between tokens
-	Crash     bool     // in the middle of the second stream
-	Deaf      bool     // to SIGTERM
-	Flood     bool     // its log
-	DieWith   string   // at once, with these words
-	Error200  bool     // errors have status 200
-	TokenAuth string   // the key that it wants
-	Args      bool     // it logs its arguments and environment
+	Crash     bool     // exits in the middle of the second stream
+	Deaf      bool     // ignores SIGTERM
+	Flood     bool     // floods its log
+	DieWith   string   // exits at once with this message
+	Error200  bool     // sends errors with status 200
+	TokenAuth string   // required API key
+	Args      bool     // logs its arguments and environment
 }
 
-// fakeServer is a server that answers with the words of its prompt, one token each.
+// fakeServer answers with the words of its prompt, one token each.
 type fakeServer struct {
 	quirks
 	asked   atomic.Int64

@@ -13,8 +13,8 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/worker/forward"
 )
 
-// routes are what is passed on. Servers have others, such as for loading other models, that are
-// nothing for clients.
+// routes returns the routes that are passed on. Servers have others that are not for clients, such
+// as for loading other models.
 func routes() []string {
 	return []string{
 		"POST /v1/chat/completions", "POST /v1/completions", "POST /v1/embeddings", "POST /v1/rerank", "POST /v1/score", "POST /v1/responses", "POST /v1/messages",
@@ -25,7 +25,7 @@ func routes() []string {
 	}
 }
 
-// handler passes requests on to next and refuses what the server cannot do.
+// handler passes requests on to next and refuses those that the server cannot serve.
 func (f facts) handler(next http.Handler) http.Handler {
 	mux := http.NewServeMux()
 	for _, route := range routes() {
@@ -45,7 +45,7 @@ func (f facts) handler(next http.Handler) http.Handler {
 	})
 }
 
-// canAll says that there is nothing that a chat could ask for in vain.
+// canAll reports whether the server can do everything that a chat could ask for.
 func (f facts) canAll() bool {
 	for _, c := range []worker.Capability{worker.CapabilityTools, worker.CapabilityJSONSchema, worker.CapabilityLogprobs, worker.CapabilityVision, worker.CapabilityAudio} {
 		if !slices.Contains(f.capabilities, c) {
@@ -55,8 +55,8 @@ func (f facts) canAll() bool {
 	return true
 }
 
-// allowed answers a chat that asks for what the server cannot do. It leaves the body as it was. A
-// body that cannot be understood is the server's to refuse.
+// allowed reports whether the server can do what a chat asks for; if not, it has answered the
+// request. It leaves the body intact. Malformed bodies are left for the server to refuse.
 func (f facts) allowed(w http.ResponseWriter, r *http.Request) bool {
 	body, err := io.ReadAll(io.LimitReader(r.Body, forward.MaxBody+1))
 	if err != nil {
@@ -71,7 +71,7 @@ func (f facts) allowed(w http.ResponseWriter, r *http.Request) bool {
 	if json.Unmarshal(body, &wish) != nil {
 		return true
 	}
-	if wish.Messages != nil && len(wish.Messages) == 0 { // which some servers answer
+	if wish.Messages != nil && len(wish.Messages) == 0 { // some servers accept it
 		openai.WriteError(w, 0, openai.Invalid("messages", "messages is empty"))
 		return false
 	}
@@ -86,7 +86,7 @@ func (f facts) allowed(w http.ResponseWriter, r *http.Request) bool {
 	return true
 }
 
-// wish is what of a chat needs a capability. Everything else may have any form.
+// wish is the part of a chat request that needs capabilities. Other fields may have any form.
 type wish struct {
 	Tools     []json.RawMessage      `json:"tools"`
 	Functions []json.RawMessage      `json:"functions"`
@@ -97,7 +97,7 @@ type wish struct {
 	} `json:"messages"`
 }
 
-// request is a chat that needs the same capabilities.
+// request returns a chat request that needs the same capabilities.
 func (w wish) request() *openai.ChatRequest {
 	r := &openai.ChatRequest{
 		Tools: make([]openai.Tool, len(w.Tools)), Functions: make([]openai.Function, len(w.Functions)), ResponseFormat: w.Format, LogProbs: w.LogProbs,

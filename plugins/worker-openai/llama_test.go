@@ -18,7 +18,7 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/worker"
 )
 
-// llamaServer is the path of a real llama-server.
+// llamaServer returns the path of a real llama-server.
 func llamaServer(t testing.TB) string {
 	t.Helper()
 	path := os.Getenv("RBEE_TEST_LLAMA_SERVER")
@@ -93,7 +93,7 @@ func TestLlamaServer(t *testing.T) {
 	must.StrContains(t, body, "exceed_context_size_error")
 }
 
-// The server refuses an image, which is passed on.
+// The server's refusal of an image is passed on.
 func TestLlamaServerImage(t *testing.T) {
 	t.Parallel()
 	r := startLlama(t, llamaConfig(t, fields{"capabilities": []string{"chat", "vision"}}))
@@ -102,7 +102,7 @@ func TestLlamaServerImage(t *testing.T) {
 	must.StrContains(t, body, "image input is not supported")
 }
 
-// A template with tools is what the server's word about tools rests on.
+// The server reports tool support only for a template with tools.
 func TestLlamaServerTools(t *testing.T) {
 	t.Parallel()
 	const request = `{"model":"tiny","max_tokens":8,"messages":[{"role":"user","content":"Look a word up."}],"tool_choice":"auto",
@@ -162,7 +162,7 @@ func TestLlamaServerEnds(t *testing.T) {
 	})
 }
 
-// Two servers that run already, by their addresses.
+// Two running servers, used by their addresses.
 func TestLlamaServerAdopted(t *testing.T) {
 	t.Parallel()
 	var urls []string

@@ -1,5 +1,5 @@
 // Command rbee-worker-openai is the worker type openai: it runs a server that speaks OpenAI's HTTP
-// API, such as llama-server or vLLM, or passes requests on to one that runs already.
+// API, such as llama-server or vLLM, or passes requests on to a running one.
 package main
 
 import (

@@ -9,9 +9,8 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/worker/forward"
 )
 
-// listed returns the names of the models that the servers of url have, as far as the first that
-// answers lists them, and those of the settings. Where the model's name there is given, it is the
-// only one.
+// listed returns the models named by the settings, and those listed by the first server of url that
+// answers. If the setting model is given, the servers are not asked.
 func listed(ctx context.Context, s settings) []string {
 	out := slices.Clone(s.Models)
 	if s.Model != "" {

@@ -10,21 +10,21 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/worker"
 )
 
-// preset is what is known of a kind of server.
+// preset describes a kind of server.
 type preset struct {
 	command []string
-	env     []string // NAME=value, the same names replaced
+	env     []string // NAME=value; overrides the same names
 	health  string   // path; empty: /v1/models
-	// can are capabilities that need no trial, for a server without the routes that are tried.
+	// can lists capabilities that need no trial, for a server without the routes that trials use.
 	can []worker.Capability
 }
 
-// presets are the servers that are known. An argument, or an option with the argument behind it,
-// that stands for something that nobody asked for is left out: see expand.
+// presets returns the known servers. An argument whose value is unset is omitted, with the option
+// before it: see expand.
 func presets() map[string]preset {
 	return map[string]preset{
-		// A unix socket, as its port would be open to everybody on the machine. --ctx-size is for
-		// all slots together. --offline, as it would fetch a model from the network otherwise.
+		// A Unix socket, as a port would be open to everybody on the machine. --ctx-size is the
+		// total of all slots. --offline, as it would otherwise fetch a model from the network.
 		"llama-server": {command: []string{
 			"llama-server", "--offline", "--host", "${socket}", "--model", "${model.path}", "--alias", "${model.id}",
 			"--parallel", "${slots}", "--ctx-size", "${context_total}", "--threads", "${threads}", "--n-gpu-layers", "${layers}",
@@ -54,14 +54,14 @@ func presets() map[string]preset {
 	}
 }
 
-// names are what may stand in a command line as ${name}.
+// names returns the names that a command line may contain as ${name}.
 func names() []string {
 	return []string{"model.path", "model.id", "model.name", "port", "socket", "context", "context_total", "slots", "threads", "device", "layers"}
 }
 
 var placeholder = regexp.MustCompile(`\$\{([^}]*)\}`)
 
-// unknownName returns the first name in an argument that stands for nothing; empty: there is none.
+// unknownName returns the first unknown name in an argument; empty: none.
 func unknownName(arg string) string {
 	for _, m := range placeholder.FindAllStringSubmatch(arg, -1) {
 		known := false
@@ -75,14 +75,13 @@ func unknownName(arg string) string {
 	return ""
 }
 
-// values are what the names of a command line stand for. An empty value stands for what nobody
-// asked for.
+// values maps the names of a command line to their values. Empty: unset.
 type values map[string]string
 
 func valuesOf(s worker.StartSpec, name string, port int, socket string) values {
 	if s.Threads == 0 {
-		// Servers take all cores, and their threads spin while they wait: beside anything else that
-		// works, the last core costs more than it gives.
+		// Servers take all cores, and their threads spin while they wait: with any other load, the
+		// last core costs more than it gains.
 		s.Threads = max(1, runtime.NumCPU()/2)
 	}
 	number := func(n int) string {
@@ -97,13 +96,13 @@ func valuesOf(s worker.StartSpec, name string, port int, socket string) values {
 		"threads": number(s.Threads), "device": s.Device,
 	}
 	if s.Device == "cpu" {
-		v["layers"] = "0" // a server that was built for a card would take it
+		v["layers"] = "0" // a server built for GPUs would use one
 	}
 	return v
 }
 
-// expand replaces the names in a command line. An argument of which a name has no value is left
-// out, with the option before it.
+// expand replaces the names in a command line. An argument that contains an unset name is omitted,
+// with the option before it.
 func (v values) expand(template []string) []string {
 	var out []string
 	for _, arg := range template {
@@ -124,7 +123,7 @@ func (v values) expand(template []string) []string {
 	return out
 }
 
-// deviceEnv are the variables by which a server sees its device alone.
+// deviceEnv returns the variables that restrict a server to its device.
 func deviceEnv(device string) []string {
 	kind, n, ok := strings.Cut(device, ":")
 	if _, err := strconv.Atoi(n); !ok || err != nil {

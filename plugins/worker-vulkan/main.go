@@ -1,5 +1,4 @@
-// Command rbee-worker-vulkan is the worker type vulkan: llama.cpp on graphics cards with a Vulkan
-// driver.
+// Command rbee-worker-vulkan is the worker type vulkan: llama.cpp on GPUs with a Vulkan driver.
 package main
 
 import (
