@@ -5,7 +5,7 @@ import (
 	"slices"
 )
 
-// arrNode is one way to be an array.
+// arrNode is one alternative for an array.
 type arrNode struct {
 	id       int
 	rules    []*arrRule
@@ -14,7 +14,7 @@ type arrNode struct {
 	min, max int
 	contains []containsRule
 	unique   bool
-	counts   [][]bool // which items can count for each rule of contains, the rest last
+	counts   [][]bool // which items can count for each contains rule, the rest last
 	built    bool
 	err      error
 }
@@ -110,7 +110,7 @@ func (c *compiler) arraySat(a *arrNode) (bool, error) {
 	return true, nil
 }
 
-// places returns how many items from an index on can count for rule i.
+// places returns how many items, starting at an index, can count for rule i.
 func (c *compiler) places(a *arrNode, i, from int) int {
 	r := a.contains[i]
 	if a.counts == nil {
@@ -122,7 +122,7 @@ func (c *compiler) places(a *arrNode, i, from int) int {
 			ok, err := c.satisfiable(c.node(append(slices.Clip(a.item(k).lits), r.lits...)))
 			counts = append(counts, ok || err != nil)
 		}
-		if c.depth == 0 { // else a value around this one may not be settled yet
+		if c.depth == 0 { // otherwise an enclosing value may not be settled yet
 			a.counts[i] = counts
 		}
 	}
@@ -146,7 +146,7 @@ func (c *compiler) places(a *arrNode, i, from int) int {
 	return n
 }
 
-// items adds the ways in which an array may go on with another item.
+// items adds the ways in which an array may continue with another item.
 func (g *Grammar) items(stk *stack, out *threads) {
 	for _, x := range stk.tops {
 		k := x.f.key
@@ -164,7 +164,7 @@ func (g *Grammar) items(stk *stack, out *threads) {
 	out.text = nil
 }
 
-// begins reports whether any value can begin at l: unique items may run out of them.
+// begins reports whether any value can begin at l: unique items may have run out.
 func (g *Grammar) begins(l *leaf) bool {
 	if l.class == nil {
 		g.fill(l)
@@ -172,7 +172,7 @@ func (g *Grammar) begins(l *leaf) bool {
 	return slices.ContainsFunc(l.to, func(to *leaf) bool { return to != nil && to != l })
 }
 
-// horizon is the number of items from which on all arrays are alike.
+// horizon returns the index from which on all items are treated alike.
 func (a *arrNode) horizon() int {
 	n := max(len(a.prefix), a.min)
 	for _, r := range a.contains {
@@ -229,7 +229,7 @@ func (g *Grammar) denied(lits []lit) lit {
 	return lit{s: s, neg: true}
 }
 
-// itemsFit reports whether the items that are still needed fit.
+// itemsFit reports whether the items still required fit.
 func (g *Grammar) itemsFit(k frameKey) bool {
 	a := k.arr
 	if len(a.contains) == 0 {

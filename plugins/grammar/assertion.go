@@ -2,20 +2,20 @@ package grammar
 
 import "slices"
 
-// prev is what stands before a position.
+// prev is the kind of character before a position.
 type prev uint8
 
 const (
 	prevStart prev = iota
 	prevWord
 	prevOther
-	prevKinds // how many there are
+	prevKinds // number of kinds
 )
 
 type regexCompiler struct {
 	set   *rxSet
 	left  int
-	inner bool // text follows: no $ is passed
+	inner bool // text follows, so $ cannot match
 }
 
 // plain translates a tree without assertions.
@@ -44,7 +44,8 @@ func (c *regexCompiler) plain(a *ast) rx {
 
 type regexTail func(prev) (rx, error)
 
-// match translates a after at, followed by what tail returns for the position behind a.
+// match translates a at a position after at, followed by the result of tail for the position after
+// a.
 func (c *regexCompiler) match(a *ast, at prev, tail regexTail) (rx, error) {
 	if c.left--; c.left < 0 || c.set.exhausted() {
 		return rxNone, errRegexSize
@@ -99,7 +100,7 @@ func (c *regexCompiler) match(a *ast, at prev, tail regexTail) (rx, error) {
 			return tail(at)
 		}
 		out, err := c.match(a.kids[0], at, tail)
-		if err == nil && a.max == rxUnbounded { // only the last round passes a $
+		if err == nil && a.max == rxUnbounded { // only the last repetition may match a $
 			var round rx
 			inner := c.inner
 			c.inner = true
@@ -140,8 +141,8 @@ func (c *regexCompiler) sequence(kids []*ast, at prev, tail regexTail) (rx, erro
 	return from(0, at)
 }
 
-// before puts r before its tail. Where the tail depends on the character before it, r is split
-// by its last character.
+// before concatenates r and its tail. If the tail depends on the character before it, r is split by
+// its last character.
 func (c *regexCompiler) before(r rx, at prev, tail regexTail) (rx, error) {
 	s := c.set
 	word, err := tail(prevWord)

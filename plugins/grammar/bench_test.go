@@ -37,7 +37,7 @@ func BenchmarkCompile(b *testing.B) {
 	}
 }
 
-// BenchmarkMask computes the masks of a document by a fresh grammar: no mask is known yet.
+// BenchmarkMask computes the masks of a document with a fresh grammar: no mask is cached yet.
 func BenchmarkMask(b *testing.B) {
 	v := benchVocabulary()
 	doc := []byte(`{"name":"some name","tags":["a","b"],"id":"abcdef-12","n":321,"other":{"x":[1,true,"y"]}}`)
@@ -79,8 +79,8 @@ func BenchmarkTry(b *testing.B) {
 	}
 }
 
-// BenchmarkRuleMask computes the masks within a string of a GBNF grammar: the first one, and those
-// of a grammar that is new to a known vocabulary.
+// BenchmarkRuleMask computes masks within a string of a GBNF grammar: the first one, and those of a
+// new grammar with a known vocabulary.
 func BenchmarkRuleMask(b *testing.B) {
 	v := benchVocabulary()
 	mask := make([]uint64, v.MaskLen())

@@ -8,7 +8,7 @@ import (
 	"github.com/shoenig/test/must"
 )
 
-// A hardSchema has far more states than one mask may find out.
+// hardSchema has far more states than one mask may explore.
 const hardSchema = `{"pattern":"^(?!.*://)(?=.{1,255}$)((.{1,63}\\.){1,127}(?![0-9]*$)[a-z0-9-]+\\.?)$"}`
 
 func TestMaskExhausted(t *testing.T) {
@@ -29,9 +29,9 @@ func TestMaskExhausted(t *testing.T) {
 	generation := g.generation
 	must.ErrorIs(t, m.Mask(mask), ErrExhausted)
 	must.Eq(t, make([]uint64, v.MaskLen()), mask)
-	must.Greater(t, generation, g.generation) // what was found out meanwhile is gone
+	must.Greater(t, generation, g.generation) // the results so far were dropped
 
-	// The text goes on where it was.
+	// The text continues where it was.
 	must.NoError(t, m.Err())
 	must.True(t, m.Try('b'))
 	for _, b := range []byte(`bc.de"`) {
@@ -48,7 +48,7 @@ func TestWorkIsBoundedByCall(t *testing.T) {
 	m := g.NewMatcher(bytesVocabulary())
 	mask := make([]uint64, m.v.MaskLen())
 	for range 3 {
-		g.set.work = 0 // earlier calls have used up theirs
+		g.set.work = 0 // earlier calls have used up their work
 		must.NoError(t, m.Mask(mask))
 		g.set.work = 0
 		must.NoError(t, m.AcceptBytes([]byte(`"`+strings.Repeat("é", 9)+`"`)))
@@ -71,7 +71,7 @@ func TestMemoryForgetsAndFollowsAgain(t *testing.T) {
 		must.NoError(t, other.Accept(256))
 	}
 	for _, x := range []*Matcher{clone, m} {
-		must.Error(t, x.AcceptBytes([]byte(`],"x"`))) // x is used
+		must.Error(t, x.AcceptBytes([]byte(`],"x"`))) // x is already used
 		must.Error(t, x.AcceptBytes([]byte(`,"y"`)))  // and so is y within x
 	}
 	must.NoError(t, m.Rollback(3))
@@ -96,7 +96,7 @@ func TestMemoryOfOneTextExhausted(t *testing.T) {
 	must.True(t, g.Accepts([]byte(`["a","b"]`)))
 }
 
-// A place may have hundreds of alternatives: their stacks are joined at once.
+// A position may have hundreds of alternatives: their stacks are joined at once.
 func TestManyAlternatives(t *testing.T) {
 	t.Parallel()
 	var list []string

@@ -6,16 +6,16 @@ import (
 	"sync"
 )
 
-// A walk over all tokens often comes, after a byte or two, to a position that the characters of a
-// class lead back to: behind the space of " word", where words are counted. What the tokens below
-// such a node do is the same in every walk, as long as they stay within the class.
+// After a byte or two, a walk over all tokens often reaches a position that the characters of a
+// class lead back to: after the space of " word", when words are counted. The tokens below such a
+// node behave alike in every walk, as long as they stay within the class.
 
 const (
-	minBranch   = 64 // nodes below one for which it is worth remembering
-	maxBranches = 16 // classes for which a vocabulary remembers
+	minBranch   = 64 // minimum nodes below one for its branch to be cached
+	maxBranches = 16 // classes cached per vocabulary
 )
 
-// branches remembers, for one class of characters, what tokens do below nodes of the vocabulary's
+// branches caches, for one class of characters, how tokens continue below nodes of the vocabulary's
 // trie. It is safe for concurrent use.
 type branches struct {
 	class runs
@@ -24,14 +24,14 @@ type branches struct {
 	at map[int32]*branch
 }
 
-// branch is the tokens below one node: those that stay within the class, and what the others go on
-// with where they leave it.
+// branch is the tokens below one node: those that stay within the class, and the rest of those that
+// leave it, from where they leave.
 type branch struct {
 	stay  []int32
 	later *trie
 }
 
-// branchesOf returns what is remembered for a class.
+// branchesOf returns the cache for a class.
 func (v *Vocabulary) branchesOf(class []runeRange, raw bool) *branches {
 	key := fmt.Sprint(class, raw)
 	v.mu.Lock()
@@ -52,8 +52,8 @@ func (v *Vocabulary) branchesOf(class []runeRange, raw bool) *branches {
 	return b
 }
 
-// below returns the branch of node i, where a character ends, or nil where most tokens leave the
-// class, so that it saves nothing.
+// below returns the branch of node i, where a character ends, or nil if most tokens leave the
+// class, so that caching would not help.
 func (b *branches) below(v *Vocabulary, i int32) *branch {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -80,7 +80,7 @@ func (b *branches) below(v *Vocabulary, i int32) *branch {
 	return out
 }
 
-// loopAt returns what v remembers for the characters that lead from l back to it, or nil.
+// loopAt returns the cache of v for the characters that lead from l back to it, or nil.
 func (w *walker) loopAt(l *leaf) *branches {
 	if l.loopOf != w.v {
 		l.loopOf, l.loop = w.v, nil
@@ -93,8 +93,8 @@ func (w *walker) loopAt(l *leaf) *branches {
 	return l.loop
 }
 
-// branch sets the tokens below node i of the vocabulary's trie that may come after l, which that
-// node leads to. It reports false where nothing is remembered that helps.
+// branch sets the tokens below node i of the vocabulary's trie that may follow, where that node
+// leads to l. It reports false if no cached branch helps.
 func (w *walker) branch(i int, l *leaf, stk *stack) bool {
 	t := w.v.trie
 	if int(t.skip[i])-i < minBranch {

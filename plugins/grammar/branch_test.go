@@ -21,8 +21,8 @@ func wordVocabulary() *Vocabulary {
 	return NewVocabulary(append(tokens, []byte("</s>")), len(tokens))
 }
 
-// TestBranches compares masks with acceptance where words are counted, and wants the tokens behind
-// a space to be remembered.
+// TestBranches compares masks with acceptance while words are counted, and checks that the tokens
+// after a space are cached.
 func TestBranches(t *testing.T) {
 	t.Parallel()
 	for _, schema := range []string{
@@ -64,11 +64,11 @@ func TestBranches(t *testing.T) {
 	}
 }
 
-// TestOpen finds expressions that no character leads to a dead end, within the work of one search.
+// TestOpen finds expressions without dead ends, within the work of one search.
 func TestOpen(t *testing.T) {
 	t.Parallel()
 	for pattern, open := range map[string]bool{
-		"[a-zA-Z0-9_-]{162}": true, // a search for it has a state for each character
+		"[a-zA-Z0-9_-]{162}": true, // a search for it has a state per character
 		"([0-9a-f]{2}:){4}":  true,
 		"a|b":                true,
 		"^a":                 false,
@@ -86,8 +86,8 @@ func TestOpen(t *testing.T) {
 	}
 }
 
-// TestNamesNeedNoObjects wants a mask within a name to leave alone the objects that each name would
-// lead to, where all can be finished.
+// TestNamesNeedNoObjects checks that a mask within a name does not create the objects that each
+// name would lead to, if all can be completed.
 func TestNamesNeedNoObjects(t *testing.T) {
 	t.Parallel()
 	g, err := Compile([]byte(`{"type":"object","properties":{"a":{},"b":{}},"required":["b"],"patternProperties":{"^x":{"type":"null"}}}`), Options{})

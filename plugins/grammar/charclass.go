@@ -35,7 +35,7 @@ func (p *regexParser) charClass(class []runeRange) *ast {
 	return &ast{kind: aClass, class: normalize(class)}
 }
 
-// classEscape reads an escape that stands for one character, or for a class of them.
+// classEscape reads an escape for one character or for a class of them.
 func (p *regexParser) classEscape() (class []runeRange, single bool, err error) {
 	p.pos++
 	r, n := utf8.DecodeRuneInString(p.src[p.pos:])
@@ -228,7 +228,7 @@ func (p *regexParser) bracket() (*ast, error) {
 		if err != nil {
 			return nil, err
 		}
-		if !single || !also { // [\w-x]: the hyphen stands for itself
+		if !single || !also { // [\w-x]: the hyphen is literal
 			out = append(append(append(out, lo...), hi...), runeRange{'-', '-'})
 			continue
 		}
@@ -268,8 +268,8 @@ func (p *regexParser) char(r rune) *ast { return p.charClass([]runeRange{{r, r}}
 // runeRange is a range of characters with both ends.
 type runeRange struct{ lo, hi rune }
 
-// normalize sorts ranges and joins those that touch. No range begins or ends among the
-// surrogates, which are not characters, so that equal classes look equal.
+// normalize sorts ranges and joins adjacent ones. No range begins or ends within the surrogates,
+// which are not characters, so that equal classes have equal ranges.
 func normalize(ranges []runeRange) []runeRange {
 	out := make([]runeRange, 0, len(ranges))
 	for _, r := range ranges {
@@ -296,7 +296,7 @@ func normalize(ranges []runeRange) []runeRange {
 	return out[:n]
 }
 
-// complement returns the characters outside of normalized ranges.
+// complement returns the characters outside normalized ranges.
 func complement(ranges []runeRange) []runeRange {
 	var out []runeRange
 	next := rune(0)

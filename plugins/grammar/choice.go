@@ -2,7 +2,7 @@ package grammar
 
 import "slices"
 
-// exactlyOne turns oneOf into alternatives that exclude each other, given what p already says.
+// exactlyOne turns oneOf into mutually exclusive alternatives, given the constraints already in p.
 func (c *compiler) exactlyOne(list []lit, p *partial) ([][]lit, error) {
 	if len(list) > unionBranches {
 		return nil, refuse(list[0].s.at, "oneOf", "more than %d alternatives", unionBranches)
@@ -45,7 +45,7 @@ func (c *compiler) exactlyOne(list []lit, p *partial) ([][]lit, error) {
 	return out, nil
 }
 
-// disjoint reports whether it is certain that nothing satisfies both.
+// disjoint reports whether certainly no value satisfies both.
 func (c *compiler) disjoint(a, b lit) bool {
 	if a.s.never || b.s.never {
 		return true
@@ -66,10 +66,10 @@ func (c *compiler) disjoint(a, b lit) bool {
 	return err == nil && !ok
 }
 
-// known is what is plain about the objects that satisfy a partial conjunction.
+// known is what is obvious about the objects that satisfy a partial conjunction.
 type known struct {
 	required, forbidden map[string]bool
-	values              map[string]map[string]bool // of properties: canonical texts of the only values
+	values              map[string]map[string]bool // by property: canonical texts of the only possible values
 }
 
 func (c *compiler) knownOf(p *partial) *known {
@@ -94,8 +94,8 @@ func (c *compiler) knownOf(p *partial) *known {
 	return k
 }
 
-// prune drops the branches that plainly contradict p. It reports that the choice is settled when
-// one of them plainly holds already.
+// prune drops the branches that obviously contradict p. It reports that the choice is settled when
+// a branch obviously holds already.
 func (c *compiler) prune(p *partial, choice [][]lit) (left [][]lit, settled bool) {
 	if len(p.objs) == 0 || p.types != tObject {
 		return choice, false
@@ -112,7 +112,7 @@ func (c *compiler) prune(p *partial, choice [][]lit) (left [][]lit, settled bool
 	return left, false
 }
 
-// holds reports whether every object of which k is known plainly satisfies s.
+// holds reports whether every object described by k obviously satisfies s.
 func (c *compiler) holds(k *known, s *schema) bool {
 	o := s.obj
 	if s.never || s.types&tObject == 0 || o == nil || s.enum != nil || len(s.all)+len(s.choice)+len(s.ones) > 0 ||
@@ -138,7 +138,7 @@ func (c *compiler) holds(k *known, s *schema) bool {
 	return true
 }
 
-// separate reports whether two sets of values are known and share nothing.
+// separate reports whether two sets of values are known and disjoint.
 func separate(a, b map[string]bool) bool {
 	if a == nil || b == nil {
 		return false
@@ -151,7 +151,7 @@ func separate(a, b map[string]bool) bool {
 	return true
 }
 
-// contradicts reports whether no object of which k is known satisfies s, plainly.
+// contradicts reports whether obviously no object described by k satisfies s.
 func (c *compiler) contradicts(k *known, s *schema) bool {
 	if s.never || s.types&tObject == 0 {
 		return true
@@ -184,7 +184,7 @@ func (c *compiler) contradicts(k *known, s *schema) bool {
 	return false
 }
 
-// within reports whether s is an enumeration that holds all values.
+// within reports whether s is an enumeration that contains all values.
 func (c *compiler) within(values map[string]bool, s *schema) bool {
 	for len(s.all) == 1 && !s.all[0].neg && s.plain() && s.enum == nil {
 		s = s.all[0].s
@@ -204,7 +204,7 @@ func (c *compiler) within(values map[string]bool, s *schema) bool {
 	return true
 }
 
-// plain reports whether s says nothing beyond enum and allOf, or only what a string is.
+// plain reports whether s has no keywords besides enum and allOf, or only constrains strings.
 func (s *schema) plain() bool {
 	if s.enum != nil && s.types == tString {
 		for _, v := range s.enum {
@@ -218,10 +218,10 @@ func (s *schema) plain() bool {
 	return !s.never && s.num == nil && s.str == rxAll && s.length.any() && s.obj == nil && s.arr == nil && len(s.choice)+len(s.ones) == 0
 }
 
-// facts are what is plain about a schema, without expanding it.
+// facts are the obvious properties of a schema, without expanding it.
 type facts struct {
 	types    typeSet
-	values   map[string]bool // canonical texts of the only values; nil: others too
+	values   map[string]bool // canonical texts of the only possible values; nil: not limited
 	props    map[string]*facts
 	required map[string]bool
 }
@@ -285,7 +285,8 @@ func (f *facts) meet(g *facts) {
 	}
 }
 
-// apart reports whether it is plain that no value has both sets of facts, and those given, if any.
+// apart reports whether obviously no value has both sets of facts, together with given, which may
+// be nil.
 func apart(a, b, given *facts) bool {
 	types := a.types & b.types
 	if given != nil {

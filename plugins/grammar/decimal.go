@@ -111,13 +111,13 @@ func (d decimal) scaled(places int) *big.Int {
 // bound is one end of a range of numbers.
 type bound struct {
 	at   decimal
-	open bool // at itself is outside
+	open bool // the end itself is excluded
 }
 
-// numSpec is a set of numbers: a range, the multiples of something, all but some values.
+// numSpec is a set of numbers: a range, the multiples of a number, all except some values.
 type numSpec struct {
 	integer   bool
-	nonInt    bool // no integer: only out of the negation of "integer"
+	nonInt    bool // no integers; arises only from the negation of "integer"
 	lo, hi    *bound
 	multiples []decimal
 	except    []decimal
@@ -160,7 +160,7 @@ func multipleOf(d, m decimal) bool {
 	return new(big.Int).Rem(d.scaled(places), m.scaled(places)).Sign() == 0
 }
 
-// intersect narrows n to what o also holds.
+// intersect narrows n to its intersection with o.
 func (n *numSpec) intersect(o *numSpec) {
 	n.integer = n.integer || o.integer
 	n.nonInt = n.nonInt || o.nonInt
@@ -188,7 +188,7 @@ func (n *numSpec) intersect(o *numSpec) {
 	}
 }
 
-// split returns the set as sets without a list of values: one for each value.
+// split returns the set as sets without a list of values: one per value.
 func (n *numSpec) split() []numSpec {
 	if n.only == nil {
 		return []numSpec{*n}
@@ -202,8 +202,7 @@ func (n *numSpec) split() []numSpec {
 	return out
 }
 
-// count returns at most how many numbers belong to the set, and whether it is known that they are
-// not more.
+// count returns an upper bound on the number of values in the set, and whether one is known.
 func (n *numSpec) count() (int, bool) {
 	if n.lo == nil || n.hi == nil {
 		return 0, false
@@ -231,7 +230,7 @@ func (n *numSpec) count() (int, bool) {
 	return count, true
 }
 
-// empty reports whether the range is plainly empty. Its machine knows better.
+// empty reports whether the range is obviously empty. The number's machine decides exactly.
 func (n *numSpec) empty() bool {
 	if n.integer && n.nonInt || n.only != nil && len(n.only) == 0 {
 		return true
@@ -246,7 +245,7 @@ func (n *numSpec) empty() bool {
 	return c >= 0
 }
 
-// unlimited reports whether every number belongs to the set: only then are exponents read.
+// unlimited reports whether every number belongs to the set: only then exponents are accepted.
 func (n *numSpec) unlimited() bool {
 	return !n.integer && !n.nonInt && n.lo == nil && n.hi == nil && len(n.multiples)+len(n.except)+len(n.notMult) == 0
 }

@@ -2,7 +2,7 @@ package grammar
 
 import "slices"
 
-// deny narrows p to what violates s.
+// deny narrows p to values that violate s.
 func (c *compiler) deny(p *partial, s *schema) error {
 	if s.never {
 		return nil
@@ -17,7 +17,7 @@ func (c *compiler) deny(p *partial, s *schema) error {
 
 func not(l lit) lit { return lit{s: l.s, neg: !l.neg} }
 
-// violations returns the alternatives of violating s.
+// violations returns the alternative ways to violate s.
 func (c *compiler) violations(s *schema) ([][]lit, error) {
 	if v, ok := c.negated[s]; ok {
 		return v, nil
@@ -69,7 +69,7 @@ func (c *compiler) violations(s *schema) ([][]lit, error) {
 	return out, nil
 }
 
-// denyChoice violates every branch: of each, one of its parts.
+// denyChoice violates every branch of a choice: in each, one of its parts.
 func (c *compiler) denyChoice(s *schema, choice [][]lit) ([][]lit, error) {
 	out := [][]lit{nil}
 	for _, branch := range choice {
@@ -203,7 +203,7 @@ func (c *compiler) denyObject(s *schema, add func(func(*schema), ...lit)) error 
 		}
 	}
 	if len(o.some) > 0 {
-		for _, r := range o.some { // no property of lang satisfies lits
+		for _, r := range o.some { // no property matching lang satisfies lits
 			if len(r.lits) > 1 {
 				return refuse(s.at, "not", "too many negations")
 			}

@@ -2,8 +2,8 @@ package grammar
 
 import "slices"
 
-// rxEdges are the derivatives of an expression: next[i] by the characters from from[i] up to
-// from[i+1]. Surrogates belong to no character; they lie inside of any range.
+// rxEdges holds the derivatives of an expression: next[i] is that by the characters from from[i] up
+// to from[i+1]. Surrogates are not characters; they may lie inside any range.
 type rxEdges struct {
 	from []rune
 	next []rx
@@ -11,7 +11,7 @@ type rxEdges struct {
 
 func (e *rxEdges) by(r rune) rx { return e.next[e.index(r)] }
 
-// index returns which of the ranges holds r.
+// index returns the index of the range that contains r.
 func (e *rxEdges) index(r rune) int {
 	i, found := slices.BinarySearch(e.from, r)
 	if !found {
@@ -20,7 +20,7 @@ func (e *rxEdges) index(r rune) int {
 	return i
 }
 
-// derive returns what must follow after the character c.
+// derive returns the expression that must match after the character c.
 func (s *rxSet) derive(r rx, c rune) rx {
 	s.work--
 	n := s.nodes[r] // a copy: the slice grows below
@@ -68,14 +68,14 @@ func (s *rxSet) derive(r rx, c rune) rx {
 	return rxNone
 }
 
-// breaks are the first characters of the ranges over which a derivative is constant, and the
-// classes that decide it.
+// breaks holds the first characters of the ranges over which a derivative is constant, and the
+// classes that determine it.
 type breaks struct {
 	at      map[rune]struct{}
 	classes []rx
 }
 
-// breaks collects those of r.
+// breaks collects the breaks of r.
 func (s *rxSet) breaks(r rx, out *breaks) {
 	n := &s.nodes[r]
 	switch n.kind {
@@ -109,12 +109,12 @@ func (s *rxSet) breaks(r rx, out *breaks) {
 	}
 }
 
-// maxAlike bounds what is compared with each other: the classes that decide a derivative, and the
-// alternatives of which one may hold another.
+// maxAlike bounds pairwise comparisons: of the classes that determine a derivative, and of
+// alternatives that may contain each other.
 const maxAlike = 64
 
-// edges returns the derivatives of r by every character. Characters that belong to the same classes
-// have the same one: \s alone has ten ranges.
+// edges returns the derivatives of r by every character. Characters in the same classes share one:
+// \s alone has ten ranges.
 func (s *rxSet) edges(r rx) *rxEdges {
 	if e := s.nodes[r].edges; e != nil {
 		return e
@@ -152,7 +152,7 @@ func (s *rxSet) edges(r rx) *rxEdges {
 	return e
 }
 
-// membership returns to which of the classes c belongs, a bit for each.
+// membership returns the classes that contain c, one bit each.
 func (s *rxSet) membership(classes []rx, c rune) uint64 {
 	var in uint64
 	for i, k := range classes {

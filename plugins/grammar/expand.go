@@ -7,20 +7,20 @@ import (
 	"strings"
 )
 
-// node is the values that satisfy a conjunction of schemas, sorted by type: what a document may
-// hold at one place.
+// node is the set of values that satisfy a conjunction of schemas, sorted by type: the possible
+// values at one place of a document.
 type node struct {
 	id                  int
 	lits                []lit
 	expanding, expanded bool
 	err                 error
-	literals            typeSet // of null, false and true
+	literals            typeSet // null, false and true
 	str                 rx
-	length              lengths // of strings, beside str
+	length              lengths // of strings, besides str
 	nums                []*numMachine
 	objs                []*objNode
 	arrs                []*arrNode
-	sat                 int8 // 0 unknown, 1 satisfiable, -1 not, 2 being found out
+	sat                 int8 // 0 unknown, 1 satisfiable, -1 not, 2 in progress
 	depth               int
 }
 
@@ -33,12 +33,12 @@ type compiler struct {
 	arrs     map[string]*arrNode
 	nums     map[string]*numMachine
 	rules    map[any]int
-	left     int // partial expansions that may still be made
-	cut      int // depth of the shallowest unfinished node that a search for satisfiability met
+	left     int // partial expansions left
+	cut      int // depth of the shallowest unfinished node found by a search for satisfiability
 	depth    int
 	negated  map[*schema][][]lit
 	enums    map[*schema]*enumeration
-	overlaps map[*lit][][2]int // pairs of a oneOf that may both hold
+	overlaps map[*lit][][2]int // pairs of oneOf branches that may both hold
 	facts    map[*schema]*facts
 	probing  int
 }
@@ -86,11 +86,11 @@ func (c *compiler) node(lits []lit) *node {
 	return n
 }
 
-// partial is one conjunction on the way of being expanded into alternatives.
+// partial is a conjunction while it is being expanded into alternatives.
 type partial struct {
 	types   typeSet
 	num     numSpec
-	nums    bool // whether num says anything
+	nums    bool // num has constraints
 	str     rx
 	length  lengths
 	objs    []*objRule
@@ -107,7 +107,7 @@ func (p *partial) clone() *partial {
 	return &q
 }
 
-// expand fills n in.
+// expand expands n in place.
 func (c *compiler) expand(n *node) error {
 	if n.expanding {
 		return refuse(n.at(), "propertyNames", "refers to itself")
@@ -173,7 +173,7 @@ func (c *compiler) partials(n *node) ([]*partial, error) {
 	return out, nil
 }
 
-// settle applies what is pending. It reports false when nothing can satisfy p.
+// settle applies the pending literals. It reports false when nothing can satisfy p.
 func (c *compiler) settle(p *partial) (bool, error) {
 	for len(p.pending) > 0 {
 		l := p.pending[0]
@@ -279,12 +279,12 @@ func (c *compiler) enumerate(p *partial, s *schema) {
 	p.choose(e.composites)
 }
 
-// enumeration is the values of an enum, sorted by what they need.
+// enumeration holds the values of an enum, sorted by how they are matched.
 type enumeration struct {
 	types      typeSet
 	str        rx
 	nums       []decimal
-	composites [][]lit // alternatives: each array and object, and what else there is
+	composites [][]lit // alternatives: one per array and object, and one for all scalars
 }
 
 func (c *compiler) enumOf(s *schema) *enumeration {
@@ -405,7 +405,7 @@ func (c *compiler) machine(spec *numSpec) (*numMachine, error) {
 	return m, err
 }
 
-// ruleKey names a set of rules.
+// ruleKey returns a key for a set of rules.
 func ruleKey[R any](c *compiler, rules []*R) string {
 	ids := make([]int, len(rules))
 	for i, r := range rules {

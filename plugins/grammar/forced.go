@@ -8,9 +8,9 @@ import (
 
 const maxForced = 4096
 
-// Forced returns the text that every document has next: where only one byte can come, that byte,
-// and so on. It is empty where there is a choice, where the text may end, or where the bounds of
-// the grammar are exhausted.
+// Forced returns the text that every document continues with: while only one byte can come next,
+// that byte. It is empty at a choice, where the text may end, and when the bounds of the grammar
+// are exhausted.
 func (m *Matcher) Forced() []byte {
 	if m.ended {
 		return nil
@@ -43,7 +43,7 @@ func (m *Matcher) forced() []byte {
 	return out
 }
 
-// only returns the one byte that can come next.
+// only returns the byte that must come next, if there is only one.
 func (g *Grammar) only(c *config) (byte, bool) {
 	plain := c.more == nil && c.leaf.base == nil
 	if plain {
@@ -72,15 +72,15 @@ func (g *Grammar) only(c *config) (byte, bool) {
 	return byte(found), found >= 0
 }
 
-// Which bytes can come at a position, as far as it tells by itself.
+// Which bytes can come at a position, as far as the position alone determines it.
 const (
 	unseen  uint8 = iota
-	unclear       // it depends on what stands around it
+	unclear       // depends on the enclosing values
 	oneWay
-	ways // several
+	ways // several bytes
 )
 
-// oneWay returns the byte that can come at l, where it is the only one.
+// oneWay returns the byte that must come at l, if there is only one.
 func (g *Grammar) oneWay(l *leaf) (byte, uint8) {
 	if l.class == nil {
 		g.fill(l)
@@ -108,19 +108,19 @@ func (g *Grammar) oneWay(l *leaf) (byte, uint8) {
 	return l.one, l.way
 }
 
-// contextTokens is how many tokens in front of a forced text a tokenizer sees: what it makes of the
-// text depends on them.
+// contextTokens is the number of tokens before a forced text that the tokenizer gets as context,
+// since its result depends on them.
 const contextTokens = 16
 
-// ForcedTokens returns the tokens of the text that Forced returns as encode writes them, as far as
-// encode writes them so whatever may follow: encode, which has the tokens of the matcher's
-// vocabulary, is asked for the text with what is in front of it, and tokens that could be merged
-// with what follows are left out. before holds the last tokens in front, the prompt's too; those
-// that stand for no text end what encode sees of it. Where encode would have written the tokens in
-// front differently, nothing is returned.
+// ForcedTokens returns the tokens of the text from Forced, as far as encode writes them the same
+// way whatever follows. encode, which must use the matcher's vocabulary, gets the text together
+// with the text before it, and tokens that could merge with what follows are left out. before holds
+// the last tokens before the text, including the prompt's; tokens without text end the context for
+// encode. If encode would have written the preceding tokens differently, ForcedTokens returns
+// nothing.
 //
-// This holds for tokenizers that merge pieces, or take the longest piece, from left to right: then
-// a piece that begins in the text and ends behind it is a token as well.
+// This is correct for tokenizers that merge pieces, or take the longest piece, from left to right:
+// then a piece that begins in the text and ends after it is a token as well.
 func (m *Matcher) ForcedTokens(before []int, encode func(text []byte) []int) []int {
 	text := settled(m.Forced())
 	if len(text) == 0 {
@@ -158,8 +158,8 @@ func (m *Matcher) ForcedTokens(before []int, encode func(text []byte) []int) []i
 	return out
 }
 
-// settled returns the beginning of a text that tokenizers see the same way whatever follows: they
-// look behind space, and take no part of a character. A NUL ends a text for some.
+// settled returns the prefix of a text that tokenizers treat the same way whatever follows: they
+// look ahead after whitespace, and never split a character. A NUL ends a text for some.
 func settled(text []byte) []byte {
 	if i := bytes.IndexByte(text, 0); i >= 0 {
 		text = text[:i]
@@ -175,7 +175,7 @@ func settled(text []byte) []byte {
 	return bytes.TrimRight(text, " \t\r\n")
 }
 
-// text returns the bytes of a token, or nil where it stands for none.
+// text returns the bytes of a token, or nil if it has no text.
 func (v *Vocabulary) text(token int) []byte {
 	if token < 0 || token >= len(v.tokens) || !v.usable(token) {
 		return nil
@@ -183,8 +183,8 @@ func (v *Vocabulary) text(token int) []byte {
 	return v.tokens[token]
 }
 
-// behind returns the tokens of text at the end of list, where those in front of it are the last of
-// before; nil: they are others, or none begins where text does.
+// behind returns the tokens of text at the end of list, provided the ones before them equal the
+// last tokens of before. Otherwise, or if no token begins where text does, it returns nil.
 func (v *Vocabulary) behind(before, list []int, text []byte) []int {
 	i, left := len(list), text
 	for i > 0 && len(left) > 0 {
@@ -199,7 +199,7 @@ func (v *Vocabulary) behind(before, list []int, text []byte) []int {
 		return nil
 	}
 	for k := 1; k <= min(i, len(before)); k++ {
-		// Some tokenizers put a space in front of a text, which changes the first token.
+		// Some tokenizers prepend a space to a text, which changes the first token.
 		if list[i-k] != before[len(before)-k] && (k < i || k == 1) {
 			return nil
 		}
@@ -207,8 +207,8 @@ func (v *Vocabulary) behind(before, list []int, text []byte) []int {
 	return list[i:]
 }
 
-// crossings returns the places in text, which must be able to come next, where a token can begin
-// that goes on behind its end.
+// crossings returns the positions in text at which a token can begin that extends beyond its end.
+// text must be allowed to come next.
 func (m *Matcher) crossings(text []byte) ([]int, error) {
 	if err := m.begin(callWork); err != nil {
 		m.g.mu.Unlock()
@@ -225,7 +225,7 @@ func (m *Matcher) crossings(text []byte) ([]int, error) {
 	return out, m.end()
 }
 
-// below returns the nodes of the byte strings that are longer than s and begin with it.
+// below returns the nodes of the byte strings that extend s.
 func (t *trie) below(s []byte) (from, to int) {
 	from, to = 0, len(t.bytes)
 	for _, b := range s {
@@ -240,7 +240,7 @@ func (t *trie) below(s []byte) (from, to int) {
 	return from, to
 }
 
-// takesAny reports whether what the nodes from one up to another add to a text can come after it.
+// takesAny reports whether the rest of any of the nodes, beyond a text, can follow it.
 func (g *Grammar) takesAny(t *trie, from, to int, start *config) bool {
 	path := &g.walker.path
 	top := int(t.depth[from])

@@ -16,8 +16,8 @@ import (
 type merger struct {
 	tokens [][]byte
 	ids    map[string]int
-	cuts   bool // it cuts text into pieces before it merges
-	spaced bool // it puts a space in front of a text, as some tokenizers do
+	cuts   bool // splits text into pieces before merging
+	spaced bool // prepends a space to a text, as some tokenizers do
 }
 
 func newMerger(rng *rand.Rand, merges int) *merger {
@@ -83,7 +83,7 @@ func (t *merger) merge(word []byte) []int {
 	return out
 }
 
-// longKeys is a random schema whose documents leave little choice.
+// longKeys returns a random schema whose documents leave little choice.
 func (w *schemaWriter) longKeys(depth int) any {
 	if depth == 0 || w.rng.IntN(4) == 0 {
 		return w.pick(map[string]any{"type": "integer"}, map[string]any{"type": "boolean"}, map[string]any{"enum": []any{"name_one", "name_two", "other"}},
@@ -100,7 +100,7 @@ func (w *schemaWriter) longKeys(depth int) any {
 	return map[string]any{"type": "object", "properties": props, "required": names, "additionalProperties": false}
 }
 
-// document returns a random document of g, or nil when it does not end soon.
+// document returns a random document of g, or nil if it does not end soon.
 func document(t testing.TB, g *grammar.Grammar, rng *rand.Rand) []byte {
 	t.Helper()
 	v, tokens := vocabularyOf(1)
@@ -128,7 +128,7 @@ func document(t testing.TB, g *grammar.Grammar, rng *rand.Rand) []byte {
 	return nil
 }
 
-// What is forced is what the tokenizer makes of the whole document, whatever follows.
+// Forced tokens equal the tokenizer's tokens of the whole document, whatever follows.
 func TestForcedTokens(t *testing.T) {
 	t.Parallel()
 	forced, all := 0, 0
@@ -172,7 +172,7 @@ func checkForced(t testing.TB, seed uint64, forced, all int) (int, int) {
 			answer++
 		}
 		if answer < 0 || string(bytesOf(tok, tokens[:answer])) != map[bool]string{true: " "}[tok.spaced]+prompt {
-			continue // the prompt's end was merged with the answer
+			continue // the end of the prompt was merged with the answer
 		}
 		m := g.NewMatcher(v)
 		for i := answer; i < len(tokens); i++ {
@@ -208,7 +208,7 @@ func pieces(t *merger, list []int) []string {
 	return out
 }
 
-// Tokens in front that the tokenizer would not have written forbid to go on with its tokens.
+// After tokens that the tokenizer would not have written, no tokens are forced.
 func TestForcedTokensBehindOthers(t *testing.T) {
 	t.Parallel()
 	tok := &merger{ids: map[string]int{}}
@@ -224,7 +224,7 @@ func TestForcedTokensBehindOthers(t *testing.T) {
 	v := grammar.NewVocabulary(tok.tokens, len(tok.tokens)-1)
 	for schema, want := range map[string][]string{
 		`{"properties":{"name":{"type":"boolean"}}}`:                    {"name", `":`},
-		`{"properties":{"name":{"type":"string"}}}`:                     {"name"}, // ":": may come, and is two tokens
+		`{"properties":{"name":{"type":"string"}}}`:                     {"name"}, // ":": is allowed, and takes two tokens
 		`{"properties":{"name":{"type":["string","null"]}}}`:            {"name"},
 		`{"properties":{"name":{"const":true}}}`:                        {"name", `":`, "true", "}"},
 		`{"properties":{"name":{"const":"tru"},"namely":{"const":""}}}`: {"name"},

@@ -1,8 +1,8 @@
 package grammar
 
-// formats are the formats of strings that are enforced, each as an intersection of regular
-// expressions that match the whole string; those that begin with ! must not match. Other
-// formats are annotations, as JSON Schema has it.
+// formats lists the string formats that are enforced, each as an intersection of regular
+// expressions for the whole string; those that begin with ! must not match. Other formats are
+// annotations, as JSON Schema defines them.
 var formats = map[string][]string{
 	"date":          {date},
 	"time":          {clock + zone},
@@ -26,7 +26,7 @@ var formats = map[string][]string{
 	"uri-template": {`(?:[\u0021\u0023-\u003b=?-\u005b\u005d_a-z~]|%[0-9a-fA-F]{2}|\{[+#./;?&]?` + varspec + `(?:,` + varspec + `)*\})*`},
 }
 
-// Parts of the formats.
+// Building blocks of the formats.
 const (
 	date  = `(?:\d{4}-(?:(?:0[13578]|1[02])-(?:0[1-9]|[12]\d|3[01])|(?:0[469]|11)-(?:0[1-9]|[12]\d|30)|02-(?:0[1-9]|1\d|2[0-8]))|(?:\d\d(?:0[48]|[2468][048]|[13579][26])|(?:[02468][048]|[13579][26])00)-02-29)`
 	clock = `(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d(?:\.\d+)?`

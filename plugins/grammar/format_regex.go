@@ -5,9 +5,9 @@ import (
 	"strings"
 )
 
-// regexFormat returns an expression for texts that are regular expressions both in ECMA 262 and in
-// the dialects without assertions that look around. It allows groups within groups three levels
-// deep, no references back and no counts above 99.
+// regexFormat returns an expression that matches regular expressions valid both in ECMA 262 and in
+// dialects without lookaround. It allows groups nested three levels deep, no back references and no
+// counts above 99.
 func regexFormat() string {
 	const (
 		plain    = `[^\^$\\.*+?()\[\]{}|\u0000-\u001f\u007f-\uffff]`
@@ -31,7 +31,7 @@ func regexFormat() string {
 	term := `(?:` + anchor + `|` + atom + `(?:` + repeated + `|` + counted + `)?)`
 	group := func(term string) string { return `\((?:\?:)?(?:` + term + `|\|)*\)` }
 	for level := range 3 {
-		inner := bare // some dialects bound the product of counts
+		inner := bare // some dialects bound the product of nested counts
 		if level == 0 {
 			inner = term
 		}

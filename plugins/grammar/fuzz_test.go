@@ -125,7 +125,7 @@ func (w *schemaWriter) keyword(s map[string]any, depth int) {
 			items["minLength"], items["maxLength"] = n, n+w.rng.IntN(4)
 		}
 		s["items"] = items
-		switch w.rng.IntN(6) { // of arrays and objects, many of which have few values
+		switch w.rng.IntN(6) { // of arrays and objects, many with few values
 		case 0, 1:
 			s["items"] = w.schema(depth - 1)
 		case 2, 3:
@@ -145,8 +145,8 @@ func (w *schemaWriter) keyword(s map[string]any, depth int) {
 	}
 }
 
-// vocabularyOf returns one of a few vocabularies. Different grammars share them, as they do in a
-// server, so that masks also come from what the vocabulary knows about classes of characters.
+// vocabularyOf returns one of a few vocabularies. Different grammars share them, as in a server, so
+// that masks also come from the vocabulary's cached classes of characters.
 func vocabularyOf(seed uint64) (*grammar.Vocabulary, [][]byte) {
 	vocabulariesMu.Lock()
 	defer vocabulariesMu.Unlock()
@@ -166,11 +166,11 @@ var (
 	}
 )
 
-// steps counts the tokens of which a mask and acceptance were compared, exhausted the masks that
-// were not found.
+// steps counts the tokens for which a mask and acceptance were compared; exhausted counts the masks
+// that exceeded their bounds.
 var steps, exhausted atomic.Int64
 
-// vocabulary returns tokens of the bytes, pieces of JSON and random texts.
+// vocabulary returns tokens of single bytes, pieces of JSON and random texts.
 func (w *schemaWriter) vocabulary() (*grammar.Vocabulary, [][]byte) {
 	var tokens [][]byte
 	for b := range 256 {
@@ -187,7 +187,7 @@ func (w *schemaWriter) vocabulary() (*grammar.Vocabulary, [][]byte) {
 		}
 		tokens = append(tokens, []byte(t))
 	}
-	for range 120 { // enough behind one byte to be remembered
+	for range 120 { // enough after one byte to be cached
 		t := w.pick(" ", "a").(string)
 		for range 1 + w.rng.IntN(3) {
 			t += w.pick("a", "b", "c", " ", "é", `"`, "1", "x").(string)
@@ -198,8 +198,8 @@ func (w *schemaWriter) vocabulary() (*grammar.Vocabulary, [][]byte) {
 	return grammar.NewVocabulary(tokens, len(tokens)-1), tokens
 }
 
-// checkMasks walks at random and compares every mask with what is accepted. It returns the text
-// if it ended.
+// checkMasks follows a random text and compares every mask with what is accepted. It returns the
+// text if it ended.
 func checkMasks(t testing.TB, g *grammar.Grammar, v *grammar.Vocabulary, tokens [][]byte, rng *rand.Rand) []byte {
 	t.Helper()
 	m := g.NewMatcher(v)
@@ -207,7 +207,7 @@ func checkMasks(t testing.TB, g *grammar.Grammar, v *grammar.Vocabulary, tokens 
 	var text []byte
 	for range 30 {
 		err := m.Mask(mask)
-		if errors.Is(err, grammar.ErrExhausted) { // of rules that are very ambiguous
+		if errors.Is(err, grammar.ErrExhausted) { // for very ambiguous rules
 			exhausted.Add(1)
 			return nil
 		}
@@ -270,8 +270,8 @@ func FuzzSchema(f *testing.F) {
 	f.Fuzz(func(t *testing.T, seed uint64) { checkSchema(t, seed) })
 }
 
-// checkSchema holds a random schema against an independent validator. It reports how many
-// documents it finished, or -1 when the schema was refused.
+// checkSchema compares a random schema with an independent validator. It returns the number of
+// completed documents, or -1 when the schema was refused.
 func checkSchema(t testing.TB, seed uint64) int {
 	rng := rand.New(rand.NewPCG(seed, 1))
 	w := &schemaWriter{rng}
@@ -301,7 +301,7 @@ func checkSchema(t testing.TB, seed uint64) int {
 			t.Fatalf("%s: %s was masked, but is not accepted", text, doc)
 		}
 		if hugeExponent.Match(doc) {
-			continue // more than the validator takes
+			continue // beyond the validator's limits
 		}
 		if err := validates(t, validator, doc); err != nil {
 			t.Fatalf("%s\naccepts %s\n%v", text, doc, err)
@@ -346,7 +346,7 @@ func FuzzCompile(f *testing.F) {
 	})
 }
 
-// randomRules writes grammars of three rules.
+// randomRules returns a grammar of three rules.
 func randomRules(rng *rand.Rand) string {
 	pick := func(of ...string) string { return of[rng.IntN(len(of))] }
 	var sequence func(depth int, names ...string) string
@@ -416,8 +416,8 @@ func FuzzRules(f *testing.F) {
 	f.Fuzz(func(t *testing.T, seed uint64) { checkRules(t, seed) })
 }
 
-// TestSteps compares masks and acceptance of RBEE_GRAMMAR_STEPS tokens, with grammars from the seed
-// RBEE_GRAMMAR_SEED on.
+// TestSteps compares masks and acceptance over RBEE_GRAMMAR_STEPS tokens, with grammars from the
+// seed RBEE_GRAMMAR_SEED on.
 func TestSteps(t *testing.T) {
 	t.Parallel()
 	want, err := strconv.ParseFloat(os.Getenv("RBEE_GRAMMAR_STEPS"), 64)

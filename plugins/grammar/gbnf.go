@@ -14,7 +14,7 @@ const (
 	maxClosure    = 20_000
 )
 
-// gbnfParser reads the grammars of llama.cpp.
+// gbnfParser parses llama.cpp's grammars.
 type gbnfParser struct {
 	src    string
 	pos    int
@@ -25,8 +25,7 @@ type gbnfParser struct {
 	depth  int
 }
 
-// CompileGBNF compiles a grammar in the notation of llama.cpp. Its texts are those of the rule
-// root.
+// CompileGBNF compiles a grammar in llama.cpp's notation. It accepts the texts of the rule root.
 func CompileGBNF(text string, opts Options) (*Grammar, error) {
 	if len(text) > opts.maxBytes() {
 		return nil, &Error{Reason: fmt.Sprintf("grammar is larger than %d bytes", opts.maxBytes())}
@@ -229,7 +228,7 @@ func (p *gbnfParser) sequence(nested bool) (*gbnfTree, error) {
 	return out, nil
 }
 
-// repeat reads what follows the part of out from index before on: a literal counts as a whole.
+// repeat reads a quantifier for the part of out from index before on: a literal counts as a whole.
 func (p *gbnfParser) repeat(out *gbnfTree, before int) error {
 	for p.pos < len(p.src) {
 		lo, hi, ok := quantifier(p.src[p.pos])
@@ -348,7 +347,7 @@ func (p *gbnfParser) class() ([]runeRange, error) {
 	return out, nil
 }
 
-// build returns the state before t, which next follows.
+// build returns the state before t, followed by next.
 func (p *gbnfParser) build(t *gbnfTree, next *ruleState) (*ruleState, error) {
 	switch t.kind {
 	case aClass:

@@ -5,32 +5,33 @@ import (
 	"sync"
 )
 
-// Whitespace says which whitespace may stand between the tokens of JSON.
+// Whitespace is the whitespace allowed between the tokens of JSON.
 type Whitespace uint8
 
 const (
 	// Compact allows none.
 	Compact Whitespace = iota
-	// AnyWhitespace allows as much as JSON does.
+	// AnyWhitespace allows all that JSON allows.
 	AnyWhitespace
 )
 
-// Order says in which order the properties of an object may come.
+// Order is the order in which the properties of an object may come.
 type Order uint8
 
 const (
-	// SchemaOrder is the order in which the schema declares them, others last.
+	// SchemaOrder is the order of declaration in the schema, undeclared ones last.
 	SchemaOrder Order = iota
-	// AnyOrder is any.
+	// AnyOrder allows any order.
 	AnyOrder
 )
 
-// Options change what a grammar accepts and how much it may cost. The zero value is ready for use.
+// Options configures what a grammar accepts and how much it may cost. The zero value is ready for
+// use.
 type Options struct {
 	Whitespace Whitespace
 	Order      Order
 	MaxBytes   int // of a schema or grammar; 0: 4 MiB
-	MaxMemory  int // of its states and masks, roughly, in bytes; 0: 48 MiB
+	MaxMemory  int // of its states and masks, approximately, in bytes; 0: 48 MiB
 }
 
 const (
@@ -40,12 +41,12 @@ const (
 	maxSchemaValues  = 1 << 18
 )
 
-// Work is counted in steps of some tenths of a microsecond.
+// Work is counted in steps of a few tenths of a microsecond.
 const (
 	compileWork = 1_000_000
 	maskWork    = 600_000   // one mask
 	callWork    = 300_000   // any other call of a matcher
-	byteWork    = 1_000     // more for each byte of a text
+	byteWork    = 1_000     // in addition, per byte of a text
 	maxWork     = 6_000_000 // a whole text
 )
 
@@ -67,29 +68,29 @@ func (o *Options) maxLength() int { return 1 << 20 }
 
 func (o *Options) maxItems() int { return 1 << 15 }
 
-// ErrExhausted reports that a call would need more work or memory than a grammar may take. The
-// state of the matcher does not change, and the text so far stays valid, but what may come next is
-// not known: end the text, or take up to where another token can be tried.
+// ErrExhausted reports that a call would exceed the bounds on work or memory. The state of the
+// matcher does not change, and the text so far stays valid, but what may come next is unknown: end
+// the text, or remove tokens up to a place where another one can be tried.
 var ErrExhausted = errors.New("grammar: bound of work or memory is exhausted")
 
-// ErrNoToken reports that no token of the vocabulary can come next, although the text is not whole:
-// the vocabulary lacks what the grammar needs, or unique items have run out of values.
+// ErrNoToken reports that no token of the vocabulary can come next, although the text is
+// incomplete: the vocabulary lacks what the grammar needs, or unique items have run out of values.
 var ErrNoToken = errors.New("grammar: no token can come next")
 
-// Grammar is a compiled schema, expression or grammar. Its matchers share what they find out
-// about it; it is safe for concurrent use.
+// Grammar is a compiled schema, expression or grammar. Its matchers share cached results. It is
+// safe for concurrent use.
 type Grammar struct {
 	mu    sync.Mutex // guards all below
 	opts  Options
-	work  int                  // that compiling may take
-	build func(*Grammar) error // compiles: sets first, and all that it needs
+	work  int                  // allowed for compiling
+	build func(*Grammar) error // compiles: first set, then everything else
 	err   error                // if not nil, build has failed
 	set   *rxSet
 	c     *compiler
 	first config
 
 	generation   int // counts how often the grammar was compiled
-	floor        int // bytes in use right after that
+	floor        int // bytes in use right after compiling
 	ids          int
 	leaves       map[leafKey]*leaf
 	counts       map[countedKey]*leaf
@@ -112,10 +113,10 @@ type Grammar struct {
 	freeNames    map[freeKey]rx
 	names        map[namesKey]rx
 	texts        map[textKey]*ruleState
-	mixed        bool // JSON stands within rules
+	mixed        bool // JSON occurs within rules
 }
 
-// newGrammar compiles by build, which may take some work.
+// newGrammar compiles with build, which may use the given work.
 func newGrammar(opts Options, work int, build func(*Grammar) error) (*Grammar, error) {
 	g := &Grammar{opts: opts, work: work, build: build}
 	g.reset()
@@ -125,7 +126,7 @@ func newGrammar(opts Options, work int, build func(*Grammar) error) (*Grammar, e
 	return g, nil
 }
 
-// reset forgets all states and compiles anew. Matchers follow their texts again from the start.
+// reset drops all states and compiles anew. Matchers then replay their texts.
 func (g *Grammar) reset() {
 	g.generation++
 	g.set = newRxSet(g.work, g.opts.maxMemory())
@@ -158,22 +159,22 @@ func (g *Grammar) nextID() int { g.ids++; return g.ids }
 
 func (g *Grammar) charge(bytes int) { g.set.charge(bytes) }
 
-// relieve forgets states when they take too much memory. It must not be called between steps
-// that compare states.
+// relieve drops states when they use too much memory. It must not be called between steps that
+// compare states.
 func (g *Grammar) relieve() {
 	if limit := g.opts.maxMemory(); g.set.bytes > limit-limit/4 {
 		g.reset()
 	}
 }
 
-// dropMasks forgets the masks.
+// dropMasks drops the cached masks.
 func (g *Grammar) dropMasks() {
 	clear(g.masks)
 	g.charge(-g.maskBytes)
 	g.maskBytes = 0
 }
 
-// Compile compiles a JSON Schema. What it cannot guarantee it refuses, as an *Error.
+// Compile compiles a JSON Schema. It refuses what it cannot guarantee, with an *Error.
 func Compile(text []byte, opts Options) (*Grammar, error) {
 	if len(text) > opts.maxBytes() {
 		return nil, refuse("", "", "schema is larger than %d bytes", opts.maxBytes())
@@ -201,8 +202,8 @@ func (g *Grammar) compileSchema(text string) error {
 	return nil
 }
 
-// Accepts reports whether doc is a whole document of the grammar. It reports false when it cannot
-// find out within the bounds of the grammar.
+// Accepts reports whether doc is a complete document of the grammar. It reports false when that
+// cannot be determined within the bounds of the grammar.
 func (g *Grammar) Accepts(doc []byte) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()

@@ -12,7 +12,8 @@ import (
 	"github.com/rbee-project/rbee/plugins/grammar"
 )
 
-// hostileSchemas are made to cost much. Each is refused, or compiles and stays within its bounds.
+// hostileSchemas are designed to be expensive. Each is refused, or compiles and stays within its
+// bounds.
 func hostileSchemas() map[string]string {
 	list := func(n int, f func(i int) string) string {
 		parts := make([]string, n)
@@ -114,7 +115,7 @@ func TestRollback(t *testing.T) {
 	accept(m, `{"ab":true,"a`)
 	c := m.Clone()
 	accept(m, `b`)
-	must.False(t, m.Try('"')) // ab is used
+	must.False(t, m.Try('"')) // ab is already used
 	must.NoError(t, m.Rollback(1))
 	accept(m, `c":false}`)
 	must.True(t, m.Done())

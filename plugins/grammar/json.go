@@ -79,17 +79,17 @@ func (v *jvalue) writeCanonical(b *strings.Builder) {
 	}
 }
 
-// jparser reads one JSON text of bounded depth.
+// jparser parses one JSON text of bounded depth.
 type jparser struct {
 	src   string
 	pos   int
 	depth int
-	left  int // values that may still be read
+	left  int // values left to read
 }
 
 var errTruncated = errors.New("unexpected end of JSON")
 
-// parseJSON reads src as one JSON value with at most maxDepth levels and maxValues values.
+// parseJSON parses src as one JSON value with at most maxDepth levels and maxValues values.
 func parseJSON(src string, maxDepth, maxValues int) (*jvalue, error) {
 	p := &jparser{src: src, depth: maxDepth, left: maxValues}
 	v, err := p.value()
@@ -154,7 +154,7 @@ func (p *jparser) number() (*jvalue, error) {
 	return &jvalue{kind: jNumber, str: text}, nil
 }
 
-// validNumber reports whether text is a number as JSON writes it.
+// validNumber reports whether text is a JSON number.
 func validNumber(text string) bool {
 	s := strings.TrimPrefix(text, "-")
 	digits := func() int {
@@ -231,7 +231,7 @@ func (p *jparser) object() (*jvalue, error) {
 	}
 }
 
-// next reads a comma, or the closing byte and reports done.
+// next reads a comma, or the closing byte and then reports done.
 func (p *jparser) next(closing byte) (done bool, err error) {
 	p.space()
 	if p.pos >= len(p.src) {
@@ -352,7 +352,7 @@ func hexRune(s string) (rune, error) {
 	return rune(n), nil
 }
 
-// shortEscape returns the character that a backslash and c stand for in JSON.
+// shortEscape returns the character for the JSON escape of a backslash and c.
 func shortEscape(c byte) (rune, bool) {
 	switch c {
 	case '"', '\\', '/':

@@ -34,7 +34,7 @@ func (p *parser) keywords(s *schema, v *jvalue) error {
 	}
 	for _, key := range []string{"$dynamicRef", "$recursiveRef"} {
 		if ref := v.get(key); ref != nil {
-			// Without other schemas in scope the dynamic reference is a plain one.
+			// Without other resources, a dynamic reference is an ordinary one.
 			if len(p.resources) > 2 {
 				return refuse(s.at, key, "not supported between several schemas")
 			}
@@ -165,7 +165,7 @@ func (p *parser) numberKeywords(s *schema, v *jvalue) error {
 	return nil
 }
 
-// count reads a keyword that bounds a number of things.
+// count parses a keyword that bounds a count.
 func (p *parser) count(s *schema, v *jvalue, key string, absent int) (int, error) {
 	d, err := p.decimal(s, v, key)
 	if err != nil || d == nil {
@@ -194,7 +194,7 @@ func (p *parser) stringKeywords(s *schema, v *jvalue) error {
 		return refuse(s.at, "minLength", "%d is above the limit of %d", lo, p.opts.maxLength())
 	}
 	if hi > maxRepeat {
-		hi = rxUnbounded // no document is as long
+		hi = rxUnbounded // no document is that long
 	}
 	s.length = lengths{int32(lo), int32(hi)}
 	if s.length.empty() {
@@ -217,7 +217,7 @@ func (p *parser) stringKeywords(s *schema, v *jvalue) error {
 	return nil
 }
 
-// restrict narrows the strings of s to those of r.
+// restrict restricts the strings of s to those matching r.
 func (s *schema) restrict(set *rxSet, r rx) {
 	q, of := set.split(r)
 	s.str = set.and(s.str, q)

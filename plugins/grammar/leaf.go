@@ -6,7 +6,7 @@ import (
 	"unicode/utf8"
 )
 
-// leafKind is what a position within a document expects.
+// leafKind is the kind of input expected at a position within a document.
 type leafKind uint8
 
 const (
@@ -25,13 +25,13 @@ const (
 	lEnd                     // nothing
 )
 
-// leaf is a position within a token of JSON, interned: the part of a state that does not
-// depend on what stands around the value.
+// leaf is a position within a token of JSON, interned: the part of a state that does not depend on
+// the enclosing values.
 type leaf struct {
 	id    int
 	kind  leafKind
 	mode  uint8
-	keep  bool // its text is remembered
+	keep  bool // its text is recorded
 	q     rx
 	aux   uint64
 	node  *node
@@ -41,16 +41,16 @@ type leaf struct {
 	word  string
 	final bool // a number, or a text, may end here
 
-	base *leaf // if not nil, the same position without bounds of the length
+	base *leaf // if not nil, the same position without length bounds
 	left lengths
 
 	class *[256]uint8
 	to    []*leaf
-	leads *[0xF5 - 0xC2]*leaf // where the first bytes of characters lead, as far as known
+	leads *[0xF5 - 0xC2]*leaf // where the first bytes of characters lead, as far as computed
 	way   uint8               // see oneWay
 	one   byte
 
-	loop   *branches // what loopOf remembers for the characters that lead back here; nil: nothing
+	loop   *branches // the cache of loopOf for the characters that lead back here; nil: none
 	loopOf *Vocabulary
 }
 
@@ -60,8 +60,8 @@ type numAt struct {
 	state string
 }
 
-// structural marks a byte that leaves the token of JSON, lead the first byte of a character that is
-// not ASCII, and nowhere that of one that cannot stand there.
+// structural marks a byte that leaves the token of JSON, lead the first byte of a non-ASCII
+// character, nowhere the first byte of one that is not allowed.
 var (
 	structural = &leaf{id: -1}
 	lead       = &leaf{id: -2}
@@ -121,8 +121,8 @@ func (g *Grammar) numberLeaf(nums []numAt, keep bool) *leaf {
 	return l
 }
 
-// step returns the position after b within the same token: nil when b cannot stand there,
-// structural when the token ends before or with b.
+// next returns the position after b within the same token: nil when b is not allowed, structural
+// when the token ends before or with b.
 func (g *Grammar) next(l *leaf, b byte) *leaf {
 	if l.base != nil {
 		return g.nextCounted(l, b)
@@ -254,7 +254,7 @@ func (g *Grammar) fillValue(l *leaf, row *[256]*leaf) {
 	}
 }
 
-// without returns m except for the numbers that were used.
+// without returns m restricted to unused numbers.
 func (g *Grammar) without(m *numMachine, used *usedList) *numMachine {
 	spec := *m.spec
 	spec.except = append([]decimal{}, spec.except...)
@@ -293,7 +293,7 @@ func (g *Grammar) fillNumber(l *leaf, row *[256]*leaf) {
 	}
 }
 
-// remember appends what the byte b, read between l and to, adds to a remembered text.
+// remember appends to a recorded text what the byte b, read between l and to, adds.
 func remember(text []byte, l, to *leaf, b byte) []byte {
 	switch l.kind {
 	case lValue:

@@ -2,10 +2,10 @@ package grammar
 
 import "slices"
 
-// lengths bounds the number of characters of a string. A bound that is kept apart from the
-// pattern of the string does not multiply the states of the pattern.
+// lengths bounds the number of characters of a string. Keeping it separate from the string's
+// pattern avoids multiplying the pattern's states.
 type lengths struct {
-	lo, hi int32 // hi < 0: any number
+	lo, hi int32 // hi < 0: unbounded
 }
 
 var anyLength = lengths{hi: rxUnbounded}
@@ -22,7 +22,7 @@ func (n lengths) intersect(o lengths) lengths {
 	return n
 }
 
-// minus returns what is left of n after k characters.
+// minus returns the bounds left after k characters.
 func (n lengths) minus(k int32) lengths {
 	n.lo = max(n.lo-k, 0)
 	if n.hi >= 0 {
@@ -33,8 +33,8 @@ func (n lengths) minus(k int32) lengths {
 
 const (
 	maxReach    = 1000   // expressions that spread explores
-	reachWork   = 10_000 // and the work that it may take
-	manyRepeats = 16     // from which on split takes a repetition for a length
+	reachWork   = 10_000 // and the work that it may use
+	manyRepeats = 16     // minimum count of a repetition that split treats as a length
 )
 
 // split returns an expression and lengths that together match the same texts as r. It finds the
@@ -80,7 +80,7 @@ func (s *rxSet) split(r rx) (rx, lengths) {
 	return out, of
 }
 
-// parts returns the expressions that r is the concatenation of.
+// parts returns the expressions whose concatenation is r.
 func (s *rxSet) parts(r rx) []rx {
 	var out []rx
 	for s.nodes[r].kind == kConcat {
@@ -90,7 +90,7 @@ func (s *rxSet) parts(r rx) []rx {
 	return append(out, r)
 }
 
-// constant returns the length of the texts that r matches, if it is plain that all have the same.
+// constant returns the length of the texts that r matches, if they obviously all have the same one.
 func (s *rxSet) constant(r rx) (int32, bool) {
 	switch n := &s.nodes[r]; n.kind {
 	case kEmpty:
@@ -120,7 +120,7 @@ func (s *rxSet) constant(r rx) (int32, bool) {
 	return 0, false
 }
 
-// bounded returns the expression for the texts of r that have one of the lengths.
+// bounded returns an expression for the texts of r whose length is within n.
 func (s *rxSet) bounded(r rx, n lengths) rx {
 	if n.any() {
 		return r
@@ -134,15 +134,15 @@ func (s *rxSet) bounded(r rx, n lengths) rx {
 	return s.and(r, s.repeat(rxAny, max(n.lo, 0), n.hi))
 }
 
-// countable reports whether the lengths n can be counted beside r: then some text of r has such a
-// length, and the same holds after any character that r allows next.
+// countable reports whether the lengths n can be counted separately from r: r must match a text of
+// such a length, now and after any character that it allows next.
 func (s *rxSet) countable(r rx, n lengths) bool {
 	spread := s.spread(r)
 	return spread >= 0 && !n.empty() && (n.hi < 0 || n.hi > spread)
 }
 
-// spread returns a number such that every expression that r leads to matches texts of every length
-// from that number on. It is -1 if there is none, or if it is not known.
+// spread returns a number such that every expression reachable from r matches texts of every length
+// from that number on; -1 if none exists or it is unknown.
 func (s *rxSet) spread(r rx) int32 {
 	if k, ok := s.spreads[r]; ok {
 		return k
@@ -158,7 +158,7 @@ func (s *rxSet) spread(r rx) int32 {
 		}
 		return -1
 	}
-	// How many characters are left at least, and from which number on any number can be left:
+	// Find how many characters are left at least, and from which number on any number can be left:
 	// the latter begins where an expression leads back to itself.
 	var ends []int32
 	for i, x := range list {
@@ -176,7 +176,7 @@ func (s *rxSet) spread(r rx) int32 {
 		}
 		out = max(out, k)
 	}
-	for _, x := range list { // for the others it is a bound, which is enough
+	for _, x := range list { // for the others it is an upper bound, which suffices
 		if _, ok := s.spreads[x]; !ok {
 			s.spreads[x] = out
 		}
@@ -184,7 +184,7 @@ func (s *rxSet) spread(r rx) int32 {
 	return out
 }
 
-// explore returns the expressions that r leads to, for each those that lead to it, and which lead
+// explore returns the expressions reachable from r, the predecessors of each, and which ones lead
 // to themselves. It returns none when there are too many.
 func (s *rxSet) explore(r rx) (list []rx, before [][]int32, loops []int32) {
 	index := map[rx]int32{r: 0}
@@ -213,8 +213,9 @@ func (s *rxSet) explore(r rx) (list []rx, before [][]int32, loops []int32) {
 	return list, before, loops
 }
 
-// distances returns for every node the least sum of a weight and the steps to a node that has it.
-// The nodes with weights are sorted by them. Nodes that cannot reach any get -1.
+// distances returns for every node the minimum, over weighted nodes reachable from it, of the
+// weight plus the number of steps. The weighted nodes must be sorted by weight. Nodes that reach
+// none get -1.
 func distances(before [][]int32, weighted []int32, weights []int32) []int32 {
 	out := make([]int32, len(before))
 	for i := range out {
@@ -244,14 +245,15 @@ func distances(before [][]int32, weighted []int32, weights []int32) []int32 {
 	return out
 }
 
-// countedKey names a position in a string whose length is counted beside its expression.
+// countedKey identifies a position in a string whose length is counted separately from its
+// expression.
 type countedKey struct {
 	base *leaf
 	left lengths
 }
 
-// counted returns the position like base from which the lengths n are left, or nil if no string
-// goes on so. At base a character begins, or n counts the one that has begun.
+// counted returns the position like base with the lengths n left, or nil if no string continues
+// that way. At base a character begins, or n includes the one that has begun.
 func (g *Grammar) counted(base *leaf, n lengths) *leaf {
 	if n.any() {
 		return base
@@ -273,7 +275,7 @@ func (g *Grammar) counted(base *leaf, n lengths) *leaf {
 	return l
 }
 
-// nextCounted is next where a length is counted.
+// nextCounted is next for positions whose length is counted.
 func (g *Grammar) nextCounted(l *leaf, b byte) *leaf {
 	to := g.next(l.base, b)
 	switch {
@@ -290,8 +292,8 @@ func (g *Grammar) nextCounted(l *leaf, b byte) *leaf {
 	return g.counted(to, l.left)
 }
 
-// rounded returns a position with the same mask as l that more positions share: bounds that no
-// token reaches are dropped.
+// rounded returns a position with the same mask as l that more positions share: it drops bounds
+// that no token reaches.
 func (g *Grammar) rounded(v *Vocabulary, l *leaf) *leaf {
 	n := l.left
 	n.lo = min(n.lo, int32(v.longest)+1)
@@ -304,7 +306,7 @@ func (g *Grammar) rounded(v *Vocabulary, l *leaf) *leaf {
 	return l
 }
 
-// walkCounted sets the tokens that may come after start, where a length is counted. It walks over
+// walkCounted sets the tokens that may come after start while a length is counted. It walks over
 // the positions without lengths, which all counts share.
 func (w *walker) walkCounted(t *trie, start *config) {
 	g, base, n := w.g, start.leaf.base, start.leaf.left
@@ -354,8 +356,8 @@ func (w *walker) walkCounted(t *trie, start *config) {
 	}
 }
 
-// unbounded reports whether no text of at most k more bytes can reach the bounds n of a string that
-// goes on with q.
+// unbounded reports whether at most k more bytes cannot reach the bounds n of a string that
+// continues with q.
 func (g *Grammar) unbounded(q rx, n lengths, k int32) bool {
 	if n.lo > 0 {
 		return false
@@ -367,7 +369,7 @@ func (g *Grammar) unbounded(q rx, n lengths, k int32) bool {
 	return spread >= 0 && n.hi-k > spread
 }
 
-// textAt returns what is remembered of the text behind start and d bytes more.
+// textAt returns the recorded text after start and d more bytes.
 func (w *walker) textAt(start *config, d int) []byte {
 	if !start.leaf.keep {
 		return nil

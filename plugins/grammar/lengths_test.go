@@ -14,7 +14,7 @@ func compileSchema(t testing.TB, schema string, opts Options) *Grammar {
 	return g
 }
 
-// bytesVocabulary has a token for each byte, whose number it is, and one that ends a text.
+// bytesVocabulary has a token for each byte, with the same number, and an end token.
 func bytesVocabulary() *Vocabulary {
 	tokens := make([][]byte, 257)
 	for b := range 256 {

@@ -6,10 +6,10 @@ import (
 	"unicode/utf8"
 )
 
-// literal returns the expression for exactly text.
+// literal returns the expression that matches exactly text.
 func (s *rxSet) literal(text string) rx { return s.literals([]string{text}) }
 
-// literals returns the expression for any of the texts, as a tree by their characters.
+// literals returns the expression that matches any of the texts, as a tree by their characters.
 func (s *rxSet) literals(texts []string) rx {
 	sorted := slices.Clone(texts)
 	if len(texts) == 0 {
@@ -20,7 +20,7 @@ func (s *rxSet) literals(texts []string) rx {
 }
 
 func (s *rxSet) literalTree(sorted []string, at int) (out rx) {
-	// A single text is folded from its end, so that a long one needs no deep recursion.
+	// A single text is built from its end, so that a long one needs no deep recursion.
 	if len(sorted) == 1 {
 		out := rxEmpty
 		for rest := sorted[0][at:]; rest != ""; {
@@ -70,7 +70,7 @@ func (s *rxSet) literalTree(sorted []string, at int) (out rx) {
 	return s.alt(kids...)
 }
 
-// commonPrefix returns the end of the longest whole-character prefix that all sorted texts share.
+// commonPrefix returns the end of the longest common prefix of sorted texts, in whole characters.
 func commonPrefix(sorted []string, at int) int {
 	a, b := sorted[0], sorted[len(sorted)-1]
 	n := at

@@ -5,7 +5,7 @@ import (
 	"slices"
 )
 
-// frame is an object or array that is being written, interned.
+// frame is an unfinished object or array, interned.
 type frame struct {
 	id  int
 	key frameKey
@@ -18,15 +18,15 @@ type frame struct {
 type frameKey struct {
 	obj    *objNode
 	arr    *arrNode
-	at     int        // object: first declared property that may come; array: items so far
+	at     int        // object: first declared property that may come next; array: items so far
 	n      int        // properties so far, if their number matters
 	seen   string     // object: bit set of declared properties; array: counts of contains
 	used   *usedList  // names of undeclared properties, or unique items
 	rule   *ruleState // where a rule of a GBNF grammar returns to
-	undone uint16     // properties that must still exist, as indices of obj.some
-	kept   bool       // within an item that must differ from others: what is in it is remembered
-	made   *usedList  // of an object that is kept: names and entries; of an array: entries
-	avoid  *usedList  // objects, or arrays, that it must differ from
+	undone uint16     // properties still required, as indices of obj.some
+	kept   bool       // within an item that must differ from others: its contents are recorded
+	made   *usedList  // of a kept object: names and entries; of an array: entries
+	avoid  *usedList  // objects or arrays that it must differ from
 }
 
 // usedList is an interned list of texts: names, or entries (see unique.go). The last one is first.
@@ -35,8 +35,8 @@ type usedList struct {
 	text string
 }
 
-// stack is what encloses a position: alternatives for the innermost object or array, each with
-// what encloses it. Stacks are interned; the empty one is the root.
+// stack holds what encloses a position: alternatives for the innermost object or array, each with
+// its own enclosing stack. Stacks are interned; the empty one is the root.
 type stack struct {
 	id   int
 	tops []top
@@ -47,14 +47,14 @@ type top struct {
 	up *stack
 }
 
-// thread is one way to understand a document so far.
+// thread is one interpretation of a document so far.
 type thread struct {
 	leaf *leaf
 	stk  *stack
 }
 
-// config is a state: one thread or, rarely, several. text is what is remembered of the name or
-// item that is being written.
+// config is a state: usually one thread, rarely several. text is the recorded part of the name or
+// item in progress.
 type config struct {
 	thread
 	more *many
@@ -65,8 +65,8 @@ type config struct {
 type many struct {
 	id      int
 	threads []thread
-	keep    bool          // the threads remember a text
-	next    *[256]*config // results of steps, where they do not depend on a text
+	keep    bool          // the threads record a text
+	next    *[256]*config // results of steps that do not depend on a text
 }
 
 func (c *config) dead() bool { return c.leaf == nil && c.more == nil }
@@ -132,13 +132,13 @@ func (g *Grammar) stackOf(tops []top) *stack {
 	return s
 }
 
-// join returns the stack with the alternatives of all.
+// join returns a stack with the alternatives of all stacks in list.
 func (g *Grammar) join(list []*stack) *stack {
 	if !slices.ContainsFunc(list, func(s *stack) bool { return s != list[0] }) {
 		return list[0]
 	}
 	var tops []top
-	var ups map[*frame][]*stack // of frames that more than one stack has
+	var ups map[*frame][]*stack // of frames in more than one stack
 	at := map[*frame]int{}
 	for _, s := range list {
 		g.set.work -= len(s.tops)
@@ -165,7 +165,7 @@ func (g *Grammar) join(list []*stack) *stack {
 	return g.stackOf(tops)
 }
 
-// joined returns one thread for each position.
+// joined merges threads at the same position.
 func (g *Grammar) joined(threads []thread) []thread {
 	if len(threads) < 2 {
 		return threads
@@ -185,7 +185,7 @@ func (g *Grammar) joined(threads []thread) []thread {
 	return threads[:n]
 }
 
-// collect makes a state out of threads.
+// collect builds a state from threads.
 func (g *Grammar) collect(threads []thread, text []byte) config {
 	threads = g.joined(threads)
 	n := len(threads)
@@ -216,8 +216,8 @@ func (g *Grammar) collect(threads []thread, text []byte) config {
 	return config{more: m, text: text}
 }
 
-// step returns the state after b; it is dead when b cannot stand there. The text of the result
-// may share memory with that of c.
+// step returns the state after b; it is dead when b is not allowed. The text of the result may
+// share memory with that of c.
 func (g *Grammar) step(c *config, b byte) config {
 	if c.more == nil {
 		l := c.leaf
@@ -263,7 +263,7 @@ func (g *Grammar) stepSlow(c *config, b byte) config {
 	return g.collect(out.list, out.text)
 }
 
-// threads collects the results of a step. All threads remember the same text.
+// threads collects the results of a step. All threads have the same recorded text.
 type threads struct {
 	list []thread
 	text []byte
@@ -271,7 +271,7 @@ type threads struct {
 
 func (o *threads) add(l *leaf, s *stack) { o.list = append(o.list, thread{l, s}) }
 
-// advance adds what t becomes after b.
+// advance adds the threads that t becomes after b.
 func (g *Grammar) advance(t thread, b byte, text []byte, out *threads) {
 	to := g.next(t.leaf, b)
 	if to == nil {
@@ -371,7 +371,7 @@ func (g *Grammar) open(t thread, b byte, out *threads) {
 	}
 }
 
-// endValue goes on behind a scalar.
+// endValue continues after a scalar.
 func (g *Grammar) endValue(t thread, text []byte, out *threads) {
 	stk := t.stk
 	if t.leaf.keep {

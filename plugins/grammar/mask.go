@@ -2,7 +2,7 @@ package grammar
 
 import "slices"
 
-// maskKey names a thread as far as its mask depends on it.
+// maskKey identifies a thread as far as its mask depends on it.
 type maskKey struct {
 	thread
 	more *many
@@ -11,9 +11,9 @@ type maskKey struct {
 
 // Mask sets in dst the bits of the tokens that may come next, including those that end the text,
 // and clears all others. dst has MaskLen words. Mask returns ErrExhausted, and clears dst, when the
-// tokens cannot be found within the bounds of the grammar: what the caller would sample then is
-// not known to be valid. It returns ErrNoToken when it finds none. The state of the matcher does
-// not change. Behind the token that ends a text the mask is empty.
+// tokens cannot be determined within the bounds of the grammar: any token sampled then might be
+// invalid. It returns ErrNoToken when there are none. The state of the matcher does not change.
+// After the token that ends a text the mask is empty.
 func (m *Matcher) Mask(dst []uint64) error {
 	clear(dst)
 	if m.ended {
@@ -34,8 +34,8 @@ func (m *Matcher) Mask(dst []uint64) error {
 	return err
 }
 
-// maskInto sets the tokens that any thread allows. Threads within rules are taken together: after
-// a character there are others, which only together come back to where they began.
+// maskInto sets the tokens that any thread allows. Threads within rules are handled together: after
+// a character there are others, and only together they return to where they began.
 func (m *Matcher) maskInto(dst []uint64) {
 	var one [1]thread
 	var rules []thread
@@ -64,8 +64,8 @@ func (m *Matcher) maskInto(dst []uint64) {
 	}
 }
 
-// mask returns the tokens whose bytes may come next in one thread, or in more. The caller must not
-// change it.
+// mask returns the tokens whose bytes may come next in t or in the threads of more. The caller must
+// not modify the result.
 func (g *Grammar) mask(v *Vocabulary, t thread, more *many, text []byte) []uint64 {
 	if t.leaf != nil && t.leaf.base != nil {
 		t.leaf = g.rounded(v, t.leaf)
@@ -106,9 +106,9 @@ type walker struct {
 
 	leaves [256]*leaf
 	bytes  [256]byte
-	counts [256]int32 // of complete characters, or -1 where the position knows its bounds
+	counts [256]int32 // of complete characters, or -1 where the position has its own bounds
 	start  *config    // of a mask within a string
-	byName bool       // what follows a name depends on which it is
+	byName bool       // the continuation after a name depends on the name
 }
 
 func (w *walker) set(ids []int32) {
@@ -149,7 +149,7 @@ func (w *walker) walk(t *trie, start *config) {
 	w.walkFrom(t, 0, len(t.bytes), start)
 }
 
-// walkFrom does so for the nodes from i up to end.
+// walkFrom is walk for the nodes from i up to end.
 func (w *walker) walkFrom(t *trie, i, end int, start *config) {
 	if start.more == nil && !start.leaf.keep {
 		w.walkLeaves(t, i, end, start)
@@ -158,8 +158,8 @@ func (w *walker) walkFrom(t *trie, i, end int, start *config) {
 	w.walkStates(t, i, end, start)
 }
 
-// walkLeaves walks where nothing is remembered: as long as a token of JSON goes on, its position
-// is all there is.
+// walkLeaves walks where no text is recorded: within a token of JSON, the position is the whole
+// state.
 func (w *walker) walkLeaves(t *trie, i, end int, start *config) {
 	for i < end {
 		d := int(t.depth[i])

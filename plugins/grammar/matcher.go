@@ -11,12 +11,12 @@ import (
 type Matcher struct {
 	g          *Grammar
 	v          *Vocabulary
-	generation int // of the states of g that at and history hold
+	generation int // of the states of g in at and history
 	at         config
-	text       []byte // all of it, so that the matcher can follow it again
+	text       []byte // all of it, for replay
 	history    []past // before each accepted token
 	ended      bool
-	err        error // if not nil, the matcher cannot go on
+	err        error // if not nil, the matcher cannot continue
 }
 
 // past is the state of a matcher after some bytes of its text.
@@ -25,8 +25,8 @@ type past struct {
 	length int
 }
 
-// NewMatcher returns a matcher at the start of a text. Its masks are over the tokens of v. The
-// matchers of a grammar share their masks only as long as they have the same vocabulary.
+// NewMatcher returns a matcher at the start of a text, whose masks are over the tokens of v. The
+// matchers of a grammar share masks only while they use the same vocabulary.
 func (g *Grammar) NewMatcher(v *Vocabulary) *Matcher {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -48,8 +48,8 @@ func (m *Matcher) Clone() *Matcher {
 	return &c
 }
 
-// begin locks the grammar and gives it the work that one call may cost. If the grammar has
-// forgotten its states, begin follows the text again.
+// begin locks the grammar and sets the work that one call may use. If the grammar has dropped its
+// states, begin replays the text.
 func (m *Matcher) begin(work int) error {
 	m.g.mu.Lock()
 	if m.err == nil && m.generation != m.g.generation {
@@ -59,11 +59,11 @@ func (m *Matcher) begin(work int) error {
 	return m.err
 }
 
-// end reports whether the work was enough, and unlocks the grammar.
+// end reports whether the work sufficed, and unlocks the grammar.
 func (m *Matcher) end() error {
 	defer m.g.mu.Unlock()
 	if m.g.set.exhausted() {
-		// What was found out while the work ran out may be wrong.
+		// Results computed while the work ran out may be wrong.
 		m.g.reset()
 		return ErrExhausted
 	}
@@ -93,7 +93,7 @@ func (m *Matcher) replay() error {
 	if !follow(len(m.text)) || g.set.exhausted() {
 		return ErrExhausted
 	}
-	// A text that needs all the memory would be followed again after every token.
+	// A text that needs nearly all the memory would be replayed after every token.
 	if g.set.bytes-g.floor > (g.opts.maxMemory()-g.floor)/2 {
 		return ErrExhausted
 	}
@@ -101,7 +101,7 @@ func (m *Matcher) replay() error {
 	return nil
 }
 
-// Done reports whether the text may end here. It reports false when the matcher cannot go on.
+// Done reports whether the text may end here. It reports false when the matcher cannot continue.
 func (m *Matcher) Done() bool {
 	if m.begin(callWork) != nil {
 		m.g.mu.Unlock()
@@ -124,8 +124,8 @@ func (g *Grammar) run(c config, text []byte) (config, bool) {
 
 func (m *Matcher) isEnd(token int) bool { return slices.Contains(m.v.eos, token) }
 
-// Err returns ErrExhausted when the matcher cannot go on, because its text alone needs more memory
-// or work than the grammar may take.
+// Err returns ErrExhausted when the matcher cannot continue, because its text alone exceeds the
+// bounds on memory or work.
 func (m *Matcher) Err() error {
 	err := m.begin(callWork)
 	m.g.mu.Unlock()
@@ -133,7 +133,7 @@ func (m *Matcher) Err() error {
 }
 
 // Try reports whether token may come next. It costs far less than a mask. It reports false when
-// it cannot find out within the bounds of the grammar.
+// that cannot be determined within the bounds of the grammar.
 func (m *Matcher) Try(token int) bool {
 	if m.begin(callWork) != nil {
 		m.g.mu.Unlock()
@@ -158,7 +158,7 @@ func (m *Matcher) try(token int) bool {
 }
 
 // Accept appends token to the text. It fails, and changes nothing, when token cannot come next. It
-// returns ErrExhausted when it cannot find out within the bounds of the grammar.
+// returns ErrExhausted when that cannot be determined within the bounds of the grammar.
 func (m *Matcher) Accept(token int) error {
 	if token < 0 || token >= len(m.v.tokens) {
 		return fmt.Errorf("grammar: token %d is outside of the vocabulary", token)
@@ -191,8 +191,8 @@ func (m *Matcher) Accept(token int) error {
 	return nil
 }
 
-// AcceptBytes appends text that is not one token, such as what Forced returned. Rollback takes
-// it for one token.
+// AcceptBytes appends text that is not a single token, such as the result of Forced. Rollback
+// counts it as one token.
 func (m *Matcher) AcceptBytes(text []byte) error {
 	if m.ended {
 		return errEnded
@@ -216,7 +216,7 @@ func (m *Matcher) AcceptBytes(text []byte) error {
 	return nil
 }
 
-// Rollback takes the last n accepted tokens back.
+// Rollback removes the last n accepted tokens.
 func (m *Matcher) Rollback(n int) error {
 	if n < 0 || n > len(m.history) {
 		return fmt.Errorf("grammar: cannot take back %d of %d tokens", n, len(m.history))

@@ -1,7 +1,7 @@
 package grammar
 
-// Memory returns roughly how many bytes the grammar and its states take. Options.MaxMemory bounds
-// it.
+// Memory returns the approximate memory of the grammar and its states, in bytes. Options.MaxMemory
+// bounds it.
 func (g *Grammar) Memory() int {
 	g.mu.Lock()
 	defer g.mu.Unlock()

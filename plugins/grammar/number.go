@@ -5,7 +5,7 @@ import "errors"
 // comparison relates the digits read so far to a magnitude.
 type comparison struct {
 	mag  decimal
-	need uint8 // which outcomes are allowed: bit 0 less, bit 1 equal, bit 2 greater
+	need uint8 // allowed outcomes: bit 0 less, bit 1 equal, bit 2 greater
 }
 
 const (
@@ -21,7 +21,7 @@ type residue struct {
 	not    bool
 }
 
-// numMachine reads the numbers of one numSpec: for each sign, what their magnitude must be.
+// numMachine reads the numbers of one numSpec: for each sign, the constraints on their magnitude.
 type numMachine struct {
 	id       int
 	spec     *numSpec
@@ -32,8 +32,8 @@ type numMachine struct {
 	maxWhole int
 	maxFrac  int
 	known    map[string]bool // whether a state is alive
-	visited  int             // states that searches have visited
-	work     *int            // that searches may still take
+	visited  int             // states visited by searches
+	work     *int            // left for searches
 }
 
 func newNumMachine(spec *numSpec) (*numMachine, error) {
@@ -45,7 +45,7 @@ func newNumMachine(spec *numSpec) (*numMachine, error) {
 			lo, hi = hi, lo
 		}
 		m.possible[side] = true
-		if hi != nil { // a limit of the magnitude, or out of reach
+		if hi != nil { // a bound on the magnitude, or out of reach
 			if hi.at.neg == neg || hi.at.zero() {
 				need := isLess | isEqual
 				if hi.open {
@@ -102,14 +102,14 @@ const (
 	nExpDigits
 )
 
-// numState is a position within a number. It is encoded as text to be compared and stored.
+// numState is a position within a number. It is encoded as a string for comparison and storage.
 type numState struct {
 	phase numPhase
 	neg   bool
-	n     int // digits read of the whole part, at most one more than any bound has
-	f     int // digits read of the fraction, likewise
+	n     int // digits of the whole part read, at most one more than any bound has
+	f     int // digits of the fraction read, likewise
 	cmp   []uint8
-	res   []int64 // residue, or -1 when a digit beyond the places was not 0
+	res   []int64 // residue, or -1 after a nonzero digit beyond the places
 }
 
 func (s *numState) encode(b []byte) []byte {
@@ -164,7 +164,7 @@ func (m *numMachine) begin(s *numState, neg bool) bool {
 	return true
 }
 
-// step reads one byte of a number and reports whether it may stand there.
+// step reads one byte of a number and reports whether it is allowed.
 func (m *numMachine) step(s *numState, c byte) bool {
 	digit := c >= '0' && c <= '9'
 	switch s.phase {
@@ -332,13 +332,13 @@ func (s *numState) fracLeft(x comparison) bool { return s.f < len(x.mag.frac) }
 const (
 	numberBytes  = "0123456789.-eE+"
 	maxNumStates = 50_000
-	numWork      = 5 // of visiting one
+	numWork      = 5 // per visit
 )
 
 // start returns the encoded state before a number.
 func (m *numMachine) start() string { return string((&numState{}).encode(nil)) }
 
-// next returns the encoded state after c, or "" when no number of the set goes on so.
+// next returns the encoded state after c, or "" when no number of the set continues that way.
 func (m *numMachine) next(state string, c byte) string {
 	s := m.decode(state)
 	if !m.step(&s, c) {
@@ -356,8 +356,8 @@ func (m *numMachine) isFinal(state string) bool {
 	return m.final(&s)
 }
 
-// alive reports whether a number of the set goes on from state. It reports true where finding
-// out takes too long.
+// alive reports whether a number of the set continues from state. It reports true when the search
+// takes too long.
 func (m *numMachine) alive(state string) bool {
 	if m.any {
 		return true

@@ -2,7 +2,7 @@ package grammar
 
 import "slices"
 
-// objNode is one way to be an object: an intersection of rules.
+// objNode is one alternative for an object: an intersection of rules.
 type objNode struct {
 	id       int
 	rules    []*objRule
@@ -15,14 +15,14 @@ type objNode struct {
 	min, max int
 	deps     map[int][]int
 	some     []someRule
-	places   []somePlaces // for each rule of some; nil until known
+	places   []somePlaces // for each rule of some; nil until computed
 	classes  []nameClass  // of undeclared properties
 	count    bool         // whether the number of properties matters
 	building bool
 	built    bool
 	err      error
 	others   []*node // of undeclared properties
-	rest     *node   // of undeclared properties, when no patterns tell them apart
+	rest     *node   // of undeclared properties, when no patterns distinguish them
 	simple   bool
 }
 
@@ -36,7 +36,7 @@ func (c *compiler) object(rules []*objRule) *objNode {
 	return o
 }
 
-// childLits returns what the property name must satisfy.
+// childLits returns the literals that the value of property name must satisfy.
 func (o *objNode) childLits(c *compiler, name string) []lit {
 	var out []lit
 	for _, r := range o.rules {
@@ -129,9 +129,9 @@ func (c *compiler) merge(o *objNode) error {
 	return c.undeclaredNames(o, lang)
 }
 
-// undeclaredNames finds the names of undeclared properties that a value exists for.
+// undeclaredNames finds the names of undeclared properties that have a possible value.
 func (c *compiler) undeclaredNames(o *objNode, lang rx) error {
-	// Every rule adds its patterns; where none matches, its rest.
+	// Every rule adds its patterns, and its rest for names that match none.
 	classes := []nameClass{{lang, nil}}
 	for _, r := range o.rules {
 		var next []nameClass
@@ -194,7 +194,7 @@ func (c *compiler) undeclaredNames(o *objNode, lang rx) error {
 	return nil
 }
 
-// implied returns the properties that are there whenever those given are.
+// implied returns the properties that are present whenever the given ones are.
 func (o *objNode) implied(given []bool) []bool {
 	if len(o.deps) == 0 {
 		return given
@@ -262,25 +262,25 @@ func (c *compiler) objectSat(o *objNode) (bool, error) {
 	return true, nil
 }
 
-// goesOn reports whether it is plain that every property that may come leaves an object that can
-// be finished: it closes, or what is still required can come. A mask asks this of every name.
+// goesOn reports whether, obviously, every property that may come leaves an object that can be
+// completed: it closes, or what is still required can come. A mask asks this for every name.
 func (o *objNode) goesOn() bool {
 	return o.min <= 0 && o.max < 0 && len(o.deps) == 0 && len(o.some) == 0
 }
 
-// nameClass is names of undeclared properties, and what their values satisfy.
+// nameClass is a set of names of undeclared properties, with the constraints on their values.
 type nameClass struct {
 	lang rx
 	lits []lit
 }
 
-// somePlaces says which properties can be the one that a rule demands.
+// somePlaces tells which properties can satisfy a rule's demand.
 type somePlaces struct {
 	names []bool // declared ones
 	free  bool   // an undeclared one
 }
 
-// placesOf returns which properties can be those that o demands.
+// placesOf returns which properties can satisfy each demand of o.
 func (c *compiler) placesOf(o *objNode) []somePlaces {
 	if o.places != nil {
 		return o.places
@@ -298,7 +298,7 @@ func (c *compiler) placesOf(o *objNode) []somePlaces {
 			out[j].free = out[j].free || c.set.alive(c.set.and(o.free, x.lang, r.lang)) && can(x.lits, r.lits)
 		}
 	}
-	if c.depth == 0 { // else a value around this one may not be settled yet
+	if c.depth == 0 { // otherwise an enclosing value may not be settled yet
 		o.places = out
 	}
 	return out

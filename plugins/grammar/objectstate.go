@@ -2,15 +2,15 @@ package grammar
 
 import "slices"
 
-// objFrame is what follows from the state of an object.
+// objFrame is derived from the state of an object.
 type objFrame struct {
 	allowed []int // declared properties that may come next
 	closes  bool
-	freeQ   rx // names of undeclared ones that may
-	lang    rx // all names that may come next, or -1 if not known yet; use Grammar.lang
+	freeQ   rx // names of undeclared properties that may come next
+	lang    rx // all names that may come next, or -1 if not yet computed; use Grammar.lang
 }
 
-// freeKey and namesKey name sets of properties.
+// freeKey and namesKey identify sets of properties.
 type freeKey struct {
 	obj  *objNode
 	used *usedList
@@ -22,7 +22,7 @@ type namesKey struct {
 	free    rx
 }
 
-// unused returns the undeclared names that are not used.
+// unused returns the undeclared names not yet used.
 func (g *Grammar) unused(o *objNode, used *usedList) rx {
 	if used == nil {
 		return o.free
@@ -126,13 +126,13 @@ func (g *Grammar) object(f *frame) *objFrame {
 		}
 	}
 	of.closes = needs == 0 && k.n >= o.min && k.undone == 0 && !g.repeats(f)
-	if len(g.rivals(f)) > 0 && len(k.made.list())%2 == 0 { // no name waits for its value
+	if len(g.rivals(f)) > 0 && len(k.made.list())%2 == 0 { // no name is waiting for its value
 		g.keepApart(f)
 	}
 	return of
 }
 
-// keepApart drops the names behind which f could not become another value than its rivals.
+// keepApart drops the names after which f could only become equal to its rivals.
 func (g *Grammar) keepApart(f *frame) {
 	of, o := f.obj, f.key.obj
 	blocked := func(name string) bool {
@@ -160,7 +160,7 @@ func (g *Grammar) keepApart(f *frame) {
 	}
 }
 
-// depsAhead reports whether what property i requires is there already or can still come.
+// depsAhead reports whether the properties that property i requires are present or can still come.
 func (g *Grammar) depsAhead(o *objNode, seen string, i int) bool {
 	if len(o.deps[i]) == 0 {
 		return true
@@ -175,7 +175,7 @@ func (g *Grammar) depsAhead(o *objNode, seen string, i int) bool {
 	return true
 }
 
-// enough keeps of allowed the properties behind which enough others are left.
+// enough keeps those of allowed after which enough other properties are left.
 func (g *Grammar) enough(o *objNode, k frameKey, allowed []int) []int {
 	var out []int
 	for _, i := range allowed {
@@ -192,7 +192,7 @@ func (g *Grammar) enough(o *objNode, k frameKey, allowed []int) []int {
 	return out
 }
 
-// comma goes on behind a comma in an object.
+// comma continues after a comma in an object.
 func (g *Grammar) comma(stk *stack, out *threads) {
 	var tops []top
 	g.set.work -= len(stk.tops)
@@ -206,7 +206,7 @@ func (g *Grammar) comma(stk *stack, out *threads) {
 	}
 }
 
-// endKey goes on behind a property's name.
+// endKey continues after a property's name.
 func (g *Grammar) endKey(stk *stack, name string, out *threads) {
 	g.set.work -= 3 * len(stk.tops)
 	for _, x := range stk.tops {
@@ -251,7 +251,7 @@ func (g *Grammar) propertyOf(f *frame, name string, up *stack, out *threads) {
 	g.value(k, child, name, up, out)
 }
 
-// someAhead reports whether the properties that must still exist can still come.
+// someAhead reports whether the properties still required can come.
 func (g *Grammar) someAhead(k frameKey) bool {
 	if k.undone == 0 {
 		return true
@@ -271,8 +271,8 @@ func (g *Grammar) someAhead(k frameKey) bool {
 	return true
 }
 
-// demandsAfter reports whether the properties that must still exist can be declared property i, or
-// an undeclared one, and others behind it.
+// demandsAfter reports whether the properties still required can be declared property i, or an
+// undeclared one, and others after it.
 func (g *Grammar) demandsAfter(k frameKey, i int) bool {
 	if g.opts.Order == SchemaOrder {
 		k.at = min(i+1, len(k.obj.names))
@@ -288,8 +288,8 @@ func (g *Grammar) demandsAfter(k frameKey, i int) bool {
 	return g.someAhead(k)
 }
 
-// value adds the ways in which the property name may have a value of child: each also fulfils
-// some of the demands that are still open.
+// value adds the ways in which the property name may have a value of child: each also fulfils some
+// of the open demands.
 func (g *Grammar) value(k frameKey, child *node, name string, up *stack, out *threads) {
 	var open []int
 	for i, r := range k.obj.some {

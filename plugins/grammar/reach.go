@@ -5,7 +5,7 @@ func (s *rxSet) alive(r rx) bool {
 	if l := s.nodes[r].live; l != 0 {
 		return l > 0
 	}
-	// A depth-first search for an expression that is live already or matches the empty text.
+	// A depth-first search for an expression that is known to be live or matches the empty text.
 	type step struct {
 		at   rx
 		next int
@@ -35,13 +35,13 @@ func (s *rxSet) alive(r rx) bool {
 			path = append(path, step{at: d})
 		}
 	}
-	for d := range seen { // everything reachable was seen, and nothing of it matches
+	for d := range seen { // everything reachable was visited without a match
 		s.nodes[d].live = -1
 	}
 	return false
 }
 
-// free reports whether every character leads from r to one and the same live expression.
+// free reports whether every character leads from r to the same live expression.
 func (s *rxSet) free(r rx) bool {
 	if r == rxAll {
 		return true
@@ -50,8 +50,8 @@ func (s *rxSet) free(r rx) bool {
 	return len(e.next) == 1 && s.alive(e.next[0])
 }
 
-// open reports whether no character leads to a dead end, neither from r nor from anything that it
-// leads to: a text that must hold something somewhere. It reports false where it cannot tell.
+// open reports whether no character leads to a dead end, neither from r nor from anything reachable
+// from it, as in a search for a substring. It reports false when unsure.
 func (s *rxSet) open(r rx) bool {
 	if ok, known := s.opens[r]; known {
 		return ok
@@ -108,7 +108,7 @@ func (s *rxSet) searchOpen(r rx) bool {
 	return len(path) == 0
 }
 
-// count returns how many texts r matches, if they are fewer than enough.
+// count returns how many texts r matches, if fewer than enough.
 func (s *rxSet) count(r rx, enough int) (int, bool) {
 	if r == rxNone {
 		return 0, true
@@ -142,7 +142,7 @@ func (s *rxSet) count(r rx, enough int) (int, bool) {
 	return count, true
 }
 
-// match reports whether r matches text as a whole.
+// match reports whether r matches the whole text.
 func (s *rxSet) match(r rx, text string) bool {
 	for _, c := range text {
 		if r = s.edges(r).by(c); r == rxNone {

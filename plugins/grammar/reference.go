@@ -6,7 +6,7 @@ import (
 	"strings"
 )
 
-// resource is a schema with an identifier of its own.
+// resource is a schema with its own identifier.
 type resource struct {
 	root *jvalue
 	uri  *url.URL
@@ -59,7 +59,7 @@ func escapePointer(s string) string {
 	return strings.ReplaceAll(strings.ReplaceAll(s, "~", "~0"), "/", "~1")
 }
 
-// resolve finds what ref names, seen from within base.
+// resolve finds the target of ref, relative to base.
 func (p *parser) resolve(ref string, base *resource) *jvalue {
 	target, fragment, _ := strings.Cut(ref, "#")
 	res := base
@@ -106,7 +106,7 @@ func pointer(v *jvalue, path string) *jvalue {
 	return v
 }
 
-// refSiblings reports whether keywords beside $ref count.
+// refSiblings reports whether keywords beside $ref apply.
 func (p *parser) refSiblings() bool { return p.draft == 0 || p.draft >= 2019 }
 
 func (p *parser) ref(s *schema, ref *jvalue) error {

@@ -8,7 +8,7 @@ import (
 	"unicode/utf8"
 )
 
-// The dialect is ECMA 262 as JSON Schema wants it, with the leniency of its Annex B, plus a
+// The dialect is ECMA 262 as JSON Schema requires it, with the leniency of its Annex B, plus a
 // leading (?i) or (?s) and the anchors \A, \z and \Z of other dialects.
 
 type astKind uint8
@@ -32,8 +32,8 @@ type ast struct {
 	kids     []*ast
 	class    []runeRange
 	min, max int32
-	asserts  bool // holds an assertion
-	caret    bool // holds an assertion that looks back: ^, \b or \B
+	asserts  bool // contains an assertion
+	caret    bool // contains an assertion that looks back: ^, \b or \B
 }
 
 const (
@@ -55,10 +55,10 @@ type regexParser struct {
 	dotAll bool // (?s)
 }
 
-// parseRegex returns the expression for the texts in which pattern is found.
+// parseRegex returns the expression for texts that contain a match of pattern.
 func (s *rxSet) parseRegex(pattern string) (rx, error) { return s.compileRegex(pattern, false) }
 
-// parseWholeRegex returns the expression for the texts that pattern matches from end to end.
+// parseWholeRegex returns the expression for texts that pattern matches as a whole.
 func (s *rxSet) parseWholeRegex(pattern string) (rx, error) { return s.compileRegex(pattern, true) }
 
 func (s *rxSet) compileRegex(pattern string, whole bool) (rx, error) {
@@ -171,7 +171,7 @@ func (p *regexParser) sequence() (*ast, error) {
 	return out, nil
 }
 
-// quantifier returns how often *, + and ? repeat.
+// quantifier returns the repetition bounds of *, + and ?.
 func quantifier(c byte) (lo, hi int32, ok bool) {
 	switch c {
 	case '*':
@@ -203,12 +203,12 @@ func (p *regexParser) quantified(atom *ast) (*ast, error) {
 		default:
 			return atom, nil
 		}
-		if p.more() && p.src[p.pos] == '?' { // lazy: the same texts
+		if p.more() && p.src[p.pos] == '?' { // lazy: matches the same texts
 			p.pos++
 		}
 		if atom.asserts && !(lo <= 1 && hi == 1) {
 			switch {
-			case onlyAsserts(atom): // repeating it changes nothing, but that zero times is allowed
+			case onlyAsserts(atom): // repetition has no effect, except that zero times is allowed
 				if lo > 0 {
 					lo, hi = 1, 1
 				} else {

@@ -29,12 +29,12 @@ type rule struct {
 	start   *ruleState
 	defined bool
 	empty   bool // matches the empty text
-	ends    bool // matches any text at all
+	ends    bool // matches some text
 }
 
-// enter begins with a rule. It reports false when it is too ambiguous.
+// enter starts a rule. It reports false when the rule is too ambiguous.
 func (g *Grammar) enter(start *ruleState) bool {
-	// Stacks of different depth may be joined: so the root, too, is an alternative with a frame.
+	// Stacks of different depth may be joined, so the root needs a frame as well.
 	bottom := g.frame(frameKey{rule: &ruleState{kind: rDone}})
 	var out threads
 	if !g.closure(start, g.stackOf([]top{{bottom, g.root}}), &out) {
@@ -44,7 +44,7 @@ func (g *Grammar) enter(start *ruleState) bool {
 	return true
 }
 
-// settle finds out which rules match the empty text, and which any text at all.
+// settle determines which rules match the empty text, and which match any text at all.
 func (p *gbnfParser) settle() {
 	for changed := true; changed; {
 		changed = false
@@ -59,8 +59,8 @@ func (p *gbnfParser) settle() {
 	}
 }
 
-// passes reports whether the end of the rule can be reached from s, over rules that ok allows,
-// and over characters.
+// passes reports whether the end of the rule is reachable from s, through calls of rules that ok
+// allows, and through characters.
 func (s *ruleState) passes(seen map[*ruleState]bool, ok func(*rule) bool, chars bool) bool {
 	queue := []*ruleState{s}
 	for len(queue) > 0 {
@@ -88,7 +88,7 @@ func (s *ruleState) passes(seen map[*ruleState]bool, ok func(*rule) bool, chars 
 	return false
 }
 
-// leftRecursion returns a rule that begins with itself.
+// leftRecursion returns a left-recursive rule, or nil.
 func (p *gbnfParser) leftRecursion() *rule {
 	state := map[*rule]int{}
 	var visit func(r *rule) *rule
@@ -132,8 +132,8 @@ func (p *gbnfParser) leftRecursion() *rule {
 	return nil
 }
 
-// closure adds the threads at the characters that may come at s within stk. It reports false
-// when there are too many.
+// closure adds the threads for the characters that may come at s within stk. It reports false when
+// there are too many.
 func (g *Grammar) closure(s *ruleState, stk *stack, out *threads) bool {
 	type item struct {
 		s   *ruleState
@@ -162,7 +162,7 @@ func (g *Grammar) closure(s *ruleState, stk *stack, out *threads) bool {
 				continue
 			}
 			stk := x.stk
-			if x.s.next.kind != rEnd { // the last call of a rule returns to the caller of the rule
+			if x.s.next.kind != rEnd { // tail call: return to the caller of the rule
 				stk = g.stackOf([]top{{g.frame(frameKey{rule: x.s.next}), stk}})
 			}
 			queue = append(queue, item{x.s.rule.start, stk})

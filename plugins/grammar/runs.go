@@ -7,14 +7,14 @@ import (
 	"unicode/utf8"
 )
 
-// run is a part of an expression that goes on with any number of characters of a class.
+// run is a part of an expression that continues with any number of characters of a class.
 type run struct {
 	class  []runeRange
-	lo, hi int  // how many characters may and must still come; hi < 0: any number
-	loop   bool // every one of them leads back to where it began; else the expression is a repeat
+	lo, hi int  // how many characters must and may still come; hi < 0: unbounded
+	loop   bool // every one leads back to where it began; otherwise the expression is a repeat
 }
 
-// runOf returns how q goes on with many characters of a class, if it does.
+// runOf returns the run of characters at q, if there is one.
 func (s *rxSet) runOf(q rx) (run, bool) {
 	if n := &s.nodes[q]; n.kind == kRepeat && s.nodes[n.a].kind == kClass {
 		return run{class: s.nodes[n.a].class, lo: int(n.min), hi: int(n.max)}, true
@@ -36,8 +36,8 @@ func (s *rxSet) runOf(q rx) (run, bool) {
 	return run{class: normalize(class), hi: rxUnbounded, loop: true}, true
 }
 
-// inString computes the mask within a string with what the vocabulary knows about runs of
-// characters. It reports false where that does not apply.
+// inString computes the mask within a string from the vocabulary's runs of characters. It reports
+// false where that does not apply.
 func (w *walker) inString(start *config) bool {
 	set := w.g.set
 	l := start.leaf
@@ -59,7 +59,7 @@ func (w *walker) inString(start *config) bool {
 		w.free(runs, start, 0, r)
 		return true
 	}
-	// After the first character, most texts may lead to such a run.
+	// Most texts may lead to such a run after the first character.
 	e := set.edges(l.q)
 	for _, q := range slices.Backward(e.next) {
 		if q == rxNone || q == rxEmpty || !set.alive(q) {
@@ -84,8 +84,8 @@ func (w *walker) inString(start *config) bool {
 
 var anyChar = []runeRange{{0, maxRune}}
 
-// anywhere sets the tokens that may come after start, where any characters may: only what leaves
-// the string depends on them.
+// anywhere sets the tokens that may come after start if any characters are allowed: only what
+// leaves the string needs a walk.
 func (w *walker) anywhere(start *config, raw bool) {
 	every := w.v.runsOf(anyChar, raw, true)
 	for i, x := range every.all {
@@ -95,8 +95,8 @@ func (w *walker) anywhere(start *config, raw bool) {
 	w.walk(every.leavers(w.v), start)
 }
 
-// inRules computes the mask of threads within rules. Where characters of a class lead back to the
-// same threads, the vocabulary knows most of it.
+// inRules computes the mask of threads within rules. If characters of a class lead back to the same
+// threads, most of it comes from the vocabulary's runs.
 func (w *walker) inRules(start *config) {
 	class := w.g.loop(start)
 	if len(class) == 0 || len(class) == 1 && class[0].hi-class[0].lo < 8 {
@@ -150,7 +150,7 @@ func (g *Grammar) loop(start *config) []runeRange {
 	return normalize(out)
 }
 
-// filler returns a remembered text of start after n more characters of class that match nothing
+// filler returns the recorded text of start, extended by n characters of class that match nothing
 // special.
 func (w *walker) filler(start *config, class []runeRange, n int) []byte {
 	if n == 0 || !start.leaf.keep {
@@ -160,7 +160,8 @@ func (w *walker) filler(start *config, class []runeRange, n int) []byte {
 	for range n {
 		text = utf8.AppendRune(text, class[len(class)-1].hi)
 	}
-	// The same text for all positions keeps the number of states low; but it must be a name.
+	// Using the same text for all positions keeps the number of states low; but it must be a
+	// possible name.
 	for _, x := range start.stk.tops {
 		if x.f.key.obj != nil && !w.g.set.match(w.g.object(x.f).freeQ, string(text)) {
 			return append(slices.Clone(start.text), text...)
@@ -169,8 +170,7 @@ func (w *walker) filler(start *config, class []runeRange, n int) []byte {
 	return text
 }
 
-// free sets the tokens that may follow where, before characters ago, the run r began: state is
-// that position.
+// free sets the tokens that may follow in state, if the run r began before characters earlier.
 func (w *walker) free(v *runs, state *config, before int, r run) {
 	if r.hi < 0 || before+r.hi >= len(v.size)-1 {
 		for i, x := range v.all {
@@ -249,11 +249,11 @@ func (w *walker) leave(v *runs, start *config) {
 	}
 }
 
-// differ corrects the mask for the tokens that do not at once lead from start to rest. If steady,
-// every character of the class leads from rest back to it.
+// differ corrects the mask for the tokens that do not lead from start to rest at once. steady is
+// whether every character of the class leads from rest back to it.
 func (w *walker) differ(v *runs, start *config, rest *leaf, steady bool) {
 	t := w.v.trie
-	exact := 0 // nodes below this one come after a character outside of the class
+	exact := 0 // nodes below this one follow a character outside the class
 	for i := 0; i < len(t.bytes); {
 		d := int(t.depth[i])
 		from := start
@@ -315,7 +315,7 @@ func (w *walker) leads(v *runs, from, to *config, b byte, rest *leaf) bool {
 	return e.next[i] == rest.q && (i+1 == len(e.from) || e.from[i+1] > hi)
 }
 
-// checkHazards settles the tokens of which more depends on the remembered text.
+// checkHazards checks the tokens whose validity depends on more of the recorded text.
 func (w *walker) checkHazards(start *config) {
 	t := w.v.hazards
 	for i := 0; i < len(t.bytes); {
@@ -341,20 +341,20 @@ func (w *walker) checkHazards(start *config) {
 	}
 }
 
-// runs are the tokens of a vocabulary, sorted by how long they stay within a class of characters
-// that stand for themselves: in a JSON string or, if raw, in any text.
+// runs holds the tokens of a vocabulary, sorted by how long they stay within a class of characters
+// that need no escaping: in a JSON string or, if raw, in any text.
 type runs struct {
 	class []runeRange
 	raw   bool
 	ascii [utf8.RuneSelf]bool
-	all   []uint64  // tokens that stay within it
-	size  [][]int32 // [n]: those of n characters
-	later *trie     // what tokens go on with that begin within the class and leave it
+	all   []uint64  // tokens that stay within the class
+	size  [][]int32 // [n]: those with n characters
+	later *trie     // the rest of tokens that begin within the class and leave it
 
 	mu    sync.Mutex // guards below
 	cuts  [][]int32  // [n]: nodes of the vocabulary's trie where tokens leave after n characters
-	exits []*trie    // [n]: what they go on with; nil until needed
-	whole *trie      // the tokens of cuts as they are; nil until needed
+	exits []*trie    // [n]: their rest; nil until needed
+	whole *trie      // the complete tokens of cuts; nil until needed
 }
 
 // leavers returns the tokens that begin within the class and leave it.
@@ -367,7 +367,7 @@ func (r *runs) leavers(v *Vocabulary) *trie {
 	return r.whole
 }
 
-// exit returns what tokens go on with after n characters of the class, n > 0.
+// exit returns the rest of the tokens that leave the class after n > 0 characters.
 func (r *runs) exit(v *Vocabulary, n int) *trie {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -382,8 +382,8 @@ const (
 	maxAsked = 1000 // classes whose requests are counted
 )
 
-// runsOf returns the runs of a class. Sorting the tokens takes longer than one walk over them: the
-// first time that a class is asked for, runsOf returns nil, unless they are needed.
+// runsOf returns the runs of a class. As sorting the tokens takes longer than one walk over them,
+// the first request for a class returns nil, unless needed is set.
 func (v *Vocabulary) runsOf(class []runeRange, raw, needed bool) *runs {
 	if !raw && slices.Equal(class, anyChar) {
 		return v.every
@@ -429,16 +429,17 @@ func (r *runs) fillASCII() {
 	}
 }
 
-// follow walks over the nodes from begin to end of the trie of v, where a character begins, as far
-// as they stay within the class of r: stay gets tokens of that many characters, leave the nodes at
-// which others leave the class after that many. An incomplete character at the end of a token
-// counts, if the class holds all characters with its first byte.
+// follow walks over the nodes from begin to end of the trie of v, where a character begins, as long
+// as they stay within the class of r. It calls stay with tokens within the class and their number
+// of characters, and leave with nodes at which others leave it after that many characters. An
+// incomplete character at the end of a token counts if the class contains all characters with its
+// first byte.
 func (v *Vocabulary) follow(r *runs, begin, end int, stay func(ids []int32, n int), leave func(node int32, n int)) {
 	t := v.trie
 	var path [256]byte
 	var nodes [256]int32
 	var chars, begins [256]int // complete characters, and where the next one begins
-	last := int32(-1)          // node where tokens left
+	last := int32(-1)          // node where tokens last left
 	base := 0
 	if begin < end {
 		base = int(t.depth[begin])
@@ -454,8 +455,8 @@ func (v *Vocabulary) follow(r *runs, begin, end int, stay func(ids []int32, n in
 		if k := t.tok[i]; k >= 0 && inside {
 			stay(t.tokens[k], n+1)
 		}
-		// All tokens that share the first byte of the character count as leaving: what they go
-		// on with is followed byte by byte.
+		// All tokens that share the first byte of the character count as leaving: their rest is
+		// followed byte by byte.
 		if leaves := fits == fitsNot && (r.raw || path[from] >= 0x20) || fits == fitsYet && t.tok[i] >= 0 && !inside; leaves && nodes[from] != last {
 			last = nodes[from]
 			leave(last, n)
@@ -475,10 +476,10 @@ func (v *Vocabulary) follow(r *runs, begin, end int, stay func(ids []int32, n in
 type fit uint8
 
 const (
-	fitsNot   fit = iota // the character is outside of the class
-	fitsYes              // or inside
-	fitsYet              // it is incomplete
-	fitsNever            // it is none
+	fitsNot   fit = iota // the character is outside the class
+	fitsYes              // the character is in the class
+	fitsYet              // the character is incomplete
+	fitsNever            // not a character
 )
 
 // fits reports whether the character that begins with b belongs to the class.
@@ -501,7 +502,7 @@ func (r *runs) fits(b []byte) fit {
 	return fitsNot
 }
 
-// stay notes tokens of n characters that stay within the class.
+// stay records tokens of n characters that stay within the class.
 func (r *runs) stay(ids []int32, n int) {
 	for len(r.size) <= n {
 		r.size = append(r.size, nil)
@@ -512,7 +513,7 @@ func (r *runs) stay(ids []int32, n int) {
 	}
 }
 
-// leave notes that tokens leave the class after n characters, at a node.
+// leave records a node at which tokens leave the class after n characters.
 func (r *runs) leave(node int32, n int) {
 	if n == 0 {
 		return

@@ -26,8 +26,8 @@ func textVocabulary() *Vocabulary {
 	return NewVocabulary(append(tokens, nil), len(tokens))
 }
 
-// The tokens of a class of characters are found by a walk when it is asked for first, and from
-// then on by what the vocabulary knows about the class.
+// The tokens of a class of characters come from a walk at its first use, and from then on from the
+// vocabulary's runs of the class.
 func TestRunsAgreeWithWalk(t *testing.T) {
 	t.Parallel()
 	rules := func(text string) func() (*Grammar, error) {

@@ -39,7 +39,7 @@ const (
 type rxNode struct {
 	kind     rxKind
 	nullable bool
-	boolean  bool // holds an And or a Not: whether it matches anything is not obvious
+	boolean  bool // contains an And or a Not, so it is not obvious whether it matches anything
 	a, b     rx
 	min, max int32
 	kids     []rx
@@ -56,9 +56,9 @@ type rxSet struct {
 	trees   map[string]rx // of literalTree
 	spreads map[rx]int32
 	opens   map[rx]bool // see open
-	work    int         // steps that may still be taken; below zero the set is exhausted
-	bytes   int         // of memory in use, roughly
-	limit   int         // more of them exhaust the set
+	work    int         // steps left; below zero the set is exhausted
+	bytes   int         // memory in use, approximately
+	limit   int         // bound of bytes; beyond it the set is exhausted
 }
 
 func newRxSet(work, limit int) *rxSet {
@@ -202,7 +202,7 @@ func (s *rxSet) alt(list ...rx) rx {
 	return s.intern(out)
 }
 
-// dropLonger drops of alternatives a{i}.* and a{k}.* the one that asks for more. Without that, a
+// dropLonger drops, of alternatives a{i}.* and a{k}.*, the one that requires more. Otherwise a
 // search for a{k} anywhere has as many alternatives as characters of it may have been read.
 func (s *rxSet) dropLonger(kids []rx) []rx {
 	times := func(k rx) (of rx, least int32, ok bool) {

@@ -2,8 +2,8 @@ package grammar
 
 import "slices"
 
-// complete expands everything that a document can reach from n, so that what cannot be
-// guaranteed is refused now.
+// complete expands everything that a document can reach from n, so that what cannot be guaranteed
+// is refused at once.
 func (c *compiler) complete(n *node) error {
 	state := map[*schema]bool{}
 	for _, l := range n.lits {
@@ -68,7 +68,7 @@ func (c *compiler) complete(n *node) error {
 	return nil
 }
 
-// satisfiable reports whether any value satisfies n. It reports true where it cannot tell.
+// satisfiable reports whether any value satisfies n. It reports true when unsure.
 func (c *compiler) satisfiable(n *node) (bool, error) {
 	switch n.sat {
 	case 1:
@@ -145,7 +145,8 @@ func (c *compiler) hasString(n *node) bool {
 	return c.set.alive(c.set.bounded(n.str, n.length))
 }
 
-// loops reports a schema that refers to itself without a property or an item in between.
+// loops returns an error for a schema that refers to itself without a property or an item in
+// between.
 func (c *compiler) loops(s *schema, state map[*schema]bool) *schema {
 	if open, known := state[s]; known {
 		if open {

@@ -9,10 +9,10 @@ import (
 	"strings"
 )
 
-// Error says why a schema or a grammar was refused.
+// Error is the reason why a schema or a grammar was refused.
 type Error struct {
-	Pointer string // JSON pointer of the subschema; "" is the root, or what is not a schema
-	Keyword string // what could not be guaranteed; "" if the whole is at fault
+	Pointer string // JSON pointer of the subschema; "" for the root, or when not about a schema
+	Keyword string // the keyword that cannot be guaranteed; "" for the whole schema
 	Reason  string
 }
 
@@ -43,8 +43,8 @@ const (
 	tAll = tNull | tFalse | tTrue | tNumber | tString | tObject | tArray
 )
 
-// schema is one parsed subschema: an intersection of what its keywords say. What says nothing of
-// a type allows every value of it.
+// schema is a parsed subschema: an intersection of its keywords' constraints. A keyword for one
+// type does not constrain values of others.
 type schema struct {
 	id     int
 	at     string // JSON pointer
@@ -52,17 +52,17 @@ type schema struct {
 	types  typeSet
 	num    *numSpec
 	str    rx
-	length lengths // of a string, beside str
+	length lengths // of a string, besides str
 	obj    *objRule
 	arr    *arrRule
-	all    []lit     // every one holds
-	choice [][][]lit // of every choice, one conjunction holds
-	ones   [][]lit   // of every list exactly one holds
+	all    []lit     // all hold
+	choice [][][]lit // of each choice, one conjunction holds
+	ones   [][]lit   // of each list, exactly one holds
 	enum   []*jvalue // nil: any value
 	base   *resource
 }
 
-// lit is a schema, or its negation.
+// lit is a schema or its negation.
 type lit struct {
 	s   *schema
 	neg bool
@@ -75,15 +75,15 @@ func (l lit) key() int {
 	return l.s.id * 2
 }
 
-// objRule is what one schema says of objects.
+// objRule is one schema's constraints on objects.
 type objRule struct {
 	order    []string
 	props    map[string][]lit
 	patterns []patternRule
-	rest     []lit // of other properties; nil: anything
+	rest     []lit // of other properties; nil: any
 	required []string
-	min, max int                 // max < 0: any number
-	names    [][]lit             // every one holds of every property's name
+	min, max int                 // max < 0: unbounded
+	names    [][]lit             // all hold for every property's name
 	deps     map[string][]string // property → properties that it requires
 	some     []someRule          // properties that must exist
 }
@@ -94,34 +94,34 @@ type patternRule struct {
 	lits []lit
 }
 
-// someRule demands a property whose name is of lang and whose value satisfies lits.
+// someRule demands a property whose name matches lang and whose value satisfies lits.
 type someRule struct {
 	lang rx
 	lits []lit
 }
 
-// arrRule is what one schema says of arrays.
+// arrRule is one schema's constraints on arrays.
 type arrRule struct {
 	prefix   [][]lit
-	rest     []lit // nil: anything
+	rest     []lit // nil: any
 	min, max int
 	contains []containsRule
 	unique   bool
 }
 
-// containsRule bounds how many items from an index on satisfy lits.
+// containsRule bounds how many items, starting at an index, satisfy lits.
 type containsRule struct {
 	lits     []lit
 	min, max int
 	from     int
 }
 
-// parser turns JSON into schemas, on demand.
+// parser converts JSON to schemas, on demand.
 type parser struct {
 	opts      *Options
 	set       *rxSet
 	root      *jvalue
-	draft     int // 4, 6, 7, 2019, 2020; 0: the schema does not say
+	draft     int // 4, 6, 7, 2019, 2020; 0: undeclared
 	schemas   map[*jvalue]*schema
 	resources map[string]*resource
 	anchors   map[string]*jvalue
@@ -157,7 +157,7 @@ func refuse(at, keyword, format string, args ...any) *Error {
 	return &Error{Pointer: at, Keyword: keyword, Reason: fmt.Sprintf(format, args...)}
 }
 
-// parse returns the schema that v writes.
+// parse returns the schema defined by v.
 func (p *parser) parse(v *jvalue, at string) (*schema, error) {
 	if s, ok := p.schemas[v]; ok {
 		return s, nil

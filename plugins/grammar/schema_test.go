@@ -248,8 +248,8 @@ func TestCompileRefused(t *testing.T) {
 	}
 }
 
-// randomDocument writes a document by choosing among the bytes that may come next. It returns nil
-// when the document does not end in time.
+// randomDocument generates a document by choosing among the bytes that may come next. It returns
+// nil when the document does not end in time.
 func randomDocument(g *grammar.Grammar, v *grammar.Vocabulary, rng *rand.Rand) []byte {
 	m := g.NewMatcher(v)
 	mask := make([]uint64, v.MaskLen())
@@ -319,7 +319,7 @@ func TestRandomDocumentsValidate(t *testing.T) {
 	must.Greater(t, 20*len(schemaCases), finished)
 }
 
-// Go takes all that the format allows. It is stricter than ECMA 262 about counts.
+// Go compiles everything that the format allows. It is stricter than ECMA 262 about counts.
 func TestFormatRegexCompiles(t *testing.T) {
 	t.Parallel()
 	g, err := grammar.Compile([]byte(`{"type":"string","format":"regex"}`), grammar.Options{})
@@ -341,7 +341,7 @@ func TestFormatRegexCompiles(t *testing.T) {
 	must.Greater(t, 200, finished)
 }
 
-// Behind the last value of unique items no comma can come.
+// After the last possible value of unique items, no comma is allowed.
 func TestUniqueItemsRunOut(t *testing.T) {
 	t.Parallel()
 	g, err := grammar.Compile([]byte(`{"type":"array","items":{"type":"boolean"},"uniqueItems":true}`), grammar.Options{})
@@ -354,7 +354,7 @@ func TestUniqueItemsRunOut(t *testing.T) {
 	must.EqOp(t, "]", string(m.Forced()))
 }
 
-// The last item that can count for contains must.
+// The last item that can count for contains must count.
 func TestContainsRunsOut(t *testing.T) {
 	t.Parallel()
 	g, err := grammar.Compile([]byte(`{"type":"array","prefixItems":[true,{"type":"boolean"}],"items":false,"contains":{"type":"string"}}`), grammar.Options{})
@@ -366,7 +366,7 @@ func TestContainsRunsOut(t *testing.T) {
 	must.EqOp(t, "]", string(m.Forced()))
 }
 
-// The last property that can be the one that is demanded must be it.
+// The last property that can satisfy the demand must satisfy it.
 func TestDemandedPropertyRunsOut(t *testing.T) {
 	t.Parallel()
 	g, err := grammar.Compile([]byte(`{"type":"object","properties":{"aa":{"type":["null","boolean"]},"b":{"type":"null"}},"additionalProperties":false,"not":{"patternProperties":{"^a":{"type":"boolean"}}}}`), grammar.Options{})

@@ -11,8 +11,8 @@ import (
 )
 
 // Part describes a piece of a text in which fixed texts and JSON alternate. Literal, JSON, Text,
-// Regex, Until, Sequence, OneOf and Repeat make parts; CompileParts compiles one. The zero Part is
-// the empty text.
+// Regex, Until, Sequence, OneOf and Repeat create parts; CompileParts compiles one. The zero Part
+// is the empty text.
 type Part struct {
 	kind     partKind
 	text     string
@@ -36,16 +36,16 @@ const (
 // Literal is a fixed text. It must be valid UTF-8.
 func Literal(text string) Part { return Part{kind: partLiteral, text: text} }
 
-// JSON is a JSON document that satisfies schema. References within the schema see that schema
-// alone. A number takes every character that may belong to it, so that what follows must begin with
+// JSON is a JSON document that satisfies schema. References within the schema see only that schema.
+// A number extends over every character that may belong to it, so what follows must begin with
 // another one.
 func JSON(schema []byte) Part { return Part{kind: partJSON, text: string(schema)} }
 
-// Regex is a text that pattern matches from end to end, as CompileRegex takes it. Where the pattern
-// and what follows both allow a text, either may have written it.
+// Regex is a text that pattern matches as a whole, as in CompileRegex. Where both the pattern and
+// what follows allow a text, either may have produced it.
 func Regex(pattern string) Part { return Part{kind: partRegex, text: pattern} }
 
-// Until is any text that contains none of markers, such as the one in front of Literal(marker).
+// Until is any text that contains none of markers, such as the text before Literal(marker).
 func Until(markers ...string) Part {
 	p := Part{kind: partUntil}
 	for _, m := range markers {
@@ -55,23 +55,23 @@ func Until(markers ...string) Part {
 }
 
 // Text is the characters of a string that satisfies schema, without quotes and escapes, and that
-// each of also allows as well: those are made by Regex and Until.
+// each of also allows as well; those must be parts from Regex and Until.
 func Text(schema []byte, also ...Part) Part {
 	return Part{kind: partText, text: string(schema), parts: also}
 }
 
-// Sequence is parts one behind the other.
+// Sequence is the concatenation of parts.
 func Sequence(parts ...Part) Part { return Part{kind: partSequence, parts: parts} }
 
 // OneOf is any one of parts.
 func OneOf(parts ...Part) Part { return Part{kind: partOneOf, parts: parts} }
 
-// Repeat is part at least least and at most most times; a negative most means any number.
+// Repeat is part at least least and at most most times; a negative most means unbounded.
 func Repeat(part Part, least, most int) Part {
 	return Part{kind: partRepeat, parts: []Part{part}, min: least, max: most}
 }
 
-// CompileParts compiles a text that is composed of parts. What cannot be guaranteed it refuses, as
+// CompileParts compiles a text that is composed of parts. It refuses what it cannot guarantee, with
 // an *Error; Error.Pointer is then relative to the schema of the part.
 func CompileParts(p Part, opts Options) (*Grammar, error) {
 	return newGrammar(opts, compileWork, func(g *Grammar) error { return g.compileParts(p) })
@@ -94,11 +94,11 @@ func (g *Grammar) compileParts(p Part) error {
 	return nil
 }
 
-// partBuilder turns parts into the states of one rule, from the last to the first.
+// partBuilder converts parts to the states of one rule, from the last to the first.
 type partBuilder struct {
 	g     *Grammar
 	rules *gbnfParser // counts states
-	left  int         // bytes of parts that may still come
+	left  int         // bytes of parts left
 	depth int
 	count int // of schemas
 }
@@ -152,7 +152,8 @@ func (b *partBuilder) build(p Part, next *ruleState) (*ruleState, error) {
 	return b.repeat(p, next)
 }
 
-// expression returns the texts of a part that has neither JSON nor other parts in a sequence.
+// expression returns the expression of a part that contains neither JSON nor sequences with other
+// parts.
 func (b *partBuilder) expression(p Part) (rx, error) {
 	set := b.g.set
 	switch p.kind {
@@ -228,7 +229,7 @@ func (b *partBuilder) repeat(p Part, next *ruleState) (*ruleState, error) {
 			return nil, err
 		}
 		tail = body
-		if i < p.max-p.min { // the last ones are optional, and were built first
+		if i < p.max-p.min { // the last ones are optional, and built first
 			if tail, err = b.rules.state(ruleState{kind: rSplit, branches: []*ruleState{body, next}}); err != nil {
 				return nil, err
 			}
@@ -237,7 +238,7 @@ func (b *partBuilder) repeat(p Part, next *ruleState) (*ruleState, error) {
 	return tail, nil
 }
 
-// schema parses one schema as a resource of its own.
+// schema parses one schema as a separate resource.
 func (b *partBuilder) schema(text string) (*node, error) {
 	root, err := parseJSON(text, maxSchemaDepth, maxSchemaValues)
 	if err != nil {
@@ -267,13 +268,13 @@ func draftOf(root *jvalue) int {
 	return 0
 }
 
-// textKey names a position within a regular expression that a rule goes on behind.
+// textKey identifies a position within a regular expression, and the rule state after it.
 type textKey struct {
 	q    rx
 	next *ruleState
 }
 
-// text returns the state at q, an expression that next follows.
+// text returns the state at q, an expression followed by next.
 func (g *Grammar) text(q rx, next *ruleState) *ruleState {
 	k := textKey{q, next}
 	s := g.texts[k]
@@ -285,7 +286,7 @@ func (g *Grammar) text(q rx, next *ruleState) *ruleState {
 	return s
 }
 
-// characters calls add with each class of characters that may come at q, and the state behind them.
+// characters calls add with each class of characters that may come at q, and the state after them.
 func (g *Grammar) characters(s *ruleState, add func(class rx, next *ruleState)) {
 	e := g.set.edges(s.class)
 	var order []rx
@@ -308,8 +309,8 @@ func (g *Grammar) characters(s *ruleState, add func(class rx, next *ruleState)) 
 	}
 }
 
-// afterValue goes on behind a JSON value: within the object or array around it, or within the rule
-// that holds it.
+// afterValue continues after a JSON value: within the enclosing object or array, or within the
+// enclosing rule.
 func (g *Grammar) afterValue(stk *stack, out *threads) {
 	if !g.mixed {
 		out.add(g.leaf(leafKey{kind: lAfter}), stk)
@@ -328,7 +329,7 @@ func (g *Grammar) afterValue(stk *stack, out *threads) {
 	}
 }
 
-// endsBehind reports whether the text may end behind the number that t is in.
+// endsBehind reports whether the text may end after the number at t.
 func (g *Grammar) endsBehind(t thread) bool {
 	if !g.mixed || t.leaf.kind != lNumber || !t.leaf.final {
 		return false

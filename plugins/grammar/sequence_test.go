@@ -11,7 +11,7 @@ import (
 	"github.com/rbee-project/rbee/plugins/grammar"
 )
 
-// A call of one of two functions, as a model's chat template writes it.
+// callGrammar is a call of one of two functions, as a model's chat template writes it.
 func callGrammar() grammar.Part {
 	call := func(name, schema string) grammar.Part {
 		return grammar.Sequence(grammar.Literal(`{"name": "`+name+`", "arguments": `), grammar.JSON([]byte(schema)), grammar.Literal("}"))
@@ -101,7 +101,7 @@ func TestPartsRefused(t *testing.T) {
 	}
 }
 
-// Masks and acceptance agree wherever a part ends within a token, and what is sampled to its end is
+// Masks and acceptance agree wherever a part ends within a token, and completely sampled texts are
 // accepted.
 func TestPartsMasks(t *testing.T) {
 	t.Parallel()

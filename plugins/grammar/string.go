@@ -9,8 +9,8 @@ func (c *compiler) stringLanguage(lits []lit) (rx, error) {
 	return c.set.bounded(n.str, n.length), nil
 }
 
-// gatherStrings joins the strings of the alternatives. Only where all have the same lengths, these
-// stay apart.
+// gatherStrings joins the strings of the alternatives. Lengths stay separate only if all
+// alternatives have the same.
 func (c *compiler) gatherStrings(n *node, parts []*partial) {
 	n.str, n.length = rxNone, anyLength
 	same := true
@@ -30,7 +30,7 @@ func (l *leaf) with(mode uint8, aux uint64) leafKey {
 	return leafKey{kind: l.kind, mode: mode, keep: l.keep, q: l.q, aux: aux, rule: l.rule}
 }
 
-// after returns the position behind the character r, or nil.
+// after returns the position after the character r, or nil.
 func (g *Grammar) after(l *leaf, r rune) *leaf {
 	q := g.set.edges(l.q).by(r)
 	if q == rxNone || !g.set.alive(q) {
@@ -42,7 +42,7 @@ func (g *Grammar) after(l *leaf, r rune) *leaf {
 	return g.leaf(leafKey{kind: l.kind, keep: l.keep, q: q})
 }
 
-// reaches reports whether a character of lo…hi may stand next.
+// reaches reports whether a character of lo…hi may come next.
 func (g *Grammar) reaches(q rx, lo, hi rune) bool {
 	e := g.set.edges(q)
 	for i, from := range e.from {
@@ -96,8 +96,8 @@ func (g *Grammar) fillText(l *leaf, row *[256]*leaf) {
 	g.fillChars(l, row, 0)
 }
 
-// leadKey names the positions within a character that is not ASCII, for expressions that treat all
-// of them alike.
+// leadKey identifies the positions within a non-ASCII character, for expressions that treat all of
+// them alike.
 type leadKey struct {
 	kind leafKind
 	keep bool
@@ -126,8 +126,8 @@ func (g *Grammar) fillChars(l *leaf, to *[256]*leaf, from rune) {
 	}
 }
 
-// part returns the position where left more bytes of a character, at least least, follow those of
-// value v.
+// part returns the position where left more bytes of a character follow those of value v; the
+// character must be at least least.
 func (g *Grammar) part(l *leaf, left, v uint64, least rune) *leaf {
 	lo := rune(v << (6 * left))
 	hi := min(lo|(1<<(6*left)-1), maxRune)
@@ -143,7 +143,7 @@ func (g *Grammar) part(l *leaf, left, v uint64, least rune) *leaf {
 	e := g.set.edges(l.q)
 	if rune(v<<(6*left)) >= least && rune((v+1)<<(6*left)-1) <= maxRune && (hi < 0xD800 || lo > 0xDFFF) {
 		i := e.index(lo)
-		if i+1 == len(e.from) || e.from[i+1] > hi { // all such characters lead to the same
+		if i+1 == len(e.from) || e.from[i+1] > hi { // all such characters lead to the same expression
 			if e.next[i] == rxNone || !g.set.alive(e.next[i]) {
 				return nil
 			}
@@ -162,7 +162,7 @@ func (g *Grammar) part(l *leaf, left, v uint64, least rune) *leaf {
 	return g.leaf(k)
 }
 
-// uniform marks a position within a character, any of which leads to the same.
+// uniform marks a position within a character whose value does not matter.
 const uniform = 1 << 30
 
 func (g *Grammar) fillUTF8(l *leaf, row *[256]*leaf) {
@@ -184,8 +184,8 @@ func (g *Grammar) fillUTF8(l *leaf, row *[256]*leaf) {
 	}
 }
 
-// mustEscape reports whether JSON has no other way to write r. Where what follows depends on
-// the character, only such characters are read in escaped form, so that most texts have one
+// mustEscape reports whether JSON can write r only as an escape. Where the continuation depends on
+// the character, only such characters are accepted in escaped form, so that most texts have one
 // spelling.
 func mustEscape(r rune) bool { return r < 0x20 || r == '"' || r == '\\' }
 
@@ -199,7 +199,7 @@ func (g *Grammar) escapes(l *leaf) *leaf {
 			if q == rxNone || !g.set.alive(q) {
 				return nil
 			}
-			// Expressions that are alike for these characters share the rest.
+			// Expressions that treat these characters alike share the rest.
 			k.q = g.set.concat(g.escaped, q)
 		}
 	}

@@ -6,8 +6,8 @@ import (
 	"unicode/utf8"
 )
 
-// CompileRegex compiles a regular expression in the dialect of ECMA 262 that a text matches from
-// end to end.
+// CompileRegex compiles a regular expression in the dialect of ECMA 262 that must match the whole
+// text.
 func CompileRegex(pattern string, opts Options) (*Grammar, error) {
 	return newGrammar(opts, compileWork, func(g *Grammar) error {
 		q, err := g.set.parseWholeRegex(pattern)
@@ -34,7 +34,7 @@ func CompileChoice(choices []string, opts Options) (*Grammar, error) {
 	return newGrammar(opts, compileWork+40*size, func(g *Grammar) error { return g.textOf(g.set.literals(choices)) })
 }
 
-// textOf begins with a text of q.
+// textOf starts a text that matches q.
 func (g *Grammar) textOf(q rx) error {
 	alive := g.set.alive(q)
 	if g.set.exhausted() {

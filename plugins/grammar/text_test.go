@@ -62,7 +62,7 @@ func TestRegexRefused(t *testing.T) {
 	}
 }
 
-// randomPattern writes expressions that mean the same in Go and in ECMA 262.
+// randomPattern returns an expression with the same meaning in Go and in ECMA 262.
 func randomPattern(rng *rand.Rand, depth int) string {
 	pick := func(of ...string) string { return of[rng.IntN(len(of))] }
 	var b strings.Builder

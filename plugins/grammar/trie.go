@@ -9,13 +9,13 @@ import (
 type trie struct {
 	bytes  []byte
 	depth  []uint8
-	skip   []int32 // index behind the node's subtree
+	skip   []int32 // index after the node's subtree
 	tokens [][]int32
 	tok    []int32 // index into tokens of those that end here, or -1
-	levels []uint8 // levels below the node; nil: not measured
+	levels []uint8 // height of the subtree; nil: not measured
 }
 
-// measure fills levels in.
+// measure fills in levels.
 func (t *trie) measure() {
 	t.levels = make([]uint8, len(t.bytes))
 	var path [256]int
@@ -27,7 +27,7 @@ func (t *trie) measure() {
 	}
 }
 
-// add appends a node and returns its index. Its subtree ends where skip is set to.
+// add appends a node and returns its index. Its subtree extends until skip is set.
 func (t *trie) add(b byte, depth int, ids []int32) int {
 	i := len(t.bytes)
 	t.bytes = append(t.bytes, b)
@@ -49,7 +49,7 @@ func (t *trie) ids(i int32) []int32 {
 	return nil
 }
 
-// merge returns the trie of the byte strings that begin with one of the nodes.
+// merge returns the trie of the byte strings that begin at one of the nodes.
 func (t *trie) merge(nodes []int32) *trie {
 	out := &trie{}
 	t.mergeInto(out, nodes, 0)
@@ -100,7 +100,7 @@ func (t *trie) sortByByte(nodes []int32) {
 	}
 }
 
-// through returns the trie of the byte strings that pass one of the nodes.
+// through returns the trie of the byte strings that pass through one of the nodes.
 func (t *trie) through(nodes []int32) *trie {
 	const above, all = 1, 2
 	mark := make([]uint8, len(t.bytes))
@@ -122,7 +122,7 @@ func (t *trie) through(nodes []int32) *trie {
 	}
 	out := &trie{}
 	var copies [256]int
-	end := 0 // of a subtree that is copied as a whole
+	end := 0 // end of a subtree that is copied as a whole
 	for i := 0; i < len(t.bytes); {
 		if i >= end {
 			switch mark[i] {
@@ -146,7 +146,7 @@ func (t *trie) through(nodes []int32) *trie {
 	return out
 }
 
-// close ends the subtrees of the last node and those above it, down to a depth. path holds the
+// close ends the subtrees of the last node and of its ancestors, down to a depth. path holds the
 // nodes by depth.
 func (t *trie) close(path *[256]int, depth int) {
 	if len(t.bytes) == 0 {

@@ -6,8 +6,8 @@ import (
 	"strconv"
 )
 
-// evaluated is what a schema and those that apply in the same place say of the properties and
-// items of a value.
+// evaluated is the set of properties and items of a value that a schema, with those that apply in
+// the same place, evaluates.
 type evaluated struct {
 	names    map[string]bool
 	patterns map[string]bool
@@ -28,7 +28,7 @@ func (e evaluated) with(o evaluated) evaluated {
 	return e
 }
 
-// adds reports whether o evaluates what e does not.
+// adds reports whether o evaluates something that e does not.
 func (e evaluated) adds(o evaluated) bool {
 	for k := range o.names {
 		if !e.names[k] && !e.props {
@@ -43,7 +43,7 @@ func (e evaluated) adds(o evaluated) bool {
 	return o.props && !e.props || o.items && !e.items || o.prefix > e.prefix && !e.items
 }
 
-// evaluationCase is one way in which the conditions of a schema may turn out.
+// evaluationCase is one possible outcome of the conditions of a schema.
 type evaluationCase struct {
 	lits []lit
 	of   evaluated
@@ -51,19 +51,19 @@ type evaluationCase struct {
 
 const maxEvaluationCases = 32
 
-// evaluation collects what a schema evaluates: always, and under conditions, each of which turns
-// out in one of several ways.
+// evaluation collects what a schema evaluates: unconditionally, and under conditions, each with
+// several possible outcomes.
 type evaluation struct {
 	p       *parser
-	key     string // whose sake it is for
+	key     string // the keyword that it is for
 	self    *jvalue
 	always  evaluated
 	choices [][]evaluationCase
 	open    map[*jvalue]bool
 }
 
-// unevaluated reads unevaluatedProperties and unevaluatedItems. What they apply to is decided for
-// every way in which the conditions beside them may turn out.
+// unevaluated parses unevaluatedProperties and unevaluatedItems. The properties and items that they
+// apply to are determined for every outcome of the conditions beside them.
 func (p *parser) unevaluated(s *schema, v *jvalue) error {
 	if p.draft != 0 && p.draft < 2019 {
 		return nil // an unknown keyword
@@ -91,7 +91,7 @@ func (p *parser) unevaluated(s *schema, v *jvalue) error {
 	return nil
 }
 
-// read collects what v evaluates, a schema that applies where s does.
+// read collects what v evaluates, a schema that applies in the same place as s.
 func (e *evaluation) read(s *schema, v *jvalue) error {
 	if v.kind != jObject || e.open[v] {
 		return nil
@@ -181,7 +181,7 @@ func (e *evaluation) conditions(s *schema, v *jvalue) error {
 			return refuse(s.at, e.key, "not supported beside so many schemas in anyOf")
 		}
 		var cases []evaluationCase
-		for set := 1; set < 1<<len(list.arr); set++ { // those of the set hold, the others do not
+		for set := 1; set < 1<<len(list.arr); set++ { // those in the set hold, the others do not
 			var lits []lit
 			var held []*jvalue
 			for i, x := range list.arr {
@@ -260,7 +260,7 @@ func (e *evaluation) branch(s *schema, lits []lit, list ...*jvalue) (evaluationC
 	return evaluationCase{lits, inner.always}, nil
 }
 
-// relevant reports whether o adds to have anything that the keyword is about.
+// relevant reports whether o adds to have anything that the keyword concerns.
 func (e *evaluation) relevant(have, o evaluated) bool {
 	if e.key == "unevaluatedProperties" {
 		return have.adds(evaluated{names: o.names, patterns: o.patterns, props: o.props})
@@ -268,7 +268,7 @@ func (e *evaluation) relevant(have, o evaluated) bool {
 	return have.adds(evaluated{prefix: o.prefix, items: o.items})
 }
 
-// apply demands of s that what is not evaluated satisfies rest.
+// apply requires of s that everything unevaluated satisfies rest.
 func (e *evaluation) apply(s *schema, rest lit) error {
 	cases := []evaluationCase{{of: e.always}}
 	for _, choice := range e.choices {
@@ -301,7 +301,7 @@ func (e *evaluation) apply(s *schema, rest lit) error {
 	return nil
 }
 
-// others returns a schema that demands rest of what is not evaluated.
+// others returns a schema that requires rest of everything unevaluated.
 func (e *evaluation) others(s *schema, of evaluated, rest lit) ([]lit, error) {
 	x := e.p.synthetic(s.at)
 	if e.key == "unevaluatedItems" {

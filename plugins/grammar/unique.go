@@ -6,18 +6,18 @@ import (
 	"slices"
 )
 
-// Items of an array that must differ, and all that is within them, are remembered as entries: the
-// text of a scalar, or a composite, whose text is equal for equal values. An item that began like
-// former ones, its rivals, must still become another value: at each place that value is excluded
-// behind which there would not be more ways to go on than rivals that went the same way.
+// Array items that must be unique, and all their contents, are recorded as entries: the text of a
+// scalar, or a composite, whose text is equal for equal values. An item that began like former
+// ones, its rivals, must still become a different value. So at each place a value is excluded if
+// there would not be more ways to continue after it than rivals with the same value there.
 
-// composite is an object or an array that is finished.
+// composite is a finished object or array.
 type composite struct {
 	obj map[string]string // entries by name
 	arr []string          // entries; nil in an object
 }
 
-// entryOf returns the entry of a scalar that ended in a position of l with text. It reports false
+// entryOf returns the entry of a scalar with text that ended in a position of l. It reports false
 // for numbers too large to be compared.
 func entryOf(l *leaf, text []byte) (string, bool) {
 	switch l.kind {
@@ -37,10 +37,10 @@ func isObject(entry string) bool { return entry[0] == '{' }
 
 func isComposite(entry string) bool { return entry[0] == '{' || entry[0] == '[' }
 
-// keeps reports whether the values in a frame are remembered.
+// keeps reports whether the values in a frame are recorded.
 func (f *frame) keeps() bool { return f.key.kept || f.key.arr != nil && f.key.arr.unique }
 
-// record adds a finished value to the innermost objects or arrays that remember their values.
+// record adds a finished value to the innermost objects or arrays that record their values.
 func (g *Grammar) record(stk *stack, entry string) *stack {
 	tops := make([]top, len(stk.tops))
 	for i, x := range stk.tops {
@@ -58,7 +58,7 @@ func (g *Grammar) record(stk *stack, entry string) *stack {
 	return g.stackOf(tops)
 }
 
-// list returns the texts of u, the first one first.
+// list returns the texts of u, oldest first.
 func (u *usedList) list() []string {
 	var out []string
 	for ; u != nil; u = u.prev {
@@ -68,7 +68,7 @@ func (u *usedList) list() []string {
 	return out
 }
 
-// entry returns the entry of the object or array in f, which is finished.
+// entry returns the entry of the finished object or array in f.
 func (g *Grammar) entry(f *frame) string {
 	parts := f.key.made.list()
 	g.set.work -= len(parts)
@@ -98,7 +98,7 @@ func (g *Grammar) entry(f *frame) string {
 	return string(b)
 }
 
-// rivals returns the values that f must differ from and has not differed from yet.
+// rivals returns the values that f must differ from and has not yet differed from.
 func (g *Grammar) rivals(f *frame) []*composite {
 	if f.key.avoid == nil || f.rivalsKnown {
 		return f.rivals
@@ -115,8 +115,8 @@ func (g *Grammar) rivals(f *frame) []*composite {
 	return f.rivals
 }
 
-// begins reports whether c has all parts: items, or names and entries. The last name may have no
-// entry yet.
+// begins reports whether parts are a prefix of c: items, or names and entries. The last name may
+// have no entry yet.
 func (c *composite) begins(parts []string) bool {
 	if c.obj == nil {
 		return len(parts) <= len(c.arr) && slices.Equal(parts, c.arr[:len(parts)])
@@ -130,7 +130,7 @@ func (c *composite) begins(parts []string) bool {
 	return true
 }
 
-// repeats reports whether f, if it closed now, would be one of its rivals.
+// repeats reports whether f, if it closed now, would equal one of its rivals.
 func (g *Grammar) repeats(f *frame) bool {
 	rivals := g.rivals(f)
 	if len(rivals) == 0 {
@@ -140,8 +140,8 @@ func (g *Grammar) repeats(f *frame) bool {
 	return slices.ContainsFunc(rivals, func(c *composite) bool { return 2*len(c.obj)+len(c.arr) == n })
 }
 
-// excluded returns the entries that the next value of f must differ from: part gives the entry
-// that a rival has there, ways in how many ways f can go on behind it, up to a number.
+// excluded returns the entries that the next value of f must differ from: part returns a rival's
+// entry there, ways the number of ways in which f can continue after it, up to enough.
 func (g *Grammar) excluded(f *frame, part func(*composite) (string, bool), ways func(enough int) int) []string {
 	rivals := g.rivals(f)
 	if len(rivals) == 0 {
@@ -171,7 +171,8 @@ func (g *Grammar) others(list *usedList, entries []string) *usedList {
 	return list
 }
 
-// excludedItem returns what the next item of f must differ from, so that f can differ.
+// excludedItem returns the entries that the next item of f must differ from, so that f can differ
+// from its rivals.
 func (g *Grammar) excludedItem(f *frame) []string {
 	if f.key.avoid == nil {
 		return nil
@@ -185,7 +186,7 @@ func (g *Grammar) excludedItem(f *frame) []string {
 	}, func(enough int) int { return g.c.waysOfArray(f.key.arr, at+1, enough, 0) })
 }
 
-// excludedValue does so for the value of a property, whose name is the last part of f.
+// excludedValue does the same for the value of a property, whose name is the last part of f.
 func (g *Grammar) excludedValue(f *frame, name string) []string {
 	if f.key.avoid == nil {
 		return nil
@@ -196,8 +197,8 @@ func (g *Grammar) excludedValue(f *frame, name string) []string {
 	}, func(enough int) int { return g.c.waysOfObject(f.key, g.opts.Order, enough, 0) })
 }
 
-// opened returns the frame of an object or array that begins at l, and whether it can become a
-// value that is not used.
+// opened returns the frame of an object or array that begins at l, and whether it can become an
+// unused value.
 func (g *Grammar) opened(k frameKey, l *leaf) (*frame, bool) {
 	k.kept = l.keep
 	if l.used == nil {
@@ -220,8 +221,8 @@ func (g *Grammar) opened(k frameKey, l *leaf) (*frame, bool) {
 	return g.frame(k), g.c.waysOfArray(k.arr, 0, n+1, 0) > n
 }
 
-// holdsComposite reports whether c may be a value of the object or array of k. It is certain only
-// where no keyword relates several properties or items.
+// holdsComposite reports whether c may be a value of the object or array of k. The result is exact
+// only if no keyword relates several properties or items.
 func (c *compiler) holdsComposite(k frameKey, v *composite, all map[string]*composite) bool {
 	if v == nil {
 		return false
@@ -293,10 +294,10 @@ func (m *numMachine) holds(d decimal) bool {
 	return m.isFinal(state)
 }
 
-const maxWaysDepth = 6 // of objects and arrays that are counted
+const maxWaysDepth = 6 // maximum nesting of objects and arrays that are counted
 
-// ways returns how many values n has, up to enough. It returns enough where it cannot tell, so
-// that alternatives which share values count too much.
+// ways returns how many values n has, up to enough. It returns enough when unsure; alternatives
+// that share values are counted too high.
 func (c *compiler) ways(n *node, enough, depth int) int {
 	if ok, err := c.satisfiable(n); err != nil || !ok {
 		return 0
@@ -328,8 +329,8 @@ func (c *compiler) ways(n *node, enough, depth int) int {
 	return min(count, enough)
 }
 
-// waysOfObject returns in how many ways an object can go on from k, up to enough. What relates its
-// properties, or their number, is left out, so that they may be fewer.
+// waysOfObject returns in how many ways an object can continue from k, up to enough. It ignores
+// constraints between properties, and on their number, so the true number may be lower.
 func (c *compiler) waysOfObject(k frameKey, order Order, enough, depth int) int {
 	o := k.obj
 	if o.free != rxNone {
@@ -351,8 +352,8 @@ func (c *compiler) waysOfObject(k frameKey, order Order, enough, depth int) int 
 	return total
 }
 
-// waysOfArray returns in how many ways an array can go on from item number at, up to enough. What
-// relates its items is left out, so that they may be fewer.
+// waysOfArray returns in how many ways an array can continue from item number at, up to enough. It
+// ignores constraints between items, so the true number may be lower.
 func (c *compiler) waysOfArray(a *arrNode, at, enough, depth int) int {
 	end := a.max
 	if ok, err := c.satisfiable(a.rest); err != nil || !ok {
@@ -374,7 +375,7 @@ func (c *compiler) waysOfArray(a *arrNode, at, enough, depth int) int {
 	return min(total, enough)
 }
 
-// countScalars returns how many scalars satisfy n, and whether their number is known to be that.
+// countScalars returns how many scalars satisfy n, and whether that number is exact.
 func (c *compiler) countScalars(n *node, enough int) (int, bool) {
 	count := bits.OnesCount8(uint8(n.literals))
 	for _, m := range n.nums {

@@ -11,8 +11,8 @@ import (
 	"github.com/rbee-project/rbee/plugins/grammar"
 )
 
-// TestUniqueItemsHaveNoDeadEnds writes arrays of few different objects and arrays at random: an
-// item that begins like former ones can always become another one.
+// TestUniqueItemsHaveNoDeadEnds generates arrays of few different objects and arrays at random: an
+// item that begins like former ones can always become a different one.
 func TestUniqueItemsHaveNoDeadEnds(t *testing.T) {
 	t.Parallel()
 	for _, schema := range []string{
@@ -43,7 +43,7 @@ func TestUniqueItemsHaveNoDeadEnds(t *testing.T) {
 	}
 }
 
-// TestManyUniqueItems bounds what remembering many items costs.
+// TestManyUniqueItems bounds the cost of recording many items.
 func TestManyUniqueItems(t *testing.T) {
 	t.Parallel()
 	g, err := grammar.Compile([]byte(`{"type":"array","items":{"type":"object"},"uniqueItems":true}`), grammar.Options{})

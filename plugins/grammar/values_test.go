@@ -8,14 +8,14 @@ import (
 	"github.com/rbee-project/rbee/plugins/grammar"
 )
 
-// Values that are equal but spelled differently, and keywords that meet where few look: a document
-// that is accepted is valid, whatever else is refused.
+// Equal values with different spellings, and rare combinations of keywords: every accepted document
+// is valid, whatever else is refused.
 func TestHostileValues(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
 		schema string
 		docs   []string
-		some   bool // of the valid ones at least one is accepted
+		some   bool // at least one of the valid documents is accepted
 	}{
 		{`{"const":1}`, []string{`1`, `1.0`, `1e0`, `10e-1`, `1.5`, `-1`, `01`, `"1"`, `true`}, true},
 		{`{"enum":[1.0,2e1,-0]}`, []string{`1`, `1.0`, `20`, `2e1`, `0`, `-0`, `0.0`, `-0.0`, `2`, `200`}, true},
@@ -70,8 +70,8 @@ func TestHostileValues(t *testing.T) {
 	}
 }
 
-// Names that begin alike are told apart, whichever of them are still to come: what is remembered of
-// one set of them is not taken for another.
+// Names with a common prefix are distinguished, whichever of them are still possible: cached
+// results for one set of names are not used for another.
 func TestNamesThatBeginAlike(t *testing.T) {
 	t.Parallel()
 	g, err := grammar.Compile([]byte(`{"type":"object","properties":{"ab":{"type":"integer"},"abc":{"type":"integer"},"abd":{"type":"integer"},"a":{"type":"integer"}}}`),

@@ -15,20 +15,20 @@ type Vocabulary struct {
 	trie    *trie // all tokens
 	hazards *trie // tokens that end a string and begin the text of another one
 
-	every *runs // of any characters of a JSON string
+	every *runs // for any characters of a JSON string
 
 	mu       sync.Mutex // guards below
 	runs     map[string]*runs
-	asked    map[string]bool // the classes that were asked for
+	asked    map[string]bool // classes requested so far
 	branches map[string]*branches
 }
 
 // maxToken is the length of the longest token that a mask can hold.
 const maxToken = 255
 
-// NewVocabulary prepares the tokens of a model: the bytes of each token by its number, empty for
-// those that stand for no text, and the numbers of those that end a text. It keeps tokens. No
-// text takes a token of more than 255 bytes.
+// NewVocabulary prepares the tokens of a model: tokens holds the bytes of each, empty for those
+// without text, and eos the tokens that end a text. It keeps tokens. Tokens of more than 255 bytes
+// never match.
 func NewVocabulary(tokens [][]byte, eos ...int) *Vocabulary {
 	v := &Vocabulary{tokens: tokens, eos: eos, words: (len(tokens) + 63) / 64, runs: map[string]*runs{}, asked: map[string]bool{}, branches: map[string]*branches{}}
 	v.ends = make([]bool, len(tokens))

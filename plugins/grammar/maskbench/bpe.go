@@ -34,7 +34,7 @@ func loadTokenizer(path string) (*bpe, error) {
 	if err := json.Unmarshal(text, &file); err != nil {
 		return nil, err
 	}
-	// The vocabulary writes each byte as a printable character.
+	// The vocabulary represents each byte by a printable character.
 	bytesOf := map[rune]byte{}
 	next := rune(256)
 	for b := range 256 {
@@ -90,14 +90,14 @@ func (t *bpe) encode(text []byte) []int {
 	return out
 }
 
-// merge joins the bytes of a word, the pair that was learned first at a time. A word may be as long
-// as a document: pairs wait in a heap.
+// merge joins the bytes of a word, always the pair learned first. A word may be as long as a
+// document, so pairs are kept in a heap.
 func (t *bpe) merge(word string) []int {
 	if id, ok := t.ids[word]; ok {
 		return []int{id}
 	}
 	n := len(word)
-	ends, before := make([]int, n), make([]int, n) // of the part that begins at an index; 0: there is none
+	ends, before := make([]int, n), make([]int, n) // of the part that begins at an index; 0: none
 	var pairs pairHeap
 	push := func(at int) {
 		if mid := ends[at]; mid < n {
@@ -115,7 +115,7 @@ func (t *bpe) merge(word string) []int {
 	for len(pairs) > 0 {
 		p := heap.Pop(&pairs).(pair)
 		if ends[p.at] != p.mid || ends[p.mid] != p.end {
-			continue // one of the two was joined with another part
+			continue // one of the two has been joined with another part
 		}
 		ends[p.at], ends[p.mid] = p.end, 0
 		if p.end < n {
@@ -156,7 +156,7 @@ func (h *pairHeap) Pop() any {
 	return x
 }
 
-// piece returns the length of the first piece that Llama 3 cuts text into before it merges bytes.
+// piece returns the length of the first piece, as Llama 3 splits text before merging bytes.
 func piece(text []byte) int {
 	r, n := utf8.DecodeRune(text)
 	if r == '\'' {
@@ -216,7 +216,7 @@ func piece(text []byte) int {
 	return space(text)
 }
 
-// space returns the length of the first piece of text, which begins with whitespace.
+// space returns the length of the first piece of a text that begins with whitespace.
 func space(text []byte) int {
 	i, lines, last := 0, 0, 0
 	for i < len(text) {

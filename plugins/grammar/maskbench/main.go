@@ -1,6 +1,6 @@
-// Command maskbench runs the grammar library over the schemas and documents of MaskBench. It
-// prints how many it judges rightly, what it refuses, and the time and memory it takes, for each
-// family of schemas and for all.
+// Command maskbench runs the grammar library over the schemas and documents of MaskBench. For each
+// family of schemas and in total, it prints how many it judges correctly, what it refuses, and the
+// time and memory it takes.
 package main
 
 import (
@@ -32,7 +32,7 @@ type item struct {
 	} `json:"tests"`
 }
 
-// family returns the source of a schema, which its name begins with.
+// family returns the source of a schema, the prefix of its name.
 func (it *item) family() string {
 	name, _, ok := strings.Cut(it.Name, "---")
 	if !ok {
@@ -137,14 +137,14 @@ func load(path string) ([]item, error) {
 	}
 }
 
-// bench counts what comes out, for each family of schemas and for all.
+// bench collects the results, for each family of schemas and in total.
 type bench struct {
 	opts    grammar.Options
 	vocab   *grammar.Vocabulary
 	tok     *bpe
 	verbose bool
 	memory  bool
-	limit   time.Duration // of computing time for the documents of one schema
+	limit   time.Duration // CPU time for the documents of one schema
 	slow    int
 
 	families []*tally
@@ -159,7 +159,7 @@ type slowest struct {
 	what string
 }
 
-// keep adds x to the n slowest of list.
+// keep adds an entry to the n slowest in list.
 func keep(list []slowest, n int, took time.Duration, what func() string) []slowest {
 	if n == 0 || len(list) == n && list[n-1].took >= took {
 		return list
@@ -169,7 +169,7 @@ func keep(list []slowest, n int, took time.Duration, what func() string) []slowe
 	return list[:min(len(list), n)]
 }
 
-// tally is what is known of one family of schemas.
+// tally holds the results of one family of schemas.
 type tally struct {
 	family                    string
 	schemas, passing, refused int
@@ -246,7 +246,7 @@ func (b *bench) heap() int {
 	return int(m.HeapAlloc)
 }
 
-// compile repeats what took long, because the machine may be loaded.
+// compile repeats slow compilations, as the machine may be loaded.
 func (b *bench) compile(it *item, t *tally) *grammar.Grammar {
 	start := cpu()
 	g, err := grammar.Compile(it.Schema, b.opts)
@@ -308,10 +308,10 @@ func (b *bench) documents(g *grammar.Grammar, it *item, t *tally) {
 	}
 }
 
-// late reports whether the documents of a schema, begun at start, have taken up their time.
+// late reports whether the documents of a schema, begun at start, have used up their time.
 func (b *bench) late(start time.Duration) bool { return b.limit > 0 && cpu()-start > b.limit }
 
-// feed reports whether doc is accepted to its end. It stops when the documents are late.
+// feed reports whether doc is accepted to its end. It stops when the time limit is reached.
 func (b *bench) feed(g *grammar.Grammar, doc []byte, name string, t *tally, began time.Duration) bool {
 	if b.vocab == nil {
 		return g.Accepts(doc)
@@ -414,7 +414,7 @@ func sortedByCount(m map[string]int) []string {
 	return keys
 }
 
-// cpu returns the time that this thread has computed. The machine may be loaded; this is not.
+// cpu returns the CPU time of this thread, which does not depend on other load.
 func cpu() time.Duration {
 	var t unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &t); err != nil {
