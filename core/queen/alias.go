@@ -11,9 +11,8 @@ import (
 	"github.com/rbee-project/rbee/raft/fsm"
 )
 
-// aliasSet gives the cluster a name for a model that a hive has, or can fetch by its bare name.
-// Errors: Invalid for a name that cannot be one, NotFound for an unknown model, Conflict for the id
-// of another model.
+// aliasSet adds an alias for a model that a hive has, or can fetch by its bare name. Errors:
+// Invalid for an invalid name, NotFound for an unknown model, Conflict for the id of another model.
 func (q *Queen) aliasSet(ctx context.Context, r core.Request, run *job.Run) (core.Alias, error) {
 	if err := modelname.Check(r.Name, "a model's alias"); err != nil {
 		return core.Alias{}, err
@@ -52,7 +51,7 @@ func (q *Queen) aliasList(context.Context, core.Request) ([]core.Alias, error) {
 	return q.Registry.View().Aliases(nil), nil
 }
 
-// aliasRemove takes a name away. Errors: NotFound with the nearest names.
+// aliasRemove removes an alias. Errors: NotFound with the nearest names.
 func (q *Queen) aliasRemove(ctx context.Context, r core.Request, _ *job.Run) (core.Alias, error) {
 	if err := q.Registry.CatchUp(ctx); err != nil {
 		return core.Alias{}, err

@@ -11,8 +11,8 @@ import (
 	"github.com/rbee-project/rbee/core/operation"
 )
 
-// Two models of one name are told apart by more of it, or by a name of the cluster's own, which a
-// request, a question and a hive's job take alike until it is removed.
+// Two models of one name are distinguished by a longer name or by an alias. Requests, queries and a
+// hive's jobs all accept the alias until it is removed.
 func TestAliases(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -60,7 +60,7 @@ func TestAliases(t *testing.T) {
 		must.EqOp(t, core.ModelOffered, m.State)
 		must.EqOp(t, alice, c.q.placer.Dealias("Gpt"))
 
-		// A name that was found before is another model's as soon as the cluster says so.
+		// A name already looked up refers to another model as soon as it becomes an alias.
 		_, err = c.q.aliasRemove(t.Context(), core.Request{Name: "gpt"}, nil)
 		must.NoError(t, err)
 		must.NoError(t, set("gpt", bob))
@@ -69,7 +69,8 @@ func TestAliases(t *testing.T) {
 			must.NoError(t, err)
 			must.EqOp(t, bob, found[0].Worker.Model, must.Sprint(name))
 		}
-		// An id comes before an alias, also where the model came later and no worker serves it yet.
+		// An id takes precedence over an alias, even if the model was added later and no worker
+		// serves it yet.
 		must.NoError(t, set("later", bob))
 		a.addModel("later")
 		a.mustBeat()

@@ -22,12 +22,12 @@ import (
 	"github.com/rbee-project/rbee/raft/fsm"
 )
 
-// follower is a queen that hears of the registry only while it is connected.
+// follower is a queen that receives registry updates only while it is connected.
 type follower struct {
 	t       *testing.T
 	q       *Queen
 	leader  *Queen
-	asked   atomic.Int64 // questions to the leader
+	asked   atomic.Int64 // calls to the leader
 	connect func(on bool)
 	log     bytes.Buffer
 }
@@ -71,11 +71,11 @@ func newFollower(t *testing.T, grace time.Duration) *follower {
 		TokenGrace: &grace,
 		Network: &membership.Network{Gossip: &gossipstub.Pool{}, Self: leaderConn{leader: func() *Queen {
 			f.asked.Add(1)
-			time.Sleep(10 * time.Millisecond) // the way there
+			time.Sleep(10 * time.Millisecond) // latency to the leader
 			mu.Lock()
 			defer mu.Unlock()
 			if !on {
-				return m.q // which leads nothing
+				return m.q // which is not the leader
 			}
 			return f.leader
 		}}},
@@ -83,7 +83,7 @@ func newFollower(t *testing.T, grace time.Duration) *follower {
 	return f
 }
 
-// token makes a token at the leader.
+// token creates a token at the leader.
 func (f *follower) token() (text, id string) {
 	f.t.Helper()
 	id, hash, text := token.New()
@@ -96,8 +96,8 @@ func (f *follower) authorize(text string) error {
 	return err
 }
 
-// A queen that is cut off hears of no revocation. It takes what it proved lately, for a bounded
-// time, and says so; nothing else.
+// A queen that is cut off learns of no revocation. For a bounded time it accepts the tokens that it
+// recently verified, and reports that it does; it accepts no others.
 func TestAuthorizeOutOfContact(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -110,9 +110,9 @@ func TestAuthorizeOutOfContact(t *testing.T) {
 		time.Sleep(grace)
 		must.NoError(t, f.authorize(used))
 		f.connect(false)
-		must.NoError(t, f.leader.Registry.Write(t.Context(), "test", fsm.DeleteToken(usedID))) // it does not hear of that
+		must.NoError(t, f.leader.Registry.Write(t.Context(), "test", fsm.DeleteToken(usedID))) // it does not learn of this
 		time.Sleep(tokens.ContactLost / 2)
-		must.NoError(t, f.authorize(used)) // as in an election
+		must.NoError(t, f.authorize(used)) // as during an election
 		must.Eq(t, "", f.q.Tokens.Problem())
 
 		time.Sleep(tokens.ContactLost)
@@ -122,7 +122,7 @@ func TestAuthorizeOutOfContact(t *testing.T) {
 		must.StrContains(t, f.log.String(), "no contact with a leader")
 		for range 10 {
 			time.Sleep(grace / 10)
-			_ = f.authorize(used) // what is taken out of contact proves nothing
+			_ = f.authorize(used) // a use accepted out of contact does not count as verification
 		}
 		mustFail(t, f.authorize(used), core.Unavailable, "without a leader for")
 		must.Eq(t, 1, strings.Count(f.log.String(), "no contact with a leader"))

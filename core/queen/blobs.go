@@ -15,19 +15,19 @@ import (
 	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
 )
 
-// findBlobTimeout bounds the question to all hives who has a file. One that does not answer is not
-// counted on.
+// findBlobTimeout bounds the query to all hives for who has a file. A hive that does not answer is
+// ignored.
 const findBlobTimeout = 1500 * time.Millisecond
 
-// maxAvoided bounds what a claim says of other hives.
+// maxAvoided bounds the list of hives that a claim avoids.
 const maxAvoided = 1024
 
-// blobService tells hives where to take files from. Its errors are classified; the gRPC server of
+// blobService tells hives where to fetch files from. Its errors are classified; the gRPC server of
 // core/rpc carries them.
 type blobService struct {
 	queenv1.UnimplementedBlobServiceServer
 	q     *Queen
-	board *swarm.Board // which hive has which file; only while leading
+	board *swarm.Board // tracks which hive has which file; only while leading
 }
 
 func newBlobService(q *Queen) *blobService {
@@ -36,8 +36,8 @@ func newBlobService(q *Queen) *blobService {
 	return s
 }
 
-// Claim takes in how far a hive is with a file, and says where it shall take it from. Errors:
-// Invalid, Overloaded, Unavailable when this queen does not lead.
+// Claim records a hive's progress on a file and returns where the hive should fetch it from.
+// Errors: Invalid, Overloaded, Unavailable when this queen does not lead.
 func (s *blobService) Claim(ctx context.Context, req *queenv1.ClaimRequest) (*queenv1.ClaimResponse, error) {
 	return s.claim(ctx, rpc.Caller(ctx), req)
 }
@@ -80,8 +80,8 @@ func (s *blobService) claim(ctx context.Context, hive string, req *queenv1.Claim
 	return resp, nil
 }
 
-// find asks the live hives what they have of a file. Others may wait for the answer than the
-// one whose ctx it is, which does not end it.
+// find asks the live hives what they have of a file. Others may wait for the result besides the
+// caller that owns ctx, whose end does not stop it.
 func (s *blobService) find(ctx context.Context, digest string) map[string]swarm.Holding {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), findBlobTimeout)
 	defer cancel()
@@ -107,7 +107,7 @@ func (s *blobService) find(ctx context.Context, digest string) map[string]swarm.
 	return found
 }
 
-// hive is what the board must know of a hive; false: it is down, or there is none.
+// hive returns what the board needs to know about a hive; false: it is down or does not exist.
 func (s *blobService) hive(id string) (swarm.Hive, bool) {
 	h, ok := s.q.Registry.View().Hive(nil, id)
 	if !ok || h.Status == core.HiveDown {

@@ -17,7 +17,7 @@ import (
 
 var blobDigest = "sha256:" + strings.Repeat("ab", 32) // constant
 
-// withAddresses gives every hive an RPC address and a line.
+// withAddresses gives every hive an RPC address and a link.
 func (c *cluster) withAddresses(ids ...string) map[string]*fakeHive {
 	c.t.Helper()
 	out := map[string]*fakeHive{}
@@ -44,8 +44,8 @@ func seedersOf(r *queenv1.ClaimResponse) (ids []string) {
 	return ids
 }
 
-// Four hives want a file at once: the hives are asked once who has it, one goes to the origin, the
-// others take it from that one.
+// Four hives want a file at once: the hives are asked once who has it, one fetches it from the
+// origin, and the others take it from that one.
 func TestBlobIsFetchedOnce(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -74,7 +74,7 @@ func TestBlobIsFetchedOnce(t *testing.T) {
 			}
 		}
 
-		// The line of that hive breaks: before long another one goes on.
+		// The link of that hive breaks: another one soon continues.
 		var next string
 		for id := range hives {
 			if id != origins[0] {
@@ -90,7 +90,7 @@ func TestBlobIsFetchedOnce(t *testing.T) {
 	})
 }
 
-// hangUpFor breaks the line for good.
+// hangUpFor breaks the link permanently.
 func (h *fakeHive) hangUpFor() {
 	h.ends[0]()
 	h.hangUp()
@@ -105,13 +105,13 @@ func TestBlobThatAHiveHas(t *testing.T) {
 		hives["h3"].change(func(h *fakeHive) { h.mute = core.Errorf(core.Internal, "broken") })
 		must.Eq(t, []string{"h2@h2:7834"}, seedersOf(c.claimBlob("h1", queenv1.BlobStage_BLOB_STAGE_ASKING, 0)))
 
-		// A leader that has begun anew asks again, and one that leads no more does not answer.
+		// A new leader asks again, and a former leader does not answer.
 		index := c.node.AppliedIndex()
 		hives["h2"].change(func(h *fakeHive) { h.blob = nil })
 		hives["h1"].change(func(h *fakeHive) { h.blob = &hivev1.FindBlobResponse{Fetching: true, FromOrigin: true, HaveBytes: 7} })
 		c.q.blobs.board.Clear()
 		must.Eq(t, []string{"h1@h1:7834"}, seedersOf(c.claimBlob("h3", queenv1.BlobStage_BLOB_STAGE_ASKING, 0)))
-		must.Eq(t, index, c.node.AppliedIndex()) // nothing of it is in raft
+		must.Eq(t, index, c.node.AppliedIndex()) // nothing about it is in raft
 		c.q.liveness.StepDown()
 		_, err := c.q.blobs.claim(t.Context(), "h3", &queenv1.ClaimRequest{Digest: blobDigest, Stage: queenv1.BlobStage_BLOB_STAGE_ASKING})
 		must.Eq(t, core.Unavailable, core.KindOf(err))
@@ -143,7 +143,7 @@ func TestBlobClaimsThatNoHiveMakes(t *testing.T) {
 			must.Eq(t, tt.kind, core.KindOf(err), must.Sprint(name))
 		}
 		_, err := queenv1.NewBlobServiceClient(c.server).Claim(t.Context(), &queenv1.ClaimRequest{Digest: blobDigest, Stage: asking})
-		must.Eq(t, core.Unauthenticated, core.KindOf(err)) // this server does not know who calls
+		must.Eq(t, core.Unauthenticated, core.KindOf(err)) // this server does not know the caller
 		must.Eq(t, int(swarm.Over), int(queenv1.BlobStage_BLOB_STAGE_OVER))
 	})
 }

@@ -46,17 +46,17 @@ func TestRevokedNodeAndLeaving(t *testing.T) {
 		must.NoError(t, err)
 		must.Eq(t, "cccccccc", left.ID)
 		must.Eq(t, []string{"cccccccc"}, s.left)
-		must.False(t, s.q.Registry.View().Revoked(nil, "cccccccc")) // it still speaks
+		must.False(t, s.q.Registry.View().Revoked(nil, "cccccccc")) // it is not revoked yet
 		time.Sleep(2 * membership.LeaveGrace)
 		must.True(t, s.q.Registry.View().Revoked(nil, "cccccccc"))
 
-		// The only voting queen stays.
+		// The only voting queen cannot be revoked.
 		_, err = s.q.Members.RevokeNode(t.Context(), "nobody")
 		mustFail(t, err, core.NotFound)
 	})
 }
 
-// A machine that was renamed has the name of a dead node: neither is revoked by it.
+// A renamed machine has the name of a dead node: a revocation by that name revokes neither.
 func TestRevokeNameOfTwo(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -80,8 +80,8 @@ func TestRevokeNameOfTwo(t *testing.T) {
 	})
 }
 
-// caller returns a client of the queen whose calls come from a node, as another queen passes them
-// on.
+// caller returns a client of the queen whose calls come from the given node, as forwarded by
+// another queen.
 func (s *secured) caller(id string) (queenv1.JoinServiceClient, context.Context) {
 	s.t.Helper()
 	pipe := rpc.NewPipe()
@@ -100,7 +100,7 @@ func (s *secured) caller(id string) (queenv1.JoinServiceClient, context.Context)
 	return queenv1.NewJoinServiceClient(conn), metadata.AppendToOutgoingContext(s.t.Context(), "rbee-forwarded", "1", "rbee-caller", id)
 }
 
-// A node that asks for a new certificate is known by its key, and says where it is now.
+// A node that requests a new certificate is identified by its key, and reports its current address.
 func TestRenew(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -131,7 +131,7 @@ func TestRenew(t *testing.T) {
 			return c
 		}
 
-		// One that says nothing, as an older agent, stays where it was.
+		// One that reports no address, like an older agent, keeps the old one.
 		time.Sleep(time.Hour)
 		c := certificate("")
 		must.NoError(t, c.VerifyHostname("10.0.0.9"))
@@ -141,7 +141,8 @@ func TestRenew(t *testing.T) {
 		must.Eq(t, c.NotAfter, now.CertificateExpiresAt)
 		must.Eq(t, time.Hour, now.CertificateExpiresAt.Sub(before.CertificateExpiresAt))
 
-		// One that has moved is known there, by a certificate for there only.
+		// A node that has moved is known at the new address, with a certificate for that address
+		// only.
 		c = certificate("10.0.0.10:7834")
 		must.NoError(t, c.VerifyHostname("10.0.0.10"))
 		must.Error(t, c.VerifyHostname("10.0.0.9"))
@@ -150,7 +151,7 @@ func TestRenew(t *testing.T) {
 		must.Eq(t, before.KeyHash, now.KeyHash)
 		must.Eq(t, before.Roles, now.Roles)
 
-		// What is refused changes nothing.
+		// A refused request changes nothing.
 		for _, address := range []string{"10.0.0.11", "0.0.0.0:7834", ":7834", "10.0.0.11:0", "10.0.0.11:70000", "no name:7834"} {
 			_, err = client.Renew(as, request(address))
 			mustFail(t, rpc.FromStatus(err), core.Invalid, address)
@@ -205,12 +206,12 @@ func TestKeyRotation(t *testing.T) {
 	})
 }
 
-// A queen's certificate is for its own names: not for the name or the address of another node,
-// unless both are agents of one machine.
+// A queen's certificate covers its own names: not the name or the address of another node, unless
+// both are agents on one machine.
 func TestCertificateNamesNoOtherNode(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		s := newSecured(t) // alpha at 10.0.0.1
+		s := newSecured(t) // alpha is at 10.0.0.1
 		for id, at := range map[string][2]string{"bbbbbbbb": {"beta", "10.0.0.2:7834"}, "cccccccc": {"Gamma.lan", "box.lan:7834"}, "dddddddd": {"delta", "[::ffff:10.0.0.4]:7834"}} {
 			m := newMachine(t, id, at[0], s.joinToken(), "hive")
 			m.req.RpcAddress = at[1]
@@ -226,9 +227,9 @@ func TestCertificateNamesNoOtherNode(t *testing.T) {
 			{"q1", "10.0.0.9:7834", []string{"q1.lan", "10.0.0.10"}, nil},
 			{"q2", "10.0.0.9:7834", []string{"q2", "alpha", "ALPHA.", "beta", "gamma.lan", "box.lan", "Box.lan."}, []string{"alpha", "beta", "gamma.lan", "box.lan"}},
 			{"q3", "10.0.0.9:7834", []string{"10.0.0.1", "10.0.0.2", "::ffff:10.0.0.2", "delta", "10.0.0.4"}, []string{"10.0.0.1", "10.0.0.2"}}, // delta is revoked
-			{"q4", "10.0.0.1:8834", []string{"alpha", "beta"}, []string{"beta"}},                                                                // beside alpha, on its machine
+			{"q4", "10.0.0.1:8834", []string{"alpha", "beta"}, []string{"beta"}},                                                                // on alpha's machine
 			{"q5", "box.lan:8834", []string{"gamma.lan", "10.0.0.1"}, []string{"10.0.0.1"}},
-			{"q6", "10.0.0.2:7834", []string{"q6"}, nil}, // got the address that beta had
+			{"q6", "10.0.0.2:7834", []string{"q6"}, nil}, // has taken over beta's former address
 		} {
 			id := strings.Repeat(string(rune('1'+i)), 8)
 			m := newMachine(t, id, tt.name, s.joinToken(core.RoleQueen), "queen")
@@ -249,7 +250,7 @@ func TestCertificateNamesNoOtherNode(t *testing.T) {
 					must.Eq(t, !slices.Contains(tt.refused, plain), c.VerifyHostname(h) == nil, must.Sprint(tt.name, " ", h))
 				}
 			}
-			_, err = s.q.Members.RevokeNode(t.Context(), id) // the next one has the address
+			_, err = s.q.Members.RevokeNode(t.Context(), id) // the next one takes over the address
 			must.NoError(t, err)
 		}
 	})

@@ -8,7 +8,7 @@ import (
 )
 
 // Hives lists the hives of the registry, with last beat, free bytes and suspicion where this queen
-// leads, then the machines that this queen's machine knows and that have no hive.
+// leads, then the machines known to this queen's machine that have no hive.
 func (q *Queen) Hives(context.Context) ([]core.Hive, error) {
 	hives := q.hives.List()
 	if q.opts.Hosts == nil {
@@ -22,11 +22,11 @@ func (q *Queen) Hives(context.Context) ([]core.Hive, error) {
 	return hives, nil
 }
 
-// Workers lists the active workers of the registry, with the load that this queen heard of.
+// Workers lists the active workers of the registry, with the load last reported to this queen.
 func (q *Queen) Workers(context.Context) ([]core.Worker, error) { return q.hives.Workers(), nil }
 
-// Models lists the models of all hives that answer, each once, and those that a request may have
-// fetched. Errors: Unavailable when no hive answers.
+// Models lists the models of all hives that answer, each once, and those that a request may fetch.
+// Errors: Unavailable when no hive answers.
 func (q *Queen) Models(ctx context.Context) ([]core.Model, error) {
 	models, err := q.placer.Known(ctx)
 	for i := range models {
@@ -35,7 +35,7 @@ func (q *Queen) Models(ctx context.Context) ([]core.Model, error) {
 	return models, err
 }
 
-// underWay tells of a model that this queen follows the start of its first worker.
+// underWay marks a model whose first worker is starting, as far as this queen follows that start.
 func (q *Queen) underWay(m *core.Model) {
 	if m.State == core.ModelLoaded {
 		return

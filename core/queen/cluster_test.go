@@ -30,7 +30,7 @@ func TestReady(t *testing.T) {
 		must.NoError(t, c.q.Ready(t.Context()))
 		c.stop()
 
-		// After a restart the registry is there, but the hive must be heard of first.
+		// After a restart the registry is complete, but the hive must report first.
 		c = newCluster(t, dir)
 		must.Len(t, 1, c.q.hives.Workers())
 		mustFail(t, c.q.Ready(t.Context()), core.Unavailable, "no hive has reported yet")
@@ -134,7 +134,7 @@ func TestModels(t *testing.T) {
 		_, err = operation.ModelGet.Ask(t.Context(), c.q, core.Request{Hive: "h2", Model: "mine"})
 		mustFail(t, err, core.NotFound, "Try another.")
 
-		// One hive that is silent hides nothing of the others.
+		// A silent hive does not hide the others.
 		h2.change(func(h *fakeHive) { h.mute = errors.New("oops") })
 		models, err = c.q.Models(t.Context())
 		must.NoError(t, err)
@@ -167,7 +167,7 @@ func TestAskAHive(t *testing.T) {
 			must.NoError(t, err)
 			must.Eq(t, h.items, items)
 		}
-		// What the hive does not serve is said as such, with what to do.
+		// An operation that the hive does not support is reported as such, with a hint.
 		_, err = operation.WorkerProcessGet.Ask(t.Context(), c.q, core.Request{Hive: "h1", PID: 8})
 		mustFail(t, err, core.Unsupported, "same version")
 		_, err = operation.WorkerBinaryGet.Ask(t.Context(), c.q, core.Request{Hive: "h1", Binary: "cpu"})
@@ -177,7 +177,7 @@ func TestAskAHive(t *testing.T) {
 		_, err = operation.WorkerProcessList.Ask(t.Context(), c.q, core.Request{Hive: "h1"})
 		mustFail(t, err, core.Unavailable, "is down")
 
-		// In the registry, but there is no way to it.
+		// It is in the registry but unreachable.
 		lost := c.newHive("h2")
 		lost.mustBeat()
 		c.mu.Lock()

@@ -40,7 +40,7 @@ func specsOf(r core.Request) ([]core.DeploymentSpec, error) {
 	return specs, nil
 }
 
-// deploymentPlan shows what deployments would do; it changes nothing. Errors: Invalid.
+// deploymentPlan returns what deployments would do; it changes nothing. Errors: Invalid.
 func (q *Queen) deploymentPlan(ctx context.Context, r core.Request, _ *job.Run) (core.DeploymentPlan, error) {
 	specs, err := specsOf(r)
 	if err != nil {
@@ -52,8 +52,8 @@ func (q *Queen) deploymentPlan(ctx context.Context, r core.Request, _ *job.Run) 
 	return q.deploys.Plan(ctx, specs)
 }
 
-// deploymentApply has deployments run and returns the plan that is in force now. The leader does
-// what it says. Errors: Invalid; Conflict for a stale plan; Unsupported while an older queen lives.
+// deploymentApply applies deployments and returns the plan that now applies. The leader carries it
+// out. Errors: Invalid; Conflict for a stale plan; Unsupported while an older queen runs.
 func (q *Queen) deploymentApply(ctx context.Context, r core.Request, _ *job.Run) (core.DeploymentPlan, error) {
 	plan, err := q.deploymentPlan(ctx, r, nil)
 	if err != nil {
@@ -107,8 +107,8 @@ func (q *Queen) deploymentStop(ctx context.Context, r core.Request, _ *job.Run) 
 	return q.deploymentGet(ctx, r)
 }
 
-// deploymentRevert makes a deployment what it was. Errors: NotFound, also for a version that is not
-// remembered; Conflict where somebody changed a deployment meanwhile.
+// deploymentRevert restores an earlier version of a deployment. Errors: NotFound, also for a
+// version no longer kept; Conflict if a deployment changed meanwhile.
 func (q *Queen) deploymentRevert(ctx context.Context, r core.Request, _ *job.Run) (core.DeploymentStatus, error) {
 	d, err := q.deploymentNamed(ctx, r.Deployment)
 	if err != nil {

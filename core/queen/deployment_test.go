@@ -20,7 +20,7 @@ import (
 	"github.com/rbee-project/rbee/core/queen/liveness"
 )
 
-// fleet are three queens with hives that load and end workers, in a bubble.
+// fleet is three queens with hives that load and stop workers, in a bubble.
 type fleet struct {
 	*swarmOfQueens
 
@@ -40,7 +40,7 @@ func newFleet(t *testing.T, hives int) *fleet {
 	return f
 }
 
-// runs is what a hive does. A start takes three seconds and a half.
+// runs returns what a hive does for a job. A start takes three and a half seconds.
 func (f *fleet) runs(id string) func(context.Context, core.Request, *job.Run) (any, error) {
 	return func(_ context.Context, r core.Request, _ *job.Run) (any, error) {
 		if r.Operation == core.OpActiveWorkerRetire {
@@ -56,7 +56,7 @@ func (f *fleet) runs(id string) func(context.Context, core.Request, *job.Run) (a
 		if failing {
 			return nil, core.Errorf(core.Internal, "the engine is broken")
 		}
-		time.Sleep(1500 * time.Millisecond) // it fetches the model: nobody sees a worker yet
+		time.Sleep(1500 * time.Millisecond) // it fetches the model: no worker is visible yet
 		w := core.Worker{ID: "w-" + strings.ReplaceAll(r.Replica, "/", "-"), Hive: id, Type: "cpu", Model: r.Model, Device: r.Device, Slots: 4, State: core.WorkerLoading, Nonce: r.Replica, Replica: r.Replica}
 		w.Load.Pinned, w.Load.MemoryBytes = r.Pin, 2000
 		f.tell(id, func(sim *simhive.Hive) { sim.Workers = append(sim.Workers, w) })
@@ -70,7 +70,7 @@ func (f *fleet) runs(id string) func(context.Context, core.Request, *job.Run) (a
 	}
 }
 
-// lose has a hive be silent from now on.
+// lose silences a hive from now on.
 func (f *fleet) lose(id string) {
 	f.swarmOfQueens.mu.Lock()
 	defer f.swarmOfQueens.mu.Unlock()
@@ -78,7 +78,7 @@ func (f *fleet) lose(id string) {
 	delete(f.lines, id)
 }
 
-// killLeader ends the queen that leads.
+// killLeader kills the leading queen.
 func (f *fleet) killLeader() {
 	leader := leaderOf(f.t, f.members)
 	f.swarmOfQueens.mu.Lock()
@@ -92,7 +92,7 @@ func (f *fleet) killLeader() {
 
 func (f *fleet) queen() *Queen { return leaderOf(f.t, f.members).q }
 
-// apply plans and applies a deployment, as a person does.
+// apply plans and applies a deployment, as a user does.
 func (f *fleet) apply(spec core.DeploymentSpec) error {
 	text, err := json.Marshal([]core.DeploymentSpec{spec})
 	must.NoError(f.t, err)
@@ -103,7 +103,7 @@ func (f *fleet) apply(spec core.DeploymentSpec) error {
 	return err
 }
 
-// serving are the workers that serve and are not given up, by hive.
+// serving returns the workers that serve and are not given up, by hive.
 func (f *fleet) serving() map[string][]string {
 	out := map[string][]string{}
 	for _, w := range f.queen().Registry.View().Workers(nil) {
@@ -114,7 +114,7 @@ func (f *fleet) serving() map[string][]string {
 	return out
 }
 
-// within waits until check is content, and returns how long that took.
+// within waits until check succeeds and returns how long that took.
 func (f *fleet) within(limit time.Duration, check func() error) time.Duration {
 	f.t.Helper()
 	began := time.Now()
@@ -130,7 +130,7 @@ func (f *fleet) within(limit time.Duration, check func() error) time.Duration {
 	}
 }
 
-// rests waits until a deployment has as many workers as are wanted, and no other ones.
+// rests waits until a deployment has the wanted number of workers, and no others.
 func (f *fleet) rests(want int) time.Duration {
 	f.t.Helper()
 	return f.within(time.Minute, func() error {
@@ -152,7 +152,7 @@ func (f *fleet) rests(want int) time.Duration {
 	})
 }
 
-// startedOnce checks that no replica was started twice, and returns how many were.
+// startedOnce checks that no replica was started twice, and returns the number started.
 func (f *fleet) startedOnce() int {
 	f.t.Helper()
 	f.mu.Lock()
@@ -163,8 +163,8 @@ func (f *fleet) startedOnce() int {
 	return len(f.started)
 }
 
-// Two replicas run on two of three hives. A hive that is lost has its replica replaced, one that
-// drains has it moved, and nothing else moves; more are started and ended as somebody says.
+// Two replicas run on two of three hives. The replica of a lost hive is replaced, that of a
+// draining hive is moved, and nothing else moves. Scaling up and down starts and stops replicas.
 func TestDeployments(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -254,8 +254,8 @@ func TestDeployments(t *testing.T) {
 	})
 }
 
-// The leader dies in the middle of everything that a deployment does: the next one goes on, and
-// nothing is done twice.
+// The leader dies in the middle of every step of a deployment: the next one continues, and nothing
+// is done twice.
 func TestDeploymentsOutlastLeaders(t *testing.T) {
 	t.Parallel()
 	spec := core.DeploymentSpec{Name: "chat", Model: "m", Replicas: 2, ContextTokens: 512}
@@ -304,8 +304,8 @@ func TestDeploymentsOutlastLeaders(t *testing.T) {
 	}
 }
 
-// A hive that does not start a replica is left alone for a while; one that ends its worker gets
-// another one; and what finds no place says what is missing.
+// A hive that fails to start a replica is left alone for a while; a hive that ends its worker gets
+// another one; and a replica without a place reports what is missing.
 func TestDeploymentTroubles(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -8,8 +8,8 @@ import (
 	"github.com/rbee-project/rbee/raft/fsm"
 )
 
-// DrainHive sets or ends the draining of a hive: one that drains gets no new worker, and its
-// workers no new request. Errors: NotFound, Unavailable.
+// DrainHive starts or ends the draining of a hive: a draining hive gets no new workers, and its
+// workers no new requests. Errors: NotFound, Unavailable.
 func (q *Queen) DrainHive(ctx context.Context, hive string, drain bool) (core.Hive, error) {
 	if err := q.Registry.CatchUp(ctx); err != nil {
 		return core.Hive{}, err

@@ -29,16 +29,16 @@ import (
 	"github.com/rbee-project/rbee/raft/node"
 )
 
-// cluster is a real queen on a real raft node, and hives that are fake but for their gRPC. It lives
-// inside a synctest bubble.
+// cluster is a real queen on a real raft node, with hives that are fake except for their gRPC. It
+// lives inside a synctest bubble.
 type cluster struct {
 	t      *testing.T
 	q      *Queen
 	node   *node.Node
-	server *grpc.ClientConn // to the queen
-	stop   func()           // ends the queen; it may be called twice
+	server *grpc.ClientConn // connection to the queen
+	stop   func()           // ends the queen; may be called twice
 
-	calls atomic.Int64 // of hives
+	calls atomic.Int64 // to hives
 
 	mu    sync.Mutex // guards below
 	hives map[string]*fakeHive
@@ -121,7 +121,7 @@ func newCluster(t *testing.T, dir string, change ...func(*Options)) *cluster {
 	return c
 }
 
-// eventually waits in the bubble's time.
+// eventually waits, in the bubble's time.
 func (c *cluster) eventually(what string, ok func() bool) {
 	c.t.Helper()
 	for range 20_000 {
@@ -133,7 +133,7 @@ func (c *cluster) eventually(what string, ok func() bool) {
 	c.t.Fatalf("not within 20 s: %s", what)
 }
 
-// fakeHive is a hive whose state is what the test says.
+// fakeHive is a hive whose state the test sets.
 type fakeHive struct {
 	c    *cluster
 	conn *grpc.ClientConn
@@ -148,23 +148,23 @@ type fakeHive struct {
 	workers   []core.Worker
 	models    []core.Model
 	items     []core.CatalogItem
-	searching time.Duration // what a search takes
+	searching time.Duration // duration of a search
 	processes []core.Process
 	binaries  []core.WorkerBinary
-	requests  []core.Request  // that were submitted, in order
-	retire    []string        // as last told by the queen
-	mute      error           // answer of every question
-	refuse    error           // answer of every job
-	tell      func(*core.Job) // changes what is told of a job that is submitted; nil: nothing
+	requests  []core.Request  // submitted requests, in order
+	retire    []string        // as last sent by the queen
+	mute      error           // error for every query
+	refuse    error           // error for every job
+	tell      func(*core.Job) // changes the reported state of a submitted job; nil: no change
 	blob      *hivev1.FindBlobResponse
-	asked     int  // for a blob
-	tells     bool // what its store has
-	unloads   bool // workers that nobody uses
+	asked     int  // queries for a blob
+	tells     bool // it reports what its store has
+	unloads   bool // it unloads unused workers
 	told      *queenv1.Inventory
-	// run does what a job does; nil: spawn of a worker after a second.
+	// run does what a job does; nil: spawns a worker after a second.
 	run func(ctx context.Context, r core.Request, run *job.Run) (any, error)
 
-	beating chan struct{} // holds one: whoever reports
+	beating chan struct{} // holds one; taken while reporting
 	line    *fakeLine     // nil: none
 	submits atomic.Int32
 	ran     atomic.Int32
@@ -209,7 +209,7 @@ func (h *fakeHive) change(f func(h *fakeHive)) {
 	f(h)
 }
 
-// fakeLine is a hive's end of its line.
+// fakeLine is a hive's end of its link.
 type fakeLine struct {
 	stream grpc.BidiStreamingClient[queenv1.LinkRequest, queenv1.LinkResponse]
 	cancel context.CancelFunc
@@ -257,12 +257,12 @@ func (l *fakeLine) send(req *queenv1.LinkRequest) uint64 {
 	defer l.mu.Unlock()
 	l.seq++
 	req.Seq = l.seq
-	_ = l.stream.Send(req) // Recv tells why it failed
+	_ = l.stream.Send(req) // Recv returns the cause
 	return req.GetSeq()
 }
 
-// await waits for an answer to the report, one that says that it is registered unless that takes
-// more than 100 ms.
+// await waits for an answer to the report, one that confirms registration unless that takes more
+// than 100 ms.
 func (l *fakeLine) await(ctx context.Context, seq uint64) (*queenv1.LinkResponse, error) {
 	limit := time.After(100 * time.Millisecond)
 	for {
@@ -292,15 +292,15 @@ func (l *fakeLine) close() {
 	<-l.ended
 }
 
-// beat reports the state as it is, and waits until the registry has it or, where the queen does not
-// lead, until it was taken in.
+// beat reports the current state, and waits until the registry has it or, if the queen does not
+// lead, until the queen has accepted it.
 func (h *fakeHive) beat(ctx context.Context) (*queenv1.LinkResponse, error) {
 	h.beating <- struct{}{}
 	defer func() { <-h.beating }()
 	h.mu.Lock()
 	incarnation := h.hive.Incarnation
 	h.mu.Unlock()
-	if h.line != nil && (isClosed(h.line.ended) || h.line.incarnation != incarnation) { // the queen gave it up, or the agent started again
+	if h.line != nil && (isClosed(h.line.ended) || h.line.incarnation != incarnation) { // the queen ended the link, or the agent restarted
 		h.line.close()
 		h.line = nil
 	}
@@ -342,7 +342,7 @@ func isClosed(c chan struct{}) bool {
 	}
 }
 
-// hangUp breaks the line.
+// hangUp breaks the link.
 func (h *fakeHive) hangUp() {
 	h.beating <- struct{}{}
 	defer func() { <-h.beating }()
@@ -359,7 +359,7 @@ func (h *fakeHive) mustBeat() *queenv1.LinkResponse {
 	return resp
 }
 
-// keepBeating beats as the queen says, until the returned function is called.
+// keepBeating beats at the queen's interval until the returned function is called.
 func (h *fakeHive) keepBeating() (stop func()) {
 	h.c.t.Helper()
 	h.mustBeat()
@@ -402,14 +402,14 @@ func (h *fakeHive) addModel(id string, aliases ...string) {
 	})
 }
 
-// submitted gives the requests so far.
+// submitted returns the requests so far.
 func (h *fakeHive) submitted() []core.Request {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return slices.Clone(h.requests)
 }
 
-// spawn is what worker_spawn does where the test does not say otherwise.
+// spawn is the default worker_spawn.
 func (h *fakeHive) spawn(ctx context.Context, r core.Request, run *job.Run) (any, error) {
 	id := fmt.Sprintf("w%d", h.ran.Load())
 	model := r.Model
@@ -510,7 +510,7 @@ func (h *fakeHive) muted() error {
 	return h.mute
 }
 
-// Ask answers what the fake knows of: an older hive would know as little.
+// Ask answers what the fake supports, like an older hive.
 func (h *fakeHive) Ask(ctx context.Context, req *hivev1.AskRequest) (*hivev1.AskResponse, error) {
 	reads := operation.Answers{}
 	operation.Answer(reads, operation.ModelList, func(context.Context, core.Request) ([]core.Model, error) { return h.models, nil })
@@ -558,8 +558,8 @@ func (h *fakeHive) search(_ context.Context, r core.Request) ([]core.CatalogItem
 	return found, nil
 }
 
-// The method sets that core/gateway asks for. That package may not be imported here; core/agent
-// holds the same.
+// The method sets that core/gateway requires. That package may not be imported here; core/agent has
+// the same assertions.
 var (
 	_ interface {
 		Answer(ctx context.Context, r core.Request) (any, error)

@@ -12,7 +12,7 @@ import (
 	"github.com/rbee-project/rbee/raft/node"
 )
 
-// A queen whose disk is full says that, and not that an election is under way.
+// A queen whose disk is full reports that, and not that an election is in progress.
 func TestFullDiskIsNamed(t *testing.T) {
 	t.Parallel()
 	var free atomic.Uint64

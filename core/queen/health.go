@@ -23,7 +23,7 @@ const (
 	reachTimeout = 2 * time.Second
 )
 
-// hiveHealth is a hive as this queen and the others see it. Errors: NotFound, Conflict.
+// hiveHealth returns a hive as this queen and the others see it. Errors: NotFound, Conflict.
 func (q *Queen) hiveHealth(ctx context.Context, r core.Request) (core.HiveHealth, error) {
 	h, err := q.hives.Named(ctx, r.Hive)
 	if err != nil {
@@ -84,7 +84,7 @@ func sightFromProto(queen string, p *queenv1.HiveSight) core.HiveSight {
 	}
 }
 
-// reaches says whether the hive answers a call now.
+// reaches reports whether the hive answers a call now.
 func (q *Queen) reaches(ctx context.Context, h core.Hive) (bool, string) {
 	ctx, cancel := context.WithTimeout(ctx, reachTimeout)
 	defer cancel()
@@ -107,7 +107,7 @@ func (q *Queen) reaches(ctx context.Context, h core.Hive) (bool, string) {
 	return false, err.Error()
 }
 
-// sight is how this queen sees a hive, gossip included.
+// sight returns how this queen sees a hive, gossip included.
 func (q *Queen) sight(hive string) core.HiveSight {
 	s := core.HiveSight{Queen: q.opts.ID}
 	seen := q.liveness.Hive(hive)

@@ -19,9 +19,9 @@ import (
 	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
 )
 
-// TestHostileHive has a hive that was taken over say whatever it likes, beside an honest one. Its
-// reports may be taken in or refused; what the cluster knows of the other hive, and what it can
-// show, stays.
+// TestHostileHive lets a compromised hive send arbitrary reports, next to an honest hive. Its
+// reports may be accepted or refused; what the cluster knows about the honest hive, and can
+// display, must stay intact.
 func TestHostileHive(t *testing.T) {
 	t.Parallel()
 	edit := func(f func(r *queenv1.LinkRequest)) func(h *fakeHive) []*queenv1.LinkRequest {
@@ -130,9 +130,9 @@ func TestHostileHive(t *testing.T) {
 				mine := honest.addWorker("w1", "m", core.WorkerReady)
 				defer honest.keepBeating()()
 				evil.addWorker("x1", "evil", core.WorkerReady)
-				for _, known := range []bool{false, true} { // as a stranger's first report, and as that of a hive in the registry
+				for _, known := range []bool{false, true} { // as an unknown hive's first report, and as that of a registered hive
 					if known {
-						_, _ = evil.beat(t.Context()) // refused after what it said before, it may be
+						_, _ = evil.beat(t.Context()) // it may be refused after its previous report
 						evil.hangUp()
 					}
 					l, err := openLine(c.server)
@@ -142,7 +142,7 @@ func TestHostileHive(t *testing.T) {
 					evil.mu.Unlock()
 					for _, r := range reports {
 						l.send(r)
-						time.Sleep(time.Millisecond) // in the bubble: until all are at rest
+						time.Sleep(time.Millisecond) // in the bubble: let everything settle
 						synctest.Wait()
 					}
 					time.Sleep(time.Second)
@@ -154,11 +154,11 @@ func TestHostileHive(t *testing.T) {
 	}
 }
 
-// unharmed checks what must hold whatever another hive says.
+// unharmed checks what must hold whatever another hive reports.
 func (c *cluster) unharmed(mine core.Worker) {
 	c.t.Helper()
-	// Its worker is known, as it is, and routed to, also after another hive's of the same run
-	// failed a request.
+	// The honest hive's worker is registered unchanged and gets requests, even after a worker of
+	// the other hive with the same nonce failed a request.
 	workers, err := c.q.Workers(c.t.Context())
 	must.NoError(c.t, err)
 	for _, w := range workers {
@@ -176,11 +176,11 @@ func (c *cluster) unharmed(mine core.Worker) {
 	must.Eq(c.t, mine.Hive, lease.Worker.Hive)
 	must.Eq(c.t, mine.ID, lease.Worker.ID)
 	lease.Release(inference.Outcome{})
-	// Its own reports are taken in, and it is told to retire nothing.
+	// The honest hive's reports are accepted, and it is not asked to retire anything.
 	resp := c.hives[mine.Hive].mustBeat()
 	must.True(c.t, resp.GetRegistered())
 	must.Len(c.t, 0, resp.GetRetire())
-	// What people and programs ask for can be written down, and is bounded.
+	// What users and programs query can be encoded, and is bounded.
 	hives, err := c.q.Hives(c.t.Context())
 	must.NoError(c.t, err)
 	must.LessEq(c.t, 2, len(hives))

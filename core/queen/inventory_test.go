@@ -15,8 +15,8 @@ import (
 	"github.com/rbee-project/rbee/core/queen/liveness"
 )
 
-// What hives report of their stores answers for them: an unknown model and the list of models cost
-// no call of any hive.
+// Reported inventories answer queries: neither an unknown model nor the list of models costs a call
+// to any hive.
 func TestInventoryAsksNobody(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -35,7 +35,7 @@ func TestInventoryAsksNobody(t *testing.T) {
 		models, err := c.q.Models(t.Context())
 		must.NoError(t, err)
 		must.Len(t, 3, models)
-		must.EqOp(t, core.ModelOffered, models[2].State) // rbee-tiny, which nobody has fetched
+		must.EqOp(t, core.ModelOffered, models[2].State) // rbee-tiny, which no hive has fetched
 		must.Eq(t, []string{"h1", "h2"}, models[0].Hives)
 		must.Eq(t, []string{"nick"}, models[0].Aliases)
 		_, err = pick(t.Context(), c.q, inference.Query{Model: "rbee-tinny"})
@@ -44,7 +44,7 @@ func TestInventoryAsksNobody(t *testing.T) {
 		mustFail(t, err, core.NotFound, "is not fetched by a request")
 		must.Zero(t, c.calls.Load())
 
-		// What is pulled and deleted is known with the next report.
+		// A pull or a deletion is known with the next report.
 		a.addModel("new")
 		a.mustBeat()
 		b.change(func(h *fakeHive) { h.models = h.models[:1] })
@@ -54,14 +54,15 @@ func TestInventoryAsksNobody(t *testing.T) {
 		must.Eq(t, []string{"m", "new"}, []string{models[0].ID, models[1].ID})
 		must.Zero(t, c.calls.Load())
 
-		// A model that is there is started, under any of its names: the only calls are of the job.
+		// An existing model is started under any of its names: the only calls are those of the job.
 		_, err = pick(t.Context(), c.q, inference.Query{Model: "nick"})
 		must.NoError(t, err)
 		must.Eq(t, 1, a.submits.Load()+b.submits.Load())
 	})
 }
 
-// A hive that does not tell what it has is asked, as before; one that stopped telling is as well.
+// A hive that does not report its inventory is asked, as before, and so is one that stopped
+// reporting it.
 func TestInventoryOfAnOlderHive(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -83,7 +84,7 @@ func TestInventoryOfAnOlderHive(t *testing.T) {
 		must.Eq(t, []string{"m", "old"}, ids())
 		must.Eq(t, 1, c.calls.Load())
 
-		// It is started again by a version that tells nothing.
+		// The hive restarts with a version that reports no inventory.
 		telling.hangUp()
 		telling.change(func(h *fakeHive) { h.hive.Incarnation++; h.tells = false; h.models = nil })
 		defer telling.keepBeating()()
@@ -92,7 +93,7 @@ func TestInventoryOfAnOlderHive(t *testing.T) {
 	})
 }
 
-// A hive that is silent may have what nobody else has: the model is not unknown.
+// A silent hive may have a model that no other hive has: the model is not unknown.
 func TestInventoryOfASilentHive(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -112,8 +113,8 @@ func TestInventoryOfASilentHive(t *testing.T) {
 	})
 }
 
-// A request that is sent for the first time goes straight to a hive. One that may be a repeat is
-// looked for at all owners first.
+// A request that is sent for the first time goes straight to a hive. For one that may be a repeat,
+// all owners are asked first.
 func TestSubmitFirstAttempt(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -127,13 +128,13 @@ func TestSubmitFirstAttempt(t *testing.T) {
 		r := core.Request{Operation: core.OpModelDownload, Model: "builtin:m", RequestID: "one"}
 		first, err := c.q.Jobs.Submit(t.Context(), r, true)
 		must.NoError(t, err)
-		must.Eq(t, 1, c.calls.Load()) // the submission alone
+		must.Eq(t, 1, c.calls.Load()) // only the submission
 
-		// Another queen gets it again.
+		// Another queen receives it again.
 		other := dispatch.New(dispatch.Options{Registry: c.q.Registry, Hives: c.q.hives, Members: c.q.Members, Placer: c.q.placer, ID: "q2"})
 		again, err := other.Submit(t.Context(), r, false)
 		must.NoError(t, err)
 		must.Eq(t, first.ID, again.ID)
-		must.Eq(t, 4, c.calls.Load()) // both owners, and the submission
+		must.Eq(t, 4, c.calls.Load()) // two owners asked, and the submission
 	})
 }

@@ -36,7 +36,7 @@ func TestSubmit(t *testing.T) {
 		must.Eq(t, "h1", j.Hive)
 		must.Eq(t, core.OpModelDownload, j.Operation)
 
-		// Its events, whole and from the middle, and for one who has them all.
+		// Its events, from the start, from the middle, and for a reader that has all of them.
 		var kinds []core.EventKind
 		emit := func(e core.Event) error { kinds = append(kinds, e.Kind); return nil }
 		must.NoError(t, c.q.Jobs.Events(t.Context(), j.ID, 0, emit))
@@ -68,8 +68,8 @@ func TestSubmit(t *testing.T) {
 		_, err = c.q.Jobs.Submit(t.Context(), r, false)
 		mustFail(t, err, core.NotFound, `"name-h1"`)
 
-		// Several hives: what ends a process must say where, a spawn goes where the model is, and
-		// the same request stays where it was.
+		// Several hives: ending a process requires a hive, a spawn goes where the model is, and a
+		// repeated request stays on its hive.
 		h2 := c.newHive("h2")
 		h2.addModel("m")
 		h2.run = h.run
@@ -85,7 +85,7 @@ func TestSubmit(t *testing.T) {
 		again, err := c.q.Jobs.Submit(t.Context(), spawn, false)
 		must.NoError(t, err)
 		must.Eq(t, j.ID, again.ID)
-		synctest.Wait() // it runs, and would run twice
+		synctest.Wait() // it runs, and could run twice
 		must.Eq(t, 1, h2.ran.Load())
 
 		// All jobs, newest first; a hive that does not answer hides only its own.
@@ -103,7 +103,7 @@ func TestSubmit(t *testing.T) {
 	})
 }
 
-// A download that names no hive goes where the model is, else where a worker with it would be
+// A download without a hive goes where the model is, otherwise where a worker with it would be
 // started.
 func TestDownloadChoosesItsHive(t *testing.T) {
 	t.Parallel()
@@ -158,7 +158,7 @@ func TestJobErrors(t *testing.T) {
 		must.NoError(t, c.q.Jobs.Events(t.Context(), j.ID, 0, func(e core.Event) error { last = e; return nil }))
 		must.Eq(t, core.JobCancelled, last.State)
 
-		// A reader that leaves, and a hive that is gone.
+		// A reader that disconnects, and a hive that is lost.
 		ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
 		defer cancel()
 		h.change(func(h *fakeHive) {
@@ -187,7 +187,7 @@ func TestRetire(t *testing.T) {
 		h.addWorker("w-abc", "m", core.WorkerReady)
 		h.addWorker("w-abd", "m", core.WorkerReady)
 		h.mustBeat()
-		var seen core.WorkerState // by the hive when the job arrives
+		var seen core.WorkerState // seen by the hive when the job arrives
 		finish := make(chan error, 10)
 		h.run = func(ctx context.Context, r core.Request, _ *job.Run) (any, error) {
 			w, err := c.q.hives.Worker(ctx, r.Worker)
@@ -213,8 +213,8 @@ func TestRetire(t *testing.T) {
 		mustFail(t, err, core.Conflict, "is on hive h1")
 		must.Eq(t, []string{"w-abc", "w-abd"}, c.mustPick("m"))
 
-		// The intent is in force before the hive hears of the job, and stays, whatever the hive
-		// says.
+		// The intent takes effect before the hive receives the job, and stays, whatever the hive
+		// answers.
 		j, err := retire("w-abc")
 		must.NoError(t, err)
 		must.Eq(t, "h1", j.Hive)
@@ -231,7 +231,7 @@ func TestRetire(t *testing.T) {
 		must.Eq(t, index, c.node.AppliedIndex())
 		must.Eq(t, []string{"w-abd"}, c.mustPick("m"))
 
-		// Again: the same job. A failed one is tried anew.
+		// Repeating it returns the same job. A failed one is retried.
 		again, err := retire("w-abc")
 		must.NoError(t, err)
 		must.Eq(t, j.ID, again.ID)
@@ -246,8 +246,8 @@ func TestRetire(t *testing.T) {
 		_, err = retire("w-abc")
 		mustFail(t, err, core.NotFound)
 
-		// The hive does not hear of it: the intent is in force nevertheless, and told with the next
-		// beat.
+		// The hive cannot be reached: the intent takes effect nevertheless, and is sent with the
+		// next beat.
 		h.change(func(h *fakeHive) { h.mute = core.Errorf(core.Unavailable, "no answer") })
 		_, err = retire("w-abd")
 		mustFail(t, err, core.Unavailable, "gets no new request any more")

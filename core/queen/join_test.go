@@ -29,15 +29,15 @@ type secured struct {
 	*cluster
 	gossip   *gossipstub.Pool
 	identity *pki.Identity
-	operator string // token
+	operator string // operator token
 	join     queenv1.JoinServiceClient
 	changes  atomic.Int64 // calls of NodesChanged
 	left     []string
 }
 
-// laterConn is a connection that is made after it is handed out.
+// laterConn is a connection that is established after it is handed out.
 type laterConn struct {
-	made chan struct{} // closed when conn is there
+	made chan struct{} // closed once conn is set
 	conn grpc.ClientConnInterface
 }
 
@@ -51,7 +51,7 @@ func (l *laterConn) NewStream(ctx context.Context, desc *grpc.StreamDesc, method
 	return l.conn.NewStream(ctx, desc, method, opts...)
 }
 
-// agents answers AgentService for nodes that are told to leave.
+// agents serves AgentService for nodes that are asked to leave.
 type agents struct {
 	grpc.ClientConnInterface
 	left func(node string)
@@ -167,7 +167,7 @@ func TestJoin(t *testing.T) {
 		must.Eq(t, []byte(s.identity.SealKey()), resp.GetSealKey())
 		must.Eq(t, 1, len(resp.GetView().GetGossipKeys()))
 
-		// What it got is an identity, which shakes hands with the first node.
+		// The machine received an identity that can shake hands with the first node.
 		dir := t.TempDir()
 		id, err := pki.Create(dir, pki.Material{
 			ClusterName: resp.GetClusterName(), Name: "beta", RPCAddress: resp.GetRpcAddress(), CAPEM: resp.GetCaCertificates(), NodePEM: resp.GetCertificate(),
@@ -180,7 +180,7 @@ func TestJoin(t *testing.T) {
 		must.True(t, ok)
 		must.Eq(t, id.Node().KeyHash, n.KeyHash)
 
-		// The answer may have been lost: the same machine may ask again, no other may.
+		// The answer may have been lost: the same machine may ask again, but no other.
 		_, err = s.tryJoin(m)
 		must.NoError(t, err)
 		_, err = s.tryJoin(newMachine(t, "cccccccc", "gamma", text, "hive"))
@@ -249,7 +249,7 @@ func TestJoinIsRefused(t *testing.T) {
 				must.StrNotContains(t, err.Error(), secret)
 			}
 		}
-		// After all that the token is still good for one machine.
+		// After all this, the token is still valid for one machine.
 		_, err = s.tryJoin(newMachine(t, "bbbbbbbb", "beta", good, "hive"))
 		must.NoError(t, err)
 	})
@@ -272,9 +272,9 @@ func TestAloneHasNoCluster(t *testing.T) {
 	})
 }
 
-// A join token makes a hive unless a queen's is asked for by name, and what it made stays what it
-// is: neither the same token, minutes or hours later, nor the renewal of the certificate makes a
-// queen of a hive.
+// A join token makes a hive unless a queen's was requested explicitly, and the role is final:
+// neither the same token, minutes or hours later, nor the renewal of the certificate turns a hive
+// into a queen.
 func TestUsedJoinTokenMakesNoQueen(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -308,8 +308,8 @@ func TestUsedJoinTokenMakesNoQueen(t *testing.T) {
 				mustFail(t, err, core.Unauthenticated, "used already")
 			}
 
-			// Another token does not widen it either, and a certificate that is renewed says what
-			// the registry says.
+			// Another token does not widen the roles either, and a renewed certificate has the
+			// roles in the registry.
 			m.req.Token, m.req.Roles = s.joinToken(core.RoleQueen), []string{"queen", "hive"}
 			_, err = s.tryJoin(m)
 			mustFail(t, err, core.Forbidden, "cannot become")
@@ -326,7 +326,7 @@ func TestUsedJoinTokenMakesNoQueen(t *testing.T) {
 	})
 }
 
-// A machine whose roles nobody said takes those that its token gives.
+// A machine that requests no roles gets those of its token.
 func TestJoinTakesTheRolesOfItsToken(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

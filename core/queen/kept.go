@@ -11,20 +11,19 @@ import (
 	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
 )
 
-// keptTimeout bounds the wait for the other queens: an answer that one of them keeps is not worth
-// more.
+// keptTimeout bounds the wait for the other queens: a stored answer is not worth a longer wait.
 const keptTimeout = 2 * time.Second
 
-// Kept is what a queen does with an answer of the Responses API that it keeps, or makes: it gives
-// it, forgets it or ends it, for the token that it was made for. found is false where it has none.
+// Kept acts on an answer of the Responses API that this queen stores or is generating: it returns,
+// deletes or cancels it, on behalf of the token that created it. found is false if it has none.
 type Kept func(act core.KeptAct, id, key string) (answer []byte, found bool)
 
-// keptActs are the acts on the wire.
+// keptActs maps the acts to their wire values.
 var keptActs = map[core.KeptAct]queenv1.KeptAct{
 	core.KeptGet: queenv1.KeptAct_KEPT_ACT_GET, core.KeptDelete: queenv1.KeptAct_KEPT_ACT_DELETE, core.KeptCancel: queenv1.KeptAct_KEPT_ACT_CANCEL,
 }
 
-// ServeKept has other queens answered by kept. It is called once, before they ask.
+// ServeKept sets the function that answers other queens. It is called once, before they ask.
 func (q *Queen) ServeKept(kept Kept) { q.kept.Store(&kept) }
 
 // Kept answers another queen.
@@ -42,8 +41,8 @@ func (s *clusterService) Kept(_ context.Context, req *queenv1.KeptRequest) (*que
 	return nil, core.Errorf(core.Invalid, "unknown act %d", req.GetAct())
 }
 
-// KeptElsewhere asks the other queens, all at once, and returns what the first one has that has
-// it. Where none has, and not all of them could be asked, the error says so: it is Unavailable.
+// KeptElsewhere asks the other queens concurrently and returns the answer of the first one that has
+// it. If none has it and some could not be asked, the error is Unavailable and names that.
 func (q *Queen) KeptElsewhere(ctx context.Context, act core.KeptAct, id, key string) (answer []byte, found bool, err error) {
 	if q.Registry.Alone() {
 		return nil, false, nil
@@ -52,7 +51,7 @@ func (q *Queen) KeptElsewhere(ctx context.Context, act core.KeptAct, id, key str
 	defer cancel()
 	var (
 		wg   sync.WaitGroup
-		mu   sync.Mutex // guards what is returned
+		mu   sync.Mutex // guards the results
 		errs []error
 	)
 	for _, n := range q.Registry.View().Nodes(nil) {
@@ -86,7 +85,7 @@ func (q *Queen) keptAt(ctx context.Context, n core.Node, req *queenv1.KeptReques
 		return nil, false, err
 	}
 	resp, err := queenv1.NewClusterServiceClient(conn).Kept(ctx, req)
-	if err = rpc.FromStatus(err); core.KindOf(err) == core.Unsupported { // an older version keeps its answers to itself
+	if err = rpc.FromStatus(err); core.KindOf(err) == core.Unsupported { // an older version does not share its answers
 		return nil, false, nil
 	}
 	return resp.GetAnswer(), resp.GetFound(), err

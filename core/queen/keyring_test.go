@@ -13,8 +13,8 @@ import (
 	"github.com/rbee-project/rbee/raft/fsm"
 )
 
-// What a node that was revoked or left knows of the gossip keys is worth nothing any more, whoever
-// wrote the revocation to the registry.
+// The gossip keys that a revoked or departed node knows become useless, whichever queen wrote the
+// revocation to the registry.
 func TestKeyringReplaced(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -38,7 +38,7 @@ func TestKeyringReplaced(t *testing.T) {
 		time.Sleep(time.Minute)
 		k, err := s.q.Members.Keyring(t.Context())
 		must.NoError(t, err)
-		must.Len(t, 2, k.Keys) // nothing is replaced without a reason
+		must.Len(t, 2, k.Keys) // keys are not replaced without a reason
 		for _, key := range k.Keys {
 			known[key] = true
 		}
@@ -49,10 +49,10 @@ func TestKeyringReplaced(t *testing.T) {
 		_, err = s.q.Members.LeaveNode(t.Context(), "cccccccc")
 		must.NoError(t, err)
 		replaced("after a leave")
-		must.NoError(t, s.q.Registry.Write(t.Context(), "", fsm.RevokeNode("dddddddd"))) // by a leader that died then
+		must.NoError(t, s.q.Registry.Write(t.Context(), "", fsm.RevokeNode("dddddddd"))) // by a leader that died right after
 		replaced("after a revocation by another leader")
 
-		// The keys that the hives are told are the new ones.
+		// The hives receive the new keys.
 		view := s.q.Members.View(registry.WatchSet{})
 		must.Len(t, 1, view.GetGossipKeys())
 		must.Eq(t, pki.KeyFingerprint(s.gossip.Primary()), pki.KeyFingerprint(view.GetGossipKeys()[0]))

@@ -1,5 +1,5 @@
-// Package deployments has the workers of deployments run where core/deploy says, whenever this
-// queen leads, and tells what becomes of them.
+// Package deployments runs the workers of deployments where core/deploy decides, whenever this
+// queen leads, and reports their status.
 package deployments
 
 import (
@@ -19,13 +19,13 @@ import (
 
 // Jobs starts jobs on hives.
 type Jobs interface {
-	// SubmitTo starts a job on a hive, or returns the one that has the request id.
+	// SubmitTo starts a job on a hive, or returns the job that already has the request id.
 	SubmitTo(ctx context.Context, hive string, r core.Request) (core.Job, error)
 	// Submit starts a job at its owner.
 	Submit(ctx context.Context, r core.Request, first bool) (core.Job, error)
 }
 
-// Options say what a Controller works with. All fields but Logger are required.
+// Options are the dependencies of a Controller. All fields but Logger are required.
 type Options struct {
 	Registry *registry.Registry
 	Hives    *hives.Hives
@@ -37,14 +37,14 @@ type Options struct {
 	Logger hclog.Logger // nil: no log
 }
 
-// Controller knows the deployments of the cluster as one queen sees it. It is safe for concurrent
+// Controller manages the deployments of the cluster as one queen sees it. It is safe for concurrent
 // use.
 type Controller struct {
 	o   Options
 	log hclog.Logger
 
 	mu   sync.Mutex // guards below
-	term *term      // what this queen remembers while it leads; nil: it does not
+	term *term      // state of this leadership; nil: this queen does not lead
 }
 
 // New returns a controller. It starts nothing.
@@ -55,8 +55,8 @@ func New(o Options) *Controller {
 	return &Controller{o: o, log: o.Logger}
 }
 
-// Plan returns what would happen if somebody wanted the specs beside what there is. Errors:
-// Unavailable where no hive answers.
+// Plan returns what would happen if the specs were added to the existing deployments. Errors:
+// Unavailable if no hive answers.
 func (c *Controller) Plan(ctx context.Context, specs []core.DeploymentSpec) (core.DeploymentPlan, error) {
 	all := c.o.Registry.View().Deployments(nil)
 	models := names(all)
@@ -70,7 +70,7 @@ func (c *Controller) Plan(ctx context.Context, specs []core.DeploymentSpec) (cor
 	return deploy.Plan(all, specs, v), nil
 }
 
-// Status returns what has become of the deployments; of those with the name, or of all where it is
+// Status returns the status of the deployment with the name, or of all deployments if the name is
 // empty.
 func (c *Controller) Status(ctx context.Context, name string) ([]core.DeploymentStatus, error) {
 	all := c.o.Registry.View().Deployments(nil)
@@ -91,7 +91,7 @@ func (c *Controller) Status(ctx context.Context, name string) ([]core.Deployment
 	return out, nil
 }
 
-// names are the models of deployments that run.
+// names returns the models of running deployments.
 func names(all []core.Deployment) map[string]bool {
 	models := map[string]bool{}
 	for _, d := range all {
@@ -102,7 +102,8 @@ func names(all []core.Deployment) map[string]bool {
 	return models
 }
 
-// view is the cluster as this queen sees it now, and the models by the names that deployments use.
+// view returns the cluster as this queen sees it now, and fills models by the names that
+// deployments use.
 func (c *Controller) view(ctx context.Context, models map[string]bool) (deploy.View, map[string]placement.Deployable, error) {
 	v := deploy.View{Models: map[string]deploy.Model{}, Workers: c.o.Hives.Workers()}
 	for _, h := range c.o.Hives.List() {

@@ -14,19 +14,19 @@ import (
 )
 
 const (
-	// lookEvery is between looks where nothing in the registry changes: free memory, and how starts
-	// go on, are not there.
+	// lookEvery is the interval between looks while the registry does not change: it contains
+	// neither free memory nor the progress of starts.
 	lookEvery = time.Second
-	// pause is the least time between looks: a report of many workers is many changes.
+	// pause is the least time between looks: one report of many workers causes many changes.
 	pause = 100 * time.Millisecond
-	// answerTimeout bounds what one look waits for a hive.
+	// answerTimeout bounds how long one look waits for a hive.
 	answerTimeout = 5 * time.Second
 )
 
-// Lead has the deployments' workers run until ctx ends. What it decides is in the registry before
-// anything is done, and everything that is done has the name of that decision, so that the next
-// leader goes on where this one was: a start is one job, whoever asks for it, and its worker says
-// which replica it is.
+// Lead runs the deployments' workers until ctx ends. Each decision is in the registry before it is
+// carried out, and every action bears the name of its decision, so that the next leader can
+// continue: a start is one job, whichever queen requests it, and its worker reports which replica
+// it is.
 func (c *Controller) Lead(ctx context.Context) error {
 	c.mu.Lock()
 	c.term = newTerm()
@@ -36,7 +36,7 @@ func (c *Controller) Lead(ctx context.Context) error {
 		defer c.mu.Unlock()
 		c.term = nil
 	}()
-	said := map[string]string{} // the last problem of each deployment that was logged
+	said := map[string]string{} // the last logged problem of each deployment
 	for ctx.Err() == nil {
 		ws := registry.WatchSet{}
 		view := c.o.Registry.View()
@@ -57,7 +57,7 @@ func (c *Controller) Lead(ctx context.Context) error {
 	return nil
 }
 
-// look decides and does once. It reports whether a decision was written, so that there may be more
+// look decides and acts once. It reports whether a decision was written, so that there may be more
 // to do.
 func (c *Controller) look(ctx context.Context, all []core.Deployment, said map[string]string) bool {
 	v, models, err := c.view(ctx, names(all))
@@ -74,7 +74,7 @@ func (c *Controller) look(ctx context.Context, all []core.Deployment, said map[s
 	for _, p := range placings {
 		err := c.o.Registry.Write(ctx, "place "+p.Deployment.Name, fsm.PlaceReplicas(p.Deployment.Name, p.Deployment.ModifyIndex, p.Placed))
 		if err != nil {
-			if ctx.Err() == nil && core.KindOf(err) != core.Conflict { // somebody changed it: look again
+			if ctx.Err() == nil && core.KindOf(err) != core.Conflict { // the deployment changed meanwhile: look again
 				c.log.Warn("failed to place a deployment", "deployment", p.Deployment.Name, "error", err)
 			}
 			continue
@@ -89,20 +89,20 @@ func (c *Controller) look(ctx context.Context, all []core.Deployment, said map[s
 		}
 	}
 	if wrote {
-		return true // what is to be done is what the registry says
+		return true // the registry now has the actions to take
 	}
 	starts, stops := deploy.Due(all, v)
 	c.do(ctx, starts, stops, models)
 	return false
 }
 
-// reports reports whether a hive tells this queen of its workers.
+// reports reports whether a hive reports its workers to this queen.
 func (c *Controller) reports(hive string) bool {
 	v := c.o.Liveness.Hive(hive)
 	return v.Hears() && v.Report != nil
 }
 
-// tell logs the problems that are news.
+// tell logs new problems.
 func (c *Controller) tell(all []core.Deployment, problems []core.DeploymentProblem, said map[string]string) {
 	for _, d := range all {
 		reason := ""
@@ -120,7 +120,8 @@ func (c *Controller) tell(all []core.Deployment, problems []core.DeploymentProbl
 	}
 }
 
-// do asks hives to start and stop workers, all at once: one that does not answer holds up nobody.
+// do asks hives to start and stop workers, all concurrently: a hive that does not answer delays no
+// other.
 func (c *Controller) do(ctx context.Context, starts []deploy.Start, stops []core.Worker, models map[string]placement.Deployable) {
 	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
@@ -128,7 +129,7 @@ func (c *Controller) do(ctx context.Context, starts []deploy.Start, stops []core
 	for _, s := range starts {
 		m, ok := models[s.Deployment.Model]
 		if !ok {
-			continue // nobody knows now what it is
+			continue // its model cannot be resolved now
 		}
 		wg.Go(func() {
 			j, err := c.o.Jobs.SubmitTo(ctx, s.Hive, c.request(ctx, s, m))
@@ -148,7 +149,7 @@ func (c *Controller) do(ctx context.Context, starts []deploy.Start, stops []core
 	wg.Wait()
 }
 
-// request is the worker_spawn of a replica: the same whoever leads.
+// request returns the worker_spawn of a replica, which is the same at every leader.
 func (c *Controller) request(ctx context.Context, s deploy.Start, m placement.Deployable) core.Request {
 	d := s.Deployment
 	r := core.Request{

@@ -10,21 +10,21 @@ import (
 )
 
 const (
-	// missingGrace is how long a worker that was there may be missing from its hive's reports, such
-	// as while the agent restarts, before another one is started.
+	// missingGrace is how long a known worker may be missing from its hive's reports, such as while
+	// the agent restarts, before another one is started.
 	missingGrace = 5 * time.Second
-	// A hive that did not start a worker rests for firstRest, and twice as long after each further
-	// failure, up to lastRest.
+	// A hive that failed to start a worker rests for firstRest, and twice as long after each
+	// further failure, up to lastRest.
 	firstRest = 15 * time.Second
 	lastRest  = 5 * time.Minute
 )
 
-// term is what a leader remembers of the workers of deployments. The next one begins with nothing:
-// what matters is in the registry, and in the jobs of the hives.
+// term is a leader's memory of the workers of deployments. The next leader starts empty: what
+// matters is in the registry and in the jobs of the hives.
 type term struct {
 	seen    map[string]bool      // labels whose worker was in the registry
-	missing map[string]time.Time // since when a worker is missing that was there, or whose start has ended
-	lost    map[string]bool      // labels whose worker has ended, or did not start
+	missing map[string]time.Time // since when a known worker, or one whose start has ended, has been missing
+	lost    map[string]bool      // labels whose worker has ended or failed to start
 	rests   map[resting]rest
 }
 
@@ -40,7 +40,7 @@ func newTerm() *term {
 	return &term{seen: map[string]bool{}, missing: map[string]time.Time{}, lost: map[string]bool{}, rests: map[resting]rest{}}
 }
 
-// known returns what a decision must know of it.
+// known returns the parts that a decision needs.
 func (t *term) known(now time.Time) (lost map[string]bool, rests map[string]map[string]string) {
 	rests = map[string]map[string]string{}
 	for at, r := range t.rests {
@@ -54,8 +54,8 @@ func (t *term) known(now time.Time) (lost map[string]bool, rests map[string]map[
 	return maps.Clone(t.lost), rests
 }
 
-// look takes in which workers are there. reports says whether a hive tells this queen of its
-// workers.
+// look records which workers exist. reports reports whether a hive reports its workers to this
+// queen.
 func (t *term) look(all []core.Deployment, v deploy.View, reports func(hive string) bool, now time.Time) {
 	there := map[string]core.WorkerState{}
 	for _, w := range v.Workers {
@@ -99,12 +99,12 @@ func (t *term) look(all []core.Deployment, v deploy.View, reports func(hive stri
 	}
 }
 
-// started takes in what became of a start that was asked for.
+// started records the outcome of a requested start.
 func (t *term) started(s deploy.Start, j core.Job, err error, now time.Time) {
 	label := s.Label()
 	switch {
 	case err != nil && (core.KindOf(err) == core.Unavailable || core.KindOf(err) == core.Cancelled || core.KindOf(err) == core.DeadlineExceeded):
-		// The hive does not answer: it is asked again, until it is down.
+		// The hive does not answer: retry until it is down.
 	case err != nil:
 		t.fail(s, err.Error(), now)
 	case j.State == core.JobRunning:

@@ -1,5 +1,4 @@
-// Package dispatch hands operations to the agents that own them, and follows the jobs that they
-// become.
+// Package dispatch hands operations to the agents that own them, and follows the resulting jobs.
 package dispatch
 
 import (
@@ -27,18 +26,18 @@ import (
 
 // Placer chooses the hive for a request that names none.
 type Placer interface {
-	// Dealias returns the id of the model that the cluster has the name for; the name itself where
-	// it is no alias.
+	// Dealias returns the id of the model that an alias stands for, or the name itself if it is not
+	// an alias.
 	Dealias(name string) string
-	// Spawn chooses the hive for a worker_spawn, and returns what the model is called there;
-	// Download chooses that for a model_download. live are the hives that are up.
+	// Spawn chooses the hive for a worker_spawn and returns the model's name there; Download
+	// chooses the hive for a model_download. live are the hives that are up.
 	Spawn(ctx context.Context, r core.Request, live []core.Hive) (hive, model string, err error)
 	Download(ctx context.Context, r core.Request, live []core.Hive) (string, error)
-	// ReplicaContext returns the positions per slot of the model's workers; 0: it has none.
+	// ReplicaContext returns the positions per slot of the model's workers; 0: it has no workers.
 	ReplicaContext(ctx context.Context, model string) int
 }
 
-// Options say what a Dispatcher works with. All fields but QueenConn are required.
+// Options are the dependencies of a Dispatcher. All fields but QueenConn are required.
 type Options struct {
 	Registry *registry.Registry
 	Hives    *hives.Hives
@@ -46,7 +45,7 @@ type Options struct {
 	Placer   Placer
 	ID       string // of this queen
 	OwnsJobs bool   // this queen runs operations itself
-	// QueenConn gives the connection to another queen. nil: this one is alone.
+	// QueenConn returns the connection to another queen. nil: this queen is alone.
 	QueenConn func(node, address string, role core.Role) (grpc.ClientConnInterface, error)
 }
 
@@ -62,15 +61,15 @@ type Dispatcher struct {
 	requests requestMemory // request ids → nodes
 }
 
-// New returns a dispatcher that has started nothing.
+// New returns a dispatcher with no started operations.
 func New(o Options) *Dispatcher {
 	return &Dispatcher{opts: o, registry: o.Registry, hives: o.Hives, members: o.Members, placer: o.Placer}
 }
 
 // Submit checks a request, finds the agent that owns it, a hive's or this queen's, and starts the
-// job there. A request id that was used before, at this queen or another, gives the job it started:
-// the owners are asked for it unless first says that the request was never sent before. Errors:
-// Invalid, NotFound, Unavailable, Conflict, TooLarge.
+// job there. A request id already used, at this queen or another, returns the job that it started:
+// the owners are asked for it unless first reports that the request is sent for the first time.
+// Errors: Invalid, NotFound, Unavailable, Conflict, TooLarge.
 func (d *Dispatcher) Submit(ctx context.Context, r core.Request, first bool) (core.Job, error) {
 	if err := operation.Check(r); err != nil {
 		return core.Job{}, err
@@ -86,7 +85,7 @@ func (d *Dispatcher) Submit(ctx context.Context, r core.Request, first bool) (co
 	if spec.Runs.OnQueen() {
 		node = cmp.Or(d.recall(ctx, r.RequestID, first), d.opts.ID)
 	} else {
-		r.Model = d.placer.Dealias(r.Model) // hives do not know the registry's names
+		r.Model = d.placer.Dealias(r.Model) // hives do not know the cluster's aliases
 		if node, r.Model, err = d.choose(ctx, r, first); err != nil {
 			return core.Job{}, err
 		}
@@ -102,8 +101,8 @@ func (d *Dispatcher) Submit(ctx context.Context, r core.Request, first bool) (co
 	return d.SubmitTo(ctx, node, r)
 }
 
-// choose chooses the hive for a request that is not bound to a worker, and returns what its model,
-// if it has one, is called there.
+// choose chooses the hive for a request that is not bound to a worker, and returns the name of its
+// model there, if it has one.
 func (d *Dispatcher) choose(ctx context.Context, r core.Request, first bool) (node, model string, err error) {
 	if r.Hive != "" {
 		h, err := d.hives.Up(ctx, r.Hive)
@@ -138,7 +137,7 @@ func (d *Dispatcher) choose(ctx context.Context, r core.Request, first bool) (no
 // SubmitTo starts a job on a hive, or on this queen's machine.
 func (d *Dispatcher) SubmitTo(ctx context.Context, node string, r core.Request) (core.Job, error) {
 	if s, err := operation.Find(r.Operation); err == nil && !s.Runs.OnQueen() {
-		r.Hive = node // elsewhere it is what the operation is about
+		r.Hive = node // for other operations, Hive is the subject
 	}
 	if r.KeepAlive == core.KeepAliveDefault && !d.hives.Unload(node) {
 		r.KeepAlive = "" // an older hive refuses the field, and keeps its workers
@@ -162,9 +161,9 @@ func (d *Dispatcher) SubmitTo(ctx context.Context, node string, r core.Request) 
 	return wire.JobFromProto(resp.GetJob()), nil
 }
 
-// retire writes the intent through raft first: from then on no queen gives the worker a request,
-// whatever becomes of the job, and its hive is told with every beat. Then the worker's hive stops
-// it as a job. Repeating it gives the same job while that runs or after it succeeded.
+// retire first writes the intent through raft: from then on no queen sends the worker a request,
+// whatever happens to the job, and every beat reminds its hive. Then the worker's hive stops it as
+// a job. Repeating the request returns the same job while it runs or after it succeeded.
 func (d *Dispatcher) retire(ctx context.Context, r core.Request) (core.Job, error) {
 	hive := ""
 	if r.Hive != "" {
@@ -181,7 +180,7 @@ func (d *Dispatcher) retire(ctx context.Context, r core.Request) (core.Job, erro
 	if hive != "" && hive != w.Hive {
 		return core.Job{}, core.Errorf(core.Conflict, "worker %s is on hive %s, not on %s", w.ID, w.Hive, hive).Hint(`Leave "hive" out.`)
 	}
-	ofHive := "" // older queens know worker ids without hives
+	ofHive := "" // older queens identify workers without their hive
 	if len(d.registry.View().WorkersWithID(nil, w.ID)) > 1 {
 		ofHive = w.Hive
 	}
@@ -191,7 +190,7 @@ func (d *Dispatcher) retire(ctx context.Context, r core.Request) (core.Job, erro
 	own := r.RequestID == ""
 	r.Worker = w.ID
 	if own {
-		// The nonce is of this start of the worker, so that every queen asks for the same job.
+		// The nonce identifies this start of the worker, so that every queen asks for the same job.
 		r.RequestID = "retire-" + w.Nonce
 		if len(r.RequestID) > core.MaxRequestIDBytes {
 			r.RequestID = "retire-" + rand.Text()
@@ -208,7 +207,7 @@ func (d *Dispatcher) retire(ctx context.Context, r core.Request) (core.Job, erro
 	return j, err
 }
 
-// Job is one job, asked of its hive.
+// Job returns one job, as reported by its hive.
 func (d *Dispatcher) Job(ctx context.Context, id string) (core.Job, error) {
 	hive, c, err := d.jobService(ctx, id)
 	if err != nil {
@@ -223,7 +222,7 @@ func (d *Dispatcher) Job(ctx context.Context, id string) (core.Job, error) {
 	return wire.JobFromProto(resp.GetJob()), nil
 }
 
-// Cancel asks the job's hive to cancel it, and gives the job as it is then.
+// Cancel asks the job's hive to cancel it, and returns the job's state at that time.
 func (d *Dispatcher) Cancel(ctx context.Context, id string) (core.Job, error) {
 	hive, c, err := d.jobService(ctx, id)
 	if err != nil {
@@ -238,14 +237,14 @@ func (d *Dispatcher) Cancel(ctx context.Context, id string) (core.Job, error) {
 	return wire.JobFromProto(resp.GetJob()), nil
 }
 
-// Jobs lists the jobs of all agents that answer, newest first: those of a hive that is down are not
-// among them. Errors: Unavailable when none answers.
+// Jobs lists the jobs of all agents that answer, newest first, without those of hives that are
+// down. Errors: Unavailable when none answers.
 func (d *Dispatcher) Jobs(ctx context.Context) ([]core.Job, error) {
 	jobs, _, err := d.Listed(ctx)
 	return jobs, err
 }
 
-// Listed also says which agents did not answer.
+// Listed also returns which agents did not answer.
 func (d *Dispatcher) Listed(ctx context.Context) ([]core.Job, []string, error) {
 	jobs, problems, err := d.askOwners(ctx, hives.AskTimeout, &jobv1.ListRequest{})
 	if err != nil {
@@ -258,9 +257,9 @@ func (d *Dispatcher) Listed(ctx context.Context) ([]core.Job, []string, error) {
 	return jobs, problems, nil
 }
 
-// Events calls emit for every event of the job with a greater number than after, then for new ones
-// as they happen, and returns nil after the end event, or the error of emit or ctx. Errors:
-// NotFound; Unavailable when the hive goes away before the end: go on with the last number.
+// Events calls emit for every event of the job numbered above after, then for new ones as they
+// happen, and returns nil after the end event, or the error of emit or ctx. Errors: NotFound;
+// Unavailable when the hive is lost before the end: call again with the last number.
 func (d *Dispatcher) Events(ctx context.Context, id string, after int64, emit func(core.Event) error) error {
 	hive, c, err := d.jobService(ctx, id)
 	if err != nil {
@@ -279,7 +278,7 @@ func (d *Dispatcher) Events(ctx context.Context, id string, after int64, emit fu
 		case errors.Is(err, io.EOF) && ended:
 			return nil
 		case errors.Is(err, io.EOF):
-			// Also the answer to a reader who has the end event already.
+			// This also answers a reader who already has the end event.
 			j, err := d.Job(ctx, id)
 			if err == nil && j.State == core.JobRunning {
 				err = core.Errorf(core.Unavailable, "hive %s stopped telling of job %s", hive, id)
@@ -297,7 +296,7 @@ func (d *Dispatcher) Events(ctx context.Context, id string, after int64, emit fu
 	}
 }
 
-// jobService is the service of the agent that owns a job.
+// jobService returns the service of the agent that owns a job.
 func (d *Dispatcher) jobService(ctx context.Context, id string) (node string, c jobv1.JobServiceClient, err error) {
 	o, err := registry.LookUp(ctx, d.registry, func() (owner, error) { return d.ownerOf(id) })
 	if err != nil {
@@ -307,13 +306,13 @@ func (d *Dispatcher) jobService(ctx context.Context, id string) (node string, c 
 	return o.id, c, err
 }
 
-// requestMemory remembers on which node a request id was started, for the latest ones.
+// requestMemory remembers the node on which each of the latest request ids was started.
 type requestMemory struct {
 	hives map[string]string
 	order []string
 }
 
-// maxRequests is how many request ids are remembered.
+// maxRequests is the number of request ids remembered.
 const maxRequests = 1024
 
 func (m *requestMemory) remember(id, hive string) {

@@ -14,7 +14,7 @@ import (
 	jobv1 "github.com/rbee-project/rbee/proto/job/v1"
 )
 
-// recallTimeout bounds the question whether an owner knows a request id already.
+// recallTimeout bounds the query whether an owner already knows a request id.
 const recallTimeout = 2 * time.Second
 
 // owner is an agent that owns jobs: a hive's, or that of a queen without a hive.
@@ -23,7 +23,7 @@ type owner struct {
 	queen    *core.Node // the queen without a hive; nil: a hive, or this queen
 }
 
-// owners lists the agents whose jobs can be asked for, and says which others there are.
+// owners lists the agents that can be asked about jobs; problems names the others.
 func (d *Dispatcher) owners() (live []owner, problems []string) {
 	hives, refused := d.hives.Live()
 	for _, r := range refused {
@@ -47,7 +47,7 @@ func (d *Dispatcher) owners() (live []owner, problems []string) {
 		name := "queen " + cmp.Or(n.Name, n.ID)
 		switch status, isGone := gone[n.ID]; {
 		case known[n.ID] || n.ID == d.opts.ID || n.Revoked || !n.Has(core.RoleQueen):
-		case isGone: // a dark machine would have everybody wait for nothing
+		case isGone: // waiting for a dark machine would delay every caller
 			problems = append(problems, name+" has "+status)
 		default:
 			live = append(live, owner{id: n.ID, name: name, queen: &n})
@@ -82,7 +82,7 @@ func (d *Dispatcher) ownerOf(id string) (owner, error) {
 	return owner{}, core.Errorf(core.NotFound, "there is no job %q: its owner is not part of the cluster", id).Hint("List the jobs to see their ids.")
 }
 
-// jobs is the service of an owner.
+// jobs returns the job service of an owner.
 func (d *Dispatcher) jobs(o owner) (jobv1.JobServiceClient, error) {
 	if o.queen != nil {
 		c, err := d.opts.QueenConn(o.id, o.queen.RPCAddress, core.RoleQueen)
@@ -98,8 +98,8 @@ func (d *Dispatcher) jobs(o owner) (jobv1.JobServiceClient, error) {
 	return jobv1.NewJobServiceClient(c), nil
 }
 
-// askOwners asks all owners at once, each for at most the timeout. The problems name those that did
-// not answer; err is not nil only when nobody did, or ctx ended.
+// askOwners asks all owners concurrently, each for at most the timeout. problems names those that
+// did not answer; err is non-nil only if none answered, or ctx ended.
 func (d *Dispatcher) askOwners(ctx context.Context, timeout time.Duration, req *jobv1.ListRequest) (jobs []core.Job, problems []string, err error) {
 	owners, problems := d.owners()
 	if len(owners) == 0 {
@@ -149,8 +149,8 @@ func (d *Dispatcher) hiveErrorOrNil(ctx context.Context, hive string, err error)
 	return d.hives.Error(ctx, hive, err)
 }
 
-// recall finds where a request was started, by this queen or another: the same request again must
-// not be started elsewhere. Empty: nowhere that answers.
+// recall finds where a request was started, by this queen or another: a repeated request must not
+// be started elsewhere. Empty: no owner that answers knows it.
 func (d *Dispatcher) recall(ctx context.Context, requestID string, first bool) (node string) {
 	if requestID == "" {
 		return ""

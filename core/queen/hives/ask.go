@@ -18,17 +18,17 @@ import (
 	hivev1 "github.com/rbee-project/rbee/proto/hive/v1"
 )
 
-// AskTimeout bounds a question to a hive that the hive answers from memory or disk.
+// AskTimeout bounds a query that a hive answers from memory or disk.
 const AskTimeout = 5 * time.Second
 
-// SearchTimeout bounds a question that a hive asks its catalog sources, which it may have to start
-// first, and of which one may be silent: it leaves that out.
+// SearchTimeout bounds a query for which a hive asks its catalog sources. It may have to start them
+// first, and it leaves out a silent one.
 const SearchTimeout = 15 * time.Second
 
 // Conn is the connection to a hive.
 type Conn = grpc.ClientConnInterface
 
-// Conn gives the connection to a hive. Errors say which hive and where to look.
+// Conn returns the connection to a hive. Errors name the hive and suggest where to look.
 func (h *Hives) Conn(hive string) (Conn, error) {
 	c, err := h.opts.Conn(hive)
 	if err != nil {
@@ -41,8 +41,8 @@ func (h *Hives) Conn(hive string) (Conn, error) {
 	return c, nil
 }
 
-// Error is what a hive's answer means to the one who asked this queen with ctx. A hive that is
-// slow or unreachable is Unavailable, unless it was the caller who gave up.
+// Error converts a hive's error for the caller that asked this queen with ctx. A slow or
+// unreachable hive is Unavailable, unless the caller itself gave up.
 func (h *Hives) Error(ctx context.Context, hive string, err error) error {
 	err = rpc.FromStatus(err)
 	switch core.KindOf(err) {
@@ -62,8 +62,7 @@ func (h *Hives) Error(ctx context.Context, hive string, err error) error {
 	return err
 }
 
-// Live gives the hives that are worth asking, the local one first, and says why the others are
-// not.
+// Live returns the hives worth asking, the local one first, and why the others are not.
 func (h *Hives) Live() (live []core.Hive, refused []sched.Refusal) {
 	local := h.opts.Local()
 	for _, x := range h.List() {
@@ -81,7 +80,7 @@ func (h *Hives) Live() (live []core.Hive, refused []sched.Refusal) {
 	return live, refused
 }
 
-// None is the error when no hive is ready.
+// None returns the error when no hive is ready.
 func None(refused []sched.Refusal) error {
 	if len(refused) == 0 {
 		return core.Errorf(core.Unavailable, "no hive has joined the cluster yet").Hint(
@@ -91,7 +90,7 @@ func None(refused []sched.Refusal) error {
 		"Start the agents of these hives again, and look at `rbee status`.")
 }
 
-// Reasons lists refusals in a sentence: "hive a is down, hive b is silent".
+// Reasons joins refusals into a phrase: "hive a is down, hive b is silent".
 func Reasons(refused []sched.Refusal) string {
 	var texts []string
 	for _, r := range refused {
@@ -106,9 +105,9 @@ type Answer[T any] struct {
 	Value T
 }
 
-// AskAll asks every live hive at once, each for at most the timeout, but those of which known knows
-// the answer. Answers are in the order of liveHives; problems name the hives that are not ready or
-// did not answer. err is not nil only when nobody answered, or ctx ended.
+// AskAll asks every live hive concurrently, each for at most the timeout, except those whose answer
+// known already has. Answers are in the order of Live; problems name the hives that are not ready
+// or did not answer. err is non-nil only if none answered, or ctx ended.
 func AskAll[T any](ctx context.Context, h *Hives, timeout time.Duration, known func(*liveness.View) (T, bool), ask func(context.Context, Conn) (T, error)) (got []Answer[T], problems []string, err error) {
 	live, refused := h.Live()
 	for _, r := range refused {
@@ -168,7 +167,7 @@ func AskWithin[T any](ctx context.Context, h *Hives, hive string, timeout time.D
 	return answer, nil
 }
 
-// AskNamed has one hive answer an operation, the hive that the request names as in Named.
+// AskNamed asks the hive that the request names, as in Named, to answer an operation.
 func AskNamed(ctx context.Context, h *Hives, s operation.Spec, r core.Request) (core.Hive, any, error) {
 	found, err := h.Up(ctx, r.Hive)
 	if err != nil {
@@ -182,8 +181,8 @@ func AskNamed(ctx context.Context, h *Hives, s operation.Spec, r core.Request) (
 	return found, v, err
 }
 
-// Answers has the hive at the end of a connection answer an operation. The answer has the type of
-// the operation's result. A hive that is older than the operation, or than Ask itself, refuses it
+// Answers asks the hive at the other end of a connection to answer an operation. The answer has the
+// type of the operation's result. A hive older than the operation, or than Ask itself, refuses it
 // as Unsupported.
 func Answers(ctx context.Context, c Conn, s operation.Spec, r core.Request) (any, error) {
 	r.Operation, r.Hive, r.RequestID = s.Name, core.LocalHive, ""
@@ -198,7 +197,7 @@ func Answers(ctx context.Context, c Conn, s operation.Spec, r core.Request) (any
 	return s.Receive(resp.GetResultJson())
 }
 
-// Asking asks an operation of each hive of an AskAll.
+// Asking returns a function for AskAll that asks each hive an operation.
 func Asking[R any](o operation.Of[R], r core.Request) func(context.Context, Conn) (R, error) {
 	return func(ctx context.Context, c Conn) (R, error) {
 		v, err := Answers(ctx, c, o.Spec, r)

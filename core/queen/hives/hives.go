@@ -1,5 +1,5 @@
-// Package hives knows the hives of the cluster as one queen sees them: which are there, what they
-// are called, what their workers do, and how they are asked.
+// Package hives represents the hives of the cluster as one queen sees them: which exist, what they
+// are called, what their workers do, and how to query them.
 package hives
 
 import (
@@ -15,7 +15,7 @@ import (
 	"github.com/rbee-project/rbee/core/registry"
 )
 
-// Options say what Hives work with. All fields are required.
+// Options are the dependencies of Hives. All fields are required.
 type Options struct {
 	Registry *registry.Registry
 	Liveness interface {
@@ -23,20 +23,20 @@ type Options struct {
 	}
 	ID    string        // of this queen
 	Local func() string // id of the hive in this process; empty: there is none
-	// Conn gives the connection to a hive. Its errors are classified; the connection is the
-	// caller's to close.
+	// Conn returns the connection to a hive. Its errors are classified; the caller closes the
+	// connection.
 	Conn func(hive string) (grpc.ClientConnInterface, error)
 }
 
-// Hives are the hives of the registry with what this queen hears of them. They are safe for
+// Hives combines the hives of the registry with their reports to this queen. It is safe for
 // concurrent use.
 type Hives struct{ opts Options }
 
 // New returns the hives of a registry.
 func New(o Options) *Hives { return &Hives{opts: o} }
 
-// List returns the hives of the registry, with last beat, free bytes and suspicion where this queen
-// hears of them.
+// List returns the hives of the registry, with last beat, free bytes and suspicion where they
+// report to this queen.
 func (h *Hives) List() []core.Hive {
 	hives := h.opts.Registry.View().Hives(nil)
 	for i := range hives {
@@ -45,8 +45,7 @@ func (h *Hives) List() []core.Hive {
 	return hives
 }
 
-// Unload reports whether a hive has said that it unloads workers that nobody uses: older ones do
-// not.
+// Unload reports whether a hive has announced that it unloads unused workers: older ones do not.
 func (h *Hives) Unload(id string) bool {
 	told := h.opts.Liveness.Hive(id).Report
 	return told != nil && told.Unloads
@@ -97,8 +96,7 @@ func (h *Hives) known(name string) (core.Hive, error) {
 	return core.Hive{}, core.Errorf(core.NotFound, "there is no hive %q", name).Hint("%sSee all with `rbee status`.", core.NearestHint(name, names))
 }
 
-// Up is Named for a hive that is about to be asked. Errors also: Unavailable when it is
-// down.
+// Up is Named for a hive about to be queried. Additional errors: Unavailable when it is down.
 func (h *Hives) Up(ctx context.Context, name string) (core.Hive, error) {
 	found, err := h.Named(ctx, name)
 	if err == nil && found.Status == core.HiveDown {
@@ -107,7 +105,7 @@ func (h *Hives) Up(ctx context.Context, name string) (core.Hive, error) {
 	return found, err
 }
 
-// Unique gives the names sorted, each once, without the empty one.
+// Unique returns the names sorted, without duplicates and empty names.
 func Unique(names []string) []string {
 	names = slices.DeleteFunc(slices.Clone(names), func(n string) bool { return n == "" })
 	slices.Sort(names)

@@ -8,7 +8,7 @@ import (
 	"github.com/rbee-project/rbee/core/registry"
 )
 
-// Workers lists the active workers of the registry, with the load that this queen heard of.
+// Workers lists the active workers of the registry, with the load last reported to this queen.
 func (h *Hives) Workers() []core.Worker {
 	workers := h.opts.Registry.View().Workers(nil)
 	for i := range workers {
@@ -18,13 +18,13 @@ func (h *Hives) Workers() []core.Worker {
 }
 
 // Worker finds an active worker by its id or a unique prefix of it. Errors: NotFound; Conflict when
-// several begin with the prefix.
+// several match the prefix.
 func (h *Hives) Worker(ctx context.Context, id string) (core.Worker, error) {
 	return registry.LookUp(ctx, h.opts.Registry, func() (core.Worker, error) { return h.KnownWorker("", id) })
 }
 
-// KnownWorker finds a worker by its id or a unique prefix of it. Where several hives have a worker
-// with the id it is the one of the hive; an empty hive is any.
+// KnownWorker finds a worker by its id or a unique prefix of it. If several hives have a worker
+// with the id, the hive decides; an empty hive matches any.
 func (h *Hives) KnownWorker(hive, id string) (core.Worker, error) {
 	registry := h.opts.Registry.View()
 	switch same := registry.WorkersWithID(nil, id); {
@@ -62,7 +62,7 @@ func (h *Hives) KnownWorker(hive, id string) (core.Worker, error) {
 	return core.Worker{}, core.Errorf(core.Conflict, "%d workers have an id that begins with %q", len(found), id).Hint("It may be %s: write more of the id.", strings.Join(ids, " or "))
 }
 
-// loaded adds to a registered worker the load that this queen has heard of.
+// loaded adds the load last reported to this queen to a registered worker.
 func (h *Hives) loaded(w core.Worker) core.Worker {
 	_, w.Load = h.opts.Liveness.Hive(w.Hive).Avoid(&w)
 	return w

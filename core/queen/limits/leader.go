@@ -9,8 +9,8 @@ import (
 	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
 )
 
-// Lead counts for all queens until ctx ends. A new leader begins with nothing: each queen tells it
-// of each key what it admitted before.
+// Lead counts for all queens until ctx ends. A new leader starts empty: for each key, each queen
+// sends what it admitted before.
 func (l *Limiter) Lead(ctx context.Context) error {
 	l.mu.Lock()
 	l.leads = admission.NewLedger()
@@ -22,8 +22,8 @@ func (l *Limiter) Lead(ctx context.Context) error {
 	return nil
 }
 
-// Serve answers a queen, another one or this one. Errors: Unavailable where this one does not lead,
-// Invalid, NotFound for a token that is not there.
+// Serve answers a queen, this one or another. Errors: Unavailable if this one does not lead,
+// Invalid, NotFound for an unknown token.
 func (l *Limiter) Serve(r *queenv1.AdmitRequest) (*queenv1.AdmitResponse, error) {
 	if len(r.GetHistory()) > maxHistory || r.GetQueen() == "" || r.GetTokens() < 0 {
 		return nil, core.Errorf(core.Invalid, "the request of a queen to count is malformed")
@@ -67,7 +67,7 @@ func slotsOf(history []*queenv1.LimitHistory) [][]admission.Slot {
 	return out
 }
 
-// ServeSettle takes in how requests of a queen have ended. Errors: as Serve.
+// ServeSettle records how requests of a queen have ended. Errors: as for Serve.
 func (l *Limiter) ServeSettle(r *queenv1.SettleRequest) error {
 	if len(r.GetSettled()) > maxSettled || len(r.GetRunning()) > maxRunning || r.GetQueen() == "" {
 		return core.Errorf(core.Invalid, "the ends of requests that a queen tells are malformed")

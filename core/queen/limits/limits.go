@@ -1,5 +1,5 @@
-// Package limits holds API tokens to their limits over all queens: the leader counts, and each
-// queen asks it before it takes a request of a token that has limits.
+// Package limits enforces the limits of API tokens across all queens: the leader counts, and each
+// queen asks it before it admits a request of a token with limits.
 package limits
 
 import (
@@ -21,33 +21,32 @@ import (
 )
 
 const (
-	// askPatience bounds the question to the leader: beyond it a queen decides by itself.
+	// askPatience bounds the call to the leader: after that a queen decides alone.
 	askPatience = time.Second
-	// tellEvery is how often a queen tells the leader what it runs, and again what it could not
-	// tell before.
+	// tellEvery is how often a queen reports its running requests to the leader, and retries what
+	// it could not report before.
 	tellEvery   = 3 * time.Second
 	tellTimeout = 2 * time.Second
-	// maxSettled bounds the ends that wait to be told, and those of one message; further ones are
-	// not told, so that more counts than was used.
+	// maxSettled bounds the ended requests waiting to be reported, and those in one message. Beyond
+	// it they are not reported, so that the leader's count is too high.
 	maxSettled = 1000
-	// Bounds of what another queen tells.
+	// Bounds of another queen's messages.
 	maxHistory = 2 * core.MaxLimits
 	maxRunning = admission.MaxAccounts
 )
 
-// Registry is the replicated registry, as far as a Limiter needs it; see core/registry.
+// Registry is the part of the replicated registry that a Limiter needs; see core/registry.
 type Registry interface {
 	View() *state.Snapshot
 	Leads() bool
 	NotLeader() error
 }
 
-// Options say what a Limiter works with. Registry and ID are required.
+// Options are the dependencies of a Limiter. Registry and ID are required.
 type Options struct {
 	Registry Registry
 	ID       string // of this queen
-	// Leader is a connection on which the leader answers its methods, whoever that is; nil: this
-	// queen is alone.
+	// Leader is a connection on which the current leader answers; nil: this queen is alone.
 	Leader grpc.ClientConnInterface
 	Logger hclog.Logger     // nil: no log
 	Now    func() time.Time // nil: time.Now
@@ -60,11 +59,11 @@ type Limiter struct {
 
 	mu      sync.Mutex // guards below
 	own     *admission.Ledger
-	leads   *admission.Ledger // of all queens, while this one leads; nil: it does not
+	leads   *admission.Ledger // counts of all queens while this one leads; nil: it does not
 	running map[string]int64  // requests of tokens with limits, by token id
 	settled []*queenv1.Settled
-	cut     bool          // the leader could not be asked
-	tell    chan struct{} // holds one: there is something to tell
+	cut     bool          // the leader is unreachable
+	tell    chan struct{} // holds one: there is something to report
 }
 
 // New returns a limiter.
@@ -78,7 +77,7 @@ func New(o Options) *Limiter {
 	return &Limiter{o: o, log: o.Logger, own: admission.NewLedger(), running: map[string]int64{}, tell: make(chan struct{}, 1)}
 }
 
-// ratesOf returns the limits of a token as the ledger counts them.
+// ratesOf converts the limits of a token to rates of the ledger.
 func ratesOf(t core.Token) []admission.Rate {
 	out := make([]admission.Rate, 0, len(t.Limits))
 	for _, l := range t.Limits {
@@ -87,9 +86,9 @@ func ratesOf(t core.Token) []admission.Rate {
 	return out
 }
 
-// Admit implements inference.Limiter. Tokens without limits cost nothing. Where the leader cannot
-// be asked, a token has at this queen the part of its limits that is left when all queens share
-// them: requests do not wait for an election.
+// Admit implements inference.Limiter. Tokens without limits cost nothing. If the leader is
+// unreachable, this queen grants a token its share of what is left of the limits, as if all queens
+// used them equally: requests do not wait for an election.
 func (l *Limiter) Admit(ctx context.Context, key string, tokens int64) ([]inference.Rate, func(int64), error) {
 	t, ok := l.o.Registry.View().Token(nil, key)
 	if !ok || len(t.Limits) == 0 {
@@ -109,7 +108,7 @@ func (l *Limiter) Admit(ctx context.Context, key string, tokens int64) ([]infere
 	}
 	l.mu.Lock()
 	l.running[key]++
-	if counted { // for when the leader is another one, or none
+	if counted { // for a time with another leader, or none
 		l.own.Note(key, l.o.ID, rates, tokens, at, l.o.Now())
 	}
 	l.mu.Unlock()
@@ -122,7 +121,7 @@ func refusal(r admission.Refusal) error {
 		"Ask again after the time in Retry-After, or have the limit raised.")}
 }
 
-// ask has the leader decide.
+// ask lets the leader decide.
 func (l *Limiter) ask(ctx context.Context, key string, rates []admission.Rate, tokens int64) ([]admission.RateState, *admission.Refusal, time.Time, error) {
 	r := &queenv1.AdmitRequest{Queen: l.o.ID, Key: key, Tokens: tokens}
 	ctx, cancel := context.WithTimeout(ctx, askPatience)
@@ -159,7 +158,7 @@ func (l *Limiter) admitAtLeader(ctx context.Context, r *queenv1.AdmitRequest) (*
 	return resp, rpc.FromStatus(err)
 }
 
-// history is what this queen has admitted of a key.
+// history returns what this queen has admitted for a key.
 func (l *Limiter) history(key string, rates []admission.Rate) []*queenv1.LimitHistory {
 	l.mu.Lock()
 	lists := l.own.History(key, rates, l.o.Now())
@@ -220,8 +219,7 @@ func (l *Limiter) settle(key string, rates []admission.Rate, at time.Time, token
 	}
 }
 
-// Run tells the leader of ended requests at once, and of what runs while anything does, until ctx
-// ends.
+// Run reports ended requests to the leader at once, and running ones periodically, until ctx ends.
 func (l *Limiter) Run(ctx context.Context) {
 	t := time.NewTicker(tellEvery)
 	defer t.Stop()
@@ -253,8 +251,8 @@ func (l *Limiter) Run(ctx context.Context) {
 	}
 }
 
-// due takes what is to be told. What runs is told now and then: a request that is being admitted
-// may be counted at the leader and not here yet.
+// due returns what must be reported. Running requests are included only at intervals: a request
+// being admitted may already be counted at the leader but not yet here.
 func (l *Limiter) due(running bool) *queenv1.SettleRequest {
 	l.mu.Lock()
 	defer l.mu.Unlock()

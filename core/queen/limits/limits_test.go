@@ -21,17 +21,17 @@ import (
 	"github.com/rbee-project/rbee/raft/fsm"
 )
 
-// trip is what a message to the leader takes, and its answer again.
+// trip is the latency of a message to the leader, and of its answer.
 const trip = time.Millisecond
 
-// queens are three queens with one registry, in a bubble; the first one leads.
+// queens is three queens with one registry, in a bubble; the first one leads.
 type queens struct {
 	t        *testing.T
 	registry *memregistry.Registry
 	list     [3]*Limiter
 	leader   atomic.Int32 // -1: none
 	asked    atomic.Int64
-	stop     [3]context.CancelFunc // of the duties of one
+	stop     [3]context.CancelFunc // stops the duties of each
 	wg       sync.WaitGroup
 }
 
@@ -101,7 +101,7 @@ func newQueens(t *testing.T) *queens {
 	return q
 }
 
-// lead gives the leadership to a queen; -1: to nobody.
+// lead gives the leadership to a queen; -1: to none.
 func (q *queens) lead(n int) {
 	if old := q.leader.Swap(-1); old >= 0 {
 		q.stop[old]()
@@ -124,7 +124,7 @@ func (q *queens) token(id string, limits ...core.Limit) {
 	})))
 }
 
-// ask asks a queen and has the request end at once, with the tokens that it used.
+// ask asks a queen to admit a request, which ends at once with the tokens that it used.
 func (q *queens) ask(queen int, key string, tokens, used int64) bool {
 	_, settle, err := q.list[queen].Admit(q.t.Context(), key, tokens)
 	if err != nil {
@@ -140,8 +140,8 @@ func (q *queens) ask(queen int, key string, tokens, used int64) bool {
 	return true
 }
 
-// Clients that flood three queens with one key get a limit of 100 requests a minute, and not more
-// than 5 % beyond it in any minute.
+// Clients that flood three queens with one key are held to a limit of 100 requests a minute, and
+// exceed it by at most 5 % in any minute.
 func TestLimitOverQueens(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -187,13 +187,13 @@ func TestLimitOverQueens(t *testing.T) {
 	})
 }
 
-// Tokens are counted by what requests really used, and running requests over all queens.
+// Tokens are counted by the actual usage of requests, and running requests across all queens.
 func TestTokensAndConcurrencyOverQueens(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		q := newQueens(t)
 		q.token("k", core.Limit{Of: core.LimitTokens, Count: 1000, Per: time.Minute}, core.Limit{Of: core.LimitConcurrent, Count: 2})
-		for i := range 8 { // each is taken for 300 and uses 100
+		for i := range 8 { // each is estimated at 300 and uses 100
 			must.True(t, q.ask(i%3, "k", 300, 100), must.Sprint(i))
 			time.Sleep(10 * trip)
 		}
@@ -209,7 +209,7 @@ func TestTokensAndConcurrencyOverQueens(t *testing.T) {
 		rates, _, err = q.list[0].Admit(t.Context(), "k", 10)
 		must.Error(t, err)
 		must.Eq(t, int64(980), rates[0].Remaining, must.Sprint("a refusal tells the state, too"))
-		time.Sleep(time.Minute) // they run on
+		time.Sleep(time.Minute) // they keep running
 		must.False(t, q.ask(0, "k", 10, 10))
 		first(10)
 		time.Sleep(10 * trip)
@@ -218,8 +218,8 @@ func TestTokensAndConcurrencyOverQueens(t *testing.T) {
 	})
 }
 
-// A new leader knows from each queen that lives what it has admitted; while there is none, each
-// queen has its part.
+// A new leader learns from each live queen what it has admitted; without a leader, each queen has
+// its share.
 func TestLimitOutlastsLeader(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -245,7 +245,7 @@ func TestLimitOutlastsLeader(t *testing.T) {
 	})
 }
 
-// Only a queen that leads counts, and nonsense lowers nobody's count.
+// Only a leading queen counts, and invalid messages lower no count.
 func TestServeBounds(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -6,11 +6,11 @@ import (
 	"time"
 )
 
-// maxExpiryWait is how long to wait where nothing can expire.
+// maxExpiryWait is how long to wait when nothing can expire.
 const maxExpiryWait = 365 * 24 * time.Hour
 
-// alarms are the hives that have a deadline, a heap by peer.wakeAt. A deadline that moves away
-// leaves the heap as it is: the hive is looked at in vain once, and put back.
+// alarms is a heap of the hives that have a deadline, ordered by peer.wakeAt. Postponing a deadline
+// does not change the heap: the hive is then checked once in vain and reinserted.
 type alarms []*peer
 
 func (a alarms) Len() int           { return len(a) }
@@ -35,8 +35,8 @@ func (a *alarms) Pop() any {
 	return p
 }
 
-// set puts a hive in, or moves it ahead, by when it is due. It reports whether the hive is the
-// first since then.
+// set inserts a hive by its due time, or moves it forward. It reports whether this made the hive
+// the first one.
 func (a *alarms) set(p *peer) (first bool) {
 	due := p.due()
 	switch {
@@ -54,7 +54,7 @@ func (a *alarms) set(p *peer) (first bool) {
 	return p.place == 0
 }
 
-// reset puts a hive where it belongs by when it is due, or takes it out if it is never due.
+// reset moves a hive to its due time, or removes it if it is never due.
 func (a *alarms) reset(p *peer) {
 	if due := p.due(); due.IsZero() {
 		a.remove(p)
@@ -64,14 +64,14 @@ func (a *alarms) reset(p *peer) {
 	}
 }
 
-// remove takes a hive out if it is in.
+// remove removes a hive if present.
 func (a *alarms) remove(p *peer) {
 	if p.place >= 0 {
 		heap.Remove(a, p.place)
 	}
 }
 
-// scheduleLocked sets the alarm of a hive to when it is due.
+// scheduleLocked sets the alarm of a hive to its due time.
 func (m *Monitor) scheduleLocked(p *peer) {
 	if m.alarms.set(p) {
 		wake(m.alarm)
@@ -93,7 +93,7 @@ func (m *Monitor) watchAlarms(ctx context.Context) {
 	}
 }
 
-// expire acts on every hive that is due and returns how long until the next is.
+// expire acts on every hive that is due and returns the time until the next one is.
 func (m *Monitor) expire() time.Duration {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -15,7 +15,7 @@ import (
 	"github.com/rbee-project/rbee/core/queen/liveness"
 )
 
-// rig is the monitor of a queen that leads, in a bubble, until its end.
+// rig is the monitor of a leading queen, in a bubble, until its end.
 type rig struct {
 	*liveness.Monitor
 	t        *testing.T
@@ -43,7 +43,7 @@ func newRig(t *testing.T, change ...func(*liveness.Options)) *rig {
 	return r
 }
 
-// eventually waits in the bubble's time.
+// eventually waits, in the bubble's time.
 func (r *rig) eventually(what string, ok func() bool) {
 	r.t.Helper()
 	for range 20_000 {
@@ -55,7 +55,7 @@ func (r *rig) eventually(what string, ok func() bool) {
 	r.t.Fatalf("not within 20 s: %s", what)
 }
 
-// registered waits until the registry has so many workers.
+// registered waits until the registry has the given number of workers.
 func (r *rig) registered(workers int) {
 	r.t.Helper()
 	r.eventually("all are registered", func() bool { return len(r.workers()) == workers })
@@ -63,7 +63,7 @@ func (r *rig) registered(workers int) {
 
 func (r *rig) workers() []core.Worker { return r.registry.View().Workers(nil) }
 
-// hives are those of the registry, with what is heard of them.
+// hives returns the hives of the registry, with what was reported about them.
 func (r *rig) hives() []core.Hive {
 	hives := r.registry.View().Hives(nil)
 	for i := range hives {
@@ -80,7 +80,7 @@ func (r *rig) status(hive string) core.HiveStatus {
 	return hives[i].Status
 }
 
-// usable counts the workers of a model that get requests.
+// usable counts the workers of a model that may get requests.
 func (r *rig) usable(model string) int {
 	n := 0
 	r.registry.View().EachRoute(nil, model, func(w *core.Worker, h *core.Hive) bool {
@@ -92,7 +92,7 @@ func (r *rig) usable(model string) int {
 	return n
 }
 
-// pinger answers as the test says.
+// pinger answers as the test specifies.
 type pinger func(ctx context.Context, hive string) error
 
 func (f pinger) Ping(ctx context.Context, hive string) error { return f(ctx, hive) }
@@ -106,7 +106,7 @@ func withPinger(p pinger) func(*liveness.Options) {
 	return func(o *liveness.Options) { o.Pinger = p }
 }
 
-// mustFail checks that err has the kind, says something, and tells a person what to do next.
+// mustFail checks that err has the kind, contains the parts, and has a hint.
 func mustFail(t *testing.T, err error, kind core.Kind, parts ...string) {
 	t.Helper()
 	must.Error(t, err)

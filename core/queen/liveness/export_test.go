@@ -1,19 +1,19 @@
 package liveness
 
-// What tests of this package need to know of it.
+// Unexported constants that tests of this package need.
 const (
 	IncumbentWait = incumbentWait
 	WriteInterval = writeInterval
 )
 
-// Peers returns how many hives the monitor keeps something of.
+// Peers returns the number of hives that the monitor tracks.
 func (m *Monitor) Peers() int {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return len(m.peers)
 }
 
-// Links returns how many links stand.
+// Links returns the number of open links.
 func (m *Monitor) Links() int {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -23,7 +23,7 @@ func (m *Monitor) Links() int {
 // Check is Report.check.
 func (r *Report) Check() error { return r.check() }
 
-// Registered is Report.registered, and has the report share the registry's memory where it is.
+// Registered is Report.registered; a registered report then shares the registry's memory.
 func (r *Report) Registered(registry Registry) bool {
 	same, old := r.registered(registry.View())
 	if same {

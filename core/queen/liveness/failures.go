@@ -6,15 +6,15 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// failures are the workers that are avoided because they failed a request, each with the reason.
-// There are few at a time.
+// failures holds the workers avoided because they failed a request, each with the reason. There are
+// few at a time.
 type failures map[instance]string
 
-// instance tells one start of a worker from all others. The nonce alone would not: a hive can
-// report that of another's worker.
+// instance identifies one start of a worker. The nonce alone would not: a hive can report the nonce
+// of another hive's worker.
 type instance struct{ hive, nonce string }
 
-// of returns the failures of a hive's workers by nonce; nil: there are none.
+// of returns the failures of a hive's workers by nonce; nil: none.
 func (f failures) of(hive string) map[string]string {
 	var found map[string]string
 	for at, why := range f {
@@ -28,9 +28,9 @@ func (f failures) of(hive string) map[string]string {
 	return found
 }
 
-// confirm drops the failures of a hive's workers that are in its report, and reports whether there
-// were any. With all it also drops those of workers that are not in the report: the registry does
-// not know them either.
+// confirm drops the failures of a hive's workers that its report lists, and reports whether there
+// were any. With all it also drops those of workers not in the report: the registry does not have
+// them either.
 func (f failures) confirm(hive string, r *Report, all bool) bool {
 	found := false
 	for at := range f {
@@ -42,13 +42,13 @@ func (f failures) confirm(hive string, r *Report, all bool) bool {
 	return found
 }
 
-// Fail avoids a worker that could not be reached, or was lost with a request, until the next report
-// of its hive still lists this very start of it. A hive reports a process that has ended at once:
-// what it still lists is alive.
+// Fail avoids a worker that could not be reached, or was lost during a request, until the next
+// report of its hive still lists this very start of it. A hive reports the end of a process at
+// once: what it still lists is alive.
 func (m *Monitor) Fail(w core.Worker) {
 	key := instance{w.Hive, w.Nonce}
 	if now, ok := m.opts.Registry.View().Worker(nil, w.Hive, w.ID); !ok || now.Nonce != w.Nonce {
-		return // gone already, and with it the reason to avoid it
+		return // already removed, and with it the reason to avoid it
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -56,7 +56,7 @@ func (m *Monitor) Fail(w core.Worker) {
 		return
 	}
 	m.failures[key] = "it failed a request a moment ago"
-	if p, ok := m.peers[w.Hive]; ok && p.link != nil { // its hive shall report now
+	if p, ok := m.peers[w.Hive]; ok && p.link != nil { // request an immediate report
 		p.link.hurry = true
 		p.link.wakeUp()
 	}
@@ -65,7 +65,7 @@ func (m *Monitor) Fail(w core.Worker) {
 	m.log.Warn("worker failed a request, it is avoided until its hive confirms it", "worker", w.ID, "hive", w.Hive, "model", w.Model)
 }
 
-// Failed returns how many workers are avoided because they failed a request.
+// Failed returns the number of workers avoided because they failed a request.
 func (m *Monitor) Failed() int {
 	m.mu.Lock()
 	defer m.mu.Unlock()

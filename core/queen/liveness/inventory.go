@@ -14,17 +14,17 @@ import (
 )
 
 // maxInventories bounds the inventories of all hives at one queen, in bytes of their messages. One
-// beyond it is not kept: the hive is asked.
+// that exceeds it is dropped, and its hive is asked instead.
 const maxInventories = 64 << 20
 
-// Inventory is what a hive last said of its store. It is immutable.
+// Inventory is the last reported contents of a hive's store. It is immutable.
 type Inventory struct {
 	core.Inventory
 	bytes int
 }
 
-// inventoryOf reads an inventory, with texts fit to be shown; nil for one that the hive says is not
-// whole. Errors: Invalid.
+// inventoryOf reads an inventory, with texts made safe to display; nil for one that the hive marks
+// as incomplete. Errors: Invalid.
 func inventoryOf(p *queenv1.Inventory) (*Inventory, error) {
 	size := proto.Size(p)
 	switch {
@@ -58,20 +58,20 @@ func inventoryOf(p *queenv1.Inventory) (*Inventory, error) {
 	return v, nil
 }
 
-// isName reports whether a text can be a model's id or alias.
+// isName reports whether a text is a valid model id or alias.
 func isName(s string) bool {
 	return s != "" && len(s) <= fsm.MaxTextBytes && !slices.ContainsFunc([]rune(s), unicode.IsControl)
 }
 
-// stock holds the inventories of all hives at one queen. It stays within maxInventories.
+// stock holds the inventories of all hives at one queen, within maxInventories.
 type stock struct {
 	of    map[string]*Inventory // by hive id
-	bytes int                   // of all
+	bytes int                   // total size
 	turn  uint64                // counts changes
-	ids   map[string]int        // hives that have a sound model of an id
+	ids   map[string]int        // number of hives with a sound model, by its id
 }
 
-// put replaces a hive's inventory, and drops it if v is nil or has no room.
+// put replaces a hive's inventory, or drops it if v is nil or does not fit.
 func (s *stock) put(hive string, v *Inventory) {
 	old := s.of[hive]
 	if old == v {
@@ -90,7 +90,7 @@ func (s *stock) put(hive string, v *Inventory) {
 	}
 }
 
-// count adds a hive's models to ids, or takes them out.
+// count adds a hive's models to ids, or removes them.
 func (s *stock) count(v *Inventory, by int) {
 	for _, m := range v.Models {
 		if m.Damaged != "" {
@@ -102,14 +102,14 @@ func (s *stock) count(v *Inventory, by int) {
 	}
 }
 
-// Stores reports whether a hive says that it has a sound model of this very id.
+// Stores reports whether a hive has reported a sound model with exactly this id.
 func (m *Monitor) Stores(id string) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.stock.ids[id] > 0
 }
 
-// StockTurn returns a number that changes whenever a hive says something new of its store.
+// StockTurn returns a number that changes whenever a hive reports a change of its store.
 func (m *Monitor) StockTurn() uint64 {
 	m.mu.Lock()
 	defer m.mu.Unlock()

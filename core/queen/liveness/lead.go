@@ -7,8 +7,8 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// Lead does the leader's duties, from TakeOver to StepDown, until ctx ends. Call it when the
-// registry holds everything that was committed before.
+// Lead performs the leader's duties, from TakeOver to StepDown, until ctx ends. Call it once the
+// registry holds everything committed before.
 func (m *Monitor) Lead(ctx context.Context) error {
 	m.TakeOver()
 	defer m.StepDown()
@@ -27,8 +27,8 @@ func (m *Monitor) Lead(ctx context.Context) error {
 	return nil
 }
 
-// TakeOver starts with the hives of the registry and with what this queen heard of them before it
-// led. Hives that have no link to it get LinkGrace.
+// TakeOver starts with the hives of the registry and the reports this queen received before it led.
+// Hives without a link to it get LinkGrace.
 func (m *Monitor) TakeOver() {
 	now := time.Now()
 	m.opts.TermChanged()
@@ -54,7 +54,7 @@ func (m *Monitor) TakeOver() {
 	behind := 0
 	for _, p := range m.peers {
 		if p.link == nil || p.report == nil {
-			continue // an older report is no news
+			continue // a report from before a broken link is outdated
 		}
 		if same, _ := p.report.registered(registry); same {
 			p.registeredLocked()

@@ -17,8 +17,8 @@ import (
 	"github.com/rbee-project/rbee/raft/fsm"
 )
 
-// incumbentWait bounds the wait for a sign of life of a hive that has a link when another agent
-// with its id wants one.
+// incumbentWait bounds the wait for a sign of life from a linked hive when another agent with its
+// id wants a link.
 const incumbentWait = 500 * time.Millisecond
 
 // Link is the queen's end of a hive's link. Monitor.mu guards its fields.
@@ -26,15 +26,15 @@ type Link struct {
 	m           *Monitor
 	peer        *peer
 	incarnation uint64
-	wake        chan struct{} // there is something to send or to end for; holds one
+	wake        chan struct{} // something to send, or a reason to end; holds one
 
-	taken      bool                 // a report was taken in
-	seq        uint64               // of the newest report
-	registered uint64               // of the newest report that the registry has, as far as this leader knows
-	hurry      bool                 // the hive shall report at once
+	taken      bool                 // a report was accepted
+	seq        uint64               // sequence number of the newest report
+	registered uint64               // number of the newest report in the registry, as far as this leader knows
+	hurry      bool                 // ask the hive to report at once
 	view       *queenv1.ClusterView // as last sent
-	heard      chan struct{}        // closed by the next report; nil: nobody waits for one
-	over       error                // why it shall end; nil: it shall not
+	heard      chan struct{}        // closed by the next report; nil: not waited for
+	over       error                // reason to end; nil: stay open
 }
 
 func (l *Link) wakeUp() { wake(l.wake) }
@@ -47,9 +47,9 @@ func (l *Link) endLocked(err error) {
 	}
 }
 
-// Serve runs the link of one hive. It ends with Conflict when the hive has started again since or
-// another agent has its id, with Invalid for a report that no hive sends, with Unavailable when the
-// queen ends.
+// Serve runs the link of one hive. It ends with Conflict when the hive has restarted since or
+// another agent has its id, with Invalid for a malformed report, with Unavailable when the queen
+// stops.
 func (m *Monitor) Serve(stream grpc.BidiStreamingServer[queenv1.LinkRequest, queenv1.LinkResponse]) error {
 	first, err := stream.Recv()
 	if err != nil {
@@ -70,7 +70,7 @@ func (m *Monitor) Serve(stream grpc.BidiStreamingServer[queenv1.LinkRequest, que
 	if err := l.Take(first.GetSeq(), r, first.GetEnding()); err != nil {
 		return err
 	}
-	// The reader ends when this method has returned, which ends the stream's context.
+	// The reader ends after this method has returned, as that ends the stream's context.
 	received := make(chan error, 1)
 	if !m.reader(func() { received <- m.receive(stream, l) }) {
 		return m.ending()
@@ -93,7 +93,7 @@ func (m *Monitor) Serve(stream grpc.BidiStreamingServer[queenv1.LinkRequest, que
 	}
 }
 
-// linkEnd returns the error of a stream; its regular end is none.
+// linkEnd converts the end of a stream to an error; a regular end is nil.
 func linkEnd(err error) error {
 	if errors.Is(err, io.EOF) {
 		return nil
@@ -105,7 +105,7 @@ func (m *Monitor) ending() error {
 	return core.Errorf(core.Unavailable, "queen %s is shutting down", m.opts.ID).Hint("The hive tries again by itself.")
 }
 
-// reader starts a goroutine that Close waits for; false: Close was called.
+// reader starts a goroutine that Close waits for; false: Close was already called.
 func (m *Monitor) reader(f func()) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -118,7 +118,7 @@ func (m *Monitor) reader(f func()) bool {
 	}
 }
 
-// receive takes reports in until the link ends.
+// receive accepts reports until the link ends.
 func (m *Monitor) receive(stream grpc.BidiStreamingServer[queenv1.LinkRequest, queenv1.LinkResponse], l *Link) error {
 	for {
 		req, err := stream.Recv()
@@ -138,8 +138,8 @@ func (m *Monitor) receive(stream grpc.BidiStreamingServer[queenv1.LinkRequest, q
 	}
 }
 
-// Open makes a new link the one of its hive. A link that the same start of the hive has counts as
-// broken. Where another start has one, that one stays if it gives a sign of life. Errors: Conflict.
+// Open makes a new link the current one of its hive. A link of the same start of the hive counts as
+// broken. A link of another start stays if that gives a sign of life. Errors: Conflict.
 func (m *Monitor) Open(ctx context.Context, h core.Hive) (*Link, error) {
 	for asked := false; ; asked = true {
 		m.mu.Lock()
@@ -194,7 +194,7 @@ func olderStart(h core.Hive, registered uint64) error {
 		"Two agents use one hive identity. Stop one of them, or give it a data_dir of its own.")
 }
 
-// Close notes that the link has ended: until the hive has another one it is suspect.
+// Close marks the link as ended: the hive is suspect until it has another one.
 func (l *Link) Close() {
 	m := l.m
 	m.mu.Lock()
@@ -206,11 +206,11 @@ func (l *Link) Close() {
 	p.link = nil
 	m.links--
 	if l.heard != nil {
-		close(l.heard) // those that wait look at what is now
+		close(l.heard) // waiters check the current state
 		l.heard = nil
 	}
 	if p.report == nil && p.graceUntil.IsZero() {
-		m.dropLocked(p) // nothing is known of it but this
+		m.dropLocked(p) // no other information about it exists
 		return
 	}
 	m.publishLocked(p.id)
@@ -220,12 +220,13 @@ func (l *Link) Close() {
 	m.scheduleLocked(p)
 }
 
-// Take takes a report in. Where this queen leads, the registry has it or is about to. ending: it is
-// the hive's last. Errors: Invalid, Conflict; Unavailable for a link that is over.
+// Take accepts a report. If this queen leads, the registry has it or soon will. ending marks the
+// hive's last report. Errors: Invalid, Conflict; Unavailable for a link that has ended.
 func (l *Link) Take(seq uint64, r *Report, ending bool) error {
 	m := l.m
 	if !fsm.Knows(m.opts.MinFSM(), "Worker.capabilities") {
-		// Commands leave them out: the registry would never have a report with them.
+		// Commands omit these fields for older queens: with them, a report would never match the
+		// registry.
 		for i := range r.Workers {
 			r.Workers[i].Capabilities, r.Workers[i].Replica = "", ""
 		}
@@ -248,10 +249,10 @@ func (l *Link) Take(seq uint64, r *Report, ending bool) error {
 	defer m.mu.Unlock()
 	p := l.peer
 	if l.over != nil || p.link != l {
-		return errors.Join(l.over) // Serve says it
+		return errors.Join(l.over) // Serve returns it
 	}
 	first := p.report == nil
-	if r.told || !l.taken { // otherwise nothing has changed
+	if r.told || !l.taken { // otherwise the inventory is unchanged
 		m.stock.put(p.id, r.inventory)
 	}
 	r.inventory = nil // the report outlives it
@@ -289,12 +290,12 @@ func (l *Link) Take(seq uint64, r *Report, ending bool) error {
 	return nil
 }
 
-// intervalLocked returns when a hive shall report next, at the latest.
+// intervalLocked returns the longest time until a hive's next report.
 func (m *Monitor) intervalLocked() time.Duration {
 	return max(ReportInterval, time.Duration(m.links)*time.Second/MaxReportsPerSecond)
 }
 
-// Answer returns what the link's hive is to know now; over: the link ends.
+// Answer returns what to send to the link's hive now; over: the link ends.
 func (l *Link) Answer() (resp *queenv1.LinkResponse, over error) {
 	m := l.m
 	m.mu.Lock()
@@ -323,7 +324,7 @@ func (l *Link) Answer() (resp *queenv1.LinkResponse, over error) {
 	return resp, nil
 }
 
-// usesOf returns what this queen uses the workers of a hive for, for the hive.
+// usesOf returns how this queen uses the workers of a hive, in wire form.
 func (m *Monitor) usesOf(hive string) []*queenv1.Use {
 	if m.opts.Uses == nil {
 		return nil
@@ -340,7 +341,7 @@ func (m *Monitor) usesOf(hive string) []*queenv1.Use {
 	return out
 }
 
-// Nudge tells a hive at once what its workers are used for.
+// Nudge sends a hive the current use of its workers at once.
 func (m *Monitor) Nudge(hive string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -349,7 +350,7 @@ func (m *Monitor) Nudge(hive string) {
 	}
 }
 
-// SetView tells all hives what they must know of the cluster, if that is news.
+// SetView sends all hives their view of the cluster, if it has changed.
 func (m *Monitor) SetView(v *queenv1.ClusterView) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -20,7 +20,7 @@ import (
 	"github.com/rbee-project/rbee/raft/fsm"
 )
 
-// Five hours of three hives whose load changes all the time: not one entry in the log.
+// Five hours of three hives whose load changes all the time cause not one log entry.
 func TestFiveHoursWriteNothing(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -44,7 +44,7 @@ func TestFiveHoursWriteNothing(t *testing.T) {
 		}
 		must.Eq(t, index, c.registry.AppliedIndex())
 		must.Eq(t, core.HiveReady, c.status("h0"))
-		// The next entry follows right upon the last: there was none of raft's own either.
+		// The next entry follows directly upon the last: raft itself wrote none in between either.
 		_, err := c.registry.Apply(t.Context(), "", fsm.RemoveHive("nobody"))
 		must.NoError(t, err)
 		must.Eq(t, index+1, c.registry.AppliedIndex())
@@ -53,8 +53,8 @@ func TestFiveHoursWriteNothing(t *testing.T) {
 	})
 }
 
-// The wall clock jumps by ten seconds every second and by an hour now and then: nobody is lost, and
-// nothing is written.
+// The wall clock jumps by ten seconds every second and by an hour now and then: no hive is lost,
+// and nothing is written.
 func TestWallClockJumps(t *testing.T) {
 	t.Parallel()
 	for name, p := range map[string]liveness.Pinger{"alone": nil, "with gossip": pinger(noSign)} {
@@ -95,7 +95,7 @@ func TestWallClockJumps(t *testing.T) {
 				}
 				must.Eq(t, index, c.registry.AppliedIndex())
 				must.Len(t, 3, c.workers())
-				// And one that is silent is noticed all the same.
+				// A silent hive is noticed all the same.
 				hives[0].HangUp(c.Monitor)
 				time.Sleep(liveness.DownAlone + time.Second)
 				must.Eq(t, core.HiveDown, c.status("h0"))
@@ -144,7 +144,7 @@ func TestSilence(t *testing.T) {
 					if suspect == 0 && pick() == 1 {
 						suspect = max(since, 1)
 						must.Eq(t, core.HiveSuspect, c.status("h1"))
-						must.Eq(t, index, c.registry.AppliedIndex()) // that is in memory alone
+						must.Eq(t, index, c.registry.AppliedIndex()) // suspicion is in memory only
 					}
 					if c.status("h1") == core.HiveDown {
 						down = since
@@ -157,7 +157,7 @@ func TestSilence(t *testing.T) {
 				must.Eq(t, core.HiveReady, c.status("h2"))
 				must.Len(t, 1, c.workers())
 
-				// A report, however late, undoes it. The line that stood was given up.
+				// A report, however late, undoes it. The previous link was ended.
 				h.HangUp(c.Monitor)
 				h.MustTell(t, c.Monitor)
 				time.Sleep(100 * time.Millisecond)
@@ -168,7 +168,7 @@ func TestSilence(t *testing.T) {
 	}
 }
 
-// A hive that answered for a while and then does no longer is down soon after its last answer.
+// A hive that answers pings for a while and then stops is down soon after its last answer.
 func TestSilenceAfterASign(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -191,11 +191,11 @@ func TestSilenceAfterASign(t *testing.T) {
 	})
 }
 
-// lossy runs 50 hives for ten minutes, of whose reports and pings a part is lost, and gives how
+// lossy runs 50 hives for ten minutes while a share of reports and pings is lost, and returns how
 // many hives were written as down.
 func lossy(t *testing.T, reports, pings float64) (down int) {
 	synctest.Test(t, func(t *testing.T) {
-		// Which reports are lost does not depend on the order in which pings are sent.
+		// The choice of lost reports does not depend on the order of pings.
 		rng := rand.New(rand.NewPCG(25, 26))
 		lost := func(part float64) bool { return rng.Float64() < part }
 		var mu sync.Mutex // guards below
@@ -224,7 +224,7 @@ func lossy(t *testing.T, reports, pings float64) (down int) {
 				switch {
 				case lost(reports):
 				case lost(0.02):
-					h.HangUp(c.Monitor) // and is back with the next report
+					h.HangUp(c.Monitor) // the link is replaced with the next report
 				default:
 					_, _ = h.Tell(t, c.Monitor)
 				}
@@ -247,14 +247,14 @@ func TestLossIsNotDeath(t *testing.T) {
 	must.Eq(t, 0, lossy(t, 0.3, 0.3))
 }
 
-// The test above can fail: without signs of life the same loss kills.
+// The test above can fail: without signs of life, the same loss takes hives down.
 func TestLossWithoutSignsOfLife(t *testing.T) {
 	t.Parallel()
 	must.Positive(t, lossy(t, 0.3, 1))
 }
 
-// A hive that has started again is one; a second agent with its identity is refused as long as the
-// first lives.
+// A restarted hive is the same hive; a second agent with its identity is refused as long as the
+// first is alive.
 func TestIncarnations(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -264,7 +264,7 @@ func TestIncarnations(t *testing.T) {
 		c.registered(2)
 		index := c.registry.AppliedIndex()
 
-		// Two agents with one identity: whoever was first goes on, undisturbed.
+		// Two agents with one identity: the first continues undisturbed.
 		second := simhive.New("h1", 1)
 		second.Hive.Incarnation = 2
 		refused := make(chan error)
@@ -282,15 +282,15 @@ func TestIncarnations(t *testing.T) {
 		must.Eq(t, index, c.registry.AppliedIndex())
 		must.Eq(t, core.HiveReady, c.status("h1"))
 
-		// Where the first gives no sign, the second takes its place at once.
+		// If the first gives no sign of life, the second replaces it at once.
 		began := time.Now()
 		second.MustTell(t, c.Monitor)
 		must.Eq(t, liveness.IncumbentWait, time.Since(began))
 		time.Sleep(2 * liveness.WriteInterval)
 		must.Len(t, 1, c.workers())
 
-		// The older start is not let in again, neither over its old line nor over a new one, nor
-		// when the newer one has none.
+		// The older start is not admitted again, neither over its old link nor over a new one, even
+		// while the newer one has none.
 		_, err = first.Tell(t, c.Monitor)
 		must.Error(t, err)
 		index = c.registry.AppliedIndex()
@@ -302,7 +302,8 @@ func TestIncarnations(t *testing.T) {
 		must.Eq(t, index, c.registry.AppliedIndex())
 		must.Len(t, 1, c.workers())
 
-		// After a crash the next start is let in at once, and what the crashed one had is gone.
+		// After a crash the next start is admitted at once, and the crashed one's workers are
+		// removed.
 		third := simhive.New("h1", 3)
 		third.Hive.Incarnation = 3
 		began = time.Now()
@@ -312,24 +313,24 @@ func TestIncarnations(t *testing.T) {
 		must.Len(t, 3, c.workers())
 		must.Eq(t, 3, c.registry.View().PeekHive(nil, "h1").Incarnation)
 
-		// A line of the same start replaces the one before.
+		// A new link of the same start replaces the previous one.
 		l, err := c.Open(t.Context(), third.Hive)
 		must.NoError(t, err)
 		must.NoError(t, l.Take(1, third.Report(), false))
 		_, over := third.Link(c.Monitor).Answer()
 		must.Eq(t, core.Unavailable, core.KindOf(over))
-		third.HangUp(c.Monitor) // says nothing of the hive
+		third.HangUp(c.Monitor) // does not affect the hive
 		must.Eq(t, core.HiveReady, c.status("h1"))
 		must.Eq(t, 1, c.Links())
 	})
 }
 
-// Ten thousand hives within a second, as after a power cut: all are in the registry within ten
-// seconds, in few entries, and none is lost.
+// Ten thousand hives within a second, as after a power cut: all are registered within ten seconds,
+// in few entries, and none is lost.
 func TestThunderingHerd(t *testing.T) {
 	t.Parallel()
 	hives, workers := 10_000, 4
-	if testing.Short() || raceDetector { // which makes it ten times as slow
+	if testing.Short() || raceDetector { // the race detector makes it ten times as slow
 		hives = 1000
 	}
 	synctest.Test(t, func(t *testing.T) {
@@ -358,7 +359,7 @@ func TestThunderingHerd(t *testing.T) {
 		must.LessEq(t, uint64(200*took.Seconds()+5), entries)
 		must.Len(t, hives*workers, c.registry.View().Workers(nil))
 
-		// They report when they were told, and none is given up. A steady cluster writes nothing.
+		// They report when asked, and none is dropped. A steady cluster writes nothing.
 		index = c.registry.AppliedIndex()
 		for until := time.Now().Add(10 * time.Minute); time.Now().Before(until); {
 			time.Sleep(time.Second)
@@ -375,7 +376,7 @@ func TestThunderingHerd(t *testing.T) {
 	})
 }
 
-// What hives must know of the cluster is in the first answer, and in another one only when it has
+// The hives' view of the cluster is in the first answer, and in later ones only when it has
 // changed.
 func TestViewIsTold(t *testing.T) {
 	t.Parallel()
@@ -393,7 +394,7 @@ func TestViewIsTold(t *testing.T) {
 			must.NoError(t, err)
 			second, err := l.Answer()
 			must.NoError(t, err)
-			must.Nil(t, second.GetCluster()) // no news
+			must.Nil(t, second.GetCluster()) // unchanged
 			return first.GetCluster()
 		}
 		must.Nil(t, told())
@@ -401,9 +402,9 @@ func TestViewIsTold(t *testing.T) {
 		c.SetView(v)
 		must.Eq(t, "a:1", told().GetQueens()[0].GetRpcAddress())
 		c.SetView(&queenv1.ClusterView{Index: 7, Queens: v.GetQueens()})
-		must.Eq(t, 1, told().GetIndex()) // the index alone is no news
+		must.Eq(t, 1, told().GetIndex()) // the index alone is no change
 
-		// A link that stands is told what changes.
+		// An open link receives changes.
 		h.MustTell(t, c.Monitor)
 		c.SetView(&queenv1.ClusterView{Index: 8, Revoked: []string{"x"}})
 		resp, err := h.Link(c.Monitor).Answer()
@@ -412,8 +413,8 @@ func TestViewIsTold(t *testing.T) {
 	})
 }
 
-// What a reader took stays as it was, whatever happens to the hive since; each change gives a new
-// view, before those who wait hear of it.
+// A View that a reader holds stays unchanged, whatever happens to the hive; each change publishes a
+// new View before waiters are notified.
 func TestViewIsImmutable(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -428,7 +429,7 @@ func TestViewIsImmutable(t *testing.T) {
 		must.True(t, first.Hears())
 		must.Nil(t, unheard.Report)
 
-		// A worker failed a request: avoided until the next report lists it.
+		// A worker that failed a request is avoided until the next report lists it.
 		c.registered(2)
 		changed = c.Changed()
 		c.Fail(h.Workers[0])
@@ -442,14 +443,14 @@ func TestViewIsImmutable(t *testing.T) {
 		must.Eq(t, "", why)
 		resp, err := h.Link(c.Monitor).Answer()
 		must.NoError(t, err)
-		must.Eq(t, 0, resp.GetNext().AsDuration()) // its hive is asked at once
+		must.Eq(t, 0, resp.GetNext().AsDuration()) // its hive is asked to report at once
 		changed = c.Changed()
 		h.MustTell(t, c.Monitor)
 		<-changed
 		why, _ = c.Hive("h1").Avoid(&h.Workers[0])
 		must.Eq(t, "", why)
 
-		// Another start of the worker, and one that is gone, are not the one that failed.
+		// Neither another start of the worker nor a removed worker is the one that failed.
 		other := h.Workers[0]
 		other.Nonce = "another"
 		c.Fail(other)
@@ -464,7 +465,7 @@ func TestViewIsImmutable(t *testing.T) {
 		must.Eq(t, "the link to its hive broke", c.Hive("h1").Suspect)
 		must.True(t, first.Hears())
 
-		// Of a hive that never had a link nothing is held against it until LinkGrace is over.
+		// Workers of a hive that never had a link are not avoided until LinkGrace has passed.
 		w := core.Worker{ID: "w", Hive: "h9", Nonce: "n"}
 		time.Sleep(liveness.LinkGrace + time.Second)
 		why, _ = c.Hive("h9").Avoid(&w)
@@ -472,7 +473,7 @@ func TestViewIsImmutable(t *testing.T) {
 	})
 }
 
-// A hive that is down for long is forgotten: in the registry, and here.
+// A hive that is down for long is forgotten, in the registry and here.
 func TestForget(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -2,35 +2,35 @@ package liveness
 
 import "time"
 
-// peer is what this queen knows of a hive beyond the registry. Monitor.mu guards its fields. Zero
-// times do not come.
+// peer is what this queen knows about a hive beyond the registry. Monitor.mu guards its fields.
+// Zero times mean never.
 type peer struct {
 	id     string
-	link   *Link   // nil: none
-	report *Report // the last one; nil: none yet
+	link   *Link   // nil: no link
+	report *Report // the latest report; nil: none yet
 	heard  time.Time
-	next   time.Duration // when it was told to report next
+	next   time.Duration // the interval it was last given
 	// suspect is why the hive's workers are avoided; empty: they are not.
 	suspect      string
 	suspectSince time.Time
 	suspectAt    time.Time
 	forgetAt     time.Time
 
-	// Only while leading.
+	// The fields below are used only while leading.
 	downAt     time.Time
-	graceUntil time.Time // not down before
-	answered   time.Time // the last ping
-	unanswered int       // pings since
+	graceUntil time.Time // not down before this time
+	answered   time.Time // time of the last answered ping
+	unanswered int       // pings since then
 	dirty      bool      // its report is in the backlog
-	writing    bool      // something of it is being written
-	gone       bool      // it is in the backlog as down or, with forget, to be removed
+	writing    bool      // a change to it is being written
+	gone       bool      // in the backlog as down or, with forget, for removal
 	forget     bool
 
-	wakeAt time.Time // when alarms have it looked at; not after due
-	place  int       // in alarms; -1: not in them
+	wakeAt time.Time // when alarms checks it; not after due
+	place  int       // index in alarms; -1: not in it
 }
 
-// due returns the earliest time at which something happens to the hive; zero: never.
+// due returns the next deadline of the hive; zero: none.
 func (p *peer) due() time.Time {
 	var next time.Time
 	for _, at := range []time.Time{p.suspectAt, p.downAt, p.forgetAt} {
@@ -41,7 +41,7 @@ func (p *peer) due() time.Time {
 	return next
 }
 
-// peerLocked returns what is known of a hive, and adds it where nothing is.
+// peerLocked returns the peer of a hive, adding it if needed.
 func (m *Monitor) peerLocked(id string) *peer {
 	p, ok := m.peers[id]
 	if !ok {

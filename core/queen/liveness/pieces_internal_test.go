@@ -11,7 +11,7 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// The first alarm is always the earliest that was set, however deadlines move.
+// The first alarm is always the earliest one set, however deadlines move.
 func TestAlarms(t *testing.T) {
 	t.Parallel()
 	rnd := rand.New(rand.NewPCG(1, 2))
@@ -63,7 +63,7 @@ func TestFailures(t *testing.T) {
 	must.MapLen(t, 1, f)
 }
 
-// An inventory that has no room is not kept, and what another hive gives up makes room.
+// An inventory that does not fit is dropped; what another hive releases makes room.
 func TestStock(t *testing.T) {
 	t.Parallel()
 	s := stock{of: map[string]*Inventory{}}

@@ -14,16 +14,16 @@ import (
 	"github.com/rbee-project/rbee/raft/state"
 )
 
-// Report is what a hive told of itself, in a normal form: lists sorted, texts fit for the registry.
-// It is immutable once a link has taken it.
+// Report is a hive's report in normal form: lists sorted, texts valid for the registry. It is
+// immutable once a link has accepted it.
 type Report struct {
-	At      time.Time // by Options.Now
+	At      time.Time // from Options.Now
 	Hive    core.Hive
-	Workers []core.Worker // by id
-	Unloads bool          // it unloads workers that nobody uses
+	Workers []core.Worker // sorted by id
+	Unloads bool          // it unloads unused workers
 
-	told      bool       // it says what the store has
-	inventory *Inventory // nil: the hive is asked
+	told      bool       // it reports its store
+	inventory *Inventory // nil: the hive must be asked
 }
 
 // ReportOf reads a report. Errors: Invalid.
@@ -63,15 +63,15 @@ func ReportOf(req *queenv1.LinkRequest, at time.Time) (*Report, error) {
 			return nil, invalidReport("worker %q reports %d active and %d queued requests", w.ID, w.Load.Active, w.Load.Queued)
 		}
 		bound(&w.Load)
-		w.Load.At = at.Add(-time.Duration(w.Load.Silence)) // when the worker was heard, not its hive
+		w.Load.At = at.Add(-time.Duration(w.Load.Silence)) // the time of the worker's last report, not the hive's
 		r.Workers = append(r.Workers, w)
 	}
 	slices.SortFunc(r.Workers, func(a, b core.Worker) int { return cmp.Compare(a.ID, b.ID) })
 	return r, nil
 }
 
-// bound makes a load fit to be shown: JSON has no number for what is infinite or not a number, so
-// that one such load would take the whole list of workers away.
+// bound makes a load valid for display: JSON cannot represent infinities or NaN, so one such load
+// would make the whole list of workers fail.
 func bound(l *core.Load) {
 	if !(l.TokensPerSecond >= 0 && l.TokensPerSecond <= maxRate) {
 		l.TokensPerSecond = 0
@@ -82,14 +82,14 @@ func bound(l *core.Load) {
 	l.AcceptedTokens = min(max(l.AcceptedTokens, 0), l.DraftTokens)
 }
 
-// maxMemory is more than any device has; so much less than an int64 holds that sums do not
-// overflow.
+// maxMemory exceeds the memory of any device; it is far enough below the int64 range that sums do
+// not overflow.
 const maxMemory = 1 << 50
 
-// maxRate is more tokens a second than any machine makes.
+// maxRate is more tokens per second than any machine generates.
 const maxRate = 1e9
 
-// check applies the same bounds as the log's. It is for what is not in the registry already.
+// check applies the same bounds as the log. It is for reports not yet in the registry.
 func (r *Report) check() error {
 	if err := fsm.Validate(fsm.SyncHive(r.Hive, r.Workers)); err != nil {
 		return core.WithHint(core.Prefix(err, "report"), "This is a defect of the hive's agent: please report it.")
@@ -101,7 +101,7 @@ func invalidReport(format string, args ...any) error {
 	return core.Errorf(core.Invalid, "report: "+format, args...).Hint("This is a defect of the hive's agent: please report it.")
 }
 
-// fit makes a text for people, such as an engine's message, fit for the registry: one line,
+// fit makes a text for people, such as an engine's message, valid for the registry: one line,
 // bounded.
 func fit(s string) string {
 	s = strings.Map(func(r rune) rune {
@@ -116,9 +116,8 @@ func fit(s string) string {
 	return s
 }
 
-// registered reports whether the registry has what the report says: syncing it would change
-// nothing. The state machine decides by the same comparison. old is the registry's entry of the
-// hive; nil: there is none.
+// registered reports whether the registry matches the report, so that writing it would change
+// nothing. The state machine uses the same comparison. old is the hive's registry entry; nil: none.
 func (r *Report) registered(s *state.Snapshot) (same bool, old *core.Hive) {
 	old = s.PeekHive(nil, r.Hive.ID)
 	if old == nil {
@@ -136,8 +135,7 @@ func (r *Report) registered(s *state.Snapshot) (same bool, old *core.Hive) {
 	return same && i == len(r.Workers), old
 }
 
-// share lets a report that the registry has use the registry's memory: most of what hives say is
-// said again and again.
+// share makes a registered report use the registry's memory: most of what hives report is repeated.
 func (r *Report) share(s *state.Snapshot, old *core.Hive) {
 	told := r.Hive
 	r.Hive = *old
@@ -156,7 +154,7 @@ func (r *Report) share(s *state.Snapshot, old *core.Hive) {
 	})
 }
 
-// Find returns what the report says of one start of a worker; nil: nothing.
+// Find returns the report's entry for one start of a worker; nil: none.
 func (r *Report) Find(id, nonce string) *core.Worker {
 	low, high := 0, len(r.Workers)
 	for low < high {

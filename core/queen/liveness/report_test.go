@@ -48,8 +48,8 @@ func TestReportOfBoundsProblems(t *testing.T) {
 	}
 }
 
-// FuzzReport: no report makes the queen panic, and one that was accepted is, repeated, no news for
-// the registry.
+// FuzzReport checks that no report makes the queen panic, and that repeating an accepted one
+// changes nothing in the registry.
 func FuzzReport(f *testing.F) {
 	for _, r := range []*queenv1.LinkRequest{
 		{},

@@ -8,12 +8,12 @@ import (
 
 const (
 	pingTimeout = 500 * time.Millisecond
-	maxPings    = 1024 // that wait for an answer at once
-	leastPings  = 8    // that must have failed in a row before silence counts
+	maxPings    = 1024 // pings waiting for an answer at once
+	leastPings  = 8    // consecutive failed pings before silence counts
 	retryExpiry = 200 * time.Millisecond
 )
 
-// expireLocked acts on the deadlines of a hive that have passed.
+// expireLocked acts on the expired deadlines of a hive.
 func (m *Monitor) expireLocked(p *peer, now time.Time) {
 	if passed(p.suspectAt, now) {
 		p.suspectAt = time.Time{}
@@ -24,7 +24,7 @@ func (m *Monitor) expireLocked(p *peer, now time.Time) {
 		switch {
 		case !passed(p.downAt, now):
 		case m.opts.Pinger != nil && p.graceUntil.IsZero() && p.answered.IsZero() && p.unanswered < leastPings:
-			p.downAt = now.Add(retryExpiry) // many are silent at once, and it has not been asked often enough
+			p.downAt = now.Add(retryExpiry) // many hives are silent, and this one has not been pinged often enough
 		default:
 			p.downAt = time.Time{}
 			m.backlog.giveUp(p, false)
@@ -42,7 +42,7 @@ func (m *Monitor) expireLocked(p *peer, now time.Time) {
 
 func passed(deadline, now time.Time) bool { return !deadline.IsZero() && !deadline.After(now) }
 
-// suspectLocked avoids the workers of a hive from now on.
+// suspectLocked starts avoiding the workers of a hive.
 func (m *Monitor) suspectLocked(p *peer, why string) {
 	if p.suspect != "" {
 		return
@@ -59,7 +59,7 @@ func (m *Monitor) suspectLocked(p *peer, why string) {
 	}
 }
 
-// label returns the name of a hive for the log, or its id where the registry does not know it.
+// label returns the name of a hive for the log, or its id if the registry does not know it.
 func (m *Monitor) label(id string) string {
 	if h := m.opts.Registry.View().PeekHive(nil, id); h != nil && h.Name != "" {
 		return h.Name
@@ -67,7 +67,7 @@ func (m *Monitor) label(id string) string {
 	return id
 }
 
-// doubtLocked has the leader find out whether a suspect hive is down.
+// doubtLocked makes the leader find out whether a suspect hive is down.
 func (m *Monitor) doubtLocked(p *peer) {
 	p.answered, p.unanswered = time.Time{}, 0
 	p.downAt = m.downAtLocked(p)
@@ -78,7 +78,7 @@ func (m *Monitor) doubtLocked(p *peer) {
 	m.scheduleLocked(p)
 }
 
-// trustLocked undoes suspectLocked and reports whether there was something to undo. The caller
+// trustLocked undoes suspectLocked and reports whether there was anything to undo. The caller
 // publishes.
 func (m *Monitor) trustLocked(p *peer) bool {
 	delete(m.silent, p.id)
@@ -90,7 +90,7 @@ func (m *Monitor) trustLocked(p *peer) bool {
 	return true
 }
 
-// downAtLocked returns when a hive is down if nothing more is heard of it.
+// downAtLocked returns when a hive counts as down if it stays silent.
 func (m *Monitor) downAtLocked(p *peer) time.Time {
 	var at time.Time
 	switch {
@@ -120,7 +120,7 @@ func later(a, b time.Time) time.Time {
 	return a
 }
 
-// pingSilent asks the hives that the leader doubts for signs of life until ctx ends.
+// pingSilent pings the hives that the leader doubts until ctx ends.
 func (m *Monitor) pingSilent(ctx context.Context) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -130,7 +130,7 @@ func (m *Monitor) pingSilent(ctx context.Context) {
 	for {
 		m.mu.Lock()
 		ids := make([]string, 0, len(m.silent))
-		for id := range m.silent { // in another order each time, so that all get their turn when there are many
+		for id := range m.silent { // map order varies, so all get their turn when there are many
 			ids = append(ids, id)
 		}
 		m.mu.Unlock()
@@ -163,7 +163,7 @@ func (m *Monitor) pingSilent(ctx context.Context) {
 	}
 }
 
-// ping asks one hive for a sign of life and notes the outcome.
+// ping pings one hive and records the outcome.
 func (m *Monitor) ping(ctx context.Context, hive string) {
 	limited, cancel := context.WithTimeout(ctx, pingTimeout)
 	defer cancel()

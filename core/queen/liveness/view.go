@@ -8,27 +8,28 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// NoLink is why a hive is not used that other queens may use.
+// NoLink is the reason for not using a hive that other queens may use.
 const NoLink = "has no link to this queen"
 
-// View is what this queen knew of one hive at one moment. It is immutable.
+// View is what this queen knew about one hive at one moment. It is immutable.
 type View struct {
 	// Linked reports whether the hive has a link to this queen.
 	Linked bool
-	// Heard is when it last reported, by the monotonic clock; zero: not since this queen started.
+	// Heard is the time of its last report, by the monotonic clock; zero: none since this queen
+	// started.
 	Heard time.Time
 	// Suspect is why its workers are avoided; empty: they are not.
 	Suspect string
-	// Report is its last one; nil: none yet.
+	// Report is its latest report; nil: none yet.
 	Report *Report
-	// Inventory is what it last said of its store; nil: it must be asked.
+	// Inventory is the last reported contents of its store; nil: the hive must be asked.
 	Inventory *Inventory
 
 	since  time.Time         // when this queen started
 	failed map[string]string // nonce of a worker → why it is avoided
 }
 
-// Hive returns what this queen knows of a hive. It takes no lock, and never returns nil.
+// Hive returns the View of a hive. It takes no lock, and never returns nil.
 func (m *Monitor) Hive(id string) *View {
 	if v, ok := m.views.Load(id); ok {
 		if view, ok := v.(*View); ok {
@@ -38,7 +39,7 @@ func (m *Monitor) Hive(id string) *View {
 	return m.unheard
 }
 
-// publishLocked replaces the View of a hive by what is known of it now.
+// publishLocked replaces the View of a hive by its current state.
 func (m *Monitor) publishLocked(id string) {
 	v := &View{since: m.unheard.since, failed: m.failures.of(id)}
 	p, ok := m.peers[id]
@@ -52,14 +53,14 @@ func (m *Monitor) publishLocked(id string) {
 	m.views.Store(id, v)
 }
 
-// LinkedSoon reports whether the hive reports to this queen, or may be about to.
+// LinkedSoon reports whether the hive reports to this queen, or may soon.
 func (v *View) LinkedSoon() bool { return v.Report != nil || time.Since(v.since) <= LinkGrace }
 
 // Hears reports whether the hive has a link to this queen and reports on it.
 func (v *View) Hears() bool { return v.Linked && v.Suspect == "" }
 
-// Avoid returns why this queen gives a worker of the hive no request; empty: nothing speaks against
-// it. load is what the hive last said of the worker.
+// Avoid returns why this queen gives a worker of the hive no requests; empty: no reason. load is
+// the hive's last report of the worker's load.
 func (v *View) Avoid(w *core.Worker) (why string, load core.Load) {
 	why = v.failed[w.Nonce]
 	switch {
@@ -85,7 +86,7 @@ func (v *View) Avoid(w *core.Worker) (why string, load core.Load) {
 	return why, told.Load
 }
 
-// AddTo adds to a hive of the registry what this queen has heard of it.
+// AddTo adds this queen's knowledge of a hive to its registry entry.
 func (v *View) AddTo(h *core.Hive) {
 	if v.Suspect != "" && h.Status == core.HiveReady {
 		h.Status = core.HiveSuspect

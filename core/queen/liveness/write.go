@@ -11,21 +11,22 @@ import (
 )
 
 const (
-	// writeInterval is between two writes that follow from reports or silence: 200 entries of the
-	// log each second at most.
+	// writeInterval is the least time between two writes caused by reports or silence: at most 200
+	// log entries per second.
 	writeInterval = 5 * time.Millisecond
 	// retryWrite is the pause after a write that failed.
 	retryWrite = 50 * time.Millisecond
 )
 
-// backlog is what a leader has to write of hives, the oldest first. A hive is in each list once.
+// backlog is the queue of a leader's writes about hives, oldest first. A hive is in each list at
+// most once.
 type backlog struct {
-	reports []*peer       // whose last report is to be written
-	gone    []*peer       // to be written as down, or removed
-	wake    chan struct{} // there is something; it holds one
+	reports []*peer       // hives whose last report must be written
+	gone    []*peer       // hives to be written as down, or removed
+	wake    chan struct{} // the backlog is not empty; holds one
 }
 
-// report queues the last report of a hive.
+// report queues the last report of a hive for writing.
 func (b *backlog) report(p *peer) {
 	if p.dirty {
 		return
@@ -35,7 +36,7 @@ func (b *backlog) report(p *peer) {
 	wake(b.wake)
 }
 
-// giveUp queues a hive as down, or with forget for being removed.
+// giveUp queues a hive to be written as down, or with forget to be removed.
 func (b *backlog) giveUp(p *peer, forget bool) {
 	p.forget = forget
 	if p.gone {
@@ -46,16 +47,16 @@ func (b *backlog) giveUp(p *peer, forget bool) {
 	wake(b.wake)
 }
 
-// clear drops what waits. The caller resets the peers.
+// clear drops the queued writes. The caller resets the peers.
 func (b *backlog) clear() { b.reports, b.gone = nil, nil }
 
-// write writes what reports and silence change, in batches, until ctx ends. Nothing else writes it:
-// of two writes for one hive the later is the newer.
+// write writes the changes caused by reports and silence, in batches, until ctx ends. It is their
+// only writer: of two writes for one hive the later is the newer.
 func (m *Monitor) write(ctx context.Context) {
 	pause := time.NewTimer(0)
 	defer pause.Stop()
 	for {
-		select { // the first of several writes waits for nothing
+		select { // the first of several writes does not wait
 		case <-pause.C:
 		case <-ctx.Done():
 			return
@@ -76,7 +77,7 @@ func (m *Monitor) write(ctx context.Context) {
 			case <-m.backlog.wake:
 				wait = 0
 			case <-restored:
-				m.TakeOver() // the registry is another one
+				m.TakeOver() // the registry was replaced
 				wait = 0
 			case <-ctx.Done():
 				return
@@ -97,15 +98,15 @@ func (b pending) state() fsm.HiveState {
 	return fsm.HiveState{Hive: b.report.Hive, Workers: b.report.Workers, OwnIDs: b.ownIDs}
 }
 
-// sharesIDs reports whether another hive has a worker with an id of this report. The ids are
-// random, so that one of the two hives copied it; neither can keep the other out by that.
+// sharesIDs reports whether another hive has a worker with an id of this report. Ids are random, so
+// one of the two hives copied it; that must not let either shut the other out.
 func (r *Report) sharesIDs(registry *state.Snapshot) bool {
 	return slices.ContainsFunc(r.Workers, func(w core.Worker) bool {
 		return slices.ContainsFunc(registry.WorkersWithID(nil, w.ID), func(other core.Worker) bool { return other.Hive != r.Hive.ID })
 	})
 }
 
-// nextWrite takes out what is to be written next: reports first, as they are of the living.
+// nextWrite takes the next writes from the backlog: reports first, as they come from live hives.
 func (m *Monitor) nextWrite() ([]pending, *peer) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -153,13 +154,13 @@ func (m *Monitor) nextReportsLocked() []pending {
 	}
 	m.backlog.reports = rest
 	if len(m.backlog.reports) == 0 {
-		m.backlog.reports = nil // lets go of the array
+		m.backlog.reports = nil // releases the array
 	}
 	return batch
 }
 
-// writeReports writes reports in one entry of the log, and reports whether that worked, whatever
-// became of each of them.
+// writeReports writes reports in one log entry and reports whether that worked, even if single
+// reports were refused.
 func (m *Monitor) writeReports(ctx context.Context, batch []pending) bool {
 	var errs []error
 	var err error
@@ -168,7 +169,7 @@ func (m *Monitor) writeReports(ctx context.Context, batch []pending) bool {
 		_, err = m.opts.Registry.Apply(ctx, "report "+h.ID, fsm.SyncHiveState(batch[0].state()))
 		errs = []error{err}
 		if k := core.KindOf(err); k == core.Conflict || k == core.Forbidden || k == core.Invalid {
-			err = nil // this one was refused: no other attempt will do better
+			err = nil // it was refused: a retry would be as well
 		}
 	} else {
 		states := make([]fsm.HiveState, 0, len(batch))
@@ -265,7 +266,7 @@ func (m *Monitor) giveUp(ctx context.Context, p *peer) bool {
 		m.log.Info("hive is forgotten", "hive", m.label(p.id))
 	default:
 		m.log.Warn("hive is down, its workers are gone", "hive", m.label(p.id))
-		if p.link != nil { // whatever hangs at its end shall open a new one when it lives
+		if p.link != nil { // if it lives, it must open a new link
 			p.link.endLocked(core.Errorf(core.Unavailable, "hive %s was silent for too long", p.id))
 		}
 		p.forgetAt = time.Now().Add(ForgetAfter)
