@@ -10,9 +10,9 @@ import (
 	"github.com/rbee-project/rbee/core/registry"
 )
 
-// Answer implements operation.Answerer for clients: it checks a request and answers it. Of the
-// registry it says what this queen knows: Sync before it, if that must be newer. Errors: also
-// those of the operation.
+// Answer implements operation.Answerer for clients: it validates a request and answers it. Registry
+// data is this queen's replica: call Sync first if it must be newer. Errors: also those of the
+// operation.
 func (q *Queen) Answer(ctx context.Context, r core.Request) (any, error) {
 	if err := operation.Check(r); err != nil {
 		return nil, err
@@ -24,8 +24,8 @@ func (q *Queen) Answer(ctx context.Context, r core.Request) (any, error) {
 	return answer(ctx, r)
 }
 
-// readFuncs are the functions of the operations that a queen answers without a job, some of them by
-// asking a hive.
+// readFuncs returns the functions of the operations that a queen answers without a job, some of
+// them by asking a hive.
 func (q *Queen) readFuncs() operation.Answers {
 	a := operation.Answers{}
 	for _, s := range operation.All() {
@@ -51,14 +51,14 @@ func (q *Queen) readFuncs() operation.Answers {
 	return a
 }
 
-// operations are the functions of the operations that a queen runs as jobs on its own machine: what
-// it answers, and infer.
+// operations returns the functions of the operations that a queen runs as jobs on its own machine:
+// those it answers, and infer.
 func (q *Queen) operations() job.Funcs {
 	funcs := job.Funcs{}
 	for _, s := range operation.All() {
 		if answer, ok := q.reads[s.Name]; ok {
 			funcs[s.Name] = func(ctx context.Context, r core.Request, _ *job.Run) (any, error) {
-				if s.Registry { // as a plain GET that does not ask for less
+				if s.Registry { // like a plain GET without ?consistency=
 					if _, err := q.Registry.Sync(ctx, core.ConsistencyDefault); err != nil {
 						return nil, err
 					}
@@ -78,8 +78,8 @@ func (q *Queen) operations() job.Funcs {
 	return funcs
 }
 
-// status is the status as a plain GET gives it: of the registry as it is known to be, or, where no
-// leader says so in time, as this queen knows it.
+// status returns the status as a plain GET does: of the up-to-date registry or, if no leader
+// answers in time, of this queen's replica.
 func (q *Queen) status(ctx context.Context, _ core.Request) (core.Status, error) {
 	limited, cancel := context.WithTimeout(ctx, registry.LookPatience)
 	defer cancel()
@@ -95,7 +95,7 @@ func (q *Queen) status(ctx context.Context, _ core.Request) (core.Status, error)
 	return s, err
 }
 
-// modelList is the models of a hive, or of the whole cluster.
+// modelList returns the models of a hive, or of the whole cluster.
 func (q *Queen) modelList(ctx context.Context, r core.Request) ([]core.Model, error) {
 	if r.Hive == "" {
 		return q.Models(ctx)
@@ -108,7 +108,7 @@ func (q *Queen) modelList(ctx context.Context, r core.Request) ([]core.Model, er
 	return models, err
 }
 
-// modelGet is a model of a hive, or of the first hive that has it.
+// modelGet returns a model of a hive, or of the first hive that has it.
 func (q *Queen) modelGet(ctx context.Context, r core.Request) (core.Model, error) {
 	if r.Hive != "" {
 		r.Model = q.placer.Dealias(r.Model)
@@ -126,8 +126,8 @@ func (q *Queen) modelGet(ctx context.Context, r core.Request) (core.Model, error
 	return m, err
 }
 
-// infer answers a prompt as a job. How far it is becomes progress; what it says is the result, and
-// nothing else.
+// infer answers a prompt as a job. Its stages become progress events; the answer itself is the
+// result, and nothing else.
 func (q *Queen) infer(ctx context.Context, r core.Request, run *job.Run) (core.InferResult, error) {
 	if q.opts.Infer == nil {
 		return core.InferResult{}, core.Errorf(core.Unsupported, "this queen answers no prompts")
@@ -135,7 +135,7 @@ func (q *Queen) infer(ctx context.Context, r core.Request, run *job.Run) (core.I
 	return q.opts.Infer(ctx, r, run.Progress, func(line string) { run.Log("%s", line) })
 }
 
-// setSetting sets a setting of the cluster, or returns it to its default.
+// setSetting sets a cluster setting, or resets it to its default.
 func (q *Queen) setSetting(ctx context.Context, r core.Request, _ *job.Run) (core.Setting, error) {
 	var (
 		s   core.Setting

@@ -16,7 +16,7 @@ import (
 	"github.com/rbee-project/rbee/core/queen/hives"
 )
 
-// An operation cannot be in the table without a function, nor have one without being there.
+// Every operation in the table has a function, and every function is in the table.
 func TestEveryOperationOfAQueenHasItsFunction(t *testing.T) {
 	t.Parallel()
 	q := &Queen{}
@@ -31,7 +31,7 @@ func TestEveryOperationOfAQueenHasItsFunction(t *testing.T) {
 	must.MapEmpty(t, have)
 }
 
-// withJobs gives the queen of a cluster jobs of its own.
+// withJobs gives the queen of a cluster a job manager.
 func withJobs(o *Options) { o.Jobs = job.New(job.Options{Owner: o.ID}) }
 
 // ended waits for the end of a job.
@@ -44,7 +44,7 @@ func (c *cluster) ended(j core.Job, err error) core.Job {
 	return j
 }
 
-// What an operation that only reads gives as a job is what the plain question gives.
+// A read-only operation returns the same result as a job and as a plain query.
 func TestReadsAsJobs(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -84,7 +84,7 @@ func TestReadsAsJobs(t *testing.T) {
 		must.Eq(t, core.JobFailed, j.State)
 		must.Eq(t, core.NotFound, j.Error.Kind)
 
-		// The jobs of the queen are among all, and the same request is one job.
+		// The queen's jobs are among all jobs, and a repeated request is one job.
 		r := core.Request{Operation: core.OpStatus, RequestID: "once"}
 		first, again := c.ended(c.q.Jobs.Submit(t.Context(), r, false)), c.ended(c.q.Jobs.Submit(t.Context(), r, false))
 		must.Eq(t, first.ID, again.ID)
@@ -98,7 +98,7 @@ func TestReadsAsJobs(t *testing.T) {
 	})
 }
 
-// A request that is sent again to another queen, which knows nothing of the first one, is not
+// A request that is sent again to another queen, which knows nothing of the first attempt, is not
 // started on another hive.
 func TestRequestThatIsRepeatedAtAnotherQueen(t *testing.T) {
 	t.Parallel()
@@ -118,8 +118,8 @@ func TestRequestThatIsRepeatedAtAnotherQueen(t *testing.T) {
 	})
 }
 
-// A hive that takes its time to search, since one of its catalog sources is silent, is still asked
-// for a model that it has in another one.
+// A hive whose search is slow because a catalog source is silent is still asked for a model from
+// another source.
 func TestSearchIsGivenMoreTimeThanAQuestion(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

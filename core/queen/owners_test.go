@@ -14,8 +14,7 @@ import (
 	"github.com/rbee-project/rbee/core/gossip"
 )
 
-// silentConn is the connection to a dark machine: a call lasts as long as its caller is willing to
-// wait.
+// silentConn is the connection to a dark machine: a call lasts as long as its caller waits.
 type silentConn struct {
 	grpc.ClientConnInterface
 	asked func()
@@ -27,8 +26,8 @@ func (s silentConn) Invoke(ctx context.Context, _ string, _, _ any, _ ...grpc.Ca
 	return ctx.Err()
 }
 
-// Jobs of a queen without a hive are asked of that queen, unless gossip says that it is gone: then
-// nobody waits for it, and it is said.
+// Jobs of a queen without a hive are requested from that queen, unless gossip reports it as gone:
+// then no caller waits for it, and it is listed as a problem.
 func TestQueenThatIsGoneIsNotAskedForItsJobs(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

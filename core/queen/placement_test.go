@@ -20,8 +20,8 @@ import (
 	"github.com/rbee-project/rbee/raft/fsm"
 )
 
-// Twenty clients ask for a model that nobody serves: one worker is started, every one hears of it,
-// and those who leave stop nothing.
+// Twenty clients ask for a model that no worker serves: one worker is started, every client gets
+// its progress, and clients that leave stop nothing.
 func TestPickStartsOneWorker(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -52,7 +52,7 @@ func TestPickStartsOneWorker(t *testing.T) {
 				must.NoError(t, err)
 				must.Eq(t, "w1", found[0].Worker.ID)
 			})
-			if i < 5 { // the first one among them, whose request started the job
+			if i < 5 { // including the first one, whose request started the job
 				wg.Go(func() {
 					time.Sleep(500 * time.Millisecond)
 					cancel()
@@ -89,10 +89,10 @@ func TestStartOutlivesItsClients(t *testing.T) {
 		_, err := pick(ctx, c.q, inference.Query{Model: "m"})
 		must.Eq(t, core.DeadlineExceeded, core.KindOf(err))
 
-		// The next one joins it while it loads.
+		// The next client joins the start while the worker loads.
 		must.Eq(t, []string{"w1"}, c.mustPick("m"))
 
-		// And when that worker is gone, a client that finds the old job does not take it for a
+		// Once that worker has ended, a client that finds the old job does not mistake it for a
 		// start.
 		h.removeWorker("w1")
 		h.mustBeat()
@@ -145,7 +145,7 @@ func TestStartFails(t *testing.T) {
 				wg.Wait()
 				must.Eq(t, 1, h.ran.Load())
 
-				// The next request tries anew.
+				// The next request retries.
 				h.change(func(h *fakeHive) { h.run = nil })
 				must.Eq(t, []string{"w2"}, c.mustPick("m"))
 			})
@@ -165,7 +165,7 @@ func TestPickNoRoom(t *testing.T) {
 		_, err := c.pick("big")
 		mustFail(t, err, core.TooLarge, "hive name-h1 cpu lacks 7 bytes")
 		must.Eq(t, 0, h.submits.Load())
-		must.Eq(t, []string{"w1"}, c.mustPick("long")) // with less context
+		must.Eq(t, []string{"w1"}, c.mustPick("long")) // with a shorter context
 
 		h.change(func(h *fakeHive) { h.hive.WorkerTypes, h.workers = nil, nil })
 		h.mustBeat()
@@ -178,7 +178,7 @@ func TestPickNoRoom(t *testing.T) {
 	})
 }
 
-// The place is chosen by who has the model, and a hive that is silent is not asked.
+// The hive is chosen by who has the model, and a silent hive is not asked.
 func TestStartOnTheRightHive(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -197,7 +197,7 @@ func TestStartOnTheRightHive(t *testing.T) {
 	})
 }
 
-// A worker that somebody else has started is waited for, and when it fails, another one is started.
+// A worker started by other means is waited for, and if it fails, another one is started.
 func TestPickWaitsForLoading(t *testing.T) {
 	t.Parallel()
 	for _, state := range []core.WorkerState{core.WorkerReady, core.WorkerFailed} {
@@ -228,7 +228,7 @@ func TestPickWaitsForLoading(t *testing.T) {
 	}
 }
 
-// Workers that die at once do not keep a request busy for ever.
+// Workers that die at once do not keep a request waiting forever.
 func TestPickGivesUp(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -246,7 +246,7 @@ func TestPickGivesUp(t *testing.T) {
 		mustFail(t, err, core.Unavailable, "worker w1 failed to load")
 		must.Eq(t, router.MaxStarts, h.ran.Load())
 
-		// Said to be started and never reported: an error too, and soon.
+		// A worker that is reported as started but never registered is an error as well, and soon.
 		h.change(func(h *fakeHive) {
 			h.workers = nil
 			h.run = func(context.Context, core.Request, *job.Run) (any, error) {
@@ -261,8 +261,8 @@ func TestPickGivesUp(t *testing.T) {
 	})
 }
 
-// A worker of a hive that only other queens reach is of no use here, and neither would be a second
-// one that this queen has started there.
+// A worker on a hive that only other queens reach is of no use here, nor would be a second one that
+// this queen started there.
 func TestNoStartOnUnlinkedHive(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -274,7 +274,7 @@ func TestNoStartOnUnlinkedHive(t *testing.T) {
 		}))
 		must.NoError(t, err)
 		time.Sleep(liveness.LinkGrace - time.Second)
-		c.q.liveness.TakeOver() // a leader that has just taken over does not give it up yet
+		c.q.liveness.TakeOver() // a new leader does not give it up yet
 		time.Sleep(2 * time.Second)
 		_, err = c.q.Router.Route(t.Context(), inference.Query{Model: "m"})
 		must.Error(t, err)

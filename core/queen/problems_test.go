@@ -12,7 +12,7 @@ import (
 	"github.com/rbee-project/rbee/raft/fsm"
 )
 
-// The status says when the first certificate ends, and names those that nobody renewed in time.
+// The status shows when the first certificate expires, and names those not renewed in time.
 func TestStatusCertificates(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

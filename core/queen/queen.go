@@ -1,5 +1,5 @@
-// Package queen is a node of the cluster: the leader's duties, the choice of workers for inference,
-// and operations handed to the hives that own them.
+// Package queen is a queen of the cluster: the leader's duties, the choice of workers for
+// inference, and operations handed to the hives that own them.
 package queen
 
 import (
@@ -31,47 +31,47 @@ import (
 	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
 )
 
-// Options say what a Queen works with. Registry, ID and HiveConn are required.
+// Options are the dependencies of a Queen. Registry, ID and HiveConn are required.
 type Options struct {
-	Registry *registry.Registry // of a node that the caller shuts down after Run has returned
+	Registry *registry.Registry // its node is shut down by the caller after Run has returned
 	ID       string             // of this queen, as in the raft configuration
-	Version  string             // of the program
+	Version  string             // program version
 	Logger   hclog.Logger       // named by the caller; nil: no log
-	// HiveConn gives the connection to the hive with this id, or for the id of this queen to its
-	// own agent. Its errors must be classified, as those of rpc.Client are. The connection is the
-	// caller's to close.
+	// HiveConn returns the connection to the hive with this id, or, for the id of this queen, to
+	// its own agent. Its errors must be classified, as those of rpc.Client are. The caller of
+	// HiveConn closes the connection.
 	HiveConn func(hive string) (grpc.ClientConnInterface, error)
-	// LocalHive is the id of the hive in this process, or empty; nil: there never is one.
+	// LocalHive returns the id of the hive in this process, or empty; nil: there never is one.
 	LocalHive func() string
-	// Jobs runs the operations that queens run, on this machine. The caller serves and closes it;
-	// its owner has the id of this queen. nil: there are none.
+	// Jobs runs the operations that queens run on this machine. The caller serves and closes it;
+	// its owner has the id of this queen. nil: none.
 	Jobs *job.Manager
-	// Hosts are the machines that hives can be installed on; nil: none are known.
+	// Hosts returns the machines on which hives can be installed; nil: none are known.
 	Hosts func() []core.HiveHost
-	// Infer answers a prompt, calls progress as it goes, and log while a worker is started; nil:
-	// nobody does. It never logs what is asked and answered.
+	// Infer answers a prompt, calling progress as it proceeds and log while a worker is starting;
+	// nil: not supported. It never logs prompts or answers.
 	Infer func(ctx context.Context, r core.Request, progress func(core.Progress), log func(line string)) (core.InferResult, error)
 	// Network makes this queen one of several nodes; nil: it is alone.
 	Network *membership.Network
-	// TokenGrace is how long this queen takes a token after it proved it last while it is out of
-	// contact with a leader; nil: an hour.
+	// TokenGrace is how long this queen still accepts a token after its last verification while out
+	// of contact with a leader; nil: an hour.
 	TokenGrace *time.Duration
-	// HiveDown is called when a hive is down that this queen does not hear of either: no answer
-	// will come from there. nil: nobody wants to know.
+	// HiveDown is called when a hive is down and does not report to this queen either: it will send
+	// no answers. nil: not wanted.
 	HiveDown func(hive string)
-	// Suspected is told of a hive whose workers are avoided from now on. It must not block, nor
-	// call the queen. nil: nobody.
+	// Suspected is called when the workers of a hive start being avoided. It must not block, nor
+	// call the queen. nil: not wanted.
 	Suspected func(hive string)
-	// Pinger asks hives that went silent for a sign of life; nil: only its link leads to a hive,
-	// which is then given more time.
+	// Pinger asks silent hives for a sign of life; nil: the link is the only way to a hive, which
+	// then gets more time.
 	Pinger liveness.Pinger
 	Now    func() time.Time // stamps beats and reports; nil: time.Now
-	Rand   func(n int) int  // a number in [0, n); nil: math/rand
+	Rand   func(n int) int  // returns a number in [0, n); nil: math/rand
 }
 
-// Queen is one queen: its parts, and what it answers about the hives. Methods may be called
-// concurrently; those that need the leader's knowledge (loads, last beats) answer from the replica
-// without it on other queens.
+// Queen is one queen: its parts, and its answers about the hives. Methods may be called
+// concurrently; on queens other than the leader, those that need the leader's knowledge (loads,
+// last beats) answer from the replica without it.
 type Queen struct {
 	Registry *registry.Registry
 	Members  *membership.Members
@@ -91,7 +91,7 @@ type Queen struct {
 	starter  *placement.Starter
 	deploys  *deployments.Controller
 	blobs    *blobService
-	kept     atomic.Pointer[Kept] // nil: nothing is
+	kept     atomic.Pointer[Kept] // nil: none set
 }
 
 // New returns a queen. It starts nothing.
@@ -149,7 +149,7 @@ func New(o Options) *Queen {
 	return q
 }
 
-// tenancy is the cluster's settings of how workers come and go, for hives.
+// tenancy returns the cluster's settings for starting and unloading workers, for hives.
 func tenancy(r *registry.Registry) *queenv1.Tenancy {
 	keep, _ := registry.Setting(r, setting.KeepAlive)
 	wait, _ := registry.Setting(r, setting.SwapWait)
@@ -157,7 +157,7 @@ func tenancy(r *registry.Registry) *queenv1.Tenancy {
 	return &queenv1.Tenancy{KeepAlive: durationpb.New(keep), SwapWait: durationpb.New(wait), SwapWarm: durationpb.New(warm)}
 }
 
-// Register adds the services of a queen, for hives, other queens and machines that join, to a gRPC
+// Register adds the services of a queen, for hives, other queens and joining machines, to a gRPC
 // server whose errors keep their kind, as those of rpc.NewServer do.
 func (q *Queen) Register(s grpc.ServiceRegistrar) {
 	queenv1.RegisterRegistryServiceServer(s, &registryService{m: q.liveness})
@@ -166,8 +166,8 @@ func (q *Queen) Register(s grpc.ServiceRegistrar) {
 	q.Members.Register(s)
 }
 
-// Run runs the raft node, the watch over hives, and the leader's duties whenever this queen leads,
-// until ctx ends. All links have ended when it returns. It is called once.
+// Run runs the raft node, the monitoring of hives, and the leader's duties whenever this queen
+// leads, until ctx ends. All links have ended when it returns. Call it once.
 func (q *Queen) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
@@ -190,7 +190,7 @@ func (q *Queen) Run(ctx context.Context) error {
 	return err
 }
 
-// duties are the leader's, until ctx ends or one of them fails.
+// duties performs the leader's duties until ctx ends or one of them fails.
 func (q *Queen) duties(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)

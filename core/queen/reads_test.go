@@ -23,13 +23,13 @@ import (
 	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
 )
 
-// leaderConn stands for the connection that passes a method on to the leader.
+// leaderConn stands in for the connection that forwards a method to the leader.
 type leaderConn struct {
 	grpc.ClientConnInterface
 	leader func() *Queen
 }
 
-// Invoke knows ReadIndex and Apply only.
+// Invoke supports only ReadIndex and Apply.
 func (c leaderConn) Invoke(ctx context.Context, method string, req, resp any, _ ...grpc.CallOption) error {
 	var answer proto.Message
 	var err error
@@ -48,16 +48,16 @@ func (c leaderConn) Invoke(ctx context.Context, method string, req, resp any, _ 
 	return nil
 }
 
-// lateQueen takes itself for the leader because its node was it: it is not run, so that it never
-// hears that it leads no longer.
+// lateQueen returns a queen that believes it leads because its node did: it does not run, so it
+// never learns of the loss.
 func lateQueen(t *testing.T, m *member, leader func() *Queen) *Queen {
 	q := New(Options{Registry: registry.New(m.node), ID: m.q.opts.ID, Logger: coretest.Logger(t), Network: &membership.Network{Self: leaderConn{leader: leader}}})
 	q.liveness.TakeOver()
 	return q
 }
 
-// Raft knows that the leadership is lost some milliseconds before the queen does. Who reads in
-// between hears from the next leader, and is not refused.
+// Raft learns of a lost leadership some milliseconds before the queen does. A read in between is
+// answered by the next leader, not refused.
 func TestReadAtQueenThatLostTheLeadership(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -78,7 +78,7 @@ func TestReadAtQueenThatLostTheLeadership(t *testing.T) {
 	})
 }
 
-// The same, when the leadership is lost while the majority is asked whether it is there.
+// The same, if the leadership is lost while the majority is being asked to confirm it.
 func TestReadWhileTheLeadershipIsLost(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -95,7 +95,7 @@ func TestReadWhileTheLeadershipIsLost(t *testing.T) {
 		})
 		_, err := late.Registry.Sync(t.Context(), core.ConsistencyLinearizable)
 		must.NoError(t, err)
-		synctest.Wait() // no answer is on its way
+		synctest.Wait() // no answer is in transit
 		for _, m := range others {
 			m.trans.Disconnect(old.trans.LocalAddr())
 		}
@@ -107,9 +107,9 @@ func TestReadWhileTheLeadershipIsLost(t *testing.T) {
 	})
 }
 
-// What came to the registry at another queen a moment ago is there for who asks a queen that has
-// not heard of it yet, by name and in the status. Where no leader says how new the registry is, the
-// answer comes all the same.
+// An entry just added at another queen is found, by name and in the status, at a queen that has not
+// received it yet. If no leader confirms how fresh the registry is, the answer is returned all the
+// same.
 func TestReadsOfQueenThatIsBehind(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -138,7 +138,7 @@ func TestReadsOfQueenThatIsBehind(t *testing.T) {
 			}
 		}
 		joined := 0
-		// join has a hive with one worker join while the queen hears nothing, for as long as told.
+		// join adds a hive with one worker while the queen receives nothing for the given time.
 		join := func(deaf time.Duration) (hive string) {
 			synctest.Wait()
 			connect(false)

@@ -11,7 +11,7 @@ import (
 	"github.com/rbee-project/rbee/core/job"
 )
 
-// A hive that does not unload workers is not told when to: it would refuse the request.
+// A hive that does not unload workers gets no keep_alive: it would refuse the request.
 func TestKeepAliveOfOlderHives(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -32,7 +32,7 @@ func TestKeepAliveOfOlderHives(t *testing.T) {
 }
 
 // A further worker with a model gets the context of the first one, whatever the hives call it, so
-// that all answer a long prompt alike.
+// that all handle long prompts alike.
 func TestReplicaContext(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -55,12 +55,12 @@ func TestReplicaContext(t *testing.T) {
 			got := two.submitted()
 			return got[len(got)-1].ReplicaContext
 		}
-		must.Eq(t, 0, asked(core.Request{Model: "n", Hive: "h2"})) // it is the first
+		must.Eq(t, 0, asked(core.Request{Model: "n", Hive: "h2"})) // it is the first worker
 
 		one.addWorker("w1", "m", core.WorkerLoading)
 		one.mustBeat()
 		one.addWorker("w0", "m", core.WorkerReady)
-		one.change(func(h *fakeHive) { h.workers[1].ContextTokens = 64 }) // somebody asked for that
+		one.change(func(h *fakeHive) { h.workers[1].ContextTokens = 64 }) // explicitly requested
 		one.mustBeat()
 		synctest.Wait()
 		must.Eq(t, 512, asked(core.Request{Model: "n", Hive: "h2"}))

@@ -15,7 +15,7 @@ import (
 	"github.com/rbee-project/rbee/raft/fsm"
 )
 
-// mustFail checks that err has the kind, says something, and tells a person what to do next.
+// mustFail checks that err has the kind, contains the parts, and has a hint.
 func mustFail(t *testing.T, err error, kind core.Kind, parts ...string) {
 	t.Helper()
 	must.Error(t, err)
@@ -42,8 +42,7 @@ func TestSteadyClusterWritesNothing(t *testing.T) {
 		index := c.node.AppliedIndex()
 		for i := range 100 {
 			for _, h := range hives {
-				// Load, free memory, confinement and the order of lists are no news for the
-				// registry.
+				// Load, free memory, confinement and the order of lists do not change the registry.
 				h.change(func(h *fakeHive) {
 					h.hive.Devices[0].FreeBytes, h.hive.Unconfined = int64(i), fmt.Sprint("reason ", i)
 					h.hive.Problems, h.hive.Probing = []string{fmt.Sprint("problem ", i)}, i%2 == 1
@@ -56,7 +55,7 @@ func TestSteadyClusterWritesNothing(t *testing.T) {
 		}
 		must.Eq(t, index, c.node.AppliedIndex())
 
-		// What beats told last is in the answers.
+		// Answers contain what the last beat reported.
 		h, err := c.q.hives.Named(t.Context(), "h1")
 		must.NoError(t, err)
 		must.Eq(t, 99, h.Devices[0].FreeBytes)
@@ -125,7 +124,7 @@ func TestReportIsRefused(t *testing.T) {
 			{"negative load", func(r *queenv1.LinkRequest) { r.Workers[0].Load.Active = -1 }, core.Invalid, "-1"},
 		} {
 			h.hangUp()
-			for _, second := range []bool{false, true} { // as the first report of a line, and as a later one
+			for _, second := range []bool{false, true} { // as the first report of a link, and as a later one
 				l, err := openLine(c.server)
 				must.NoError(t, err, must.Sprint(tc.name))
 				if second {
@@ -163,7 +162,7 @@ func TestSilentHive(t *testing.T) {
 			must.NoError(t, err)
 			return got.Status
 		}
-		// A missed beat and the grace: suspect, in memory alone.
+		// A missed beat plus the grace: suspect, in memory only.
 		index := c.node.AppliedIndex()
 		time.Sleep(liveness.ReportInterval + liveness.SuspectGrace - time.Millisecond)
 		must.Eq(t, core.HiveReady, status())
@@ -175,12 +174,12 @@ func TestSilentHive(t *testing.T) {
 		why, _ := c.q.liveness.Hive("h1").Avoid(&ws[0])
 		must.Eq(t, "its hive is silent", why)
 
-		// A beat makes it as if nothing had been.
+		// A beat restores everything.
 		h.mustBeat()
 		must.Eq(t, core.HiveReady, status())
 		must.Eq(t, index, c.node.AppliedIndex())
 
-		// The TTL and its grace: down, and the workers gone.
+		// After the TTL and its grace: down, and the workers removed.
 		time.Sleep(liveness.DownAlone - time.Millisecond)
 		must.Eq(t, core.HiveSuspect, status())
 		must.Len(t, 2, c.q.hives.Workers())
@@ -192,14 +191,14 @@ func TestSilentHive(t *testing.T) {
 		must.NoError(t, err)
 		must.Eq(t, liveness.DownAlone+time.Millisecond, time.Since(got.LastBeat))
 
-		// It comes back whole.
+		// It returns completely.
 		time.Sleep(10 * time.Millisecond)
 		h.mustBeat()
 		must.Eq(t, core.HiveReady, status())
 		must.Len(t, 2, c.q.hives.Workers())
 		must.Eq(t, index+2, c.node.AppliedIndex())
 
-		// Down for long, it is forgotten, unless it came back meanwhile.
+		// A hive that is down for long is forgotten, unless it returned meanwhile.
 		stop()
 		time.Sleep(liveness.ForgetAfter)
 		must.Len(t, 2, c.q.hives.List())
@@ -212,7 +211,7 @@ func TestSilentHive(t *testing.T) {
 	})
 }
 
-// A new leader that was not there before has heard of nobody: every hive gets time to find it.
+// A leader that has just started has received no reports: every hive gets time to find it.
 func TestLinkGrace(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -243,7 +242,7 @@ func TestLinkGrace(t *testing.T) {
 	})
 }
 
-// Every queen takes reports in; only the leader says that the registry has them.
+// Every queen accepts reports; only the leader confirms that the registry has them.
 func TestReportNotLeading(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -264,7 +263,7 @@ func TestReportNotLeading(t *testing.T) {
 		must.Eq(t, 4, w.Slots)
 		must.Eq(t, index, c.node.AppliedIndex())
 
-		// When it leads again the pulse is there already: nobody has to report first.
+		// When it leads again, it already has the reports: no hive has to report first.
 		c.q.liveness.TakeOver()
 		resp, err := h.line.await(t.Context(), h.line.seq)
 		must.NoError(t, err)
@@ -276,7 +275,7 @@ func TestReportNotLeading(t *testing.T) {
 	})
 }
 
-// A hive reports the worker id of another one while that one is down for a moment. Both are served:
+// A hive reports the worker id of another hive while that one is briefly down. Both are served:
 // neither's report is refused, and each worker is found by its hive.
 func TestHiveTakesWorkerID(t *testing.T) {
 	t.Parallel()
@@ -296,7 +295,7 @@ func TestHiveTakesWorkerID(t *testing.T) {
 		h, err := c.q.hives.Named(t.Context(), "h1")
 		must.NoError(t, err)
 		must.Eq(t, core.HiveReady, h.Status)
-		must.Len(t, 3, c.q.Registry.View().WorkersOfModel(nil, "tiny")) // what requests are routed by
+		must.Len(t, 3, c.q.Registry.View().WorkersOfModel(nil, "tiny")) // what routing uses
 
 		_, err = c.q.hives.Worker(t.Context(), "w1")
 		mustFail(t, err, core.Conflict, "2 hives")

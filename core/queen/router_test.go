@@ -39,7 +39,7 @@ func (q *Queen) ready(model string) []core.Candidate {
 	return found
 }
 
-// mustPick picks and gives the ids of the candidates.
+// mustPick picks and returns the ids of the candidates.
 func (c *cluster) mustPick(model string) []string {
 	c.t.Helper()
 	found, err := c.pick(model)
@@ -81,7 +81,7 @@ func TestPickServing(t *testing.T) {
 		mustFail(t, err, core.Unavailable)
 		h.change(func(h *fakeHive) { h.mute = nil })
 
-		// Requests that run count, until they end; reports count too.
+		// Running requests count until they end; reported ones count as well.
 		w1, err := c.q.hives.Worker(t.Context(), "w1")
 		must.NoError(t, err)
 		lease, err := c.q.Router.Route(t.Context(), inference.Query{Model: "m"})
@@ -103,7 +103,7 @@ func TestPickServing(t *testing.T) {
 		h.mustBeat()
 		must.Eq(t, []string{"w1", "w2"}, c.mustPick("m"))
 
-		// News of an earlier start of the worker mean nothing.
+		// A report about an earlier start of the worker does not count.
 		h.change(func(h *fakeHive) { h.workers[0].Nonce = "second start" })
 		h.mustBeat()
 		c.q.liveness.Fail(w1)
@@ -138,9 +138,9 @@ func TestPickUnknownModel(t *testing.T) {
 			{"rbee-tin", []string{`there is no model "rbee-tin"`, `"rbee-tiny"`}},
 			{"Qwen3", []string{`"qwen3-0.6b"`}},
 			{"completely else", []string{"rbee model list"}},
-			{"secret", []string{"there is no model"}},                     // not of the builtin source: nobody fetches it by asking
-			{"engine", []string{"there is no model"}},                     // no model
-			{"builtin:rbee-tiny", []string{"is not fetched", "rbee-t"}},   // a reference to what is not stored
+			{"secret", []string{"there is no model"}},                     // not of the builtin source: a request does not fetch it
+			{"engine", []string{"there is no model"}},                     // not a model
+			{"builtin:rbee-tiny", []string{"is not fetched", "rbee-t"}},   // a reference to something that is not stored
 			{"huggingface:org/secret", []string{"rbee worker spawn"}},     //
 			{"../../etc/passwd", []string{`no model "../../etc/passwd"`}}, //
 		} {
@@ -149,7 +149,7 @@ func TestPickUnknownModel(t *testing.T) {
 		}
 		must.Eq(t, 0, h.submits.Load())
 
-		// Where a hive cannot be asked, nobody knows that there is no such model.
+		// If a hive cannot be asked, the model may still exist.
 		h.change(func(h *fakeHive) { h.mute = errors.New("oops") })
 		_, err = c.pick("nothing")
 		must.Error(t, err)
@@ -165,7 +165,7 @@ func TestPickUnknownModel(t *testing.T) {
 	})
 }
 
-// The only worker is avoided: its hive's next word decides.
+// The only worker is avoided: its hive's next report decides.
 func TestPickWaitsForSuspects(t *testing.T) {
 	t.Parallel()
 	for _, tc := range []struct {
@@ -204,14 +204,14 @@ func TestPickWaitsForSuspects(t *testing.T) {
 				if tc.name != "no word of it" {
 					wg.Wait()
 					other.mustBeat()
-					must.Eq(t, 0, c.q.liveness.Failed()) // nothing is kept of workers that are gone
+					must.Eq(t, 0, c.q.liveness.Failed()) // nothing is kept about workers that have ended
 				}
 			})
 		})
 	}
 }
 
-// The only worker retires: a new one is started beside it.
+// The only worker is retiring: a new one is started beside it.
 func TestPickBesideRetiring(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -234,7 +234,7 @@ func TestPickBesideRetiring(t *testing.T) {
 	})
 }
 
-// Who cannot answer, and why, is told beside those that can.
+// A lease also lists the workers that cannot answer, and why.
 func TestRouteTellsRefusals(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -254,7 +254,7 @@ func TestRouteTellsRefusals(t *testing.T) {
 		lease.Release(inference.Outcome{})
 		must.Eq(t, 0, c.q.Router.InFlight())
 
-		// Another worker is not waited for, and the one that was tried is not chosen again.
+		// Route does not wait for another worker, nor choose the one already tried.
 		lease, err = c.q.Router.Route(t.Context(), inference.Query{Model: "m", Tried: []core.Worker{a}, Other: true})
 		must.Eq(t, core.Unavailable, core.KindOf(err))
 		must.Eq(t, want, lease.Refused)
@@ -269,8 +269,8 @@ func TestRouteTellsRefusals(t *testing.T) {
 	})
 }
 
-// A request goes to workers that can do what it needs, or say nothing of it. Where none can, it is
-// refused at once: another worker of the same type could not either.
+// A request goes to workers that have the needed capabilities, or do not report any. If none does,
+// it is refused at once: another worker of the same type could not answer either.
 func TestRouteByCapability(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -289,7 +289,7 @@ func TestRouteByCapability(t *testing.T) {
 		_, err = pick(t.Context(), c.q, inference.Query{Model: "m", Terms: inference.Terms{Needs: []string{"chat"}}})
 		must.NoError(t, err)
 
-		b := h.addWorker("b", "m", core.WorkerReady) // it does not say what it can
+		b := h.addWorker("b", "m", core.WorkerReady) // it reports no capabilities
 		h.mustBeat()
 		found, err := pick(t.Context(), c.q, tools)
 		must.NoError(t, err)
@@ -303,8 +303,8 @@ func TestRouteByCapability(t *testing.T) {
 	})
 }
 
-// A worker gets no more requests than it has slots for and half as many that wait, and none while
-// it says that it takes none. Neither is held against it.
+// A worker gets at most as many requests as it has slots plus half as many waiting, and none while
+// it refuses requests. Neither counts against it.
 func TestRouteBusy(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -347,7 +347,7 @@ func TestRouteBusy(t *testing.T) {
 	})
 }
 
-// A request that was too long for a worker goes to one with more context, and starts none.
+// A request that was too long for a worker goes to one with a longer context, and starts none.
 func TestRouteContextOver(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -370,8 +370,8 @@ func TestRouteContextOver(t *testing.T) {
 	})
 }
 
-// A worker that has not told its state for a while gets no request, whatever its hive says of it,
-// and its requests are told how long it has been silent.
+// A worker that has not reported its state for a while gets no requests, whatever its hive reports,
+// and its requests learn how long it has been silent.
 func TestRouteAvoidsSilentWorker(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -407,7 +407,7 @@ func TestRouteAvoidsSilentWorker(t *testing.T) {
 	})
 }
 
-// Hives that drain get neither requests nor workers, and are no reason to wait.
+// Draining hives get neither requests nor workers, and are not waited for.
 func TestDrainingHive(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -415,7 +415,7 @@ func TestDrainingHive(t *testing.T) {
 		h1, h2 := c.newHive("h1"), c.newHive("h2")
 		h1.addModel("m")
 		h1.addModel("n")
-		h1.change(func(h *fakeHive) { h.models[1].Digest = "sha256:02" }) // it has files, which others can fetch
+		h1.change(func(h *fakeHive) { h.models[1].Digest = "sha256:02" }) // it has files that others can fetch
 		h1.addWorker("a", "m", core.WorkerReady)
 		h1.addWorker("n1", "n", core.WorkerReady)
 		h2.addModel("m")
@@ -429,7 +429,7 @@ func TestDrainingHive(t *testing.T) {
 		must.Eq(t, []string{"w1"}, c.mustPick("n")) // started on the other hive
 		must.Eq(t, 0, h1.submits.Load())
 		must.Eq(t, 1, h2.submits.Load())
-		// What the hive reports does not undo it.
+		// The hive's reports do not undo it.
 		time.Sleep(5 * time.Second)
 		must.True(t, c.q.Registry.View().PeekHive(nil, "h1").Draining)
 		_, err = c.node.Apply(t.Context(), fsm.SetHiveDraining("h1", false))
@@ -437,7 +437,7 @@ func TestDrainingHive(t *testing.T) {
 		must.Eq(t, []string{"a", "b"}, c.mustPick("m"))
 		must.Eq(t, []string{"n1", "w1"}, c.mustPick("n"))
 
-		// Where all drain nothing is started, and nobody waits.
+		// If all hives drain, nothing is started, and no request waits.
 		for _, id := range []string{"h1", "h2"} {
 			_, err = c.node.Apply(t.Context(), fsm.SetHiveDraining(id, true))
 			must.NoError(t, err)

@@ -40,7 +40,7 @@ import (
 	"github.com/rbee-project/rbee/raft/node"
 )
 
-// scaleVariable asks for TestScale: it takes minutes and all of the machine. Its value is the
+// scaleVariable enables TestScale, which takes minutes and the whole machine. Its value is the
 // number of hives, or 1 for ten thousand.
 const scaleVariable = "RBEE_SCALE"
 
@@ -49,7 +49,7 @@ const scaleVariable = "RBEE_SCALE"
 type scaleQueens struct {
 	t         *testing.T
 	dir       string
-	addresses []string // of gRPC
+	addresses []string // for gRPC
 
 	mu      sync.Mutex // guards below
 	queens  []*Queen
@@ -76,7 +76,7 @@ func (s *scaleQueens) start() {
 	queens := make([]*Queen, 3)
 	var opening sync.WaitGroup
 	nodes := make([]*node.Node, 3)
-	for i := range 3 { // as three machines would, at once
+	for i := range 3 { // concurrently, as three machines would
 		opening.Go(func() {
 			n, err := node.Open(node.Options{ID: ids[i], Dir: filepath.Join(s.dir, ids[i]), Transport: transports[i], Bootstrap: node.Later})
 			must.NoError(t, err)
@@ -102,7 +102,7 @@ func (s *scaleQueens) start() {
 		q.Register(server)
 		ctx, cancel := context.WithCancel(context.Background())
 		var wg sync.WaitGroup
-		// The profile tells queens apart by their label, which goroutines inherit.
+		// The profile distinguishes queens by this label, which goroutines inherit.
 		pprof.Do(ctx, pprof.Labels("queen", ids[i]), func(ctx context.Context) {
 			wg.Go(func() { must.NoError(t, q.Run(ctx)) })
 			wg.Go(func() { _ = server.Serve(l) })
@@ -140,15 +140,14 @@ func (s *scaleQueens) mustLeader() *Queen {
 	return leader
 }
 
-// scaleHives are hives that have a line to each of three queens, a hundred of them over one
-// connection.
+// scaleHives are hives with a link to each of three queens, a hundred of them per connection.
 type scaleHives struct {
 	conns   [][]*grpc.ClientConn // by queen
-	spacing atomic.Int64         // between reports of one hive that its load changed; 0: it does not
+	spacing atomic.Int64         // between reports of one hive about a changed load; 0: it does not change
 	reports [3]atomic.Int64
 	answers [3]atomic.Int64
 	known   []atomic.Bool // registered at least once
-	starts  uint64        // of the agents, before
+	starts  uint64        // number of earlier starts of the agents
 	wg      sync.WaitGroup
 }
 
@@ -169,7 +168,7 @@ func (h *scaleHives) request(i int) *queenv1.LinkRequest {
 
 func scaleModel(n int) string { return fmt.Sprintf("library/model-%d-instruct-q4_k_m", n) }
 
-// start has all hives run until the returned function is called.
+// start runs all hives until the returned function is called.
 func (h *scaleHives) start(t *testing.T, addresses []string) (stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -198,7 +197,7 @@ func (h *scaleHives) start(t *testing.T, addresses []string) (stop func()) {
 	})
 }
 
-// run keeps the line of one hive to one queen, as core/hive does.
+// run keeps the link of one hive to one queen, as core/hive does.
 func (h *scaleHives) run(ctx context.Context, i, queen int) {
 	req := h.request(i)
 	client := queenv1.NewRegistryServiceClient(h.conns[queen][i/hivesPerConn])
@@ -217,7 +216,7 @@ func (h *scaleHives) run(ctx context.Context, i, queen int) {
 func (h *scaleHives) talk(ctx context.Context, client queenv1.RegistryServiceClient, i, queen int, req *queenv1.LinkRequest) (answered bool) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	// Waiting for the connection costs nothing: thirty thousand lines that try again by themselves
+	// Waiting for the connection costs nothing: thirty thousand links that retry by themselves
 	// would take the queens' processor.
 	stream, err := client.Link(ctx, grpc.WaitForReady(true))
 	if err != nil {
@@ -274,8 +273,8 @@ func (h *scaleHives) talk(ctx context.Context, client queenv1.RegistryServiceCli
 	}
 }
 
-// cpuByQueen reads a CPU profile and gives the time of goroutines labelled with each queen, and of
-// all.
+// cpuByQueen reads a CPU profile and returns the time of the goroutines labelled with each queen,
+// and the total.
 func cpuByQueen(profile []byte) (by map[string]time.Duration, all time.Duration, err error) {
 	z, err := gzip.NewReader(bytes.NewReader(profile))
 	if err != nil {
@@ -353,7 +352,7 @@ func fields(data []byte, yield func(num protowire.Number, b []byte, v uint64)) {
 	}
 }
 
-// measure gives the CPU time of each queen and of the process for a while.
+// measure returns the CPU time of each queen and of the process over a period.
 func measure(t *testing.T, d time.Duration) (by map[string]time.Duration, process time.Duration) {
 	t.Helper()
 	var profile bytes.Buffer
@@ -423,7 +422,7 @@ func TestScale(t *testing.T) { //nolint:paralleltest // it measures
 	row := func(what, value string) { _, _ = fmt.Fprintf(w, "%s\t%s\n", what, value) }
 	row("hives, workers, queens", fmt.Sprintf("%d, %d, 3", size, 4*size))
 
-	// What one queen keeps, without anything of gRPC.
+	// The memory of one queen, without that of gRPC.
 	runtime.GC()
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
@@ -458,7 +457,7 @@ func TestScale(t *testing.T) { //nolint:paralleltest // it measures
 			must.NoError(t, err)
 			must.NoError(t, links[i].Take(2, r, false))
 		}
-		must.NoError(t, n.Snapshot(ctx)) // the log is on disk elsewhere
+		must.NoError(t, n.Snapshot(ctx)) // the log is on disk in production
 		runtime.GC()
 		runtime.ReadMemStats(&after)
 		row("memory of one queen for it: registry, reports, log in memory", fmt.Sprintf("%d MiB", (int64(after.HeapAlloc)-int64(before.HeapAlloc))>>20)) //nolint:gosec // small
@@ -506,7 +505,7 @@ func TestScale(t *testing.T) { //nolint:paralleltest // it measures
 		return least
 	}
 	within(t, 2*time.Minute, "all links stand", func() bool { return links() == size })
-	time.Sleep(10 * time.Second) // what was told an early, short interval has reported again by now
+	time.Sleep(10 * time.Second) // hives that were given an early, short interval have reported again by now
 
 	load := func(name string, d time.Duration) {
 		index := s.mustLeader().Registry.AppliedIndex()
@@ -532,7 +531,7 @@ func TestScale(t *testing.T) { //nolint:paralleltest // it measures
 	}
 	load("steady", 30*time.Second)
 	h.spacing.Store(int64(5 * time.Second))
-	// A sleeping hive learns of it when it wakes: give it a new line.
+	// A sleeping hive learns of it when it wakes: replace its link.
 	for _, q := range s.queens {
 		for i := range size { // a newer link ends the older one
 			l, err := q.liveness.Open(t.Context(), core.Hive{ID: fmt.Sprintf("h%05d", i), Incarnation: 1})
@@ -547,7 +546,7 @@ func TestScale(t *testing.T) { //nolint:paralleltest // it measures
 	runtime.GC()
 	row("resident memory of the process: 3 queens, all hives, gRPC both ends", fmt.Sprintf("%d MiB", resident(t)>>20))
 
-	// Power loss everywhere: the agents of all hives start again as well.
+	// Power loss everywhere: the agents of all hives restart as well.
 	stopHives()
 	s.stopAll()
 	runtime.GC()
@@ -566,7 +565,7 @@ func TestScale(t *testing.T) { //nolint:paralleltest // it measures
 	row("until every hive has its lines again", time.Since(began).Round(time.Millisecond).String())
 	within(t, 2*time.Minute, "all hives are registered", registered)
 	row("until every hive has heard that it is registered", time.Since(began).Round(time.Millisecond).String())
-	// Where all of this has less than the processor time of one queen, a few hives need more than
+	// If all of this has less processor time than one queen needs, a few hives take longer than
 	// liveness.LinkGrace to find the new leader.
 	within(t, time.Minute, "no hive is down", func() bool {
 		down := 0

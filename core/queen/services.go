@@ -23,8 +23,8 @@ func (s *registryService) Link(stream grpc.BidiStreamingServer[queenv1.LinkReque
 	return s.m.Serve(stream)
 }
 
-// clusterService answers other queens, and this one by way of Network.Self. What is at the same
-// depth of embedding wins over unimplemented.
+// clusterService answers other queens, and this one by way of Network.Self. Methods at the same
+// embedding depth take precedence over unimplemented.
 type clusterService struct {
 	unimplemented
 	*registry.LeaderService
@@ -36,17 +36,17 @@ type unimplemented struct {
 	queenv1.UnimplementedClusterServiceServer
 }
 
-// Admit counts a request of a token with limits for another queen, where this one leads.
+// Admit counts a request of a token with limits for another queen, if this one leads.
 func (s *clusterService) Admit(_ context.Context, req *queenv1.AdmitRequest) (*queenv1.AdmitResponse, error) {
 	return s.q.Limits.Serve(req)
 }
 
-// Settle takes in how such requests have ended.
+// Settle records how such requests have ended.
 func (s *clusterService) Settle(_ context.Context, req *queenv1.SettleRequest) (*queenv1.SettleResponse, error) {
 	return &queenv1.SettleResponse{}, s.q.Limits.ServeSettle(req)
 }
 
-// Sight says how this queen sees hives.
+// Sight returns how this queen sees hives.
 func (s *clusterService) Sight(_ context.Context, req *queenv1.SightRequest) (*queenv1.SightResponse, error) {
 	resp := &queenv1.SightResponse{Queen: s.q.opts.ID}
 	for _, h := range s.q.Registry.View().Hives(nil) {

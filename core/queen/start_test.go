@@ -22,7 +22,7 @@ import (
 	"github.com/rbee-project/rbee/core/queen/membership"
 )
 
-// swarmOfQueens are three queens with hives that report to some of them, in a bubble.
+// swarmOfQueens is three queens with hives that report to some of them, in a bubble.
 type swarmOfQueens struct {
 	t       *testing.T
 	members []*member
@@ -72,17 +72,17 @@ func (s *swarmOfQueens) add(id, model string, queens ...*member) *fakeHive {
 	return h
 }
 
-// tell changes a hive and has it report.
+// tell changes a hive and makes it report.
 func (s *swarmOfQueens) tell(id string, change func(*simhive.Hive)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	change(s.hives[id])
 	for _, m := range s.lines[id] {
-		_, _ = s.hives[id].Tell(s.t, m.q.liveness) // a killed queen hears nothing
+		_, _ = s.hives[id].Tell(s.t, m.q.liveness) // a killed queen receives nothing
 	}
 }
 
-// beat has all hives report until the end of the test.
+// beat makes all hives report until the end of the test.
 func (s *swarmOfQueens) beat() {
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
@@ -123,7 +123,7 @@ func ran(hives ...*fakeHive) (n int) {
 }
 
 // Requests at three queens, by two names of a model and by the name of a copy on another hive,
-// start one worker; and another one when that is gone.
+// start one worker, and another one after it has ended.
 func TestStartOnceAtThreeQueens(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -150,7 +150,7 @@ func TestStartOnceAtThreeQueens(t *testing.T) {
 	})
 }
 
-// The queen that decided where a model starts dies before anybody else knows the job: the others
+// The queen that decided where a model starts dies before any other knows the job: the others
 // follow its decision.
 func TestStartSurvivesItsQueen(t *testing.T) {
 	t.Parallel()
@@ -164,7 +164,7 @@ func TestStartSurvivesItsQueen(t *testing.T) {
 		deciding := make(chan struct{})
 		spawn := h0.run
 		slow := func(ctx context.Context, r core.Request, run *job.Run) (any, error) {
-			close(deciding) // before the registry knows anything of a worker
+			close(deciding) // before the registry has any entry of a worker
 			time.Sleep(5 * time.Second)
 			return spawn(ctx, r, run)
 		}
@@ -186,8 +186,8 @@ func TestStartSurvivesItsQueen(t *testing.T) {
 	})
 }
 
-// A hive that only one queen reaches has its worker there; the others start one where they reach
-// it, once, and not again and again.
+// A hive that only one queen reaches gets its worker there; the others start one where they can
+// reach it, once, and not again and again.
 func TestStartWhereTheQueenReaches(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -215,7 +215,7 @@ func TestStartWhereTheQueenReaches(t *testing.T) {
 	})
 }
 
-// A hive that does not start what it was chosen for, whatever it says of it, keeps no model from
+// A chosen hive that fails to start a model, whatever it reports, does not keep the model from
 // starting on another one.
 func TestStartPastBadHive(t *testing.T) {
 	t.Parallel()

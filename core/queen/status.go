@@ -12,12 +12,12 @@ import (
 	"github.com/rbee-project/rbee/core/queen/hives"
 )
 
-// statusJobs is how many ended jobs Status shows.
+// statusJobs is the number of ended jobs in Status.
 const statusJobs = 10
 
-// Ready is nil when requests can be served: the registry is read, and a hive is ready, which on the
-// leader means that it has reported. Among several queens one that has lost the leader goes on with
-// what it knows.
+// Ready returns nil once requests can be served: the registry is loaded, and a hive is ready, which
+// on the leader means that it has reported. One of several queens that has lost the leader
+// continues with what it knows.
 func (q *Queen) Ready(context.Context) error {
 	n := q.Registry
 	leading := q.Registry.Leads()
@@ -39,7 +39,7 @@ func (q *Queen) Ready(context.Context) error {
 	return nil
 }
 
-// Status is the cluster on one screen. It answers with what it can get: what it cannot is in
+// Status returns an overview of the cluster. It contains what is available; the rest is listed in
 // Problems.
 func (q *Queen) Status(ctx context.Context) (core.Status, error) {
 	s := core.Status{
@@ -116,7 +116,7 @@ func (q *Queen) Status(ctx context.Context) (core.Status, error) {
 			return core.Status{}, core.FromContext(ctx)
 		}
 		for _, p := range append(silent, alsoSilent...) {
-			if !strings.HasSuffix(p, " is down") && !strings.HasSuffix(p, " is silent") { // said above
+			if !strings.HasSuffix(p, " is down") && !strings.HasSuffix(p, " is silent") { // already listed above
 				problems = append(problems, p)
 			}
 		}
@@ -145,7 +145,7 @@ func latest(jobs []core.Job) []core.Job {
 	})
 }
 
-// ownName is what people call this queen.
+// ownName returns the display name of this queen.
 func (q *Queen) ownName() string {
 	if n := q.opts.Network; n != nil {
 		return cmp.Or(n.Identity.Node().Name, q.opts.ID)

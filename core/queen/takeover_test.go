@@ -23,7 +23,7 @@ type member struct {
 	q     *Queen
 	node  *node.Node
 	trans *raft.InmemTransport
-	kill  func() // as a crash does
+	kill  func() // as a crash would
 }
 
 // newQueens runs queens that form one cluster, in a bubble, until its end.
@@ -75,13 +75,13 @@ func newQueens(t *testing.T, size int, change ...func(*Options)) []*member {
 		for _, m := range members {
 			m.kill()
 		}
-		time.Sleep(time.Minute) // of the bubble's: what still waits for an answer gives up
+		time.Sleep(time.Minute) // bubble time: whatever still waits for an answer times out
 	})
 	formCluster(t, nodes, transports)
 	return members
 }
 
-// formCluster makes one raft cluster of nodes; those that have state already stay as they are.
+// formCluster forms one raft cluster of the nodes; nodes that already have state keep it.
 func formCluster(t *testing.T, nodes []*node.Node, transports []*raft.InmemTransport) {
 	t.Helper()
 	var voters []node.Voter
@@ -109,8 +109,8 @@ func leaderOf(t *testing.T, members []*member) *member {
 	return nil
 }
 
-// A new leader knows already what hives told it: nothing is written but what changed meanwhile, at
-// once, and nobody is lost. Every queen routes all the time.
+// A new leader already has the hives' reports: it writes only what changed meanwhile, at once, and
+// loses no hive. Every queen keeps routing.
 func TestTakeOver(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -137,8 +137,8 @@ func TestTakeOver(t *testing.T) {
 		}
 		index := first.node.AppliedIndex()
 
-		// The leader is gone, and with it one hive; the load of all and the workers of another
-		// change before there is a new one.
+		// The leader is lost, and with it one hive; all loads and another hive's workers change
+		// before there is a new leader.
 		first.kill()
 		living = nil
 		for _, m := range members {
@@ -156,7 +156,7 @@ func TestTakeOver(t *testing.T) {
 		}
 		tellAll(rest)
 		for _, m := range living {
-			must.Len(t, 8, m.q.ready("m0")) // without the dead hive's, and without the one that its hive says is gone
+			must.Len(t, 8, m.q.ready("m0")) // without the dead hive's, and without the one that its hive no longer reports
 			w, err := m.q.hives.Worker(t.Context(), "w-h5-0")
 			must.NoError(t, err)
 			must.Eq(t, 3, w.Load.Active)
@@ -165,21 +165,21 @@ func TestTakeOver(t *testing.T) {
 		second := leaderOf(t, living)
 		led := time.Now()
 		time.Sleep(20 * time.Millisecond)
-		index += 3 // raft's own two entries of a new leader, and what changed
+		index += 3 // raft's own two entries for a new leader, and what changed
 		must.Eq(t, index, second.node.AppliedIndex())
-		time.Sleep(300 * time.Millisecond) // followers hear of it with the next sign of the leader
+		time.Sleep(300 * time.Millisecond) // followers learn of it with the leader's next heartbeat
 		for _, m := range living {
 			must.Eq(t, index, m.node.AppliedIndex())
 			must.Len(t, 1, m.q.Registry.View().WorkersOfHive(nil, "h0"))
 		}
-		// Who reported while nobody led is told now that it is registered.
+		// A hive that reported while there was no leader now gets the confirmation.
 		for _, h := range rest {
 			resp, err := h.Link(second.q.liveness).Answer()
 			must.NoError(t, err)
 			must.True(t, resp.GetRegistered(), must.Sprint(h.Hive.ID))
 		}
 
-		// The lost hive has its time to find the new leader.
+		// The lost hive has time to find the new leader.
 		for time.Since(led) < liveness.LinkGrace-200*time.Millisecond {
 			tellAll(rest)
 			time.Sleep(100 * time.Millisecond)
@@ -205,7 +205,7 @@ func TestTakeOver(t *testing.T) {
 	})
 }
 
-// A queen that is cut off from the others routes on with what hives tell it, and writes nothing.
+// A queen that is cut off from the others keeps routing by the hives' reports, and writes nothing.
 func TestMinorityRoutesOn(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -246,7 +246,7 @@ func TestMinorityRoutesOn(t *testing.T) {
 	})
 }
 
-// fakePinger answers as the test says.
+// fakePinger answers as the test specifies.
 type fakePinger func(ctx context.Context, hive string) error
 
 func (f fakePinger) Ping(ctx context.Context, hive string) error { return f(ctx, hive) }

@@ -8,24 +8,23 @@ import (
 	"github.com/rbee-project/rbee/core/registry"
 )
 
-// viewInterval is between two looks at what the registry does not tell: the members of the raft
-// cluster.
+// viewInterval is the interval between checks of what the registry does not contain: the members of
+// the raft cluster.
 const viewInterval = time.Second
 
-// watchView tells the hives what they must know of the cluster, now and whenever it changes, until
-// ctx ends.
+// watchView sends the hives their view of the cluster, now and on every change, until ctx ends.
 func (q *Queen) watchView(ctx context.Context) {
 	for ctx.Err() == nil {
 		ws := registry.WatchSet{}
 		if v := q.Members.View(ws); v != nil {
 			q.liveness.SetView(v)
 		}
-		_ = registry.WaitUntil(ctx, ws, time.Now().Add(viewInterval)) // the next turn sees what it was
+		_ = registry.WaitUntil(ctx, ws, time.Now().Add(viewInterval)) // the next iteration checks what changed
 	}
 }
 
-// watchDown tells of hives that are down, until ctx ends. One that this queen hears of is only out
-// of the leader's sight.
+// watchDown calls tell for hives that are down, until ctx ends. A hive that still reports to this
+// queen is only out of the leader's sight.
 func (q *Queen) watchDown(ctx context.Context, tell func(hive string)) {
 	told := map[string]bool{}
 	for ctx.Err() == nil {

@@ -15,17 +15,17 @@ import (
 )
 
 const (
-	// announceEvery is between two exchanges with each queen, announceRest the least pause after a
-	// change of gossip.
+	// announceEvery is the interval between exchanges with each queen, announceRest the least pause
+	// after a gossip change.
 	announceEvery = time.Second
 	announceRest  = 200 * time.Millisecond
 	// announceTimeout bounds one exchange at one address.
 	announceTimeout = 2 * time.Second
 	// announcedFor is how long an announcement counts as a sign of life.
 	announcedFor = 10 * time.Second
-	// maxStrangers bounds the queens that only gossip knows and that are asked in one round.
+	// maxStrangers bounds the queens known only from gossip that are asked in one round.
 	maxStrangers = 16
-	// legacyFSM is the state machine version of queens that do not know Announce.
+	// legacyFSM is the state machine version of queens without Announce.
 	legacyFSM = 2
 )
 
@@ -68,10 +68,10 @@ func (m *Members) announce(ctx context.Context) {
 	}
 }
 
-// queensToAsk are the queens that this one exchanges announcements with, and where each may be:
-// what it proved last comes first, gossip's hint last. Queens that only gossip knows are asked
-// where the registry cannot know them: before there is one, and in a cluster whose certificates are
-// made elsewhere.
+// queensToAsk returns the queens that this one exchanges announcements with, and the addresses to
+// try: the last proven one first, gossip's hint last. Queens known only from gossip are asked when
+// the registry cannot know them: before a registry exists, and in a cluster whose certificates are
+// issued elsewhere.
 func (m *Members) queensToAsk() map[string][]string {
 	ask := map[string][]string{}
 	add := func(id, address string) {
@@ -104,7 +104,7 @@ func (m *Members) queensToAsk() map[string][]string {
 	}
 	members := m.net.Gossip.Members()
 	first := 0
-	if len(members) > 0 { // a random one: forged members cannot keep a real one out for ever
+	if len(members) > 0 { // a random one: forged members cannot permanently keep a real one out
 		first = m.opts.Rand(len(members))
 	}
 	for _, g := range slices.Concat(members[first:], members[:first]) {
@@ -122,8 +122,8 @@ func (m *Members) queensToAsk() map[string][]string {
 	return ask
 }
 
-// exchange tells a queen about this one and asks the same of it, at each address until it answers.
-// The connection proves that it is this queen who answers.
+// exchange sends a queen this queen's announcement and asks for its own, at each address until it
+// answers. The connection proves that this queen answers.
 func (m *Members) exchange(ctx context.Context, id string, addresses []string) {
 	for _, address := range addresses {
 		if ctx.Err() != nil {
@@ -141,7 +141,7 @@ func (m *Members) exchange(ctx context.Context, id string, addresses []string) {
 		switch {
 		case err == nil:
 			err = m.believe(pki.Node{ID: id}, resp.GetSelf())
-		case core.KindOf(err) == core.Unsupported: // an older version, but the very queen
+		case core.KindOf(err) == core.Unsupported: // an older version, but the right queen
 			err = m.believe(pki.Node{ID: id}, &queenv1.Announcement{RaftId: m.raftIDOf(id), RpcAddress: address, Fsm: legacyFSM, HasState: true})
 		}
 		if err == nil {
@@ -151,7 +151,7 @@ func (m *Members) exchange(ctx context.Context, id string, addresses []string) {
 	}
 }
 
-// raftIDOf is the raft id that the raft configuration has for a node; empty: none.
+// raftIDOf returns the id of a node in the raft configuration; empty: none.
 func (m *Members) raftIDOf(id string) string {
 	servers, err := m.registry.Queens()
 	if err != nil {
@@ -165,9 +165,9 @@ func (m *Members) raftIDOf(id string) string {
 	return ""
 }
 
-// admit writes queens to the registry whose certificates were made elsewhere and that proved to
-// have them, while this queen leads. Where the cluster signs certificates itself, it has written
-// their owners to the registry before.
+// admit adds queens to the registry that hold certificates issued elsewhere and proved it, while
+// this queen leads. If the cluster signs certificates itself, their owners are in the registry
+// already.
 func (m *Members) admit(ctx context.Context) error {
 	refused := map[string]string{}
 	for ctx.Err() == nil {

@@ -33,17 +33,17 @@ import (
 	"github.com/rbee-project/rbee/raft/node"
 )
 
-// lan is a network of queens in memory. A connection reaches whoever is at the address, and fails
-// unless that is the node that was asked for, as a certificate has it.
+// lan is an in-memory network of queens. A connection reaches the queen at the address, and fails
+// unless that is the requested node, as its certificate would show.
 type lan struct {
 	t        *testing.T
-	identity *pki.Identity // of all queens: for its seal key
+	identity *pki.Identity // shared by all queens: for its seal key
 
 	mu sync.Mutex // guards below
 	at map[string]*lanQueen
 }
 
-// testQueen is what a queen has of membership, and liveness for its leadership.
+// testQueen is the membership part of a queen, with liveness for its leadership.
 type testQueen struct {
 	*Members
 	Registry *registry.Registry
@@ -72,13 +72,13 @@ func (q *testQueen) Run(ctx context.Context) error {
 	})
 }
 
-// leaderConn passes on what the leader of the registry answers.
+// leaderConn passes calls on to the leader of the registry.
 type leaderConn struct {
 	grpc.ClientConnInterface
 	leader func() *registry.Registry
 }
 
-// Invoke knows ReadIndex and Apply only.
+// Invoke supports only ReadIndex and Apply.
 func (c leaderConn) Invoke(ctx context.Context, method string, req, resp any, _ ...grpc.CallOption) error {
 	s := c.leader().Service(hclog.NewNullLogger())
 	var answer proto.Message
@@ -107,7 +107,7 @@ func mustFail(t *testing.T, err error, kind core.Kind, parts ...string) {
 	}
 }
 
-// lanQueen is a queen of a lan: its registry is on disk, its gossip what the test says.
+// lanQueen is a queen of a lan: its registry is on disk, and the test sets its gossip.
 type lanQueen struct {
 	lan     *lan
 	id      string
@@ -115,7 +115,7 @@ type lanQueen struct {
 	address string
 	cert    pki.Node
 	gossip  *gossipstub.Pool
-	old     atomic.Bool // it does not know Announce
+	old     atomic.Bool // it does not support Announce
 
 	q     *testQueen
 	node  *node.Node
@@ -123,8 +123,8 @@ type lanQueen struct {
 	stop  func()
 }
 
-// newLAN starts queens that form a cluster whose registry has them. sealed is whether the registry
-// holds the key of the CA.
+// newLAN starts queens that form a cluster whose registry lists them. sealed reports whether the
+// registry holds the CA key.
 func newLAN(t *testing.T, size int, sealed bool) (*lan, []*lanQueen) {
 	t.Helper()
 	now := time.Now()
@@ -154,7 +154,7 @@ func newLAN(t *testing.T, size int, sealed bool) (*lan, []*lanQueen) {
 		for _, m := range queens {
 			m.stop()
 		}
-		time.Sleep(time.Minute) // of the bubble's: what still waits for an answer gives up
+		time.Sleep(time.Minute) // bubble time: whatever still waits for an answer times out
 	})
 	leader := l.leader(queens...)
 	c := core.Cluster{ID: "0123456789abcdef", Name: "desk", CACertificates: seed.CAPEM, SealedGossipKeys: seed.SealedGossipKeys}
@@ -182,7 +182,7 @@ func (m *lanQueen) record() core.Node {
 	return core.Node{ID: m.id, Name: m.cert.Name, Roles: m.cert.Roles, RPCAddress: m.address, KeyHash: m.cert.KeyHash}
 }
 
-// member is what the queen honestly gossips.
+// member returns what the queen honestly gossips.
 func (m *lanQueen) member() gossip.Member {
 	g := gossip.Member{ID: m.id, Name: m.cert.Name, Queen: true, RPCAddress: m.address, FSM: fsm.Version, Status: gossip.Alive}
 	if m.node != nil {
@@ -288,7 +288,7 @@ func (l *lan) until(what string, done func() bool) {
 	l.t.Fatalf("not within a minute: %s", what)
 }
 
-// probe reaches whoever is at the address.
+// probe connects to the queen at the address.
 func (m *lanQueen) probe(id, address string) (grpc.ClientConnInterface, error) {
 	if m.old.Load() {
 		return nil, core.Errorf(core.Unavailable, "connect: it asks nobody")
@@ -302,14 +302,14 @@ func (m *lanQueen) probe(id, address string) (grpc.ClientConnInterface, error) {
 	return announcing{from: m.cert, to: there}, nil
 }
 
-// announcing is a connection whose both ends have shown their certificates.
+// announcing is a connection on which both ends have shown their certificates.
 type announcing struct {
 	grpc.ClientConnInterface
 	from pki.Node
 	to   *lanQueen
 }
 
-// Invoke knows Announce only.
+// Invoke supports only Announce.
 func (c announcing) Invoke(_ context.Context, method string, req, resp any, _ ...grpc.CallOption) error {
 	if c.to.old.Load() || method != queenv1.ClusterService_Announce_FullMethodName {
 		return rpc.ToStatus(core.Errorf(core.Unsupported, "unknown method %s", method))
@@ -335,8 +335,8 @@ func (m *lanQueen) write(ctx context.Context) error {
 	return m.q.Registry.Write(ctx, "", fsm.PutToken(core.Token{ID: id, Kind: core.TokenAPI, SecretHash: hash, Scopes: core.Scopes(), CreatedAt: time.Now().UTC().Truncate(time.Second)}))
 }
 
-// Whoever has the gossip key can say anything about anybody there. Neither the versions, raft ids
-// and addresses that it makes up nor the deaths and goodbyes of real queens change what raft does.
+// The holder of the gossip key can forge any gossip about any node. Neither forged versions, raft
+// ids and addresses nor forged deaths and departures of real queens change what raft does.
 func TestForgedGossip(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -352,7 +352,7 @@ func TestForgedGossip(t *testing.T) {
 				ID: id, Name: "forged", Queen: true, FSM: 1, RaftID: id + ".00000001", RPCAddress: "10.6.6.6:7834", Status: gossip.Alive,
 			})
 		}
-		for i, m := range queens { // with the raft id of a real one, under an id of its own and under the real one
+		for i, m := range queens { // with the raft id of a real one, under its own id and under the real one's
 			g := m.member()
 			g.FSM, g.RPCAddress, g.Version, g.Incarnation = 1, "10.6.6.6:7834", "0.0.1", 1<<63
 			forged = append(forged, g)
@@ -364,7 +364,7 @@ func TestForgedGossip(t *testing.T) {
 		}
 		for _, m := range queens {
 			all := append(slices.Clone(forged), m.member())
-			slices.Reverse(all) // its own entry comes first, as nobody else can change it
+			slices.Reverse(all) // its own entry comes first, as no other node can change it
 			m.gossip.Set(all...)
 		}
 		for range 30 {
@@ -382,7 +382,7 @@ func TestForgedGossip(t *testing.T) {
 			must.StrNotContains(t, s.Address, "10.6.6.6")
 		}
 
-		// Everybody is said to have left.
+		// Gossip claims that every queen has left.
 		for _, m := range queens {
 			all := []gossip.Member{m.member()}
 			for _, other := range queens {
@@ -405,7 +405,7 @@ func TestForgedGossip(t *testing.T) {
 	})
 }
 
-// A queen that runs an older version holds back commands that it cannot apply, but no revocation.
+// A queen that runs an older version blocks commands that it cannot apply, but no revocation.
 func TestMinFSM(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -425,9 +425,9 @@ func TestMinFSM(t *testing.T) {
 		must.NoError(t, leader.q.Registry.Write(t.Context(), "", fsm.SetKeyring(sealed, 1)))
 		must.NoError(t, leader.q.Registry.Write(t.Context(), "", fsm.DeleteToken("t")))
 		must.NoError(t, leader.q.Registry.Write(t.Context(), "", fsm.RevokeNode(follower.id)))
-		must.NoError(t, leader.write(t.Context())) // a revoked queen has no say
+		must.NoError(t, leader.write(t.Context())) // a revoked queen does not count
 
-		// A version before announcements counts as what it can apply.
+		// A version before announcements counts with its state machine version.
 		l, queens = newLAN(t, 2, true)
 		leader = l.leader(queens...)
 		for _, m := range queens {
@@ -439,8 +439,8 @@ func TestMinFSM(t *testing.T) {
 	})
 }
 
-// Capabilities are left out of commands while an older queen lives; a report that has them is in
-// the registry all the same, and is not written again and again.
+// Commands omit capabilities while an older queen runs; a report with capabilities still gets into
+// the registry, and is not written again and again.
 func TestCapabilitiesWaitForUpgrade(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -479,7 +479,7 @@ func TestCapabilitiesWaitForUpgrade(t *testing.T) {
 	})
 }
 
-// What a queen says counts for itself alone.
+// An announcement counts only for its sender.
 func TestBelieve(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -498,7 +498,7 @@ func TestBelieve(t *testing.T) {
 		} {
 			must.Error(t, leader.q.believe(other.cert, a), must.Sprint(name))
 		}
-		// A certificate is not enough where the registry knows all that have one.
+		// A certificate is not enough if the registry lists all owners of one.
 		stranger := pki.Node{ID: "deadbeef", Name: "stranger", Roles: []core.Role{core.RoleQueen}, KeyHash: other.cert.KeyHash}
 		before := leader.raftServers()
 		must.NoError(t, leader.q.believe(stranger, &queenv1.Announcement{RaftId: "deadbeef.00000001", RpcAddress: "10.0.0.66:7834", Fsm: 1}))
@@ -509,8 +509,8 @@ func TestBelieve(t *testing.T) {
 	})
 }
 
-// All queens get other addresses at once: they find each other by what gossip hints at and
-// certificates prove, and raft follows. One forged hint for each does not keep them from it.
+// All queens get other addresses at once: they find each other by gossip hints that certificates
+// confirm, and raft follows. One forged hint for each does not prevent it.
 func TestAllAddressesChange(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -541,8 +541,8 @@ func TestAllAddressesChange(t *testing.T) {
 	})
 }
 
-// A queen that leaves says so itself, and is taken out of raft; in a cluster whose certificates are
-// made elsewhere, a queen that has one is let in.
+// A queen that leaves announces it, and is removed from raft. In a cluster whose certificates are
+// issued elsewhere, a queen that holds one is admitted.
 func TestQueensComeAndGo(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

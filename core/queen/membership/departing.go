@@ -6,11 +6,11 @@ import (
 	"github.com/rbee-project/rbee/core/gossip"
 )
 
-// departingFor is how long a node that leaves may stay in the registry before that is a problem:
-// its certificate is revoked LeaveGrace after it went.
+// departingFor is how long a leaving node may stay in the registry before that is a problem: its
+// certificate is revoked LeaveGrace after it left.
 const departingFor = 3 * LeaveGrace
 
-// departs notes that a node leaves with this queen's help.
+// departs records that a node leaves with this queen's help.
 func (m *Members) departs(id string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -25,8 +25,8 @@ func (m *Members) departs(id string) {
 	m.departing[id] = time.Now()
 }
 
-// leaves returns the nodes that are about to leave the registry: this queen takes them out, or they
-// said goodbye to gossip.
+// leaves returns the nodes about to leave the registry: this queen is removing them, or they left
+// gossip.
 func (m *Members) leaves() map[string]bool {
 	out := map[string]bool{}
 	if m.net != nil {

@@ -23,7 +23,7 @@ import (
 	"github.com/rbee-project/rbee/raft/state"
 )
 
-// MaxHosts bounds the names that a node may have in its certificate beside its address.
+// MaxHosts bounds the names in a node's certificate besides its address.
 const MaxHosts = 16
 
 var (
@@ -31,13 +31,14 @@ var (
 	hostNameForm = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9-]{0,62})(\.[A-Za-z0-9]([A-Za-z0-9-]{0,62}))*\.?$`)
 )
 
-// joinService takes machines into the cluster. The leader answers; the other queens pass calls on.
+// joinService admits machines to the cluster. The leader answers; other queens forward the calls.
 type joinService struct {
 	queenv1.UnimplementedJoinServiceServer
 	m *Members
 }
 
-// leading returns the registry and the cluster, on the leader. Errors: that another queen leads.
+// leading returns the registry and the cluster, on the leader. Errors: Unavailable if another queen
+// leads.
 func (m *Members) leading() (*state.Snapshot, core.Cluster, error) {
 	if !m.registry.Leads() {
 		return nil, core.Cluster{}, m.registry.NotLeader()
@@ -46,9 +47,9 @@ func (m *Members) leading() (*state.Snapshot, core.Cluster, error) {
 	return m.registry.View(), c, err
 }
 
-// Join checks the token, signs the certificate, and writes the node to the registry, which uses the
-// token up. Errors: Unauthenticated for a token that is not valid; Forbidden for a role that it
-// does not give; Conflict for a name or an id that is taken; Invalid; Unsupported; Unavailable.
+// Join checks the token, signs the certificate, and adds the node to the registry, which uses up
+// the token. Errors: Unauthenticated for an invalid token; Forbidden for a role that the token does
+// not grant; Conflict for a name or an id in use; Invalid; Unsupported; Unavailable.
 func (s *joinService) Join(ctx context.Context, req *queenv1.JoinRequest) (*queenv1.JoinResponse, error) {
 	m := s.m
 	registry, c, err := m.leading()
@@ -77,8 +78,8 @@ func (s *joinService) Join(ctx context.Context, req *queenv1.JoinRequest) (*quee
 		return nil, err
 	}
 	registered, _ := registry.Node(nil, n.ID)
-	// The state machine decides; but what it would refuse is not worth a signature and an entry of
-	// the log.
+	// The state machine decides; this check avoids a signature and a log entry for what it would
+	// refuse.
 	if err := fsm.CheckJoin(t, n, registered, m.opts.Now()); err != nil {
 		return nil, err
 	}
@@ -103,8 +104,8 @@ func errJoinToken(why string) error {
 	return core.Errorf(core.Unauthenticated, "%s", why).Hint("Make a new one on a machine of the cluster: `rbee token create --type join`. Each takes one machine in.")
 }
 
-// Renew signs a new certificate for the calling node, with the key that it has had from the
-// beginning. Errors: Forbidden, Invalid, Unavailable, Unsupported.
+// Renew signs a new certificate for the calling node, with the key that it has always had. Errors:
+// Forbidden, Invalid, Unavailable, Unsupported.
 func (s *joinService) Renew(ctx context.Context, req *queenv1.RenewRequest) (*queenv1.RenewResponse, error) {
 	m := s.m
 	registry, c, err := m.leading()
@@ -145,7 +146,7 @@ func (s *joinService) Renew(ctx context.Context, req *queenv1.RenewRequest) (*qu
 	return &queenv1.RenewResponse{CaCertificates: c.CACertificates, Certificate: certificate}, nil
 }
 
-// sign makes the node's certificate with the cluster's CA and notes in n when it expires.
+// sign signs the node's certificate with the cluster's CA and sets its expiry in n.
 func (m *Members) sign(c core.Cluster, request []byte, n *core.Node, hosts []string) ([]byte, error) {
 	if len(c.SealedCAKey) == 0 {
 		return nil, registry.ErrNoCAKey()
@@ -162,7 +163,7 @@ func (m *Members) sign(c core.Cluster, request []byte, n *core.Node, hosts []str
 	return certificate, nil
 }
 
-// nodeOf checks what a joining machine says of itself.
+// nodeOf validates the node that a joining machine describes.
 func nodeOf(req *queenv1.JoinRequest) (n core.Node, hosts []string, err error) {
 	invalid := func(hint, format string, args ...any) (core.Node, []string, error) {
 		return core.Node{}, nil, core.Errorf(core.Invalid, format, args...).Hint("%s", hint)
@@ -194,7 +195,7 @@ func nodeOf(req *queenv1.JoinRequest) (n core.Node, hosts []string, err error) {
 	return n, hosts, err
 }
 
-// checkAddress says why others cannot reach a node's RPC port at an address; nil: they may.
+// checkAddress returns an error if other nodes cannot reach an RPC port at the address.
 func checkAddress(address string) error {
 	host, port, err := net.SplitHostPort(address)
 	number, portErr := strconv.Atoi(port)
@@ -206,7 +207,7 @@ func checkAddress(address string) error {
 	return nil
 }
 
-// checkHosts are the names that a node asks to have in its certificate, with the host of its
+// checkHosts returns the names that a node requests for its certificate, including the host of its
 // address.
 func checkHosts(asked []string, rpcAddress string) ([]string, error) {
 	host, _, err := net.SplitHostPort(rpcAddress)
@@ -228,11 +229,11 @@ func checkHosts(asked []string, rpcAddress string) ([]string, error) {
 	return hosts, nil
 }
 
-// ownHosts returns those of the hosts that node n may have in its certificate: not the name or the
-// address of another node of the cluster, which clients would find it at. Agents with the same host
-// in their addresses are on one machine and share its names; a node that took over the address of
-// one that is gone passes for that as well. A host is left out rather than the certificate refused,
-// as a machine with the old name of another would lose its own.
+// ownHosts returns those hosts that node n may have in its certificate: not the name or address of
+// another node of the cluster, at which clients would look for that node. Agents with the same host
+// in their addresses are on one machine and share its names; a node that took over a removed node's
+// address counts as such as well. A host is dropped rather than the certificate refused, since
+// otherwise a machine with another's old name would lose its own certificate.
 func (m *Members) ownHosts(registry *state.Snapshot, n core.Node, hosts []string) []string {
 	fold := func(host string) string { return strings.ToLower(strings.TrimSuffix(host, ".")) }
 	hostOf := func(n core.Node) string {
@@ -259,8 +260,8 @@ func (m *Members) ownHosts(registry *state.Snapshot, n core.Node, hosts []string
 	})
 }
 
-// requestKey is the hash of the key of a certificate request, whose signature shows that the sender
-// has it.
+// requestKey returns the hash of the key in a certificate request, whose signature proves that the
+// sender holds it.
 func requestKey(der []byte) ([]byte, error) {
 	r, err := x509.ParseCertificateRequest(der)
 	if err == nil {
@@ -273,7 +274,7 @@ func requestKey(der []byte) ([]byte, error) {
 	return sum[:], nil
 }
 
-// sameKey says whether a certificate request has the key that the node is known by.
+// sameKey reports whether a certificate request has the key known for the node.
 func sameKey(n core.Node, keyHash []byte) bool {
 	return len(n.KeyHash) > 0 && bytes.Equal(n.KeyHash, keyHash)
 }

@@ -30,8 +30,8 @@ func keyringDue(c core.Cluster, s *state.Snapshot, ws registry.WatchSet) bool {
 }
 
 // keepKeyring replaces the gossip keys whenever a node was revoked or left, while this queen leads.
-// Whether that is due follows from the registry, so that a rotation that a dead leader owes is made
-// by the next one.
+// The registry shows whether that is due, so that the next leader completes a rotation that a dead
+// leader did not.
 func (m *Members) keepKeyring(ctx context.Context) error {
 	for ctx.Err() == nil {
 		ws := registry.WatchSet{}
@@ -42,7 +42,7 @@ func (m *Members) keepKeyring(ctx context.Context) error {
 			continue
 		}
 		if err := m.replaceKeyring(ctx, c); err != nil && ctx.Err() == nil {
-			if core.KindOf(err) != core.Conflict { // somebody else changed the keys meanwhile
+			if core.KindOf(err) != core.Conflict { // another queen changed the keys meanwhile
 				m.log.Error("cannot replace the gossip key that a revoked node knows, trying again", "error", err)
 			}
 			_ = registry.WaitUntil(ctx, registry.WatchSet{}, time.Now().Add(keyringRetry))
@@ -51,8 +51,8 @@ func (m *Members) keepKeyring(ctx context.Context) error {
 	return nil
 }
 
-// replaceKeyring makes a new gossip key the only one. Every node goes on to understand the old ones
-// for some seconds: see gossip.Pool.ReplaceKeys.
+// replaceKeyring makes a new gossip key the only one. For some seconds every node still accepts the
+// old ones: see gossip.Pool.ReplaceKeys.
 func (m *Members) replaceKeyring(ctx context.Context, c core.Cluster) error {
 	keys := pki.Secrets{pki.NewGossipKey()}
 	sealed, err := m.net.Identity.SealGossipKeys(keys)
@@ -66,7 +66,7 @@ func (m *Members) replaceKeyring(ctx context.Context, c core.Cluster) error {
 	return nil
 }
 
-// Keyring shows the gossip keys by their fingerprints. Errors: Unsupported, Unavailable, Integrity.
+// Keyring returns the fingerprints of the gossip keys. Errors: Unsupported, Unavailable, Integrity.
 func (m *Members) Keyring(context.Context) (core.Keyring, error) {
 	c, err := m.registry.Cluster()
 	if err != nil {
@@ -87,9 +87,9 @@ func keyringOf(keys pki.Secrets) core.Keyring {
 	return k
 }
 
-// ChangeKeyring does one step of a rotation: install a new key everywhere, use it for what is sent,
-// remove the old one. Errors: Invalid; NotFound for an unknown fingerprint; Conflict when somebody
-// else changed the keys meanwhile, or the primary would be removed; Unavailable; Unsupported.
+// ChangeKeyring performs one step of a rotation: install a new key everywhere, use it for sending,
+// remove the old one. Errors: Invalid; NotFound for an unknown fingerprint; Conflict if the keys
+// changed meanwhile, or the primary would be removed; Unavailable; Unsupported.
 func (m *Members) ChangeKeyring(ctx context.Context, change core.KeyringChange) (core.Keyring, error) {
 	if m.net == nil {
 		return core.Keyring{}, registry.ErrAlone()
@@ -158,7 +158,7 @@ func changeKeys(keys pki.Secrets, change core.KeyringChange) (pki.Secrets, error
 // gossipKeyBytes is the length of a gossip key: AES-256.
 const gossipKeyBytes = 32
 
-// gossipKeys opens the registry's gossip keys, the primary first.
+// gossipKeys decrypts the registry's gossip keys, the primary first.
 func (m *Members) gossipKeys(c core.Cluster) (pki.Secrets, error) {
 	if len(c.SealedGossipKeys) == 0 {
 		return nil, nil

@@ -10,7 +10,7 @@ import (
 	"github.com/rbee-project/rbee/raft/fsm"
 )
 
-// Keys are due for replacement while a revoked node may know them, unless they are in files.
+// Keys are due for replacement while a revoked node may know them, unless they come from files.
 func TestKeyringDue(t *testing.T) {
 	t.Parallel()
 	r := memregistry.New()
@@ -26,6 +26,6 @@ func TestKeyringDue(t *testing.T) {
 	_, err := r.Apply(t.Context(), "", fsm.RevokeNode("bbbbbbbb"))
 	must.NoError(t, err)
 	must.True(t, keyringDue(c, r.View(), nil))
-	c.SealedGossipKeys = nil // they are in files
+	c.SealedGossipKeys = nil // they come from files
 	must.False(t, keyringDue(c, r.View(), nil))
 }

@@ -1,5 +1,5 @@
-// Package membership keeps the nodes of the cluster: who joins, renews, leaves and is revoked,
-// which queens are there by their own word, and what raft and gossip must follow of it.
+// Package membership manages the nodes of the cluster: which join, renew, leave and are revoked,
+// which queens have proven that they are alive, and what follows for raft and gossip.
 package membership
 
 import (
@@ -20,78 +20,79 @@ import (
 	"github.com/rbee-project/rbee/raft/fsm"
 )
 
-// Options say what Members work with. Registry and ID are required.
+// Options are the dependencies of Members. Registry and ID are required.
 type Options struct {
 	Registry *registry.Registry
 	ID       string       // of this queen's node
-	Version  string       // of the program
+	Version  string       // program version
 	Logger   hclog.Logger // nil: no log
 	Network  *Network     // nil: this queen is alone
 	Now      func() time.Time
-	Rand     func(n int) int // a number in [0, n)
+	Rand     func(n int) int // returns a number in [0, n)
 }
 
-// Network is what a queen needs to be one of several nodes. Fields that may be nil say so; the
-// others are required.
+// Network is what a queen needs to be one of several nodes. Fields that may be nil are documented
+// as such; the others are required.
 type Network struct {
 	Identity *pki.Identity
 	Gossip   Gossip
-	// Self is the connection to this process's own services. Methods that the leader answers are
-	// passed on from there.
+	// Self is the connection to this process's own services, which forward the methods that the
+	// leader answers.
 	Self grpc.ClientConnInterface
-	// Conn gives the connection to another node. Its errors are classified; the connection is not
-	// the queen's to close.
+	// Conn returns the connection to another node. Its errors are classified; the queen must not
+	// close the connection.
 	Conn func(node, address string, role core.Role) (grpc.ClientConnInterface, error)
-	// Probe gives a connection to whoever answers at an address with the certificate of this queen,
-	// for announcements alone. It is not the queen's to close. nil: no announcements are exchanged.
+	// Probe returns a connection, for announcements only, to the queen at an address that presents
+	// a certificate of the node. The queen must not close it. nil: no announcements are exchanged.
 	Probe func(node, address string) (grpc.ClientConnInterface, error)
-	// Deaf are the nodes that gossip reaches over TCP and not over UDP; nil: nobody looks.
+	// Deaf returns the nodes that gossip reaches over TCP but not over UDP; nil: not checked.
 	Deaf func() []gossip.Member
-	// SeekGossip has gossip look for nodes at an address. nil: it finds them by itself.
+	// SeekGossip makes gossip look for nodes at an address. nil: gossip finds them itself.
 	SeekGossip func(address string)
-	// CertificateTTL is the life of the certificates that this queen signs while it leads.
+	// CertificateTTL is the lifetime of the certificates that this queen signs while it leads.
 	CertificateTTL time.Duration
-	// NodesChanged is called when a node came, changed or was revoked. It must not block for long.
+	// NodesChanged is called when a node was added, changed or revoked. It must not block for long.
 	NodesChanged func()
-	// Seed is what this queen writes to the registry at the beginning; nil: nothing.
+	// Seed is what this queen first writes to the registry; nil: nothing.
 	Seed *Seed
 }
 
-// Seed is the beginning of a cluster, or of a queen whose certificate was made elsewhere.
+// Seed is the initial content of a cluster, or of a queen whose certificate was issued elsewhere.
 type Seed struct {
-	// Cluster is written together with Token, where the registry has none. Several queens of one
+	// Cluster is written together with Token if the registry has no cluster. Several queens of one
 	// cluster may try.
 	Cluster core.Cluster
-	Token   core.Token // the first operator's; without an id another queen begins the cluster
-	Node    core.Node  // this one
-	// Planted is called when the registry has it.
+	Token   core.Token // the first operator's; without an id, another queen creates the cluster
+	Node    core.Node  // this node
+	// Planted is called once the registry has the seed.
 	Planted func() error
 }
 
-// Gossip is the pool of nodes, as far as a queen uses it.
+// Gossip is the part of the gossip pool that a queen uses.
 type Gossip interface {
-	// Members are all nodes that gossip knows, dead ones and this one included.
+	// Members returns all nodes known to gossip, including dead ones and this one.
 	Members() []gossip.Member
-	// Changed is closed at the next change of Members. It is taken before Members is asked.
+	// Changed returns a channel that is closed at the next change of Members. Take it before
+	// calling Members.
 	Changed() <-chan struct{}
 	// SetKeys replaces the keys, the primary first.
 	SetKeys(keys [][]byte) error
 }
 
-// Members are the nodes of the cluster, as one queen knows them. They are safe for concurrent use.
-// Methods of a queen that is alone fail as Unsupported where they need a cluster.
+// Members is the set of nodes of the cluster, as one queen knows it. It is safe for concurrent use.
+// On a queen that is alone, methods that need a cluster fail as Unsupported.
 type Members struct {
 	opts     Options
 	net      *Network // nil: alone
 	log      hclog.Logger
 	registry *registry.Registry
-	leaving  atomic.Bool                // this queen leaves the cluster for good
-	later    chan func(context.Context) // what Run does and waits for, beside its other work
+	leaving  atomic.Bool                // this queen is leaving permanently
+	later    chan func(context.Context) // work that Run does and waits for, besides its own
 
-	mu        sync.Mutex           // guards what is known of other nodes beside the registry: below
+	mu        sync.Mutex           // guards what is known about other nodes besides the registry: below
 	proofs    map[string]proof     // what queens announced, by node id
-	announced chan struct{}        // closed and replaced when a proof changed
-	departing map[string]time.Time // nodes that this queen takes out, since when
+	announced chan struct{}        // closed and replaced when a proof changes
+	departing map[string]time.Time // nodes that this queen is removing, and since when
 }
 
 // New returns the members of a registry. It starts nothing.
@@ -116,8 +117,8 @@ func (m *Members) Register(s grpc.ServiceRegistrar) {
 	queenv1.RegisterJoinServiceServer(s, &joinService{m: m})
 }
 
-// Duties are what the leader does, each until its context ends or it fails; none for a queen that
-// is alone.
+// Duties returns the leader's duties, each of which runs until its context ends or it fails; none
+// for a queen that is alone.
 func (m *Members) Duties() []func(context.Context) error {
 	if m.net == nil {
 		return nil
@@ -125,9 +126,9 @@ func (m *Members) Duties() []func(context.Context) error {
 	return []func(context.Context) error{m.keepQueens, m.admit, m.keepKeyring}
 }
 
-// Run does what every queen of a cluster does beside raft, until ctx ends: it plants the seed of a
-// new cluster, exchanges announcements with the other queens, and gives gossip the keys of the
-// registry. Alone it returns at once.
+// Run does what every queen of a cluster does besides raft, until ctx ends: it plants the seed of a
+// new cluster, exchanges announcements with the other queens, and passes the registry's keys to
+// gossip. On a queen that is alone it returns at once.
 func (m *Members) Run(ctx context.Context) {
 	if m.net == nil {
 		return
@@ -174,7 +175,7 @@ func (m *Members) Run(ctx context.Context) {
 // seedRetry is the pause between attempts to write the seed, while there is no leader.
 const seedRetry = 200 * time.Millisecond
 
-// plant writes the seed. It ends when that is done, or can never be.
+// plant writes the seed. It returns once that is done, or can never succeed.
 func (m *Members) plant(ctx context.Context, s *Seed) {
 	for ctx.Err() == nil {
 		err := m.sow(ctx, s)

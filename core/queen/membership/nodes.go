@@ -14,14 +14,14 @@ import (
 	"github.com/rbee-project/rbee/raft/state"
 )
 
-// leaveTimeout is how long a node may take to retire its workers and say goodbye.
+// leaveTimeout bounds how long a leaving node may take to retire its workers and leave gossip.
 const leaveTimeout = 30 * time.Second
 
-// LeaveGrace is how long a node that leaves may still speak to the others.
+// LeaveGrace is how long a leaving node may still talk to the others.
 const LeaveGrace = 5 * time.Second
 
-// RevokeNode has a node's certificates refused for ever; its hive and its seat among the queens go
-// with it. Errors: NotFound, Conflict, Unavailable.
+// RevokeNode permanently revokes a node's certificates; it also removes its hive and its queen.
+// Errors: NotFound, Conflict, Unavailable.
 func (m *Members) RevokeNode(ctx context.Context, id string) (core.Node, error) {
 	if m.net == nil {
 		return core.Node{}, registry.ErrAlone()
@@ -49,9 +49,9 @@ func (m *Members) RevokeNode(ctx context.Context, id string) (core.Node, error) 
 	return n, nil
 }
 
-// LeaveNode has a node leave for good: its agent retires its workers, forgets its certificate and
-// ends; then the cluster forgets it. A node that does not answer is removed all the same. Errors:
-// NotFound, Conflict, Unavailable.
+// LeaveNode makes a node leave permanently: its agent retires its workers, deletes its certificate
+// and exits; then the cluster forgets it. A node that does not answer is removed all the same.
+// Errors: NotFound, Conflict, Unavailable.
 func (m *Members) LeaveNode(ctx context.Context, id string) (core.Node, error) {
 	if m.net == nil {
 		return core.Node{}, registry.ErrAlone()
@@ -75,7 +75,7 @@ func (m *Members) LeaveNode(ctx context.Context, id string) (core.Node, error) {
 	if n.ID != m.opts.ID {
 		return n, m.takeOut(ctx, n)
 	}
-	// This queen's way to the others ends half-way through, so one of them does it.
+	// This queen loses its connection to the others half-way, so one of them does it.
 	err = core.Errorf(core.Unavailable, "no other queen answers").Hint("Look at `rbee status`.")
 	for _, s := range m.registry.View().Nodes(nil) {
 		if s.ID == n.ID || s.Revoked || !s.Has(core.RoleQueen) {
@@ -96,8 +96,8 @@ func (m *Members) LeaveNode(ctx context.Context, id string) (core.Node, error) {
 	return core.Node{}, err
 }
 
-// takeOut has another node leave. Its certificate is refused a little later, when its agent has
-// ended and nobody waits for an answer through it.
+// takeOut makes another node leave. Its certificate is revoked a little later, once its agent has
+// exited and no answer is pending through it.
 func (m *Members) takeOut(ctx context.Context, n core.Node) error {
 	m.departs(n.ID)
 	role := core.RoleHive
@@ -143,7 +143,7 @@ func (m *Members) takeOut(ctx context.Context, n core.Node) error {
 	}
 }
 
-// checkLast refuses to take out the only queen: nobody could be asked any more.
+// checkLast refuses to remove the only queen: none would be left to answer.
 func (m *Members) checkLast(n core.Node, what string) error {
 	if !n.Has(core.RoleQueen) {
 		return nil
@@ -165,9 +165,9 @@ func (m *Members) checkLast(n core.Node, what string) error {
 	return nil
 }
 
-// nodeNamed finds a node by id, name or unique prefix of the id. A name is the one a node joined
-// with, or the one that its hive reports, as after its machine was renamed. Errors: NotFound;
-// Conflict where several match, with their ids.
+// nodeNamed finds a node by id, name or unique prefix of the id. A name is the one that a node
+// joined with, or the one that its hive reports, such as after its machine was renamed. Errors:
+// NotFound; Conflict if several match, with their ids.
 func nodeNamed(s *state.Snapshot, name string) (core.Node, error) {
 	if n, ok := s.Node(nil, name); ok && name != "" {
 		return n, nil

@@ -9,12 +9,12 @@ import (
 	"github.com/rbee-project/rbee/raft/state"
 )
 
-// fileCertificateWarning is how long before its end a certificate is a problem that the cluster
-// cannot renew.
+// fileCertificateWarning is how long before its expiry a certificate that the cluster cannot renew
+// is a problem.
 const fileCertificateWarning = 14 * 24 * time.Hour
 
-// Certificates returns when the first certificate of the nodes ends, and what is wrong with any.
-// Nodes renew theirs at a third of its life left, so that one with a quarter left has failed to.
+// Certificates returns when the first of the nodes' certificates expires, and the problems of any.
+// Nodes renew theirs with a third of its life left, so one with a quarter left has failed to.
 func (m *Members) Certificates(s *state.Snapshot) (first time.Time, problems []string) {
 	c, ok := s.Cluster(nil)
 	if !ok {
@@ -42,7 +42,7 @@ func (m *Members) Certificates(s *state.Snapshot) (first time.Time, problems []s
 	return first, problems
 }
 
-// Problems says what is wrong with the queens and hives that should be there.
+// Problems returns what is wrong with the queens and hives that should exist.
 func (m *Members) Problems(s *state.Snapshot, queens []core.Queen) []string {
 	var problems []string
 	voters := 0
@@ -59,12 +59,12 @@ func (m *Members) Problems(s *state.Snapshot, queens []core.Queen) []string {
 	}
 	c, ok := s.Cluster(nil)
 	leaves := m.leaves()
-	keyInFiles := ok && len(c.SealedGossipKeys) == 0 // nothing replaces it by itself
+	keyInFiles := ok && len(c.SealedGossipKeys) == 0 // these keys are not replaced automatically
 	for _, n := range s.Nodes(nil) {
 		if n.Revoked && keyInFiles {
 			problems = append(problems, fmt.Sprintf("%s was revoked and knows the gossip key, which comes from files here; "+
 				"unless that was done since, replace gossip.key_file on all nodes", n.Name))
-			keyInFiles = false // once is enough
+			keyInFiles = false // report it once
 		}
 		if n.Revoked || leaves[n.ID] {
 			continue

@@ -14,8 +14,7 @@ import (
 	"github.com/rbee-project/rbee/raft/state"
 )
 
-// The status names queens and hives that should be there and are not, and two queens, which are
-// worse than one.
+// The status names missing queens and hives, and warns of two queens, which are worse than one.
 func TestStatusMembership(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -53,7 +52,7 @@ func TestStatusMembership(t *testing.T) {
 	})
 }
 
-// A revoked node still knows a gossip key that comes from files: the registry cannot replace it.
+// A revoked node still knows a gossip key from files: the registry cannot replace it.
 func TestStatusGossipKeyFile(t *testing.T) {
 	t.Parallel()
 	for name, tt := range map[string]struct {

@@ -14,15 +14,14 @@ import (
 	"github.com/rbee-project/rbee/raft/state"
 )
 
-// proof is what a queen last said of itself over a connection that its certificate proved to be its
-// own.
+// proof is a queen's last announcement, over a connection authenticated by its certificate.
 type proof struct {
-	node pki.Node // from its certificate; only the ID when this queen called
+	node pki.Node // from its certificate; only the ID if this queen called
 	said *queenv1.Announcement
 	at   time.Time
 }
 
-// alive reports whether the queen said lately that it is there to stay.
+// alive reports whether the queen recently announced that it is staying.
 func (p proof) alive() bool { return time.Since(p.at) < announcedFor && !p.said.GetLeaving() }
 
 func (p proof) member(name string) gossip.Member {
@@ -36,11 +35,11 @@ func (p proof) member(name string) gossip.Member {
 	return m
 }
 
-// Leave has this queen tell the others that it leaves for good: they take it out of raft and do not
-// add it again.
+// Leave announces to the other queens that this one leaves permanently: they remove it from raft
+// and do not add it again.
 func (m *Members) Leave() { m.leaving.Store(true) }
 
-// announcement is what this queen says of itself.
+// announcement returns this queen's announcement.
 func (m *Members) announcement() *queenv1.Announcement {
 	n := m.registry
 	self := m.ownMember()
@@ -51,7 +50,7 @@ func (m *Members) announcement() *queenv1.Announcement {
 	}
 }
 
-// ownMember is this node's entry in gossip, the only one that nobody else has a say in.
+// ownMember returns this node's gossip entry, the only one that no other node can change.
 func (m *Members) ownMember() gossip.Member {
 	for _, g := range m.net.Gossip.Members() {
 		if g.ID == m.opts.ID {
@@ -61,8 +60,8 @@ func (m *Members) ownMember() gossip.Member {
 	return gossip.Member{}
 }
 
-// believe keeps what a queen said of itself. The caller has its certificate. Errors: Invalid when
-// it says what cannot be, such as the raft id of another node.
+// believe records a queen's announcement. The caller has authenticated it by its certificate.
+// Errors: Invalid for an impossible claim, such as the raft id of another node.
 func (m *Members) believe(peer pki.Node, said *queenv1.Announcement) error {
 	if peer.ID == m.opts.ID {
 		return nil
@@ -90,7 +89,7 @@ func (m *Members) believe(peer pki.Node, said *queenv1.Announcement) error {
 	return nil
 }
 
-// proven returns what queens proved of themselves, sorted by node id.
+// proven returns the recorded proofs, sorted by node id.
 func (m *Members) proven() []proof {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -102,7 +101,7 @@ func (m *Members) proven() []proof {
 	return out
 }
 
-// answers reports whether a queen proved lately that it is there.
+// answers reports whether a queen recently proved that it is alive.
 func (m *Members) answers(id string) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -110,8 +109,8 @@ func (m *Members) answers(id string) bool {
 	return ok && p.alive()
 }
 
-// Gone returns what gossip says of the nodes that it does not hold for alive and that did not prove
-// lately that they are there, by node id.
+// Gone returns the gossip status of nodes that gossip does not consider alive and that have not
+// recently proved otherwise, by node id.
 func (m *Members) Gone() map[string]string {
 	gone := map[string]string{}
 	for _, g := range m.net.Gossip.Members() {
@@ -122,7 +121,7 @@ func (m *Members) Gone() map[string]string {
 	return gone
 }
 
-// Gossiped returns what gossip says of a node; empty: this queen is alone.
+// Gossiped returns the gossip status of a node; empty: this queen is alone.
 func (m *Members) Gossiped(id string) string {
 	if m.net == nil {
 		return ""
@@ -135,7 +134,7 @@ func (m *Members) Gossiped(id string) string {
 	return "unknown"
 }
 
-// disprove forgets what a queen said of itself: it has to say it again to count.
+// disprove forgets a queen's announcement: it must announce itself again to count.
 func (m *Members) disprove(id string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -148,8 +147,8 @@ func trusted(s *state.Snapshot, id string) (core.Node, bool) {
 	return n, ok && !n.Revoked && n.Has(core.RoleQueen)
 }
 
-// Announced are the queens that proved lately who they are, this one included, whether or not the
-// registry has them. The channel is closed at the next change.
+// Announced returns the queens that recently proved who they are, including this one, whether or
+// not the registry has them. The channel is closed at the next change.
 func (m *Members) Announced() ([]gossip.Member, <-chan struct{}) {
 	m.mu.Lock()
 	changed := m.announced
@@ -164,8 +163,8 @@ func (m *Members) Announced() ([]gossip.Member, <-chan struct{}) {
 	return list, changed
 }
 
-// MinFSM is the lowest state machine version among the queens of the registry that answer; 0: none
-// does.
+// MinFSM returns the lowest state machine version among the registry's queens that answer; 0: none
+// answers.
 func (m *Members) MinFSM() uint32 {
 	lowest := uint32(0)
 	registry := m.registry.View()
@@ -177,7 +176,7 @@ func (m *Members) MinFSM() uint32 {
 	return lowest
 }
 
-// AddressOf is where the queen with a raft id said lately that it is; empty: it did not say so.
+// AddressOf returns the recently announced address of the queen with a raft id; empty: none.
 func (m *Members) AddressOf(raftID string) string {
 	if m.net == nil {
 		return ""
@@ -192,11 +191,11 @@ func (m *Members) AddressOf(raftID string) string {
 	return p.said.GetRpcAddress()
 }
 
-// raftMembers is what raft's autopilot knows of the queens: those of the registry, as they proved
-// it themselves. Gossip has no say in it.
+// raftMembers is what raft's autopilot knows about the queens: those of the registry, as they
+// proved it themselves. Gossip does not influence it.
 type raftMembers struct{ m *Members }
 
-// Members are the queens that raft follows. A revoked queen counts as one that left.
+// Members returns the queens that raft follows. A revoked queen counts as one that left.
 func (m raftMembers) Members() []registry.Member {
 	view := m.m.registry.View()
 	var out []registry.Member

@@ -13,8 +13,8 @@ import (
 	"github.com/rbee-project/rbee/raft/fsm"
 )
 
-// Queens lists the queens that raft knows, and those of the registry that answer and raft does not
-// know (yet).
+// Queens lists the queens known to raft, and those of the registry that answer but are not, or not
+// yet, known to raft.
 func (m *Members) Queens(context.Context) ([]core.Queen, error) {
 	servers, err := m.registry.Queens()
 	if err != nil || m.net == nil {
@@ -75,8 +75,8 @@ func (m *Members) queenNamed(ctx context.Context, name string) (core.Queen, erro
 // FSMVersion is the state machine version of this build.
 const FSMVersion uint32 = fsm.Version
 
-// Leader is the queen that leads, as far as this one knows now; it does not wait. local: it is this
-// one, and it has taken over. Errors: Unavailable.
+// Leader returns the current leader, as far as this queen knows; it does not wait. local: this
+// queen leads and has taken over. Errors: Unavailable.
 func (m *Members) Leader(context.Context) (nodeID, address string, local bool, err error) {
 	if m.registry.Leads() {
 		return m.opts.ID, "", true, nil
@@ -93,13 +93,13 @@ func (m *Members) Leader(context.Context) (nodeID, address string, local bool, e
 	return "", "", false, m.registry.NotLeader()
 }
 
-// keepQueens has raft's configuration follow the queens that are there: new ones are added and
-// promoted, dead ones removed as long as a majority stays.
+// keepQueens keeps raft's configuration in line with the live queens: new ones are added and
+// promoted, dead ones removed as long as a majority remains.
 func (m *Members) keepQueens(ctx context.Context) error {
 	return m.registry.Autopilot(ctx, raftMembers{m})
 }
 
-// self is the client of the leader's services, wherever the leader is.
+// self returns a client of the leader's services, on whichever queen.
 func (m *Members) self() (queenv1.ClusterServiceClient, error) {
 	if m.net == nil {
 		return nil, registry.ErrAlone()
@@ -108,15 +108,15 @@ func (m *Members) self() (queenv1.ClusterServiceClient, error) {
 }
 
 const (
-	// handOverTries is how often a call is repeated whose leader hands over to the one that can do
-	// it.
+	// handOverTries is how often a call is retried when the leader hands over the leadership to a
+	// queen that can do it.
 	handOverTries = 5
-	// handOverPatience is how long a call may have waited for a leader to be repeated.
+	// handOverPatience is the longest wait for a leader after which a call is still retried.
 	handOverPatience = 3 * time.Second
 )
 
-// RemoveQueen takes a queen out of raft, named by node id, name or raft id. Errors: NotFound;
-// Conflict for the last one; Unavailable; Unsupported.
+// RemoveQueen removes a queen from raft, by node id, name or raft id. Errors: NotFound; Conflict
+// for the last one; Unavailable; Unsupported.
 func (m *Members) RemoveQueen(ctx context.Context, id string) error {
 	c, err := m.self()
 	if err != nil {
@@ -138,8 +138,8 @@ func (m *Members) RemoveQueen(ctx context.Context, id string) error {
 	return err
 }
 
-// TransferLeadership gives the leadership to a queen named by node id or name; empty: to whoever is
-// most up to date. Errors: NotFound, Conflict, Unavailable.
+// TransferLeadership transfers the leadership to a queen, by node id or name; empty: to the most
+// up-to-date one. Errors: NotFound, Conflict, Unavailable.
 func (m *Members) TransferLeadership(ctx context.Context, to string) error {
 	c, err := m.self()
 	if err != nil {

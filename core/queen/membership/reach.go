@@ -8,8 +8,8 @@ import (
 	"github.com/rbee-project/rbee/raft/state"
 )
 
-// checkSameMachine refuses a machine that the cluster would not reach, or that would not reach the
-// cluster: one of both has a loopback address, the other has not. Errors: Invalid.
+// checkSameMachine refuses a machine that could not reach the cluster, or be reached: one side has
+// a loopback address and the other does not. Errors: Invalid.
 func (m *Members) checkSameMachine(s *state.Snapshot, n core.Node) error {
 	own, ok := s.Node(nil, m.opts.ID)
 	here, known := loopback(own.RPCAddress)
@@ -25,8 +25,7 @@ func (m *Members) checkSameMachine(s *state.Snapshot, n core.Node) error {
 		"Set bind { advertise = … } on the queen to an address that the others reach it at, restart it, and join again.")
 }
 
-// loopback reports whether an address is one that every machine takes for itself; known is false
-// for a name.
+// loopback reports whether an address is a loopback one; known is false for a name.
 func loopback(address string) (is, known bool) {
 	host, _, err := net.SplitHostPort(address)
 	if err != nil {

@@ -9,14 +9,14 @@ import (
 	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
 )
 
-// NodesService answers other queens about the nodes of the cluster: it is what ClusterService has
-// of membership. Its errors are classified; the gRPC server of core/rpc carries them.
+// NodesService answers other queens about the nodes of the cluster: it is membership's part of
+// ClusterService. Its errors are classified; the gRPC server of core/rpc carries them.
 type NodesService struct{ m *Members }
 
 // Service returns the service of the members.
 func (m *Members) Service() *NodesService { return &NodesService{m: m} }
 
-// Announce takes what another queen says of itself and answers with the same of this one.
+// Announce records another queen's announcement and answers with this queen's.
 func (s *NodesService) Announce(ctx context.Context, req *queenv1.AnnounceRequest) (*queenv1.AnnounceResponse, error) {
 	if s.m.net == nil {
 		return nil, registry.ErrAlone()
@@ -31,8 +31,8 @@ func (s *NodesService) Announce(ctx context.Context, req *queenv1.AnnounceReques
 	return &queenv1.AnnounceResponse{Self: s.m.announcement()}, nil
 }
 
-// TransferLeadership gives the leadership to the queen that is named, or to the most up to date
-// one. Errors: NotFound, Conflict, Unavailable.
+// TransferLeadership transfers the leadership to the named queen, or to the most up-to-date one.
+// Errors: NotFound, Conflict, Unavailable.
 func (s *NodesService) TransferLeadership(ctx context.Context, req *queenv1.TransferLeadershipRequest) (*queenv1.TransferLeadershipResponse, error) {
 	m := s.m
 	if !m.registry.Leads() {
@@ -53,8 +53,8 @@ func (s *NodesService) TransferLeadership(ctx context.Context, req *queenv1.Tran
 	return &queenv1.TransferLeadershipResponse{}, m.registry.LeadershipTransferTo(ctx, to.RaftID, to.Address)
 }
 
-// RemoveQueen takes a queen out of raft. Errors: NotFound; Conflict for the last one; Unavailable
-// where this queen does not lead, or hands over since it is the one.
+// RemoveQueen removes a queen from raft. Errors: NotFound; Conflict for the last one; Unavailable
+// if this queen does not lead, or hands over the leadership because it is the one to remove.
 func (s *NodesService) RemoveQueen(ctx context.Context, req *queenv1.RemoveQueenRequest) (*queenv1.RemoveQueenResponse, error) {
 	m := s.m
 	if !m.registry.Leads() {
@@ -78,13 +78,13 @@ func (s *NodesService) RemoveQueen(ctx context.Context, req *queenv1.RemoveQueen
 	case queen.Voter && voters == 1:
 		return nil, core.Errorf(core.Conflict, "%s is the only voting queen", queen.Name).Hint("Have another queen join first.")
 	case queen.ID == m.opts.ID:
-		// It leads: another one removes it.
+		// The named queen leads: another one must remove it.
 		if err := m.registry.LeadershipTransfer(ctx); err != nil {
 			return nil, err
 		}
 		return nil, core.Errorf(core.Unavailable, "the leadership was handed over").Hint("Try again: the new leader does it.")
 	}
-	m.disprove(queen.ID) // what it said before must not bring it back
+	m.disprove(queen.ID) // its earlier announcement must not bring it back
 	if err := m.registry.RemoveServer(ctx, queen.RaftID); err != nil {
 		return nil, err
 	}
@@ -92,7 +92,7 @@ func (s *NodesService) RemoveQueen(ctx context.Context, req *queenv1.RemoveQueen
 	return &queenv1.RemoveQueenResponse{}, nil
 }
 
-// LeaveNode has another node leave for good. Errors: NotFound, Conflict, Unavailable.
+// LeaveNode makes another node leave permanently. Errors: NotFound, Conflict, Unavailable.
 func (s *NodesService) LeaveNode(ctx context.Context, req *queenv1.LeaveNodeRequest) (*queenv1.LeaveNodeResponse, error) {
 	n, err := nodeNamed(s.m.registry.View(), req.GetNode())
 	switch {

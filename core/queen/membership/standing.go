@@ -11,10 +11,10 @@ import (
 	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
 )
 
-// standingPatience bounds the wait for the leader before a node is called unknown.
+// standingPatience bounds the wait for the leader before a node is reported as unknown.
 const standingPatience = 2 * time.Second
 
-// Standing says what the cluster makes of a certificate, to those who have its key. Errors:
+// Standing returns the cluster's view of a certificate, to holders of its key. Errors:
 // Unauthenticated, Unavailable, Unsupported.
 func (s *joinService) Standing(ctx context.Context, req *queenv1.StandingRequest) (*queenv1.StandingResponse, error) {
 	m := s.m

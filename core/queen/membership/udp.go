@@ -13,13 +13,13 @@ import (
 )
 
 const (
-	// maxDeaf bounds the nodes that one queen names as deaf.
+	// maxDeaf bounds the nodes that one queen reports as unreachable over UDP.
 	maxDeaf = 32
-	// seekEvery is between two looks for queens that gossip has not found.
+	// seekEvery is the interval between searches for queens that gossip has not found.
 	seekEvery = 5 * time.Second
 )
 
-// deafNodes are the nodes that this queen's gossip reaches over TCP and not over UDP.
+// deafNodes returns the nodes that this queen's gossip reaches over TCP but not over UDP.
 func (m *Members) deafNodes() []string {
 	if m.net.Deaf == nil {
 		return nil
@@ -31,10 +31,10 @@ func (m *Members) deafNodes() []string {
 	return ids[:min(len(ids), maxDeaf)]
 }
 
-// udpProblems names each two nodes of the registry between which UDP is blocked, by what the queens
-// found out; a pair of hives is only in their logs.
+// udpProblems names each pair of nodes of the registry between which UDP is blocked, as found by
+// the queens; pairs of hives appear only in the hives' logs.
 func (m *Members) udpProblems(s *state.Snapshot) []string {
-	found := map[string][]string{m.opts.ID: m.deafNodes()} // by the queen that says so
+	found := map[string][]string{m.opts.ID: m.deafNodes()} // by the reporting queen
 	for _, p := range m.proven() {
 		if _, ok := trusted(s, p.node.ID); ok && p.alive() {
 			found[p.node.ID] = p.said.GetDeaf()[:min(len(p.said.GetDeaf()), maxDeaf)]
@@ -71,7 +71,7 @@ func (m *Members) udpProblems(s *state.Snapshot) []string {
 	return problems
 }
 
-// gossipOf is where the gossip of a queen is reached, by its own account; empty: unknown.
+// gossipOf returns the announced gossip address of a queen; empty: unknown.
 func (m *Members) gossipOf(id string) string {
 	if id == m.opts.ID {
 		return m.ownMember().GossipAddress
@@ -81,8 +81,8 @@ func (m *Members) gossipOf(id string) string {
 	return m.proofs[id].said.GetGossipAddress()
 }
 
-// seekGossip has gossip look for the queens that it has not found where they say that theirs is,
-// until ctx ends: the ports of gossip may differ.
+// seekGossip makes gossip look for the queens that it has not found at the addresses that they
+// announced, until ctx ends: gossip ports may differ.
 func (m *Members) seekGossip(ctx context.Context) {
 	tick := time.NewTicker(seekEvery)
 	defer tick.Stop()

@@ -5,7 +5,7 @@ import (
 	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
 )
 
-// View returns what hives must know of the cluster; nil: there is none.
+// View returns the hives' view of the cluster; nil: there is no cluster.
 func (m *Members) View(ws registry.WatchSet) *queenv1.ClusterView {
 	registry := m.registry.View()
 	c, ok := registry.Cluster(ws)

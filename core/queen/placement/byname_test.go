@@ -9,7 +9,7 @@ import (
 	"github.com/rbee-project/rbee/core/queen/hives"
 )
 
-// A model without files can be started only where it is offered; one with files anywhere.
+// A model without files can be started only where it is offered, one with files anywhere.
 func TestStoredByName(t *testing.T) {
 	t.Parallel()
 	lists := []hives.Answer[[]core.Model]{
@@ -24,7 +24,7 @@ func TestStoredByName(t *testing.T) {
 	must.Eq(t, "far far", argument+" "+served)
 	_, _, ok = m.on("h2")
 	must.False(t, ok)
-	must.Eq(t, []string{"far"}, m.names()) // "other" has no digest either, and is another model
+	must.Eq(t, []string{"far"}, m.names()) // "other" has no digest either, but is another model
 
 	m, ok, err = stored(lists, "near", nil)
 	must.NoError(t, err)

@@ -7,31 +7,31 @@ import (
 	"github.com/rbee-project/rbee/core/modelname"
 )
 
-// Deployable is what is known of a model that a deployment names.
+// Deployable is a model that a deployment can name.
 type Deployable struct {
 	known  knownModel
 	stored map[string]bool
 }
 
-// Argument returns what worker_spawn is told on a hive.
+// Argument returns the worker_spawn argument for the model on a hive.
 func (d Deployable) Argument(hive string) string {
 	argument, _, _ := d.known.on(hive)
 	return argument
 }
 
-// Stored are the ids of the hives that have it, Offered those of the hives that can fetch it; nil:
-// any can.
+// Stored returns the ids of the hives that have it, Offered those of the hives that can fetch it;
+// nil: any can.
 func (d Deployable) Stored() map[string]bool { return d.stored }
 
-// Offered implements what Stored says.
+// Offered returns the ids of the hives that can fetch it; nil: any can.
 func (d Deployable) Offered() map[string]bool { return d.known.offered }
 
-// Sizes returns the device memory that a worker needs at least, and with the model's own context;
+// Sizes returns the least device memory that a worker needs, and that with the model's own context;
 // 0: unknown.
 func (d Deployable) Sizes() (least, estimate int64) { return d.known.sizeBytes, d.known.estimateBytes }
 
-// Deployable finds a model by any of its names. A catalog reference that no hive has is fetched by
-// the hive that gets it: somebody said so. Errors: NotFound, Invalid, Unavailable.
+// Deployable finds a model by any of its names. The chosen hive fetches a catalog reference that no
+// hive has, as a deployment is an explicit request for it. Errors: NotFound, Invalid, Unavailable.
 func (p *Placer) Deployable(ctx context.Context, name string) (Deployable, error) {
 	lists, _, err := p.modelsOf(ctx)
 	if err != nil {
@@ -53,7 +53,7 @@ func (p *Placer) Deployable(ctx context.Context, name string) (Deployable, error
 		d.stored[hive] = true
 	}
 	if len(d.stored) > 0 && m.argument == m.id && m.offered == nil {
-		// Nobody knows where it is from: hives that lack it cannot fetch it.
+		// Its origin is unknown: hives without it cannot fetch it.
 		d.known.offered = d.stored
 	}
 	return d, nil

@@ -6,8 +6,8 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// lock waits for the lock of a model and returns its release. Only models that hives have get here,
-// so their number is bounded.
+// lock waits for the lock of a model and returns its release function. Only models that hives have
+// get here, so their number is bounded.
 func (s *Starter) lock(ctx context.Context, model string) (unlock func(), err error) {
 	s.mu.Lock()
 	l, ok := s.locks[model]

@@ -6,25 +6,25 @@ import (
 )
 
 const (
-	// hiveRest is for how long a hive is not asked again to start a model that it did not start,
-	// while another hive can.
+	// hiveRest is how long a hive that failed to start a model is not asked again while another
+	// hive can.
 	hiveRest = time.Minute
-	// maxStartMemory bounds the models that are remembered.
+	// maxStartMemory bounds the models remembered.
 	maxStartMemory = 1024
 )
 
-// startMemory remembers what this queen has seen of the starts of models, by its own clock: what a
-// hive says of the time, and for how long it refuses, must not keep a model from starting
-// elsewhere. The zero value is empty. It is safe for concurrent use.
+// startMemory remembers the starts of models that this queen has seen, timed by its own clock:
+// neither a hive's clock nor its retry delays may keep a model from starting elsewhere. The zero
+// value is empty. It is safe for concurrent use.
 type startMemory struct {
 	mu     sync.Mutex // guards below
 	models map[string]*modelStarts
 }
 
 type modelStarts struct {
-	ended   string               // the request of the last decision that was seen to have ended
-	since   time.Time            // when that was seen first
-	failed  map[string]time.Time // hives that did not start it, and when
+	ended   string               // request of the last decision whose job was seen to have ended
+	since   time.Time            // when that was first seen
+	failed  map[string]time.Time // hives that failed to start it, and when
 	touched time.Time
 }
 
@@ -54,7 +54,7 @@ func (m *startMemory) dropOldestLocked() {
 	delete(m.models, oldest)
 }
 
-// endedFor returns for how long the job of a decision is known to have ended.
+// endedFor returns how long the job of a decision is known to have ended.
 func (m *startMemory) endedFor(model, request string) time.Duration {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -65,7 +65,7 @@ func (m *startMemory) endedFor(model, request string) time.Duration {
 	return s.touched.Sub(s.since)
 }
 
-// fail notes that a hive did not start the model.
+// fail records that a hive failed to start the model.
 func (m *startMemory) fail(model, hive string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -73,7 +73,7 @@ func (m *startMemory) fail(model, hive string) {
 	s.failed[hive] = s.touched
 }
 
-// rests reports whether a hive did not start the model lately.
+// rests reports whether a hive recently failed to start the model.
 func (m *startMemory) rests(model, hive string) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()

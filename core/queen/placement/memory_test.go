@@ -9,7 +9,7 @@ import (
 	"github.com/shoenig/test/must"
 )
 
-// A hive that did not start a model is asked again where there is no other, and after a while.
+// A hive that failed to start a model is asked again if there is no other, and after a while.
 func TestStartMemory(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

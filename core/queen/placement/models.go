@@ -1,5 +1,5 @@
-// Package placement finds models in the hives' stores and the hive for a worker with one, and has
-// workers started for requests.
+// Package placement finds models in the hives' stores and the hive for a worker with one, and
+// starts workers for requests.
 package placement
 
 import (
@@ -18,14 +18,14 @@ import (
 )
 
 const (
-	// builtinSource is the catalog source whose models a client gets by their bare name, fetched
-	// when they are first asked for: they are part of rbee. A model of any other source is fetched
-	// only when somebody says so (model_download, worker_spawn): a chat request must not be able to
-	// make a hive download whatever it names.
+	// builtinSource is the catalog source whose models clients get by their bare name, fetched on
+	// the first request: they are part of rbee. A model of any other source is fetched only on
+	// explicit request (model_download, worker_spawn): a chat request must not be able to make a
+	// hive download arbitrary files.
 	builtinSource = "builtin:"
 	kindModel     = "model"
 
-	// AliasTTL is how long a name that was found is taken for the model's without another look.
+	// AliasTTL is how long a resolved name is used without another look-up.
 	AliasTTL     = 30 * time.Second
 	maxAliases   = 1024
 	searchLimit  = 20
@@ -34,16 +34,16 @@ const (
 
 // knownModel is a model that can be started.
 type knownModel struct {
-	id            string            // of the model once it is loaded, where the hive has no other name for it
-	argument      string            // for worker_spawn, likewise
-	stored        map[string]string // what the hives that have it call it, by hive id
-	offered       map[string]bool   // ids of the hives that can fetch it; only where none has it
+	id            string            // id of the loaded model, unless the hive has another name for it
+	argument      string            // worker_spawn argument, likewise
+	stored        map[string]string // names at the hives that have it, by hive id
+	offered       map[string]bool   // ids of the hives that can fetch it; set only if none has it
 	sizeBytes     int64
 	estimateBytes int64
 }
 
-// on returns what worker_spawn is told on a hive, and what the worker's model is called there;
-// false: the hive can have no worker with the model.
+// on returns the worker_spawn argument on a hive, and the name of the worker's model there; false:
+// the hive cannot have a worker with the model.
 func (m knownModel) on(hive string) (argument, served string, ok bool) {
 	if name, ok := m.stored[hive]; ok {
 		return name, name, true
@@ -53,13 +53,13 @@ func (m knownModel) on(hive string) (argument, served string, ok bool) {
 
 func (m knownModel) has(hive string) bool { return m.stored[hive] != "" }
 
-// names returns what the hives call the model, each name once.
+// names returns the hives' names for the model, without duplicates.
 func (m knownModel) names() []string {
 	return hives.Unique(append(slices.Collect(maps.Values(m.stored)), m.id))
 }
 
-// modelsOf returns what every live hive has in its store, as its reports say. One whose reports say
-// nothing of it is asked.
+// modelsOf returns the stored models of every live hive, as its reports list them. A hive that
+// reports no inventory is asked.
 func (p *Placer) modelsOf(ctx context.Context) ([]hives.Answer[[]core.Model], []string, error) {
 	told := func(v *liveness.View) ([]core.Model, bool) {
 		if v.Inventory == nil {
@@ -70,9 +70,9 @@ func (p *Placer) modelsOf(ctx context.Context) ([]hives.Answer[[]core.Model], []
 	return hives.AskAll(ctx, p.hives, hives.AskTimeout, told, hives.Asking(operation.ModelList, core.Request{}))
 }
 
-// searchBuiltin returns what the builtin source of every live hive offers, as its reports say; one
-// whose reports do not is asked. What a client of the API calls a model is nothing to tell other
-// origins.
+// searchBuiltin returns the offers of the builtin source of every live hive, as its reports list
+// them; a hive that does not report them is asked. Only this source is searched: the model names of
+// API clients must not leak to other origins.
 func (p *Placer) searchBuiltin(ctx context.Context, text string, limit int) ([]hives.Answer[[]core.CatalogItem], []string, error) {
 	told := func(v *liveness.View) ([]core.CatalogItem, bool) {
 		if v.Inventory == nil || !v.Inventory.OffersKnown {
@@ -84,9 +84,9 @@ func (p *Placer) searchBuiltin(ctx context.Context, text string, limit int) ([]h
 	return hives.AskAll(ctx, p.hives, hives.SearchTimeout, told, hives.Asking(operation.CatalogSearch, search))
 }
 
-// find looks a model up by the name a client used: any name of a stored model; and where no hive
+// find looks up a model by the name that a client used: any name of a stored model or, if no hive
 // has it, the bare name of a model of the builtin source. Errors: NotFound with the nearest names;
-// Invalid for a name of several models; Unavailable when a hive that may have it did not answer.
+// Invalid for an ambiguous name; Unavailable when a hive that may have it did not answer.
 func (p *Placer) find(ctx context.Context, name string) (knownModel, error) {
 	lists, problems, err := p.modelsOf(ctx)
 	if err != nil {
@@ -106,7 +106,7 @@ func (p *Placer) find(ctx context.Context, name string) (knownModel, error) {
 		return m, nil
 	}
 	for _, l := range lists {
-		if id, ok, _ := modelname.Resolve(name, l.Value, aliases); ok { // no sound one was found
+		if id, ok, _ := modelname.Resolve(name, l.Value, aliases); ok { // no sound model was found
 			m := l.Value[slices.IndexFunc(l.Value, func(m core.Model) bool { return m.ID == id })]
 			return knownModel{}, core.Errorf(core.Unavailable, "model %q on hive %s is damaged: %s", name, l.Hive.Name, m.Damaged).Hint(
 				"Download it again with a job model_download of %q.", cmp.Or(m.Ref, m.ID))
@@ -148,8 +148,8 @@ func flat(lists []hives.Answer[[]core.Model]) []core.Model {
 
 // stored finds a model in the hives' stores, by the rules of modelname.Resolve over all of them.
 // Models with the same files count as one model, under the first of their ids, whichever id was
-// asked for. Workers that serve any of these ids serve the model. Errors: Invalid for a name of
-// several models.
+// requested. Workers that serve any of these ids serve the model. Errors: Invalid for an ambiguous
+// name.
 func stored(lists []hives.Answer[[]core.Model], name string, aliases []core.Alias) (knownModel, bool, error) {
 	id, ok, err := modelname.Resolve(name, flat(lists), aliases)
 	if !ok {
@@ -179,9 +179,9 @@ func stored(lists []hives.Answer[[]core.Model], name string, aliases []core.Alia
 	}
 	k.argument = k.id
 	if _, hub := modelname.Repository(id); ref != "" && k.id == id && (hub || modelname.Clean(modelname.Origin(ref)) == id) {
-		k.argument = ref // a hive that fetches it will call it the same
+		k.argument = ref // a hive that fetches it will use the same name
 	}
-	if len(files) == 0 { // it has no files: only where it is offered can it be started
+	if len(files) == 0 { // without files it can be started only where it is offered
 		k.offered = map[string]bool{}
 		for hive := range k.stored {
 			k.offered[hive] = true
@@ -190,7 +190,7 @@ func stored(lists []hives.Answer[[]core.Model], name string, aliases []core.Alia
 	return k, true, nil
 }
 
-// fileDigests identifies a model by its files, in their order.
+// fileDigests returns a string that identifies a model by its files, in order.
 func fileDigests(m core.Model) string {
 	all := []string{m.Digest}
 	for _, f := range m.Files {
@@ -221,8 +221,8 @@ func offered(offers []hives.Answer[[]core.CatalogItem], name string) (knownModel
 
 func (p *Placer) aliases() []core.Alias { return p.registry.View().Aliases(nil) }
 
-// Dealias returns the id of the model that the cluster has the name for; the name itself where it
-// is no alias.
+// Dealias returns the id of the model that an alias stands for, or the name itself if it is not an
+// alias.
 func (p *Placer) Dealias(name string) string {
 	if a, ok := p.registry.View().Alias(nil, name); ok {
 		return a.Model
@@ -235,15 +235,15 @@ func (p *Placer) Dealias(name string) string {
 	return name
 }
 
-// Target returns the id of the model that a name means, one of the builtin source included. Errors:
-// those of find.
+// Target returns the id of the model that a name refers to, including those of the builtin source.
+// Errors: those of find.
 func (p *Placer) Target(ctx context.Context, name string) (string, error) {
 	m, err := p.find(ctx, name)
 	return m.id, err
 }
 
-// Model returns a model that is Known by any of its names, also a damaged one. Errors: NotFound
-// with the nearest names, Invalid for a name of several models.
+// Model returns a Known model by any of its names, even a damaged one. Errors: NotFound with the
+// nearest names, Invalid for an ambiguous name.
 func (p *Placer) Model(ctx context.Context, name string) (core.Model, error) {
 	models, err := p.Known(ctx)
 	if err != nil {
@@ -261,8 +261,8 @@ func (p *Placer) Model(ctx context.Context, name string) (core.Model, error) {
 	return models[slices.IndexFunc(models, func(m core.Model) bool { return m.ID == id })], nil
 }
 
-// Models lists the models of all hives that answer, each once, and says which did not. Errors:
-// Unavailable when no hive answers.
+// Models lists the models of all hives that answer, each once, and returns which hives did not.
+// Errors: Unavailable when no hive answers.
 func (p *Placer) Models(ctx context.Context) ([]core.Model, []string, error) {
 	lists, problems, err := p.modelsOf(ctx)
 	if err != nil {
@@ -278,7 +278,7 @@ func (p *Placer) Models(ctx context.Context) ([]core.Model, []string, error) {
 				merged[m.ID] = &m
 				continue
 			case seen.Damaged != "" && m.Damaged == "":
-				// A whole copy describes the model better than a damaged one.
+				// An intact copy describes the model better than a damaged one.
 				m.Hives, m.LoadedBy, m.Aliases = seen.Hives, append(m.LoadedBy, seen.LoadedBy...), append(m.Aliases, seen.Aliases...)
 				*seen = m
 			default:
@@ -324,7 +324,7 @@ func (p *Placer) Models(ctx context.Context) ([]core.Model, []string, error) {
 }
 
 // Known lists the models of all hives that answer, as Models does, and those that a request may
-// have fetched, with the cluster's names for them. Errors: those of Models.
+// fetch, including their aliases. Errors: those of Models.
 func (p *Placer) Known(ctx context.Context) ([]core.Model, error) {
 	models, _, err := p.Models(ctx)
 	if err != nil {
@@ -334,7 +334,7 @@ func (p *Placer) Known(ctx context.Context) ([]core.Model, error) {
 	for _, h := range live {
 		v := p.liveness.Hive(h.ID)
 		if v.Inventory == nil || !v.Inventory.OffersKnown {
-			continue // it is not worth a question: the next report says it
+			continue // not worth a query: the next report will list it
 		}
 		for _, o := range v.Inventory.Offers {
 			there := func(m core.Model) bool { return m.ID == o.Name || m.Ref == o.Ref }
@@ -354,7 +354,7 @@ func (p *Placer) Known(ctx context.Context) ([]core.Model, error) {
 	return models, nil
 }
 
-// listed is unique that is [] in JSON.
+// listed is unique, but never nil, so that it is [] in JSON.
 func listed(names []string) []string {
 	if names = hives.Unique(names); names == nil {
 		return []string{}

@@ -5,17 +5,18 @@ import (
 	"time"
 )
 
-// alias is another name of a model, learned from a hive.
+// alias is another name of a model, as learned from a hive.
 type alias struct {
 	id    string
 	until time.Time
 	known knowledge
 }
 
-// knowledge is what a name was found by: where it is another one, the name is looked up again.
+// knowledge is the state that a name was resolved with: if it has changed, the name is looked up
+// again.
 type knowledge struct {
-	turn  uint64 // of the hives' stores
-	alias string // the model that the cluster has the name for; the name itself where it is no alias
+	turn  uint64 // version of the hives' stores
+	alias string // model that the alias stands for; the name itself if it is not an alias
 }
 
 // names are other names of models, learned from hives.
@@ -24,8 +25,8 @@ type names struct {
 	aliases map[string]alias
 }
 
-// canonical gives the model id for a name as far as it is known without asking a hive; otherwise
-// the name itself.
+// canonical returns the model id for a name if it is known without asking a hive; otherwise the
+// name itself.
 func (n *names) canonical(name string, now knowledge) string {
 	n.mu.Lock()
 	defer n.mu.Unlock()

@@ -13,7 +13,7 @@ import (
 	"github.com/rbee-project/rbee/core/sched"
 )
 
-// Options say what a Placer works with. All fields but Logger are required.
+// Options are the dependencies of a Placer. All fields but Logger are required.
 type Options struct {
 	Registry *registry.Registry
 	Hives    *hives.Hives
@@ -24,7 +24,7 @@ type Options struct {
 	Logger hclog.Logger // nil: no log
 }
 
-// Placer finds models and chooses hives for them. It keeps nothing, and is safe for concurrent use.
+// Placer finds models and chooses hives for them. It is stateless and safe for concurrent use.
 type Placer struct {
 	registry *registry.Registry
 	hives    *hives.Hives
@@ -57,7 +57,7 @@ func (p *Placer) place(d sched.Demand, m knownModel, among []core.Hive, refused 
 		}
 		said := told.Find(w.ID, w.Nonce)
 		if said == nil || said.Load.Pinned || w.Model == m.id || !said.Load.Unloads && !d.OnRequest {
-			continue // it makes no room
+			continue // it frees no memory for others
 		}
 		into := idle
 		if w.State != core.WorkerReady || said.Load.Active+said.Load.Queued > 0 {
@@ -92,11 +92,11 @@ func (p *Placer) place(d sched.Demand, m knownModel, among []core.Hive, refused 
 		"Look at `rbee status`, and at `rbee plugin list` on the hives.")
 }
 
-// Spawn chooses the hive for a worker_spawn that names none, and returns what the model is called
-// there. Only the hive can judge what the request asks beyond the model's own size.
+// Spawn chooses the hive for a worker_spawn without one, and returns the name of the model there.
+// Only the hive can judge what the request needs beyond the model's own size.
 func (p *Placer) Spawn(ctx context.Context, r core.Request, live []core.Hive) (hive, model string, err error) {
 	if len(live) == 1 && !live[0].Draining {
-		return live[0].ID, r.Model, nil // it says better itself why it cannot
+		return live[0].ID, r.Model, nil // it reports the reason better itself
 	}
 	lists, _, err := p.modelsOf(ctx)
 	if err != nil {
@@ -116,9 +116,8 @@ func (p *Placer) Spawn(ctx context.Context, r core.Request, live []core.Hive) (h
 	return hive, model, err
 }
 
-// ReplicaContext returns the positions per slot that a further worker with the model gets where
-// nobody says how many: those of the oldest worker that has it, so that all answer a long prompt
-// alike. 0: there is none.
+// ReplicaContext returns the default positions per slot of another worker with the model: those of
+// its oldest worker, so that all handle long prompts alike. 0: it has no workers.
 func (p *Placer) ReplicaContext(ctx context.Context, model string) int {
 	names := []string{model}
 	if lists, _, err := p.modelsOf(ctx); err == nil {
@@ -141,7 +140,7 @@ func (p *Placer) ReplicaContext(ctx context.Context, model string) int {
 	return first.ContextTokens
 }
 
-// Download chooses the hive for a model_download that names none: one that has the model, else
+// Download chooses the hive for a model_download without one: a hive that has the model, otherwise
 // the one on which a worker with it would be placed.
 func (p *Placer) Download(ctx context.Context, r core.Request, live []core.Hive) (string, error) {
 	if len(live) == 1 {
@@ -151,7 +150,7 @@ func (p *Placer) Download(ctx context.Context, r core.Request, live []core.Hive)
 	if err != nil {
 		return "", err
 	}
-	m, ok, _ := stored(lists, r.Model, p.aliases()) // of several the hive may fetch one more
+	m, ok, _ := stored(lists, r.Model, p.aliases()) // an ambiguous name may still be fetched as another model
 	for _, h := range live {
 		if ok && m.has(h.ID) {
 			return h.ID, nil

@@ -27,8 +27,8 @@ type Jobs interface {
 	Events(ctx context.Context, id string, after int64, emit func(core.Event) error) error
 }
 
-// Starter has workers started for requests. It implements router.Starter, and is safe for
-// concurrent use.
+// Starter starts workers for requests. It implements router.Starter, and is safe for concurrent
+// use.
 type Starter struct {
 	*Placer
 	jobs   Jobs
@@ -36,14 +36,14 @@ type Starter struct {
 	names  names
 	seen   startMemory
 
-	mu     sync.Mutex               // guards starts under way: below
+	mu     sync.Mutex               // guards the starts in progress: below
 	starts map[string]core.Job      // by model id: the worker_spawn that requests wait for
-	stages map[string]core.Progress // by model id: how far those are
+	stages map[string]core.Progress // by model id: their progress
 	locks  map[string]chan struct{} // by model id: see lock
 }
 
-// NewStarter returns a starter that starts workers where the placer says. minFSM returns the lowest
-// state machine version among the queens that answer; 0: none does.
+// NewStarter returns a starter that starts workers where the placer decides. minFSM returns the
+// lowest state machine version among the queens that answer; 0: none answers.
 func NewStarter(p *Placer, jobs Jobs, minFSM func() uint32) *Starter {
 	return &Starter{Placer: p, jobs: jobs, minFSM: minFSM, starts: map[string]core.Job{}, stages: map[string]core.Progress{}, locks: map[string]chan struct{}{}, names: names{aliases: map[string]alias{}}}
 }
@@ -51,7 +51,7 @@ func NewStarter(p *Placer, jobs Jobs, minFSM func() uint32) *Starter {
 // Canonical implements router.Starter.
 func (s *Starter) Canonical(name string) string { return s.names.canonical(name, s.knowledge(name)) }
 
-// knowledge is what this queen knows that decides which model a name means.
+// knowledge returns the current state that determines what a name refers to.
 func (s *Starter) knowledge(name string) knowledge {
 	return knowledge{turn: s.liveness.StockTurn(), alias: s.Dealias(name)}
 }
@@ -66,9 +66,9 @@ func (s *Starter) Starting(model string) router.Start {
 	}
 }
 
-// Resolve implements router.Starter. It also remembers the name that it found.
+// Resolve implements router.Starter. It also remembers the resolved name.
 func (s *Starter) Resolve(ctx context.Context, name string) (string, router.Start, error) {
-	known := s.knowledge(name) // before it is looked up
+	known := s.knowledge(name) // taken before the look-up
 	m, err := s.find(ctx, name)
 	if err != nil {
 		return "", nil, err
@@ -80,21 +80,20 @@ func (s *Starter) Resolve(ctx context.Context, name string) (string, router.Star
 	}, nil
 }
 
-// RegistrationPatience is how long after the end of worker_spawn the worker must be in the
-// registry. Its hive beats at once, so it is a generous bound.
+// RegistrationPatience bounds the wait for the worker to be registered after worker_spawn has
+// ended. Its hive beats at once, so the bound is generous.
 const RegistrationPatience = 10 * time.Second
 
-// maxClaims bounds how often one request decides where its model starts, against other queens that
-// decide it at the same time: the loser follows the winner's.
+// maxClaims bounds how often one request decides where its model starts, when other queens decide
+// it at the same time: the loser follows the winner's decision.
 const maxClaims = 4
 
-// errAlreadyThere says that there is nothing to start.
+// errAlreadyThere reports that no start is needed.
 var errAlreadyThere = errors.New("a worker is there already")
 
-// start has one worker with the model started and returns when it is in the registry, whatever its
-// state is then. All requests that wait for the same model follow one job. None of them owns it:
-// the job is the hive's, and goes on when they are all gone. started is false when there was
-// nothing to start.
+// start starts one worker with the model and returns once it is in the registry, in whatever state.
+// All requests that wait for the same model follow one job. None of them owns it: the job is the
+// hive's, and continues when they have all disconnected. started is false if no start was needed.
 func (s *Starter) start(ctx context.Context, m knownModel, progress func(core.Progress)) (started bool, err error) {
 	j, err := s.startJob(ctx, m)
 	switch {
@@ -123,9 +122,9 @@ func (s *Starter) start(ctx context.Context, m knownModel, progress func(core.Pr
 
 // startJob returns the running worker_spawn for the model, or submits one.
 //
-// All queens start the same one: the registry says for each model on which hive it was last
+// All queens start the same one: the registry records for each model on which hive it was last
 // started, and with which request ID, which makes it one job whichever queen submits it. A queen
-// that finds that decision stale replaces it by another, and only one of several at once succeeds.
+// that finds that decision stale replaces it, and only one of several concurrent attempts succeeds.
 // The decision outlives the queen that made it.
 func (s *Starter) startJob(ctx context.Context, m knownModel) (core.Job, error) {
 	unlock, err := s.lock(ctx, m.id)
@@ -137,7 +136,7 @@ func (s *Starter) startJob(ctx context.Context, m knownModel) (core.Job, error) 
 	j, ok := s.starts[m.id]
 	s.mu.Unlock()
 	if ok {
-		// Nobody may have followed it to its end.
+		// It may have ended while no request followed it.
 		if now, err := s.jobs.Job(ctx, j.ID); err == nil && now.State == core.JobRunning {
 			return now, nil
 		}
@@ -145,7 +144,7 @@ func (s *Starter) startJob(ctx context.Context, m knownModel) (core.Job, error) 
 	}
 	for range maxClaims {
 		if s.servedAs(m) != "" {
-			return core.Job{}, errAlreadyThere // another request's worker came while this one waited
+			return core.Job{}, errAlreadyThere // another request's worker was registered while this one waited
 		}
 		j, err = s.claimStart(ctx, m)
 		if err == nil {
@@ -154,7 +153,7 @@ func (s *Starter) startJob(ctx context.Context, m knownModel) (core.Job, error) 
 		if core.KindOf(err) != core.Conflict {
 			return core.Job{}, err
 		}
-		if err := s.registry.CatchUp(ctx); err != nil { // with the queen that decided it
+		if err := s.registry.CatchUp(ctx); err != nil { // with the queen that made the decision
 			return core.Job{}, startError(ctx, m.id, err)
 		}
 	}
@@ -167,16 +166,16 @@ func (s *Starter) startJob(ctx context.Context, m knownModel) (core.Job, error) 
 	return j, nil
 }
 
-// claimStart returns the job of the last decision where the model starts, while that may still
-// bring a worker; otherwise it decides anew, for another hive where there is one. Errors: Conflict
-// when another queen decided meanwhile.
+// claimStart returns the job of the last decision on where the model starts, while that may still
+// yield a worker; otherwise it decides anew, preferring another hive. Errors: Conflict when another
+// queen decided meanwhile.
 func (s *Starter) claimStart(ctx context.Context, m knownModel) (core.Job, error) {
 	live, refused := s.hives.Live()
 	live = slices.DeleteFunc(live, func(h core.Hive) bool {
 		if s.liveness.Hive(h.ID).LinkedSoon() {
 			return false
 		}
-		// This queen could not send a request there: the next request would start another worker.
+		// This queen could not send requests there: the next request would start another worker.
 		refused = append(refused, sched.Refusal{Name: h.Name, Reason: liveness.NoLink})
 		return true
 	})
@@ -202,7 +201,7 @@ func (s *Starter) claimStart(ctx context.Context, m knownModel) (core.Job, error
 		} else if err != nil {
 			return core.Job{}, startError(ctx, m.id, err)
 		}
-	} // otherwise each queen decides for itself until all are upgraded
+	} // otherwise each queen decides on its own until all are upgraded
 	j, err := s.submitStart(ctx, m, next)
 	if err != nil {
 		s.seen.fail(m.id, hive)
@@ -212,7 +211,7 @@ func (s *Starter) claimStart(ctx context.Context, m knownModel) (core.Job, error
 	return j, nil
 }
 
-// placeStart chooses the hive where the model starts: one that did not fail to start it lately,
+// placeStart chooses the hive where the model starts: one that has not recently failed to start it,
 // unless there is no other.
 func (s *Starter) placeStart(m knownModel, live []core.Hive, refused []sched.Refusal) (string, error) {
 	fresh := slices.DeleteFunc(slices.Clone(live), func(h core.Hive) bool { return s.seen.rests(m.id, h.ID) })
@@ -224,7 +223,7 @@ func (s *Starter) placeStart(m knownModel, live []core.Hive, refused []sched.Ref
 	return s.place(sched.Demand{Model: m.id, OnRequest: true}, m, live, refused)
 }
 
-// submitStart submits the worker_spawn of a decision, or returns the job that it already is.
+// submitStart submits the worker_spawn of a decision, or returns the job if it already exists.
 func (s *Starter) submitStart(ctx context.Context, m knownModel, at state.Start) (core.Job, error) {
 	argument, _, _ := m.on(at.Hive)
 	r := core.Request{Operation: core.OpWorkerSpawn, Model: argument, RequestID: at.Request, KeepAlive: core.KeepAliveDefault}
@@ -235,8 +234,8 @@ func (s *Starter) submitStart(ctx context.Context, m knownModel, at state.Start)
 	return j, nil
 }
 
-// servedAs returns the name under which a worker has the model, ready or loading, that this queen
-// can use; empty: there is none.
+// servedAs returns the name under which a worker that this queen can use has the model, ready or
+// loading; empty: none.
 func (s *Starter) servedAs(m knownModel) string {
 	draining := map[string]bool{}
 	for _, h := range s.registry.View().Hives(nil) {
@@ -252,7 +251,7 @@ func (s *Starter) servedAs(m knownModel) string {
 	return ""
 }
 
-// starting tells whether this queen knows a job that starts a worker with the model.
+// starting reports whether this queen knows a job that starts a worker with the model.
 func (s *Starter) starting(model string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -260,8 +259,8 @@ func (s *Starter) starting(model string) bool {
 	return ok
 }
 
-// Progress returns how far the start of a worker with the model is, where requests of this queen
-// wait for it. It is empty until the hive has told; false: none is under way.
+// Progress returns the progress of starting a worker with the model, if requests of this queen wait
+// for it. It is empty until the hive has reported any; false: no start is in progress.
 func (s *Starter) Progress(model string) (core.Progress, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -269,14 +268,14 @@ func (s *Starter) Progress(model string) (core.Progress, bool) {
 	return s.stages[model], ok
 }
 
-// UnderWay returns how many models have a start that this queen knows of.
+// UnderWay returns the number of models whose start this queen knows of.
 func (s *Starter) UnderWay() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return len(s.starts)
 }
 
-// endStart forgets a start that has ended, unless it is another one already.
+// endStart forgets a start that has ended, unless another one has replaced it.
 func (s *Starter) endStart(model, job string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -286,7 +285,7 @@ func (s *Starter) endStart(model, job string) {
 	}
 }
 
-// follow passes the progress of a worker_spawn on and returns its result.
+// follow passes on the progress of a worker_spawn and returns its result.
 func (s *Starter) follow(ctx context.Context, id string, progress func(core.Progress)) (core.SpawnResult, error) {
 	var result core.SpawnResult
 	var failure error
@@ -310,7 +309,7 @@ func (s *Starter) follow(ctx context.Context, id string, progress func(core.Prog
 	return result, err
 }
 
-// registered waits until the registry has had the worker.
+// registered waits until the worker has appeared in the registry.
 func (s *Starter) registered(ctx context.Context, w core.Worker) error {
 	until := time.Now().Add(RegistrationPatience)
 	for {
@@ -329,8 +328,8 @@ func (s *Starter) registered(ctx context.Context, w core.Worker) error {
 	}
 }
 
-// startError is a failed start as the failure of a request for an answer: the client's request was
-// right, so that it is not Invalid, NotFound or Cancelled, whatever the job was.
+// startError converts a failed start to the error of an inference request: the client's request was
+// valid, so the kind is never Invalid, NotFound or Cancelled, whatever the job's was.
 func startError(ctx context.Context, model string, err error) error {
 	if ctx.Err() != nil {
 		return core.FromContext(ctx)

@@ -7,32 +7,34 @@ import (
 )
 
 const (
-	// maxMarks is how many marks a half of a memory has: those of some thousand conversations.
+	// maxMarks is the number of marks in each half of a memory: those of some thousand
+	// conversations.
 	maxMarks = 1 << 17
-	// maxHolders is how many workers are remembered for a mark.
+	// maxHolders is the number of workers remembered per mark.
 	maxHolders = 4
 )
 
-// holders is a worker's hash, of the workers that were sent a mark last, the latest first; 0: none.
+// holders are the hashes of the workers that most recently received a mark, latest first; 0: none.
 type holders [maxHolders]uint64
 
-// memory is which beginnings of prompts this queen has sent to which workers. It is a guess of what
-// they have in their caches: nobody tells it what they forget. What was not looked at for long is
-// forgotten by halves.
+// memory records which prompt prefixes this queen has sent to which workers. It is an estimate of
+// the workers' caches, as workers do not report evictions. Marks unused for long are dropped, one
+// half of the memory at a time.
 type memory struct {
 	seed       maphash.Seed
 	young, old map[uint64]holders // by mark: see inference.Terms
-	most       int                // marks of each
+	most       int                // marks in each half
 }
 
 func newMemory(most int) memory {
 	return memory{seed: maphash.MakeSeed(), young: map[uint64]holders{}, most: most}
 }
 
-// hash of a worker's start. A hive cannot choose a nonce that has another's.
+// hash returns the hash of a worker's start. A hive cannot choose a nonce that collides with
+// another's.
 func (m *memory) hash(w *core.Worker) uint64 { return maphash.Comparable(m.seed, instanceOf(w)) | 1 }
 
-// sent takes in that a worker is sent a prompt with these marks.
+// sent records that a prompt with these marks is sent to a worker.
 func (m *memory) sent(marks []uint64, w *core.Worker) {
 	if len(marks) == 0 {
 		return
@@ -56,7 +58,7 @@ func (m *memory) sent(marks []uint64, w *core.Worker) {
 	}
 }
 
-// have returns how many of a prompt's marks each worker was sent, by its hash; nil: none was sent
+// have returns how many of a prompt's marks each worker has received, by its hash; nil: none has
 // any.
 func (m *memory) have(marks []uint64) map[uint64]int {
 	var found map[uint64]int
@@ -64,7 +66,7 @@ func (m *memory) have(marks []uint64) map[uint64]int {
 		h, ok := m.young[mark]
 		if !ok {
 			if h, ok = m.old[mark]; !ok {
-				break // nobody was sent more
+				break // no worker received a longer prefix
 			}
 		}
 		if found == nil {

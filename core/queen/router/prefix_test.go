@@ -21,13 +21,13 @@ func TestMemory(t *testing.T) {
 	m.sent([]uint64{1, 2, 3}, workers[0])
 	must.Eq(t, 3, count(0, 1, 2, 3, 4))
 	must.Eq(t, 2, count(0, 1, 2, 9))
-	must.Eq(t, 0, count(0, 9, 2, 3)) // a mark stands for all that is before it, too
+	must.Eq(t, 0, count(0, 9, 2, 3)) // a mark stands for everything before it as well
 	must.Eq(t, 0, count(1, 1, 2, 3))
 
 	m.sent([]uint64{1, 2}, workers[1])
 	must.Eq(t, 3, count(0, 1, 2, 3))
 	must.Eq(t, 2, count(1, 1, 2, 3))
-	for _, w := range workers[1:] { // of five the last four
+	for _, w := range workers[1:] { // the last four of five
 		m.sent([]uint64{1}, w)
 		m.sent([]uint64{1}, w)
 	}
@@ -36,7 +36,7 @@ func TestMemory(t *testing.T) {
 		must.Eq(t, 1, count(w+1, 1))
 	}
 
-	// What is used stays, and there is never much more than that.
+	// Marks in use stay, and the memory never holds much more than that.
 	for mark := range uint64(1000) {
 		m.sent([]uint64{1, 1000 + mark}, workers[4])
 		must.LessEq(t, 16, len(m.young)+len(m.old))

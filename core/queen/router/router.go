@@ -1,5 +1,5 @@
-// Package router chooses the worker that answers a request: out of what the registry and the
-// reports of hives say, and of the requests that this queen has sent.
+// Package router chooses the worker for a request, based on the registry, the reports of hives, and
+// the requests that this queen has sent.
 package router
 
 import (
@@ -21,55 +21,56 @@ import (
 )
 
 const (
-	// SuspectPatience bounds the wait for news of the only workers where all of them are avoided,
-	// before another one is started. It covers a link that broke and the time until a hive is known
-	// to be down.
+	// SuspectPatience bounds the wait for news about workers when all of them are avoided, before
+	// another one is started. It covers a broken link and the time until a hive is known to be
+	// down.
 	SuspectPatience = 3 * time.Second
-	// MaxStarts bounds how often one request has a worker started that is gone again before it can
-	// be used.
+	// MaxStarts bounds how often a worker is started for one request when it ends before it can be
+	// used.
 	MaxStarts = 2
 )
 
-// Registry is the replicated registry, as far as a Router needs it.
+// Registry is the part of the replicated registry that a Router needs.
 type Registry interface {
 	View() *state.Snapshot
 }
 
-// Liveness is what this queen hears of hives.
+// Liveness is this queen's knowledge about hives.
 type Liveness interface {
 	Hive(id string) *liveness.View
-	// Stores reports whether a hive says that it has a sound model of this very id.
+	// Stores reports whether a hive has reported a sound model with exactly this id.
 	Stores(id string) bool
-	// Changed returns a channel that is closed when a View changed in a way that may matter.
+	// Changed returns a channel that is closed when a View changed in a relevant way.
 	Changed() <-chan struct{}
 	// Fail avoids a worker that failed a request until its hive confirms it.
 	Fail(w core.Worker)
-	// Nudge has a hive told at once what its workers are used for.
+	// Nudge sends a hive the current use of its workers at once.
 	Nudge(hive string)
 }
 
-// Start has a worker started, or follows a start under way, and returns once the worker is in the
-// registry. started is false where there was nothing to start.
+// Start starts a worker, or follows a start in progress, and returns once the worker is in the
+// registry. started is false if no start was needed.
 type Start func(ctx context.Context, progress func(core.Progress)) (started bool, err error)
 
-// Starter finds models that no worker serves, and has workers with them started.
+// Starter finds models that no worker serves, and starts workers with them.
 type Starter interface {
-	// Canonical returns the name that workers serve a model under, as far as that is known without
-	// asking a hive; otherwise the name itself.
+	// Canonical returns the name under which workers serve a model, if it is known without asking a
+	// hive; otherwise the name itself.
 	Canonical(name string) string
-	// Starting returns how to follow the start of a worker with the model; nil: none is under way.
+	// Starting returns a function that follows the start of a worker with the model; nil: no start
+	// is in progress.
 	Starting(model string) Start
-	// Resolve finds a model by the name that a client uses. It returns the name that workers serve
-	// it under and how to start one. Errors: NotFound, Unavailable.
+	// Resolve finds a model by the name that a client uses. It returns the name under which workers
+	// serve it and a function that starts one. Errors: NotFound, Unavailable.
 	Resolve(ctx context.Context, name string) (served string, start Start, err error)
 }
 
-// Options say what a Router works with. All fields but Rand are required.
+// Options are the dependencies of a Router. All fields but Rand are required.
 type Options struct {
 	Registry Registry
 	Liveness Liveness
 	Starter  Starter
-	Rand     func(n int) int // a number in [0, n); nil: math/rand
+	Rand     func(n int) int // returns a number in [0, n); nil: math/rand
 }
 
 // Router implements inference.Router.
@@ -78,11 +79,11 @@ type Router struct {
 
 	mu        sync.Mutex // guards below
 	uses      uses
-	busyUntil map[instance]time.Time // workers that said that they take no request now
+	busyUntil map[instance]time.Time // workers that currently refuse requests, and until when
 	memory    memory
 }
 
-// New returns a router that has sent no request.
+// New returns a router without any sent requests.
 func New(o Options) *Router {
 	if o.Rand == nil {
 		o.Rand = rand.IntN
@@ -90,32 +91,33 @@ func New(o Options) *Router {
 	return &Router{opts: o, uses: uses{}, busyUntil: map[instance]time.Time{}, memory: newMemory(maxMarks)}
 }
 
-// Route implements inference.Router. While a worker serves the model it reads this queen's replica
-// alone and asks nobody.
+// Route implements inference.Router. While a worker serves the model it only reads this queen's
+// replica and asks no other process.
 //
-// Where none does, Route waits for a worker that is loading; it waits for the next report of the
-// hives whose workers are all avoided; otherwise it has a worker started on the hive that the
-// scheduler chooses, once per model however many requests wait. A start outlasts the requests that
-// wait for it: the next one finds the worker. A look does none of that, and is no use of a worker.
+// Otherwise, Route waits for a loading worker; it waits for the next report of the hives whose
+// workers are all avoided; else it starts a worker on the hive that the scheduler chooses, once per
+// model however many requests wait. A start outlasts the requests that wait for it: the next one
+// finds the worker. A look does none of this, and does not count as use of a worker.
 //
 // A model is known by any of its names (see modelname.Resolve), and one of the builtin source by
 // its bare name. A reference to another source is not fetched for a request: that takes a
 // model_download or worker_spawn.
 //
-// Errors: Invalid without a model, and for a name of several models; NotFound for an unknown model,
-// with the nearest names; Unavailable or TooLarge when no worker can be had, with the reason per
-// hive; Overloaded when the hive says so; Cancelled and DeadlineExceeded of ctx, and
-// DeadlineExceeded after the query's patience.
+// Errors: Invalid without a model, and for an ambiguous name; NotFound for an unknown model, with
+// the nearest names; Unavailable or TooLarge when no worker is available, with the reason per hive;
+// Overloaded when the hive reports it; Cancelled and DeadlineExceeded of ctx, and DeadlineExceeded
+// after the query's patience.
 func (r *Router) Route(ctx context.Context, q inference.Query) (inference.Lease, error) {
 	if q.Model == "" {
 		return inference.Lease{}, core.Errorf(core.Invalid, "the request names no model").Hint(`Set "model" to one of those that GET /v1/models lists.`)
 	}
 	found, refused, waitFor := r.candidates(nil, q.Model, &q)
 	if len(found) > 0 {
-		return r.lease(found, refused, &q), nil // the case of nearly every request
+		return r.lease(found, refused, &q), nil // the common case
 	}
 	if len(refused) == 0 {
-		// An id comes before an alias, as modelname.Resolve has it: the model may have come later.
+		// An id takes precedence over an alias, as in modelname.Resolve: the model may have been
+		// added later.
 		if a, ok := r.opts.Registry.View().Alias(nil, q.Model); ok && !r.opts.Liveness.Stores(q.Model) {
 			q.Model = a.Model
 			if found, refused, waitFor = r.candidates(nil, q.Model, &q); len(found) > 0 {
@@ -171,7 +173,7 @@ func (r *Router) lease(found []core.Candidate, refused []sched.Refusal, q *infer
 
 func isBusy(r sched.Refusal) bool { return r.Busy }
 
-// lacking returns what a worker lacks that could answer otherwise; empty: there is none.
+// lacking returns the capability missing from an otherwise suitable worker; empty: none.
 func lacking(refused []sched.Refusal) string {
 	for _, r := range refused {
 		if r.Lacks != "" {
@@ -192,11 +194,10 @@ func refusals(refused []sched.Refusal) []core.RouteRefusal {
 	return why
 }
 
-// await waits until the model has workers that are ready, and has one started where none is on its
-// way.
+// await waits until the model has ready workers, and starts one if none is on its way.
 func (r *Router) await(ctx context.Context, model string, terms inference.Terms, progress func(core.Progress)) ([]core.Candidate, []sched.Refusal, error) {
 	id := model
-	var patientUntil time.Time // with avoided workers; zero: not waited for yet
+	var patientUntil time.Time // for avoided workers; zero: not waited for yet
 	for starts := 0; ; {
 		ws := registry.WatchSet{r.opts.Liveness.Changed(): {}}
 		found, refused, waitFor := r.candidates(ws, id, &inference.Query{Terms: terms})
@@ -218,7 +219,7 @@ func (r *Router) await(ctx context.Context, model string, terms inference.Terms,
 		switch {
 		case waitFor == waitLoading:
 			if follow := r.opts.Starter.Starting(id); follow != nil {
-				// The job that loads it tells more than the registry.
+				// The job that loads it reports more than the registry.
 				if _, err := follow(ctx, progress); err != nil {
 					return nil, nil, err
 				}
@@ -234,7 +235,7 @@ func (r *Router) await(ctx context.Context, model string, terms inference.Terms,
 				patientUntil = time.Now().Add(SuspectPatience)
 				progress(core.Progress{Phase: "wait for news of the workers with " + id})
 			}
-			_ = registry.WaitUntil(ctx, ws, patientUntil) // the next turn sees what it was
+			_ = registry.WaitUntil(ctx, ws, patientUntil) // the next iteration checks what changed
 			if ctx.Err() != nil {
 				return nil, nil, ctxError(ctx, refused)
 			}
@@ -262,20 +263,20 @@ func (r *Router) await(ctx context.Context, model string, terms inference.Terms,
 	}
 }
 
-// waitReason says what is worth waiting for where no worker can be used.
+// waitReason is what to wait for when no worker can be used.
 type waitReason int
 
 const (
 	waitNothing waitReason = iota
-	waitLoading            // a worker that is on its way
-	waitSuspect            // workers that are avoided and may come back
+	waitLoading            // a worker that is loading
+	waitSuspect            // avoided workers that may recover
 )
 
-// candidates picks among the workers of exactly this model but those that the query excludes. ws,
+// candidates ranks the workers of exactly this model, except those that the query excludes. ws,
 // unless it is nil, collects the channels that are closed when the answer may change.
 func (r *Router) candidates(ws registry.WatchSet, id string, query *inference.Query) ([]core.Candidate, []sched.Refusal, waitReason) {
 	wait := waitNothing
-	var few [8]sched.Prospect // most models have no more workers
+	var few [8]sched.Prospect // few models have more workers
 	prospects := few[:0]
 	view := r.opts.Registry.View()
 	r.mu.Lock()
@@ -285,7 +286,7 @@ func (r *Router) candidates(ws registry.WatchSet, id string, query *inference.Qu
 			return true
 		}
 		p := r.prospectLocked(w)
-		if query.Look { // it waits for no slot
+		if query.Look { // it needs no slot
 			p.InFlight, p.Busy, p.Load = 0, false, core.Load{}
 		}
 		switch {
@@ -321,7 +322,7 @@ func excluded(q *inference.Query, w *core.Worker) bool {
 		slices.ContainsFunc(q.Tried, func(t core.Worker) bool { return instanceOf(&t) == instanceOf(w) })
 }
 
-// prospectLocked adds to a registered worker what this queen alone knows.
+// prospectLocked adds this queen's own knowledge to a registered worker.
 func (r *Router) prospectLocked(w *core.Worker) sched.Prospect {
 	p := sched.Prospect{Worker: w}
 	p.Suspect, p.Load = r.opts.Liveness.Hive(w.Hive).Avoid(w)
@@ -334,11 +335,11 @@ func (r *Router) prospectLocked(w *core.Worker) sched.Prospect {
 	return p
 }
 
-// signs returns what is known of a worker's life from the reports of its hive.
+// signs returns a worker's signs of life from the reports of its hive.
 func (r *Router) signs(hive, id, nonce string) inference.Signs {
 	seen := r.opts.Liveness.Hive(hive)
 	if seen.Report == nil {
-		return inference.Signs{} // nothing is known, nothing is held against it
+		return inference.Signs{} // nothing is known, so nothing counts against it
 	}
 	since := time.Since(seen.Heard)
 	told := seen.Report.Find(id, nonce)
@@ -352,7 +353,7 @@ func (r *Router) signs(hive, id, nonce string) inference.Signs {
 	return s
 }
 
-// busy gives a worker no request for a while, by its own word.
+// busy gives a worker no requests for a while, as it asked.
 func (r *Router) busy(w instance, d time.Duration) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -365,14 +366,14 @@ func (r *Router) busy(w instance, d time.Duration) {
 	r.busyUntil[w] = now.Add(d)
 }
 
-// instance tells one start of a worker from all others. The nonce alone would not: a hive can
-// report that of another's worker.
+// instance identifies one start of a worker. The nonce alone would not: a hive can report the nonce
+// of another hive's worker.
 type instance struct{ hive, nonce string }
 
 func instanceOf(w *core.Worker) instance { return instance{w.Hive, w.Nonce} }
 
-// begin counts a request that is sent to a worker until end is called, once. A request that says
-// how long the worker is to be kept has its hive told of its end at once.
+// begin counts a request to a worker until end is called, once. For a request with a keep-alive
+// time, the hive learns of the end at once.
 func (r *Router) begin(w *core.Worker, q *inference.Query) (end func()) {
 	if q.Look {
 		return func() {}
@@ -393,7 +394,8 @@ func (r *Router) begin(w *core.Worker, q *inference.Query) (end func()) {
 	}
 }
 
-// InFlight returns how many requests this queen has sent to workers and not yet ended.
+// InFlight returns the number of requests that this queen has sent to workers and that have not
+// ended.
 func (r *Router) InFlight() int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -406,7 +408,7 @@ func (r *Router) InFlight() int {
 	return n
 }
 
-// ctxError returns the end of a caller's patience, with what it waited for.
+// ctxError returns the error of an ended wait, including what it waited for.
 func ctxError(ctx context.Context, refused []sched.Refusal) error {
 	err := ctx.Err()
 	if len(refused) > 0 {

@@ -19,11 +19,11 @@ import (
 	"github.com/rbee-project/rbee/raft/fsm"
 )
 
-// starter starts workers as the test says.
+// starter starts workers as the test specifies.
 type starter struct {
-	names   map[string]string // learned: name → what workers serve it as
+	names   map[string]string // learned: name → the name under which workers serve it
 	resolve func(name string) (string, router.Start, error)
-	follow  router.Start // the start under way
+	follow  router.Start // the start in progress
 }
 
 func (s *starter) Canonical(name string) string {
@@ -42,8 +42,8 @@ func (s *starter) Resolve(_ context.Context, name string) (string, router.Start,
 	return s.resolve(name)
 }
 
-// rig is a router over the reports of one hive, in a bubble. Nobody leads: the test writes the
-// registry.
+// rig is a router over the reports of one hive, in a bubble. There is no leader: the test writes
+// the registry.
 type rig struct {
 	*router.Router
 	t        testing.TB
@@ -53,7 +53,7 @@ type rig struct {
 	starter  *starter
 }
 
-// newRig returns a rig whose hive has so many workers with the model m.
+// newRig returns a rig whose hive has the given number of workers with model m.
 func newRig(t testing.TB, workers int) *rig {
 	r := &rig{t: t, registry: memregistry.New(), hive: simhive.New("h1", workers), starter: &starter{names: map[string]string{}}}
 	for i := range r.hive.Workers {
@@ -65,7 +65,7 @@ func newRig(t testing.TB, workers int) *rig {
 	return r
 }
 
-// sync writes the hive to the registry, then has it report.
+// sync writes the hive to the registry, then makes it report.
 func (r *rig) sync() {
 	r.t.Helper()
 	_, err := r.registry.Apply(context.Background(), "", fsm.SyncHive(r.hive.Hive, r.hive.Workers))
@@ -80,20 +80,20 @@ func (r *rig) route(q inference.Query) (inference.Lease, error) {
 	return r.Route(context.Background(), q)
 }
 
-// A lease counts until it is released; each worker has a number of requests after which it is busy.
+// A lease counts until it is released; each worker is busy above some number of requests.
 func TestRouteCountsLeases(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, 2)
 		var leases []inference.Lease
-		for i := range 4 { // to whoever has fewer
+		for i := range 4 { // to the one with fewer
 			l, err := r.route(inference.Query{})
 			must.NoError(t, err)
 			must.Eq(t, r.hive.Workers[i%2].ID, l.Worker.ID)
 			leases = append(leases, l)
 		}
 		must.Eq(t, 4, r.InFlight())
-		for { // until all have what they should have
+		for { // until all are at capacity
 			l, err := r.route(inference.Query{})
 			if busy, ok := errors.AsType[*inference.Busy](err); ok {
 				must.Eq(t, "m", busy.Model)
@@ -110,7 +110,7 @@ func TestRouteCountsLeases(t *testing.T) {
 	})
 }
 
-// A conversation goes on where it began, unless that worker has too much to do.
+// A conversation continues at its worker, unless that is overloaded.
 func TestRouteFollowsConversations(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -147,7 +147,7 @@ func TestRouteFollowsConversations(t *testing.T) {
 	})
 }
 
-// What becomes of a request decides what its worker gets next.
+// The outcome of a request decides what its worker gets next.
 func TestRouteOutcomes(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -209,7 +209,7 @@ func TestRouteQuery(t *testing.T) {
 	})
 }
 
-// A worker that is loading is waited for: by its start where this queen knows it, otherwise by the
+// A loading worker is waited for: through its start if this queen knows it, otherwise through the
 // registry.
 func TestRouteWaitsForLoading(t *testing.T) {
 	t.Parallel()
@@ -250,7 +250,8 @@ func TestRouteWaitsForLoading(t *testing.T) {
 	}
 }
 
-// The only worker is avoided: its hive has some time to confirm it, before another one is started.
+// When the only worker is avoided, its hive has some time to confirm it before another one is
+// started.
 func TestRouteWaitsForSuspects(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -267,15 +268,15 @@ func TestRouteWaitsForSuspects(t *testing.T) {
 
 		began = time.Now()
 		_, err = r.route(inference.Query{})
-		must.Eq(t, core.NotFound, core.KindOf(err)) // the starter's
+		must.Eq(t, core.NotFound, core.KindOf(err)) // the starter's error
 		must.Eq(t, router.SuspectPatience, time.Since(began))
 		_, err = r.route(inference.Query{Patience: time.Second})
 		must.Eq(t, core.DeadlineExceeded, core.KindOf(err))
 	})
 }
 
-// A model that no worker serves is found by another name, or started; what starts and is gone again
-// is not started for ever.
+// A model that no worker serves is found by another name, or started; a worker that ends right
+// after its start is not restarted forever.
 func TestRouteStarts(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -309,7 +310,7 @@ func TestRouteStarts(t *testing.T) {
 		must.Eq(t, core.Unavailable, core.KindOf(err))
 		must.Eq(t, router.MaxStarts, starts)
 
-		// A name that was learned costs no question.
+		// A learned name costs no query.
 		r.starter.names["learned"], r.starter.resolve = "m", nil
 		l, err = r.Route(t.Context(), inference.Query{Model: "learned"})
 		must.NoError(t, err)
@@ -317,7 +318,7 @@ func TestRouteStarts(t *testing.T) {
 	})
 }
 
-// A look at a worker is no use of it, waits for no slot and starts nothing.
+// A look at a worker does not count as use, waits for no slot and starts nothing.
 func TestRouteLooks(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -347,7 +348,7 @@ func TestRouteLooks(t *testing.T) {
 	})
 }
 
-// BenchmarkRoute measures the whole price of a choice among 4 workers of a model in a registry of
+// BenchmarkRoute measures the total cost of a choice among 4 workers of a model in a registry of
 // 64.
 func BenchmarkRoute(b *testing.B) {
 	r := newRig(b, 64)
@@ -371,7 +372,8 @@ func BenchmarkRoute(b *testing.B) {
 	})
 }
 
-// What a hive is told of the use of its workers: requests in flight, and what the latest one wants.
+// What a hive learns about the use of its workers: requests in flight, and the latest one's
+// keep-alive time.
 func TestUses(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

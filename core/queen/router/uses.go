@@ -7,14 +7,14 @@ import (
 	"github.com/rbee-project/rbee/core/queen/liveness"
 )
 
-// forgetUse is for how long a worker's last request is remembered. Its hive has been told of it
-// many times by then.
+// forgetUse is how long a worker's last request is remembered. By then its hive has been informed
+// many times.
 const forgetUse = time.Minute
 
-// uses are what this queen sends to workers, by hive and by nonce of the worker.
+// uses records what this queen sends to workers, by hive and by nonce of the worker.
 type uses map[string]map[string]*liveness.Use
 
-// begin counts a request that is sent to a worker.
+// begin counts a request to a worker.
 func (u uses) begin(w *core.Worker, keepAlive *time.Duration, now time.Time) *liveness.Use {
 	of := u[w.Hive]
 	if of == nil {
@@ -31,7 +31,7 @@ func (u uses) begin(w *core.Worker, keepAlive *time.Duration, now time.Time) *li
 	return use
 }
 
-// inFlight returns the number of requests that were sent to a worker and have not ended.
+// inFlight returns the number of requests to a worker that have not ended.
 func (u uses) inFlight(w *core.Worker) int {
 	if use := u[w.Hive][w.Nonce]; use != nil {
 		return use.InFlight
@@ -39,7 +39,7 @@ func (u uses) inFlight(w *core.Worker) int {
 	return 0
 }
 
-// of returns what the workers of a hive are used for, and forgets what was long ago.
+// of returns the uses of a hive's workers, and forgets old ones.
 func (u uses) of(hive string, now time.Time) []liveness.Use {
 	var list []liveness.Use
 	for nonce, use := range u[hive] {
@@ -55,7 +55,7 @@ func (u uses) of(hive string, now time.Time) []liveness.Use {
 	return list
 }
 
-// Uses returns what this queen uses the workers of a hive for. It is what the hive is told.
+// Uses returns how this queen uses the workers of a hive, for the hive.
 func (r *Router) Uses(hive string) []liveness.Use {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -14,18 +14,18 @@ import (
 )
 
 const (
-	// ContactLost is the time without a word of a leader after which a queen no longer takes its
-	// registry's word for a token. An election is over long before.
+	// ContactLost is how long a queen without contact to a leader still relies on its replica of
+	// the tokens. An election takes far less.
 	ContactLost = 10 * time.Second
 )
 
-// Authorize says whose an API token is. A token that this queen's replica has is looked up there
-// alone. One that it does not have may have been made at another queen a moment ago: the queen
-// catches up with the leader before it refuses it. A queen that has heard of no leader for
-// ContactLost would not hear of a revocation either: it takes a token only for
-// Options.Grace after it proved it last. Errors: Unauthenticated for a token that is
-// unknown, revoked or for something else; Forbidden when it lacks the scope; Unavailable when this
-// queen cannot tell. No error tells anything of the token.
+// Authorize returns the API token that a text belongs to. A token in this queen's replica is looked
+// up only there. One that is missing may just have been created at another queen: the queen catches
+// up with the leader before it refuses it. A queen out of contact with any leader for ContactLost
+// would not learn of a revocation either: it accepts a token only for Options.Grace after its last
+// verification. Errors: Unauthenticated for a token that is unknown, revoked or of another kind;
+// Forbidden if it lacks the scope; Unavailable if this queen cannot decide. No error reveals
+// anything about the token.
 func (k *Keeper) Authorize(ctx context.Context, text string, scope core.Scope) (core.Token, error) {
 	p, err := token.Parse(text)
 	if err != nil || p.Kind != core.TokenAPI {
@@ -33,10 +33,10 @@ func (k *Keeper) Authorize(ctx context.Context, text string, scope core.Scope) (
 			"Send one that `rbee token create` made; a join token only takes a machine into the cluster.")
 	}
 	if _, err := k.registry.Cluster(); err != nil {
-		return core.Token{}, err // just begun or joined: nobody can tell yet
+		return core.Token{}, err // just started or joined: it cannot decide yet
 	}
 	t, ok := k.known(p)
-	if !ok { // it, or its new secret, may be from another queen, a moment ago
+	if !ok { // the token, or its new secret, may just have been created at another queen
 		if err := k.catchUpTogether(ctx); err != nil {
 			return core.Token{}, core.Errorf(core.Unavailable, "this queen does not know the token, and no leader says whether there is one").Hint(
 				"Ask again in a moment, or ask another queen.")
@@ -58,28 +58,28 @@ func (k *Keeper) Authorize(ctx context.Context, text string, scope core.Scope) (
 	return t, nil
 }
 
-// known returns the API token that the replica has with this very secret, or the one before it.
+// known returns the replica's API token if the secret matches its current or previous one.
 func (k *Keeper) known(p token.Parsed) (core.Token, bool) {
 	t, ok := k.registry.View().Token(nil, p.ID)
 	return t, ok && t.Kind == core.TokenAPI && (p.Matches(t.SecretHash) || p.Matches(t.PreviousSecretHash))
 }
 
-// proofs is when a queen last took a token while it was in contact with a leader.
+// proofs records when a queen last verified each token while in contact with a leader.
 type proofs struct {
 	mu     sync.Mutex // guards below
 	at     map[string]time.Time
-	warned bool // that it is out of contact
+	warned bool // logged that it is out of contact
 }
 
-// proved reports why a token that the registry has may not be taken: out of contact it must have
-// been proved lately. What the registry had when this queen started counts as proved then. Errors:
-// Unavailable.
+// proved returns an error if a registered token may not be accepted: out of contact it must have
+// been verified recently. Tokens in the registry when this queen started count as verified then.
+// Errors: Unavailable.
 func (k *Keeper) proved(id string) error {
 	now := time.Now()
 	cut, silence := k.outOfContact()
 	p := &k.proofs
 	p.mu.Lock()
-	if p.at == nil || !cut && len(p.at) > 2*maxTokens { // most of them are of tokens that are gone
+	if p.at == nil || !cut && len(p.at) > 2*maxTokens { // most entries belong to deleted tokens
 		p.at = map[string]time.Time{}
 	}
 	last, ok := p.at[id]
@@ -105,8 +105,8 @@ func (k *Keeper) proved(id string) error {
 	return nil
 }
 
-// grace returns for how long this queen takes a token after it proved it last while it is out of
-// contact: the cluster's setting as its replica has it, or else the queen's own.
+// grace returns how long this queen accepts a token after its last verification while out of
+// contact: the cluster's setting as in its replica, or else the queen's own option.
 func (k *Keeper) grace() time.Duration {
 	if grace, set := registry.Setting(k.registry, setting.TokenGrace); set {
 		return grace
@@ -114,14 +114,14 @@ func (k *Keeper) grace() time.Duration {
 	return k.opts.Grace
 }
 
-// outOfContact reports whether this queen would hear of no revocation, and for how long it has
-// heard of no leader.
+// outOfContact reports whether this queen would miss a revocation, and how long it has heard from
+// no leader.
 func (k *Keeper) outOfContact() (bool, time.Duration) {
 	silence := k.registry.Silence()
 	return silence > ContactLost, silence
 }
 
-// Problem says in the status that this queen is out of contact; empty: it is not.
+// Problem returns a status text if this queen is out of contact; empty: it is not.
 func (k *Keeper) Problem() string {
 	cut, silence := k.outOfContact()
 	if !cut {
@@ -130,14 +130,14 @@ func (k *Keeper) Problem() string {
 	return fmt.Sprintf("the queen that answers has been without a leader for %s: it takes only tokens that it proved within %s", silence.Round(time.Second), k.grace())
 }
 
-// catchUps has many callers catch up with the leader at once by one question to it.
+// catchUps merges the catch-ups of concurrent callers into one call to the leader.
 type catchUps struct {
-	turn  chan struct{} // full while somebody asks; guards below
-	began time.Time     // when the latest question that was answered was asked
+	turn  chan struct{} // full while a call runs; guards below
+	began time.Time     // start of the latest successful call
 }
 
-// catchUpTogether is catchUp for requests of whoever reaches the API: however many come, one
-// question at a time goes to the leader. It takes at most registry.LookPatience.
+// catchUpTogether is catchUp for requests from any API client: however many arrive, only one call
+// at a time goes to the leader. It takes at most registry.LookPatience.
 func (k *Keeper) catchUpTogether(ctx context.Context) error {
 	arrived := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, registry.LookPatience)

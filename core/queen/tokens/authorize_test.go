@@ -18,7 +18,7 @@ import (
 	"github.com/rbee-project/rbee/raft/fsm"
 )
 
-// follower is the keeper of a queen that hears of the registry only while it is connected.
+// follower is the keeper of a queen that receives registry updates only while it is connected.
 type follower struct {
 	*Keeper
 	t       *testing.T
@@ -35,7 +35,7 @@ func newFollower(t *testing.T, grace time.Duration) *follower {
 	return f
 }
 
-// token makes a token at the leader.
+// token creates a token at the leader.
 func (f *follower) token() (text, id string) {
 	f.t.Helper()
 	id, hash, text := token.New()
@@ -48,8 +48,8 @@ func (f *follower) authorize(text string) error {
 	return err
 }
 
-// A token that was made at another queen a moment ago is taken: this queen catches up before it
-// refuses one. Wrong tokens cannot have the leader asked more than once at a time.
+// A token just created at another queen is accepted: this queen catches up before it refuses one.
+// Wrong tokens cannot cause more than one call to the leader at a time.
 func TestAuthorizeTokenMadeElsewhere(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -80,7 +80,7 @@ func TestAuthorizeTokenMadeElsewhere(t *testing.T) {
 		wg.Wait()
 		must.LessEq(t, asked+2, f.replica.Asked())
 
-		// Without a leader nobody can say that it is wrong.
+		// Without a leader, a token cannot be called wrong.
 		f.replica.Connect(false)
 		began := time.Now()
 		err = f.authorize(wrong)
@@ -89,8 +89,8 @@ func TestAuthorizeTokenMadeElsewhere(t *testing.T) {
 	})
 }
 
-// A secret that a token got at another queen a moment ago is taken, and one that was taken away
-// there is refused as soon as this queen has heard of it.
+// A secret just created at another queen is accepted, and one removed there is refused as soon as
+// this queen has learned of it.
 func TestAuthorizeRotatedElsewhere(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -106,7 +106,7 @@ func TestAuthorizeRotatedElsewhere(t *testing.T) {
 	})
 }
 
-// The cluster's setting overrides what a queen's configuration says, as far as its replica has it.
+// The cluster's setting, as in the queen's replica, overrides the queen's configuration.
 func TestAuthorizeClusterGrace(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -116,7 +116,7 @@ func TestAuthorizeClusterGrace(t *testing.T) {
 		must.NoError(t, f.leader.Write(t.Context(), "test", fsm.PutSetting(setting.TokenGrace.Name, shared.String())))
 		must.NoError(t, f.authorize(text))
 		f.replica.Connect(false)
-		must.NoError(t, f.leader.Write(t.Context(), "test", fsm.ResetSetting(setting.TokenGrace.Name))) // it does not hear of that
+		must.NoError(t, f.leader.Write(t.Context(), "test", fsm.ResetSetting(setting.TokenGrace.Name))) // it does not learn of this
 		time.Sleep(shared - time.Second)
 		must.NoError(t, f.authorize(text))
 		time.Sleep(2 * time.Second)

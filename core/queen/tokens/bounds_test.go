@@ -73,7 +73,8 @@ func TestTokenOfModels(t *testing.T) {
 	})
 }
 
-// Both secrets are taken during the overlap, by the leader's clock, and only the new one after it.
+// Both secrets are accepted during the overlap, by the leader's clock, and only the new one after
+// it.
 func TestRotate(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -139,8 +140,7 @@ func TestRotateOutlastsLeader(t *testing.T) {
 	})
 }
 
-// A token that is used all the time costs one write in TokenUsePrecision, one that is not used
-// none.
+// A token in constant use costs one write per TokenUsePrecision, an unused one none.
 func TestLastUsed(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -11,17 +11,17 @@ import (
 	"github.com/rbee-project/rbee/raft/fsm"
 )
 
-// ending is something of a token that is over after a while.
+// ending is a part of a token that expires.
 type ending struct {
-	key     string // another one for each such time
+	key     string // unique per expiry
 	life    time.Duration
-	began   time.Time // by the wall's clock
-	index   uint64    // raft index that it began at
+	began   time.Time // by the wall clock
+	index   uint64    // raft index at the start
 	command *raftv1.Command
 	done    string // for the log
 }
 
-// endingsOf returns what is to end of a token.
+// endingsOf returns the parts of a token that will expire.
 func endingsOf(t core.Token) []ending {
 	var out []ending
 	life := time.Duration(t.TTL)
@@ -29,7 +29,7 @@ func endingsOf(t core.Token) []ending {
 		life += usedTokenStays
 	}
 	if life > 0 {
-		// Its use gives a join token another end.
+		// Using a join token changes its expiry.
 		out = append(out, ending{t.ID + "/" + t.UsedBy, life, t.CreatedAt, t.CreateIndex, fsm.DeleteToken(t.ID), "token expired"})
 	}
 	if t.Overlap > 0 {
@@ -41,9 +41,9 @@ func endingsOf(t core.Token) []ending {
 	return out
 }
 
-// Expire deletes tokens, and former secrets of tokens, when their time is over. Only the leader
-// looks at a clock, and at the wall's only once, when it takes over: from then on a token lives by
-// the monotonic clock, so that a wall clock that jumps expires nothing.
+// Expire deletes tokens, and former secrets of tokens, when they expire. Only the leader looks at a
+// clock, and at the wall clock only once, when it takes over: from then on tokens live by the
+// monotonic clock, so that a jump of the wall clock expires nothing.
 func (k *Keeper) Expire(ctx context.Context) error {
 	deadlines := map[string]time.Time{}
 	before := k.registry.View().AppliedIndex()
@@ -57,7 +57,7 @@ func (k *Keeper) Expire(ctx context.Context) error {
 				at, ok := deadlines[e.key]
 				if !ok {
 					left := e.life
-					if e.index <= before { // it was there before this queen led: nothing but the wall clock tells for how long
+					if e.index <= before { // it predates this leadership: only the wall clock can tell its age
 						left = min(max(e.life-k.opts.Now().Sub(e.began), 0), e.life)
 					}
 					at = time.Now().Add(left)
@@ -72,7 +72,7 @@ func (k *Keeper) Expire(ctx context.Context) error {
 	return nil
 }
 
-// end ends what is over and returns when to look again.
+// end ends what has expired and returns when to check again.
 func (k *Keeper) end(ctx context.Context, t core.Token, e ending, at time.Time) time.Duration {
 	if wait := time.Until(at); wait > 0 {
 		return wait

@@ -1,5 +1,5 @@
-// Package tokens keeps the API and join tokens of the registry: makes, renews, revokes and expires
-// them, and says whose one is.
+// Package tokens manages the API and join tokens of the registry: it creates, rotates, revokes and
+// expires them, and authorizes requests by them.
 package tokens
 
 import (
@@ -13,39 +13,39 @@ import (
 	"github.com/rbee-project/rbee/raft/state"
 )
 
-// DefaultGrace is Options.Grace where nothing else is said.
+// DefaultGrace is the default of Options.Grace.
 const DefaultGrace = time.Hour
 
-// Registry is the replicated registry, as far as a Keeper needs it; see core/registry.
+// Registry is the part of the replicated registry that a Keeper needs; see core/registry.
 type Registry interface {
 	View() *state.Snapshot
 	Write(ctx context.Context, requestID string, c *raftv1.Command) error
 	CatchUp(ctx context.Context) error
 	Cluster() (core.Cluster, error)
-	// Silence returns for how long this queen has heard of no leader; 0 if it leads, and alone.
+	// Silence returns how long this queen has heard from no leader; 0 if it leads or is alone.
 	Silence() time.Duration
 	Alone() bool
 }
 
-// Options say what a Keeper works with. Registry is required.
+// Options are the dependencies of a Keeper. Registry is required.
 type Options struct {
 	Registry Registry
 	Logger   hclog.Logger // nil: no log
-	// Grace is how long a token is taken after it was proved last while this queen is out of
-	// contact with a leader, unless the cluster has setting.TokenGrace; 0 takes none then.
+	// Grace is how long a token is accepted after its last verification while this queen is out of
+	// contact with a leader, unless the cluster has setting.TokenGrace; 0: not at all.
 	Grace time.Duration
 	Now   func() time.Time // stamps tokens; nil: time.Now
-	// Target returns the id of the model that a name means, as placement.Placer does; nil: names
-	// are ids.
+	// Target returns the id of the model that a name refers to, as placement.Placer does; nil:
+	// names are ids.
 	Target func(ctx context.Context, name string) (string, error)
 }
 
-// Keeper keeps the tokens of a registry. It is safe for concurrent use.
+// Keeper manages the tokens of a registry. It is safe for concurrent use.
 type Keeper struct {
 	opts     Options
 	log      hclog.Logger
 	registry Registry
-	since    time.Time // when it was made, by the monotonic clock
+	since    time.Time // creation time of the Keeper, by the monotonic clock
 	proofs   proofs
 	uses     uses
 	catching catchUps

@@ -22,7 +22,7 @@ const (
 	maxTokens       = 10000
 	maxTokenName    = 100
 	tokenRetry      = time.Second
-	usedTokenStays  = 24 * time.Hour // a used join token is kept so long, to say by whom it was used
+	usedTokenStays  = 24 * time.Hour // how long a used join token is kept, to show which node used it
 	maxTokenTimeout = 365 * 24 * time.Hour
 )
 
@@ -34,7 +34,7 @@ func (k *Keeper) Tokens(context.Context) ([]core.Token, error) {
 	return k.registry.View().Tokens(nil), nil
 }
 
-// CreateToken makes a token. Its secret is in the answer and nowhere else. Errors: Invalid,
+// CreateToken creates a token. Its secret is in the answer and nowhere else. Errors: Invalid,
 // TooLarge, Unsupported, Unavailable.
 func (k *Keeper) CreateToken(ctx context.Context, r core.TokenRequest) (core.NewToken, error) {
 	if k.registry.Alone() {
@@ -78,8 +78,8 @@ func (k *Keeper) CreateToken(ctx context.Context, r core.TokenRequest) (core.New
 	return core.NewToken{Token: t, Secret: text}, nil
 }
 
-// targets returns the ids of the models that a token's request names. An alias that is set anew
-// later does not change what the token may ask. Errors: NotFound for an unknown model.
+// targets returns the ids of the models that a token request names. Changing an alias later does
+// not change which models the token may use. Errors: NotFound for an unknown model.
 func (k *Keeper) targets(ctx context.Context, names []string) ([]string, error) {
 	var ids []string
 	for _, name := range names {
@@ -96,8 +96,8 @@ func (k *Keeper) targets(ctx context.Context, names []string) ([]string, error) 
 	return slices.Compact(ids), nil
 }
 
-// RotateToken gives an API token, named by its id, a unique prefix of it or its name, another
-// secret, which is in the answer and nowhere else. Errors: NotFound, Invalid, Conflict,
+// RotateToken replaces the secret of an API token, named by its id, a unique prefix of it or its
+// name. The new secret is in the answer and nowhere else. Errors: NotFound, Invalid, Conflict,
 // Unavailable.
 func (k *Keeper) RotateToken(ctx context.Context, id string, r core.RotateRequest) (core.NewToken, error) {
 	if k.registry.Alone() {
@@ -132,7 +132,7 @@ func (k *Keeper) RotateToken(ctx context.Context, id string, r core.RotateReques
 	return core.NewToken{Token: t, Secret: text}, nil
 }
 
-// checkTokenRequest also fills in the defaults.
+// checkTokenRequest validates a token request and fills in the defaults.
 func checkTokenRequest(r *core.TokenRequest) error {
 	invalid := func(hint, format string, args ...any) error {
 		return core.Errorf(core.Invalid, format, args...).Hint("%s", hint)
@@ -170,8 +170,8 @@ func checkTokenRequest(r *core.TokenRequest) error {
 		case len(r.Roles) == 0:
 			r.Roles = []core.Role{core.RoleHive}
 		case slices.Contains(r.Roles, core.RoleQueen):
-			// A queen can sign whatever certificate it likes: to keep it from running workers would
-			// keep nothing.
+			// A queen can sign any certificate: denying it the role of a hive would protect
+			// nothing.
 			r.Roles = append(r.Roles, core.RoleHive)
 		}
 		for _, role := range r.Roles {
@@ -193,7 +193,7 @@ func checkTokenRequest(r *core.TokenRequest) error {
 	return nil
 }
 
-// checkBounds checks what bounds the use of an API token.
+// checkBounds validates the limits of an API token.
 func checkBounds(r *core.TokenRequest) error {
 	var err error
 	if r.Priority, err = core.ParsePriority(string(r.Priority)); err != nil {
@@ -208,7 +208,8 @@ func checkBounds(r *core.TokenRequest) error {
 	if len(r.Models) == 0 && len(r.Limits) == 0 {
 		return nil
 	}
-	// A token that may operate asks models by jobs, and an administrator makes tokens.
+	// A token with scope operate can use models through jobs, and an administrator can create
+	// tokens.
 	if slices.Contains(r.Scopes, core.ScopeOperate) || slices.Contains(r.Scopes, core.ScopeAdmin) || !slices.Contains(r.Scopes, core.ScopeInfer) {
 		return core.Errorf(core.Invalid, "models and limits are for tokens with the scope infer, alone or with read").Hint(
 			"A token with operate or admin could lift its own limits: make two tokens.")

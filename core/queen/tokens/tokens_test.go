@@ -18,7 +18,7 @@ import (
 	"github.com/rbee-project/rbee/raft/fsm"
 )
 
-// keeper is the keeper of the leader's queen, in a bubble, until its end.
+// keeper is the token keeper of the leading queen, in a bubble, until its end.
 type keeper struct {
 	*Keeper
 	t *testing.T
@@ -49,7 +49,7 @@ func newKeeper(t *testing.T, change ...func(*Options)) *keeper {
 		cancel()
 		wg.Wait()
 	})
-	synctest.Wait() // it leads: a token that is made from now on is newer
+	synctest.Wait() // it leads: a token created from now on is newer
 	return k
 }
 
@@ -104,7 +104,7 @@ func TestAuthorize(t *testing.T) {
 		mustFail(t, err, core.NotFound)
 		must.StrNotContains(t, err.Error(), reader.Secret)
 
-		// The registry has no secret.
+		// The registry does not contain the secret.
 		list, err := k.Tokens(t.Context())
 		must.NoError(t, err)
 		must.Len(t, 1, list) // the join token
@@ -138,12 +138,12 @@ func TestTokenRequestsAreChecked(t *testing.T) {
 	})
 }
 
-// A token lives by the leader's monotonic clock: a wall clock that jumps by an hour or a day ends
-// none, nor makes one live longer.
+// Tokens live by the leader's monotonic clock: a wall clock that jumps by an hour or a day neither
+// ends one nor prolongs it.
 func TestTokensExpire(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		var wall time.Duration // the wall clock is wrong by it
+		var wall time.Duration // error of the wall clock
 		var mu sync.Mutex
 		k := newKeeper(t, func(o *Options) {
 			o.Now = func() time.Time { mu.Lock(); defer mu.Unlock(); return time.Now().Add(wall) }

@@ -11,19 +11,19 @@ import (
 )
 
 const (
-	// tellUses is how often a queen looks whether it must tell the registry that tokens are used.
+	// tellUses is how often a queen checks whether to report the use of tokens to the registry.
 	tellUses = time.Minute
-	// tellTimeout bounds the write: a queen that cannot write now tells it the next time.
+	// tellTimeout bounds the write: a queen that cannot write now retries the next time.
 	tellTimeout = 10 * time.Second
 )
 
-// uses are the times when this queen last took tokens, by Token.ID.
+// uses holds the times when this queen last accepted tokens, by Token.ID.
 type uses struct {
 	mu sync.Mutex // guards below
 	at map[string]time.Time
 }
 
-// note notes the use of a token that the registry has.
+// note records the use of a token that the registry has.
 func (u *uses) note(id string, now time.Time) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -33,9 +33,9 @@ func (u *uses) note(id string, now time.Time) {
 	u.at[id] = now
 }
 
-// Run tells the registry when tokens are used, until ctx ends. Requests write nothing: the time of
-// a token that is used all the time is written once in core.TokenUsePrecision, with those of all
-// others, and not at all while there is no leader.
+// Run reports the use of tokens to the registry until ctx ends. Requests write nothing: the last
+// use of a token in constant use is written once per core.TokenUsePrecision, together with those of
+// all others, and not at all while there is no leader.
 func (k *Keeper) Run(ctx context.Context) {
 	t := time.NewTicker(tellUses)
 	defer t.Stop()
@@ -49,7 +49,7 @@ func (k *Keeper) Run(ctx context.Context) {
 	}
 }
 
-// tell writes the uses that the registry should know.
+// tell writes the uses that the registry should have.
 func (k *Keeper) tell(ctx context.Context) {
 	if k.registry.Alone() {
 		return
@@ -76,7 +76,7 @@ func (k *Keeper) tell(ctx context.Context) {
 		k.log.Debug("cannot note that tokens are used", "error", err)
 		return
 	}
-	// What was used again meanwhile stays for the next time.
+	// Entries updated meanwhile stay for the next time.
 	k.uses.mu.Lock()
 	defer k.uses.mu.Unlock()
 	maps.DeleteFunc(k.uses.at, func(id string, at time.Time) bool { return at.Equal(due[id]) })
