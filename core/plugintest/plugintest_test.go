@@ -65,7 +65,7 @@ func find(results []core.TestResult, name string) core.TestResult {
 	return core.TestResult{}
 }
 
-func TestWorkerThatConforms(t *testing.T) {
+func TestConformingWorker(t *testing.T) {
 	t.Parallel()
 	seen := 0
 	report, err := plugintest.Run(t.Context(), options(t, sdk.KindWorker), func(core.TestResult) { seen++ })
@@ -77,7 +77,7 @@ func TestWorkerThatConforms(t *testing.T) {
 	}
 }
 
-func TestWorkerThatIsNotStarted(t *testing.T) {
+func TestWorkerNotStarted(t *testing.T) {
 	t.Parallel()
 	o := options(t, sdk.KindWorker)
 	o.NoStart = true
@@ -90,7 +90,7 @@ func TestWorkerThatIsNotStarted(t *testing.T) {
 	must.StrContains(t, fmt.Sprint(life.Output), "no engine or no model")
 }
 
-func TestCatalogThatConforms(t *testing.T) {
+func TestConformingCatalog(t *testing.T) {
 	t.Parallel()
 	report, err := plugintest.Run(t.Context(), options(t, sdk.KindCatalog), nil)
 	must.NoError(t, err)
@@ -99,7 +99,7 @@ func TestCatalogThatConforms(t *testing.T) {
 }
 
 // An executable that is not a plugin fails the tests, and the report names the rule.
-func TestPluginThatFails(t *testing.T) {
+func TestFailingPlugin(t *testing.T) {
 	t.Parallel()
 	o := options(t, sdk.KindWorker)
 	o.NoStart = true
@@ -131,7 +131,7 @@ func TestPluginConfig(t *testing.T) {
 }
 
 // A suite that is cancelled or times out leaves no process behind.
-func TestSuiteThatIsCutLeavesNothing(t *testing.T) {
+func TestSuiteCut(t *testing.T) {
 	t.Parallel()
 	for name, cut := range map[string]bool{"cancelled": true, "out of time": false} {
 		t.Run(name, func(t *testing.T) {
@@ -180,7 +180,7 @@ func TestSuiteThatIsCutLeavesNothing(t *testing.T) {
 	}
 }
 
-func TestSuiteThatCannotRun(t *testing.T) {
+func TestSuiteCannotRun(t *testing.T) {
 	t.Parallel()
 	o := options(t, sdk.KindWorker)
 	o.Self = []string{"/bin/sh", "-c", "echo broken; exit 3"}

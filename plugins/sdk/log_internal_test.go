@@ -11,7 +11,7 @@ import (
 	"github.com/shoenig/test/must"
 )
 
-func TestSlogLinesAreHclogs(t *testing.T) {
+func TestSlogHandler(t *testing.T) {
 	t.Parallel()
 	var out bytes.Buffer
 	log := slog.New(&slogHandler{log: hclog.New(&hclog.LoggerOptions{Name: "mine", Level: hclog.Debug, JSONFormat: true, Output: &out})})

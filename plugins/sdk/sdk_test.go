@@ -18,7 +18,7 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk"
 )
 
-func TestErrorsSurviveTheWire(t *testing.T) {
+func TestErrorsRoundTrip(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct {
 		err  error
@@ -98,7 +98,7 @@ func dial(t *testing.T, p sdk.Plugin) *sdk.Client {
 	return sdk.NewClient(conn)
 }
 
-func TestEveryFieldSurvivesTheWire(t *testing.T) {
+func TestWireRoundTrip(t *testing.T) {
 	t.Parallel()
 	p := &plugin{
 		info: sdk.Info{
@@ -136,7 +136,7 @@ func TestEveryFieldSurvivesTheWire(t *testing.T) {
 	must.StrContains(t, err.Error(), "only string and int are allowed")
 }
 
-func TestASeverityThatIsForgottenIsAnError(t *testing.T) {
+func TestSeverityZeroValue(t *testing.T) {
 	t.Parallel()
 	must.True(t, sdk.Diagnostics{{}}.HasErrors())
 	must.False(t, sdk.Diagnostics{{Severity: sdk.Warning}}.HasErrors())

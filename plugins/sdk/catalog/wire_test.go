@@ -69,7 +69,7 @@ func dial(t *testing.T, s catalog.Source) *catalog.Client {
 	return catalog.NewClient(conn)
 }
 
-func TestEveryFieldSurvivesTheWire(t *testing.T) {
+func TestWireRoundTrip(t *testing.T) {
 	t.Parallel()
 	f := catalog.File{
 		Ref: "r", Path: "p", SizeBytes: 5, Digest: "sha256:00", Locator: "l",
@@ -104,7 +104,7 @@ func (rawCodec) Name() string                  { return "proto" }
 func (rawCodec) Marshal(v any) ([]byte, error) { return v.(raw), nil }
 func (rawCodec) Unmarshal([]byte, any) error   { return nil }
 
-func TestGarbageIsAnError(t *testing.T) {
+func TestGarbage(t *testing.T) {
 	t.Parallel()
 	for name, garbage := range map[string]raw{
 		"no protobuf": {0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff},

@@ -40,7 +40,7 @@ func (r *CompletionRequest) CheckAbility(can []string) error {
 func checkShape(shape func() (Shape, error), can []string) error {
 	s, err := shape()
 	if err == nil && s.Kind != "" && !slices.Contains(can, "json_schema") {
-		err = NotSupported(s.Param, "%s is not supported by this worker; say in the prompt what the answer should look like", s.Path)
+		err = NotSupported(s.Param, "%s is not supported by this worker; describe the form of the answer in the prompt", s.Path)
 	}
 	return err
 }

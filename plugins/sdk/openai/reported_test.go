@@ -33,9 +33,9 @@ func TestReportedRequests(t *testing.T) {
 	}
 }
 
-// TestKeysOfAnotherCase covers misspelled keys: encoding/json matches those that differ only by
+// TestKeyCase covers misspelled keys: encoding/json matches those that differ only by
 // case, and unknown keys are ignored.
-func TestKeysOfAnotherCase(t *testing.T) {
+func TestKeyCase(t *testing.T) {
 	t.Parallel()
 	r, err := DecodeChat([]byte(`{"model":"m","messages":[{"Role":"user","CONTENT":"a"}],"MAX_TOKENS":5,"Temperature":0.5,"max_tokns":7}`))
 	must.NoError(t, err)

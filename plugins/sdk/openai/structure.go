@@ -112,7 +112,7 @@ func shape(f *ResponseFormat, s *Structure) (Shape, error) {
 	case len(all) == 0:
 		return Shape{}, nil
 	case len(all) > 1:
-		return Shape{}, Invalid(all[1].Param, "%s and %s both say what the answer looks like; send one of them", all[0].Path, all[1].Path)
+		return Shape{}, Invalid(all[1].Param, "%s and %s both set the form of the answer; send one of them", all[0].Path, all[1].Path)
 	}
 	out := all[0]
 	if o := s.StructuredOutputs; o != nil && o.DisableAnyWhitespace != nil {

@@ -101,7 +101,7 @@ func (d *dns) next(name string, kind dnsmessage.Type) ([]netip.Addr, bool) {
 	return turns[n], true
 }
 
-func TestTheNameServerOfTheseTests(t *testing.T) {
+func TestDNS(t *testing.T) {
 	t.Parallel()
 	r := newDNS(map[string][][]netip.Addr{"a.example": {addrs("192.0.2.1"), addrs("192.0.2.2", "2001:db8::1")}}).resolver(t)
 	first, err := r.LookupNetIP(t.Context(), "ip4", "a.example")

@@ -25,7 +25,7 @@ func ParsePrefixes(texts []string) ([]netip.Prefix, error) {
 		if err != nil {
 			a, aerr := netip.ParseAddr(text)
 			if aerr != nil || a.Zone() != "" {
-				return nil, sdk.WithHint(fmt.Errorf("%q is no prefix of addresses: %w", text, sdk.ErrInvalid), "Write it like 10.0.0.0/8 or fd00::/8.")
+				return nil, sdk.WithHint(fmt.Errorf("invalid address prefix %q: %w", text, sdk.ErrInvalid), "Write it like 10.0.0.0/8 or fd00::/8.")
 			}
 			p = netip.PrefixFrom(a, a.BitLen())
 		}
@@ -107,7 +107,7 @@ func refused(host string, a netip.Addr) error {
 		what = host + " leads to"
 	}
 	plain := a.WithZone("")
-	return sdk.WithHint(fmt.Errorf("%s %s, which is no public address: %w", what, a, sdk.ErrForbidden),
+	return sdk.WithHint(fmt.Errorf("%s %s, which is not a public address: %w", what, a, sdk.ErrForbidden),
 		"An address in a reference or an answer could make this machine ask its neighbours. If this one is meant to be asked, add %q, or the network it is in, to hive.download.allow_addresses.",
 		netip.PrefixFrom(plain, plain.BitLen()))
 }
@@ -116,18 +116,18 @@ func refused(host string, a netip.Addr) error {
 // because with a proxy this machine would not see them later.
 func (g *guard) checkURL(u *url.URL) error {
 	if u.Scheme != "https" && u.Scheme != "http" {
-		return fmt.Errorf("%q is no scheme of an origin, only https and http are: %w", u.Scheme, sdk.ErrForbidden)
+		return fmt.Errorf("unsupported scheme %q, want https or http: %w", u.Scheme, sdk.ErrForbidden)
 	}
 	if u.User != nil {
-		return sdk.WithHint(fmt.Errorf("the address of %s has a name or password in it: %w", u.Hostname(), sdk.ErrInvalid), "Leave it out, and put credentials into the configuration of the catalog source.")
+		return sdk.WithHint(fmt.Errorf("the address of %s contains a user name or password: %w", u.Hostname(), sdk.ErrInvalid), "Remove it, and put credentials into the configuration of the catalog source.")
 	}
 	host := u.Hostname()
 	if host == "" {
-		return fmt.Errorf("the address %q names no host: %w", Redact(u), sdk.ErrInvalid)
+		return fmt.Errorf("address %q has no host: %w", Redact(u), sdk.ErrInvalid)
 	}
 	if port := u.Port(); port != "" {
 		if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
-			return fmt.Errorf("%q is no port: %w", port, sdk.ErrInvalid)
+			return fmt.Errorf("invalid port %q: %w", port, sdk.ErrInvalid)
 		}
 	}
 	return g.checkHost(host)
@@ -137,7 +137,7 @@ func (g *guard) checkHost(host string) error {
 	for _, r := range host {
 		// Non-ASCII digits and dots would later be converted to ASCII ones.
 		if r > '~' || r <= ' ' || strings.ContainsRune(`%\/@`, r) {
-			return sdk.WithHint(fmt.Errorf("%q is no host name: %w", host, sdk.ErrInvalid), "Write an international name as it goes over the network: xn--….")
+			return sdk.WithHint(fmt.Errorf("invalid host name %q: %w", host, sdk.ErrInvalid), "Write an international name as it goes over the network: xn--….")
 		}
 	}
 	name := strings.ToLower(strings.TrimSuffix(host, "."))

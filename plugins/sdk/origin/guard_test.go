@@ -146,7 +146,7 @@ func names() map[string][][]netip.Addr {
 	}
 }
 
-func TestForbiddenAddressesAreNotConnectedTo(t *testing.T) {
+func TestForbiddenAddresses(t *testing.T) {
 	t.Parallel()
 	port, connections := counted(t, "127.0.0.1:0", answers("secret"))
 	c := client(t, origin.Options{Resolver: newDNS(names()).resolver(t)})
@@ -167,7 +167,7 @@ func TestForbiddenAddressesAreNotConnectedTo(t *testing.T) {
 }
 
 // A proxy resolves the address itself, and some parse it as C does.
-func TestForbiddenAddressesAreNotAskedOfAProxy(t *testing.T) {
+func TestForbiddenAddressesByProxy(t *testing.T) {
 	t.Parallel()
 	proxyPort, connections := counted(t, "127.0.0.1:0", answers("secret"))
 	c := client(t, origin.Options{Environ: []string{"HTTP_PROXY=http://127.0.0.1:" + proxyPort}})
@@ -188,7 +188,7 @@ func TestForbiddenAddressesAreNotAskedOfAProxy(t *testing.T) {
 	must.One(t, connections.Load())
 }
 
-func TestOtherSchemesAreRefused(t *testing.T) {
+func TestRefusedSchemes(t *testing.T) {
 	t.Parallel()
 	c := client(t, origin.Options{Allow: allow(t, "127.0.0.0/8")})
 	for _, address := range []string{
@@ -204,7 +204,7 @@ func TestOtherSchemesAreRefused(t *testing.T) {
 	}
 }
 
-func TestAllowedAddressesAreConnectedTo(t *testing.T) {
+func TestAllowedAddresses(t *testing.T) {
 	t.Parallel()
 	port, _ := counted(t, "127.0.0.1:0", answers("hello"))
 	resolver := newDNS(names()).resolver(t)
@@ -234,7 +234,7 @@ func TestAllowedAddressesAreConnectedTo(t *testing.T) {
 	must.ErrorIs(t, err, sdk.ErrInvalid)
 }
 
-func TestARefusalSaysWhatToAllow(t *testing.T) {
+func TestRefusalHint(t *testing.T) {
 	t.Parallel()
 	c := client(t, origin.Options{Resolver: newDNS(names()).resolver(t)})
 	_, err := c.Get(t.Context(), "https://metadata.example/latest?token=secret", nil)
@@ -246,7 +246,7 @@ func TestARefusalSaysWhatToAllow(t *testing.T) {
 }
 
 // The name resolves to an allowed address in one lookup and to another one in the next.
-func TestAnAlternatingNameServerGetsNoConnection(t *testing.T) {
+func TestAlternatingLookups(t *testing.T) {
 	t.Parallel()
 	port, good := counted(t, "127.0.0.1:0", http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Connection", "close") // forces a new lookup for the next request
@@ -272,7 +272,7 @@ func TestAnAlternatingNameServerGetsNoConnection(t *testing.T) {
 	must.Eq(t, 22, good.Load())
 }
 
-func TestRedirectsAreCheckedAgain(t *testing.T) {
+func TestRedirects(t *testing.T) {
 	t.Parallel()
 	var to atomic.Pointer[string]
 	var hops atomic.Int64

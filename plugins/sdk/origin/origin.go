@@ -99,7 +99,7 @@ func New(o Options) (*Client, error) {
 	for scheme, set := range map[string]string{"http": proxies.HTTPProxy, "https": proxies.HTTPSProxy} {
 		// Otherwise an unreadable setting would silently disable the proxy.
 		if p, err := proxies.ProxyFunc()(&url.URL{Scheme: scheme, Host: "any.invalid"}); set != "" && (err != nil || p == nil) {
-			return nil, sdk.WithHint(fmt.Errorf("the proxy for %s is no address that can be used: %w", scheme, sdk.ErrInvalid), "Correct HTTPS_PROXY or HTTP_PROXY in the agent's environment.")
+			return nil, sdk.WithHint(fmt.Errorf("unusable proxy address for %s: %w", scheme, sdk.ErrInvalid), "Correct HTTPS_PROXY or HTTP_PROXY in the agent's environment.")
 		}
 	}
 	proxies.NoProxy = env("no_proxy", "NO_PROXY")

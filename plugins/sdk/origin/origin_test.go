@@ -38,7 +38,7 @@ func loopback(t *testing.T) origin.Options {
 	return origin.Options{Allow: allow(t, "127.0.0.0/8"), Backoff: time.Millisecond, UserAgent: "rbee-test/1"}
 }
 
-func TestCredentialsGoToTheFirstOriginOnly(t *testing.T) {
+func TestCredentialsFirstOriginOnly(t *testing.T) {
 	t.Parallel()
 	secret := http.Header{"Authorization": {"Bearer secret"}, "Cookie": {"secret=1"}, "X-Api-Key": {"secret"}, "Range": {"bytes=0-1"}, "Accept": {"*/*"}}
 	var seen atomic.Pointer[http.Header]
@@ -92,7 +92,7 @@ func TestCredentialsGoToTheFirstOriginOnly(t *testing.T) {
 	}
 }
 
-func TestNoWayFromHTTPSToHTTP(t *testing.T) {
+func TestRedirectHTTPSToHTTP(t *testing.T) {
 	t.Parallel()
 	var asked atomic.Int64
 	plain := serve(t, func(http.ResponseWriter, *http.Request) { asked.Add(1) })
@@ -145,7 +145,7 @@ func zipped(t *testing.T, b []byte) []byte {
 	return out.Bytes()
 }
 
-func TestRepliesAreBounded(t *testing.T) {
+func TestReplyLimits(t *testing.T) {
 	t.Parallel()
 	large := make([]byte, origin.MaxReplyBytes+1)
 	_, _ = rand.NewChaCha8([32]byte{}).Read(large) // random, so that it cannot be compressed
@@ -255,7 +255,7 @@ func TestRetryAfter(t *testing.T) {
 	}
 }
 
-func TestALongRetryAfterIsSaidAndNotWaitedFor(t *testing.T) {
+func TestRetryAfterLong(t *testing.T) {
 	t.Parallel()
 	var asked atomic.Int64
 	s := serve(t, func(w http.ResponseWriter, _ *http.Request) {
@@ -269,7 +269,7 @@ func TestALongRetryAfterIsSaidAndNotWaitedFor(t *testing.T) {
 	must.One(t, asked.Load())
 }
 
-func TestAShortRetryAfterIsWaitedFor(t *testing.T) {
+func TestRetryAfterShort(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		var asked int
@@ -291,7 +291,7 @@ func TestAShortRetryAfterIsWaitedFor(t *testing.T) {
 	})
 }
 
-func TestCancelIsNotAnOriginsFault(t *testing.T) {
+func TestCancelledRequest(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithCancel(t.Context())
 	s := serve(t, func(_ http.ResponseWriter, r *http.Request) {
@@ -302,7 +302,7 @@ func TestCancelIsNotAnOriginsFault(t *testing.T) {
 	must.ErrorIs(t, err, context.Canceled)
 }
 
-func TestAnOriginThatIsNotThere(t *testing.T) {
+func TestUnreachableOrigin(t *testing.T) {
 	t.Parallel()
 	s := httptest.NewServer(nil)
 	s.Close()

@@ -76,7 +76,7 @@ func TestBodiesAreClosed(t *testing.T) {
 }
 
 // A request that is refused before it is sent also closes its body.
-func TestRefusedRequestClosesItsBody(t *testing.T) {
+func TestRefusedRequestBodyClosed(t *testing.T) {
 	t.Parallel()
 	sent := &origintest.Body{ReadCloser: io.NopCloser(strings.NewReader("x"))}
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://127.0.0.1:1/", sent)
@@ -166,7 +166,7 @@ func TestReplyDeadline(t *testing.T) {
 }
 
 // Cancelling a request ends the pause before its retry.
-func TestCancelEndsAPause(t *testing.T) {
+func TestCancelDuringBackoff(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		asked := 0
@@ -237,7 +237,7 @@ func TestFetchDeadlines(t *testing.T) {
 }
 
 // The count of attempts restarts with every byte received.
-func TestFetchGoesOnWithProgress(t *testing.T) {
+func TestFetchAttemptsReset(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		asked := 0
@@ -293,7 +293,7 @@ func TestConnectionDeadlines(t *testing.T) {
 
 // A transfer of known size that ends early resumes where it stopped, and only if the version is the
 // same.
-func TestFetchGoesOnAfterAnEarlyEnd(t *testing.T) {
+func TestFetchResumeAfterEarlyEnd(t *testing.T) {
 	t.Parallel()
 	for tag, want := range map[string]string{`"v1"`: `"v1"`, `W/"v1"`: "", "": ""} {
 		synctest.Test(t, func(t *testing.T) {
@@ -328,7 +328,7 @@ func TestFetchGoesOnAfterAnEarlyEnd(t *testing.T) {
 
 // A complete reply that is shorter than the resume offset is another file, even if its size is
 // unknown.
-func TestFetchOfAFileThatGotShorter(t *testing.T) {
+func TestFetchShorterFile(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		c := origin.NewForTest(origin.Options{}, func(*http.Request) (*http.Response, error) {
@@ -454,7 +454,7 @@ func packed(t *testing.T, size int) *bytes.Buffer {
 }
 
 // "Range not satisfiable" means the end of the file only if the size matches the expected one.
-func TestFetchNothingBehindTheEnd(t *testing.T) {
+func TestFetchRangeNotSatisfiable(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct {
 		size, from int64
@@ -482,7 +482,7 @@ func TestFetchNothingBehindTheEnd(t *testing.T) {
 }
 
 // More bytes than announced mean another file, even if none were announced.
-func TestFetchOfMoreThanNothing(t *testing.T) {
+func TestFetchLongerThanAnnounced(t *testing.T) {
 	t.Parallel()
 	c := origin.NewForTest(origin.Options{}, func(*http.Request) (*http.Response, error) {
 		resp := origintest.Reply(http.StatusOK, io.NopCloser(strings.NewReader("x")))
@@ -496,7 +496,7 @@ func TestFetchOfMoreThanNothing(t *testing.T) {
 
 // The version is fixed by the first byte written; if the size is unknown, everything received is
 // the file.
-func TestFetchOfAVersionThatBringsNothing(t *testing.T) {
+func TestFetchEmptyFirstVersion(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		asked := 0

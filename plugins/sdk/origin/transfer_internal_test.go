@@ -30,7 +30,7 @@ func TestContentRange(t *testing.T) {
 }
 
 // An address that an IPv6-only network reaches through NAT64 is judged by the IPv4 address in it.
-func TestGuardLooksThroughNAT64(t *testing.T) {
+func TestGuardNAT64(t *testing.T) {
 	t.Parallel()
 	allow, err := ParsePrefixes([]string{"10.1.2.77/24", "fd00::1/64"})
 	must.NoError(t, err)
@@ -88,7 +88,7 @@ func TestParsePrefixes(t *testing.T) {
 }
 
 // A Retry-After within the bound is honoured; a longer one becomes a hint.
-func TestRetryAfterAtTheBound(t *testing.T) {
+func TestRetryAfterBound(t *testing.T) {
 	t.Parallel()
 	for _, wait := range []time.Duration{0, MaxRetryAfter, MaxRetryAfter + time.Second} {
 		err := &StatusError{Status: http.StatusServiceUnavailable, RetryAfter: wait}

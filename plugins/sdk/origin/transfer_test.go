@@ -23,7 +23,7 @@ func cut(w http.ResponseWriter) {
 	panic(http.ErrAbortHandler)
 }
 
-func TestFetchBringsTheRest(t *testing.T) {
+func TestFetchResume(t *testing.T) {
 	t.Parallel()
 	file := bytes.Repeat([]byte("0123456789"), 50_000)
 	content := func(w http.ResponseWriter, r *http.Request, tag string) {
@@ -147,7 +147,7 @@ func TestFetchFromAnOffset(t *testing.T) {
 	must.ErrorIs(t, c.Fetch(t.Context(), s.URL, nil, 10, -1, io.Discard), sdk.ErrInvalid)
 }
 
-func TestFetchGivesTheWritersOwnError(t *testing.T) {
+func TestFetchWriteError(t *testing.T) {
 	t.Parallel()
 	full := errors.New("full")
 	s := serve(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "x") })
@@ -159,7 +159,7 @@ type failing struct{ err error }
 
 func (f failing) Write([]byte) (int, error) { return 0, f.err }
 
-func TestFetchBreaksOffWhatStalls(t *testing.T) {
+func TestFetchStall(t *testing.T) {
 	t.Parallel()
 	var n atomic.Int64
 	s := serve(t, func(w http.ResponseWriter, r *http.Request) {
@@ -180,7 +180,7 @@ func TestFetchBreaksOffWhatStalls(t *testing.T) {
 	must.GreaterEq(t, 2, n.Load())
 }
 
-func TestFetchEndsWithItsContext(t *testing.T) {
+func TestFetchCancel(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithCancel(t.Context())
 	s := serve(t, func(w http.ResponseWriter, r *http.Request) {

@@ -206,10 +206,10 @@ func checkSchema(t *testing.T, at string, s sdk.Schema) {
 	seen := map[string]bool{}
 	name := func(n string) {
 		if !regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_-]*$`).MatchString(n) {
-			broken(t, "schema-names", "schema: %q is no name", at+n)
+			broken(t, "schema-names", "schema: invalid name %q", at+n)
 		}
 		if seen[n] {
-			broken(t, "schema-names", "schema: %s is there twice", at+n)
+			broken(t, "schema-names", "schema: duplicate name %s", at+n)
 		}
 		seen[n] = true
 	}
@@ -222,7 +222,7 @@ func checkSchema(t *testing.T, at string, s sdk.Schema) {
 			broken(t, "schema-docs", "schema: %s has no documentation", at+a.Name)
 		}
 		if len(a.Default) > 0 && !json.Valid(a.Default) {
-			broken(t, "schema-defaults", "schema: the default of %s is no JSON: %s", at+a.Name, a.Default)
+			broken(t, "schema-defaults", "schema: the default of %s is not JSON: %s", at+a.Name, a.Default)
 		}
 		if len(a.Default) > 0 && a.Required {
 			broken(t, "schema-defaults", "schema: %s is required and has a default", at+a.Name)
@@ -337,7 +337,7 @@ func catalogSearch(t *testing.T, s catalog.Source, o CatalogOptions) {
 	}
 	for _, i := range items {
 		if i.Ref == "" || i.Name == "" || (i.Kind != catalog.KindModel && i.Kind != catalog.KindEngine) || i.SizeBytes < 0 {
-			broken(t, "search", "Search gives the item %+v: reference, name and kind must be there", i)
+			broken(t, "search", "Search gives the item %+v: reference, name and kind must be set", i)
 		}
 	}
 	items = nil
@@ -353,7 +353,7 @@ func catalogSearch(t *testing.T, s catalog.Source, o CatalogOptions) {
 	}
 	enough := errors.New("enough")
 	if err := s.Search(t.Context(), catalog.Query{Text: o.Query}, func(catalog.Item) error { return enough }); !errors.Is(err, enough) {
-		broken(t, "search-limit", "Search goes on after emit failed: %v", err)
+		broken(t, "search-limit", "Search continues after emit failed: %v", err)
 	}
 }
 
@@ -363,7 +363,7 @@ func catalogResolve(t *testing.T, s catalog.Source, o CatalogOptions) {
 		brokenNow(t, "resolve", "Resolve(%q): %v", o.Ref, err)
 	}
 	if m.Ref == "" || m.Name == "" || (m.Kind != catalog.KindModel && m.Kind != catalog.KindEngine) || len(m.Files) == 0 {
-		brokenNow(t, "resolve", "Resolve(%q) gives %+v: reference, name, kind and files must be there", o.Ref, m)
+		brokenNow(t, "resolve", "Resolve(%q) gives %+v: reference, name, kind and files must be set", o.Ref, m)
 	}
 	for _, f := range m.Files {
 		if !filepath.IsLocal(filepath.FromSlash(f.Path)) || strings.Contains(f.Path, `\`) {

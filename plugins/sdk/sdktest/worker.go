@@ -280,7 +280,7 @@ func (s *workerSuite) fingerprint(t *testing.T) {
 		seen := map[string]bool{}
 		for _, d := range f.Devices {
 			if d.ID == "" || d.Kind == "" || d.Name == "" || seen[d.ID] {
-				broken(t, "fingerprint-devices", "device %+v: id (unique), kind and name must be there", d)
+				broken(t, "fingerprint-devices", "device %+v: id (unique), kind and name must be set", d)
 			}
 			seen[d.ID] = true
 			if d.TotalBytes < 0 || d.FreeBytes < 0 || (d.TotalBytes > 0 && d.FreeBytes > d.TotalBytes) {
@@ -288,7 +288,7 @@ func (s *workerSuite) fingerprint(t *testing.T) {
 			}
 		}
 		if f.Problem == "" && len(f.Devices) == 0 {
-			broken(t, "fingerprint-devices", "no device, and no problem that says why")
+			broken(t, "fingerprint-devices", "no device, and no problem that explains it")
 		}
 	case err := <-done:
 		brokenNow(t, "fingerprint-first", "Fingerprint ended without a report: %v", err)
@@ -299,10 +299,10 @@ func (s *workerSuite) fingerprint(t *testing.T) {
 	select {
 	case err := <-done:
 		if err == nil {
-			broken(t, "fingerprint-ends", "Fingerprint says that all is well when its context ended it")
+			broken(t, "fingerprint-ends", "Fingerprint returns no error after its context ended")
 		}
 	case <-time.After(patience):
-		brokenNow(t, "fingerprint-ends", "Fingerprint goes on %s after its context ended", patience)
+		brokenNow(t, "fingerprint-ends", "Fingerprint still runs %s after its context ended", patience)
 	}
 }
 
@@ -330,10 +330,10 @@ func (s *workerSuite) refusedStarts(t *testing.T) {
 				brokenNow(t, "status", "Status after a failed start: %v", err)
 			}
 			if st.State == worker.StateReady {
-				broken(t, "start-failed", "the worker says that it is ready")
+				broken(t, "start-failed", "the worker reports that it is ready")
 			}
 			if tc.is == nil && (st.State != worker.StateFailed || st.Problem == "") {
-				broken(t, "start-failed", "the worker says that it is %s (%q), want failed with a problem", st.State, st.Problem)
+				broken(t, "start-failed", "the worker reports %s (%q), want failed with a problem", st.State, st.Problem)
 			}
 		})
 	}
@@ -412,10 +412,10 @@ func (s *workerSuite) stop(t *testing.T) {
 	}
 	s.exited(t, w)
 	if _, err := os.Lstat(w.DataSocket); err == nil {
-		broken(t, "data-socket", "the data socket is still there")
+		broken(t, "data-socket", "the data socket still exists")
 	}
 	if _, err := os.Lstat(stateFile(w)); err == nil {
-		broken(t, "state-file", "it kept something in StateFile, and its configuration does not say that it may")
+		broken(t, "state-file", "it saved something to StateFile although its configuration does not allow it")
 	}
 }
 
@@ -427,7 +427,7 @@ func (s *workerSuite) exited(t *testing.T, w WorkerInstance) {
 	select {
 	case <-w.Exited:
 	case <-time.After(patience):
-		broken(t, "stop", "the process is still there %s after Stop", patience)
+		broken(t, "stop", "the process still runs %s after Stop", patience)
 	}
 }
 

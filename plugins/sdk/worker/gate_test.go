@@ -33,7 +33,7 @@ func status(g *Gate) Status {
 	return st
 }
 
-func TestGateAdmitsAsManyAsThereAreSlots(t *testing.T) {
+func TestGateSlots(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		g := NewGate(2)
@@ -75,7 +75,7 @@ func TestGateAdmitsAsManyAsThereAreSlots(t *testing.T) {
 }
 
 // Drain waits for the last request, not the first.
-func TestGateDrainsToTheLast(t *testing.T) {
+func TestGateDrain(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		g := NewGate(2)
@@ -94,7 +94,7 @@ func TestGateDrainsToTheLast(t *testing.T) {
 }
 
 // A queued request that gives up does not affect the others: the gate still waits for them.
-func TestGateDrainsTheQueue(t *testing.T) {
+func TestGateDrainQueue(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		g := NewGate(1)
@@ -114,7 +114,7 @@ func TestGateDrainsTheQueue(t *testing.T) {
 	})
 }
 
-func TestGateCutsWhatIsLeftAfterTheGrace(t *testing.T) {
+func TestGateStopAfterGrace(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		g := NewGate(1)
@@ -235,7 +235,7 @@ func TestGateBrokenBody(t *testing.T) {
 	})
 }
 
-func TestGateLetsOtherMethodsPass(t *testing.T) {
+func TestGateOtherMethods(t *testing.T) {
 	t.Parallel()
 	g := NewGate(1)
 	must.NoError(t, g.Stop(t.Context(), 0))
@@ -313,7 +313,7 @@ func TestNoGateBeforeStart(t *testing.T) {
 }
 
 // A full queue refuses requests, and admits the next one when a place is free.
-func TestGateBoundsItsQueue(t *testing.T) {
+func TestGateQueueBound(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		g := NewGate(1)
@@ -337,7 +337,7 @@ func TestGateBoundsItsQueue(t *testing.T) {
 }
 
 // A client that does not read blocks its request's write, but must not block Stop.
-func TestGateStopsRequestsThatWrite(t *testing.T) {
+func TestGateStopBlockedWrite(t *testing.T) {
 	t.Parallel()
 	g := NewGate(1)
 	ended := make(chan error, 1)

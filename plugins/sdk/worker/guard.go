@@ -32,7 +32,7 @@ type guardedConn struct {
 	opening string // empty once it has matched
 }
 
-var errOpening = errors.New("the connection does not begin as the host's do")
+var errOpening = errors.New("the connection does not begin with the host's opening")
 
 // Read fails unless the connection began with the opening. Only one goroutine may read at a time.
 func (c *guardedConn) Read(b []byte) (int, error) {

@@ -242,7 +242,7 @@ func TestStartGuarded(t *testing.T) {
 }
 
 // Hosts and plugins of different versions share these bounds.
-func TestBoundsOfTheProtocol(t *testing.T) {
+func TestProtocolBounds(t *testing.T) {
 	t.Parallel()
 	must.Eq(t, []int{64, 256, 32, 32}, []int{MaxPrefixKey, MaxDataOpening, MaxCapabilities, MaxCapabilityBytes})
 	must.Eq(t, []int{16 << 20, 256}, []int{MaxQueuedBody, MaxQueued})
@@ -335,7 +335,7 @@ func TestStopBeforeStart(t *testing.T) {
 }
 
 // The backend's errors arrive with their kind.
-func TestErrorsOfTheBackend(t *testing.T) {
+func TestBackendErrors(t *testing.T) {
 	t.Parallel()
 	bad := fmt.Errorf("bad: %w", sdk.ErrUnavailable)
 	devices := Fingerprint{Devices: []Device{{ID: "cpu"}}}
@@ -411,7 +411,7 @@ type sharer struct {
 func (s *sharer) Share(cpuWorkers int) { s.told = append(s.told, cpuWorkers) }
 
 // A Sharer receives the number of workers with each Status, once its host has reported one.
-func TestStatusTellsOfWorkers(t *testing.T) {
+func TestStatusSharesWorkers(t *testing.T) {
 	t.Parallel()
 	b := &sharer{}
 	c, _ := dial(t, b)

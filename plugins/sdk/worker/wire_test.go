@@ -42,7 +42,7 @@ func fill(t *testing.T, v reflect.Value) {
 	}
 }
 
-func TestEveryFieldSurvivesTheWire(t *testing.T) {
+func TestWireRoundTrip(t *testing.T) {
 	t.Parallel()
 	f := filled[Fingerprint](t)
 	must.Eq(t, f, fingerprintFromProto(fingerprintToProto(f)))

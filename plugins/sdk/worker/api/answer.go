@@ -76,7 +76,7 @@ func (s *server) generate(ctx context.Context, a *answer) error {
 	case a.finish != "" || a.gone != nil:
 		return nil //nolint:nilerr // the answer has ended, which is what stopped the model
 	case ctx.Err() != nil:
-		return openai.NewError(http.StatusServiceUnavailable, openai.TypeUnavailable, "", "draining", "this worker stops; send the request again")
+		return openai.NewError(http.StatusServiceUnavailable, openai.TypeUnavailable, "", "draining", "this worker is stopping; send the request again")
 	}
 	return err
 }

@@ -174,7 +174,7 @@ func TestAnswers(t *testing.T) {
 }
 
 // The model receives the request, and learns at once when no more text is wanted.
-func TestModelIsToldToStop(t *testing.T) {
+func TestModelStop(t *testing.T) {
 	t.Parallel()
 	m := &scripted{tokens: []string{"a", "b", "c"}}
 	h, _ := server(m, io.Discard)

@@ -266,7 +266,7 @@ func TestChildNothingToStart(t *testing.T) {
 	}
 }
 
-func TestEnvironLeavesOutTheHosts(t *testing.T) {
+func TestEnviron(t *testing.T) {
 	t.Setenv("RBEE_PLUGIN_TETHER", "1")
 	t.Setenv("PLUGIN_PROTOCOL_VERSIONS", "1")
 	t.Setenv("PLUGIN_UNIX_SOCKET_DIR", "/run/w")

@@ -105,7 +105,7 @@ func TestForwardRequest(t *testing.T) {
 }
 
 // A body with a one-megabyte image part arrives unchanged.
-func TestForwardBodyOfAMegabyte(t *testing.T) {
+func TestForwardLargeBody(t *testing.T) {
 	t.Parallel()
 	body := `{"model":"m","messages":[{"role":"user","content":[{"type":"image_url","image_url":{"url":"data:image/png;base64,` + strings.Repeat("QUJD", 1<<18) + `"}}]}]}`
 	s := behind(t, func(w http.ResponseWriter, r *http.Request) {
