@@ -329,4 +329,5 @@ type Status struct {
 	Models          []Model   `json:"models"`
 	Jobs            []Job     `json:"jobs"` // running ones and those that ended most recently
 	Problems        []string  `json:"problems"`
+	Settings        []Setting `json:"settings"` // those that somebody set
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/operation"
 	"github.com/rbee-project/rbee/core/queen/liveness"
+	"github.com/rbee-project/rbee/core/setting"
 )
 
 func TestReady(t *testing.T) {
@@ -200,6 +201,10 @@ func TestStatus(t *testing.T) {
 		must.NoError(t, err)
 		must.StrNotContains(t, string(text), "null")
 
+		must.SliceEmpty(t, s.Settings)
+		set, err := c.q.Registry.Set(t.Context(), setting.SwapWait.Name, "3s")
+		must.NoError(t, err)
+
 		h1, h2 := c.newHive("h1"), c.newHive("h2")
 		h1.addModel("m")
 		h1.addWorker("w1", "m", core.WorkerReady)
@@ -229,6 +234,7 @@ func TestStatus(t *testing.T) {
 		must.Len(t, 2, s.Hives)
 		must.Len(t, 2, s.Workers)
 		must.Len(t, 1, s.Models)
+		must.Eq(t, []core.Setting{set}, s.Settings)
 		must.Len(t, statusJobs, s.Jobs)
 		must.Eq(t, []string{
 			"hive name-h2 is suspect",

@@ -45,6 +45,7 @@ func (q *Queen) Status(ctx context.Context) (core.Status, error) {
 	s := core.Status{
 		Version: q.opts.Version, Node: q.opts.ID, StartedAt: q.started, Leader: q.Registry.Leader(), Index: q.Registry.AppliedIndex(),
 		Queens: []core.Queen{}, Hives: q.hives.List(), Workers: q.hives.Workers(), Models: []core.Model{}, Jobs: []core.Job{}, Problems: []string{},
+		Settings: q.Registry.SettingsSet(),
 	}
 	if c, ok := q.Registry.View().Cluster(nil); ok {
 		s.Cluster = &c

@@ -39,6 +39,11 @@ func (r *Registry) Settings() []core.Setting {
 	return list
 }
 
+// SettingsSet lists the settings that somebody set.
+func (r *Registry) SettingsSet() []core.Setting {
+	return slices.DeleteFunc(r.Settings(), func(s core.Setting) bool { return !s.Set })
+}
+
 func describe(s setting.Spec, row state.Setting, set bool) core.Setting {
 	v := core.Setting{Name: s.Name, Value: s.Default, Set: set, Values: s.Values, Doc: s.Doc}
 	if !set {

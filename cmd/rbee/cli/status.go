@@ -165,6 +165,7 @@ func writeStatus(a *app, w io.Writer, s core.Status, address string, silent []st
 	f.Add("Missing", strings.Join(missing(s), "\n"))
 	f.Add("No answer", strings.Join(silent, "\n"))
 	f.Add("Unconfined", strings.Join(unconfined(s.Hives), "\n"))
+	f.Add("Settings", strings.Join(settingLines(s.Settings), "\n"))
 	if s.Read.Stale {
 		f.Addf("Age", "stale: %s", orElse(contactText("the leader was last heard of %s ago", s.Read.LastContact), "no leader was heard of"))
 	}
@@ -198,6 +199,19 @@ func writeStatus(a *app, w io.Writer, s core.Status, address string, silent []st
 		func() error { return jobTable(a, jobs).Write(w) },
 		func() error { return moreLine(w, moreJobs) },
 	)
+}
+
+// settingLines are the settings that somebody set, with why one does not count.
+func settingLines(set []core.Setting) []string {
+	var out []string
+	for _, s := range set {
+		line := s.Name + " = " + term.Line(s.Value)
+		if s.Problem != "" {
+			line += " (" + term.Line(s.Problem) + ")"
+		}
+		out = append(out, line)
+	}
+	return out
 }
 
 // missing are the queens and hives of the registry that are not there: by gossip, and by their own

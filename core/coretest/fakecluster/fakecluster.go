@@ -233,6 +233,7 @@ func (c *Cluster) Ready(context.Context) error { return c.State().NotReady }
 func (c *Cluster) Status(context.Context) (core.Status, error) {
 	s := c.State()
 	s.Status.Queens, s.Status.Hives, s.Status.Workers, s.Status.Models = s.Queens, s.Hives, s.Workers, s.Models
+	s.Status.Settings = slices.DeleteFunc(c.settings(), func(v core.Setting) bool { return !v.Set })
 	return s.Status, nil
 }
 
