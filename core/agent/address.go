@@ -58,7 +58,7 @@ func followAddress(ctx context.Context, cfg *config.Config, id *pki.Identity, qu
 	if now == before {
 		return host, nil
 	}
-	log.Info("this machine has another address", "address", now, "before", before)
+	log.Info("the address of this machine changed", "address", now, "before", before)
 	return host, id.SetRPCAddress(now)
 }
 

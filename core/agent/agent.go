@@ -238,7 +238,7 @@ func (p *process) buildJobs() (err error) {
 			log.Error("an operation crashed", "job", id, "operation", op, "panic", value, "stack", string(stack))
 		},
 		Trouble: func(id string, err error) {
-			log.Warn("the events of a job are not kept on the disk", "job", id, "error", err)
+			log.Warn("failed to keep the events of a job on disk", "job", id, "error", err)
 		},
 	})
 	return err

@@ -83,9 +83,9 @@ func rolesFit(cfg *config.Config, identity *pki.Identity) error {
 	const hint = "To change what it is, it leaves the cluster (\"rbee cluster leave\") and joins again with a token for its new role."
 	switch {
 	case cfg.Queen.Enabled && !identity.Has(core.RoleQueen):
-		return core.Errorf(core.Invalid, "this machine is a hive of cluster %s and no queen, which queen.enabled has it be", identity.Cluster()).Hint(hint)
+		return core.Errorf(core.Invalid, "this machine is a hive of cluster %s, not a queen as queen.enabled demands", identity.Cluster()).Hint(hint)
 	case cfg.Hive.Enabled && !identity.Has(core.RoleHive):
-		return core.Errorf(core.Invalid, "this machine is a queen of cluster %s and no hive, which hive.enabled has it be", identity.Cluster()).Hint(hint)
+		return core.Errorf(core.Invalid, "this machine is a queen of cluster %s, not a hive as hive.enabled demands", identity.Cluster()).Hint(hint)
 	case !cfg.Queen.Enabled && identity.Has(core.RoleQueen) && !cfg.TLS.Given():
 		return core.Errorf(core.Invalid, "this machine is a queen of cluster %s: with queen.enabled = false the others would still count on its vote", identity.Cluster()).Hint(
 			"Take queen.enabled = false out. " + hint)

@@ -56,8 +56,8 @@ func TestCheckMatchesRun(t *testing.T) {
 		"no plugin":            {both + "worker \"nothere\" {\n}\n", "", "rbee-worker-nothere"},
 		"a hive alone":         {hive, "", "queen and hive in one"},
 		"a queen alone":        {queen, "", "queen and hive in one"},
-		"a hive made a queen":  {both, memberDir(t, core.RoleHive), "no queen, which queen.enabled"},
-		"a queen made a hive":  {both, memberDir(t, core.RoleQueen), "no hive, which hive.enabled"},
+		"a hive made a queen":  {both, memberDir(t, core.RoleHive), "not a queen as queen.enabled"},
+		"a queen made a hive":  {both, memberDir(t, core.RoleQueen), "not a hive as hive.enabled"},
 		"a queen that ends so": {"queen {\n enabled = false\n}\n" + hive, memberDir(t, core.RoleQueen, core.RoleHive), "would still count on its vote"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -44,7 +44,7 @@ func Init(ctx context.Context, cfg *config.Config, clusterName string, now time.
 			"With those the cluster begins when the agent starts. Take the block tls out of the configuration to have certificates made.")
 	}
 	if !cfg.Queen.Enabled {
-		return InitResult{}, core.Errorf(core.Invalid, "%s: this machine is no queen", op).Hint("Begin the cluster on a machine with queen { enabled = true }.")
+		return InitResult{}, core.Errorf(core.Invalid, "%s: this machine is not a queen", op).Hint("Begin the cluster on a machine with queen { enabled = true }.")
 	}
 	if err := cfg.CheckAdvertised(ctx); err != nil {
 		return InitResult{}, core.Prefix(err, op)

@@ -97,7 +97,7 @@ func (p *process) moveTo(host string) {
 		n.log.Error("cannot keep this machine's new address; the next start looks for it again", "address", address, "error", err)
 		return
 	}
-	n.log.Info("this machine has another address", "address", address, "before", before)
+	n.log.Info("the address of this machine changed", "address", address, "before", before)
 	n.queens.setSelf(address)
 	err := n.gossip.Update(func(m *gossip.Member) {
 		m.RPCAddress = address
@@ -138,7 +138,7 @@ func (n *network) followName(ctx context.Context, name string) {
 		return // no better address is known
 	}
 	if !slices.ContainsFunc(ips, func(ip netip.Addr) bool { return ip.Unmap() == now.Addr().Unmap() }) {
-		n.log.Info("the advertised name leads to another address", "name", name, "address", ips[0].Unmap())
+		n.log.Info("the advertised name resolves to another address", "name", name, "address", ips[0].Unmap())
 		n.gossip.Move(ips[0].Unmap().String())
 		n.redial()
 	}

@@ -46,7 +46,7 @@ func specs(host *pluginhost.Host, cfg *config.Config, log hclog.Logger) (workers
 			continue
 		}
 		if x.Problem != "" {
-			log.Warn("plugin is passed over", "plugin", x.Path, "problem", x.Problem)
+			log.Warn("plugin skipped", "plugin", x.Path, "problem", x.Problem)
 			continue
 		}
 		s, err := host.DefaultSpec(x.Kind, x.Name)

@@ -94,8 +94,8 @@ func (p *process) buildQueen(identity *pki.Identity) error {
 		Jobs:     p.jobs,
 		Infer:    p.infer,
 		Hosts:    func() []core.HiveHost { return p.remote.Hosts().List() },
-		// An idle connection may lead to a machine that is down, where a request would wait for
-		// nothing.
+		// An idle connection may lead to a machine that is down, where a request would wait in
+		// vain.
 		Suspected: func(hive string) { p.answers.DropHive(hive) },
 	}
 	if p.net != nil {

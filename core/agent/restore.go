@@ -42,7 +42,7 @@ type RestoreResult struct {
 func RestoreOffline(ctx context.Context, cfg *config.Config, r io.Reader, recoveryKey string, now time.Time, log hclog.Logger) (RestoreResult, error) {
 	const op = "restore the snapshot"
 	if !cfg.Queen.Enabled {
-		return RestoreResult{}, core.Errorf(core.Invalid, "%s: this machine is no queen", op).Hint("Restore on a machine with queen { enabled = true }.")
+		return RestoreResult{}, core.Errorf(core.Invalid, "%s: this machine is not a queen", op).Hint("Restore on a machine with queen { enabled = true }.")
 	}
 	snap, err := registry.ReadSnapshot(r)
 	if err != nil {

@@ -156,7 +156,7 @@ func splitAddress(a string) (host, port string, err error) {
 		}
 	}
 	if n, perr := strconv.ParseUint(port, 10, 16); perr != nil || n == 0 || host == "" || strings.ContainsAny(host, " /@[]\t\r\n") {
-		return "", "", core.Errorf(core.Invalid, "%q is not an address to find the pool at", a).Hint(
+		return "", "", core.Errorf(core.Invalid, "invalid pool address %q", a).Hint(
 			"Say host or host:port, where the port is that of gossip (%d when nothing else is set).", DefaultPort)
 	}
 	return host, port, nil

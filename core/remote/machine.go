@@ -71,7 +71,7 @@ func (m *machine) explain(op string, err error) error {
 	case strings.Contains(exit.Stderr, "ermission denied") || strings.Contains(exit.Stderr, "Read-only file system"):
 		return core.Errorf(core.Forbidden, "%s: %s: %w", op, m.name, err).Hint("The files there must belong to the user who logs in.")
 	}
-	return core.Errorf(core.Internal, "%s: %s: %w", op, m.name, err).Hint("Log in there and look; \"rbee hive ssh-test %s\" tells what rbee sees.", m.name)
+	return core.Errorf(core.Internal, "%s: %s: %w", op, m.name, err).Hint("Log in there and look; \"rbee hive ssh-test %s\" shows what rbee sees.", m.name)
 }
 
 // installed returns the manifest of an earlier installation; ok reports whether there is one.

@@ -118,7 +118,7 @@ func (r *Remote) occupy(host string) (free func(), err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.busy[host] {
-		return nil, core.Errorf(core.InUse, "another operation is at work on %s", host).Hint("Wait for its end: \"rbee job list\".")
+		return nil, core.Errorf(core.InUse, "another operation is running on %s", host).Hint("Wait for its end: \"rbee job list\".")
 	}
 	r.busy[host] = true
 	return func() {

@@ -70,7 +70,7 @@ func readBounded(file string) (string, error) {
 	}
 	defer f.Close()
 	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
-		return "", errors.Join(err, core.Errorf(core.Invalid, "%s is no file", file))
+		return "", errors.Join(err, core.Errorf(core.Invalid, "%s is not a file", file))
 	}
 	b, err := io.ReadAll(io.LimitReader(f, maxConfigBytes+1))
 	if err == nil && len(b) > maxConfigBytes {

@@ -26,7 +26,7 @@ const (
 )
 
 var (
-	errQuiet  = errors.New("it has no more to give")
+	errQuiet  = errors.New("it has no more bytes")
 	errSilent = errors.New("it sends nothing")
 )
 

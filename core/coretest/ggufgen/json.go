@@ -101,7 +101,7 @@ func vocabularyFrom(path, pre string) (vocabulary, error) {
 			continue
 		}
 		if err := json.Unmarshal(m, &pair); err != nil || len(pair) != 2 {
-			return vocabulary{}, fmt.Errorf("%s: merge %d is no pair", path, i)
+			return vocabulary{}, fmt.Errorf("%s: merge %d is not a pair", path, i)
 		}
 		merges[i] = pair[0] + " " + pair[1]
 	}
