@@ -116,7 +116,7 @@ func (c *Client) Hives(ctx context.Context, opts ...ReadOption) ([]core.Hive, er
 	return operation.HiveList.Ask(ctx, c.Reading(opts...), core.Request{})
 }
 
-// Hive returns one hive by id, name or core.LocalHive.
+// Hive returns one hive by ID, name or core.LocalHive.
 func (c *Client) Hive(ctx context.Context, hive string, opts ...ReadOption) (core.Hive, error) {
 	return operation.HiveGet.Ask(ctx, c.Reading(opts...), core.Request{Hive: hive})
 }
@@ -126,7 +126,7 @@ func (c *Client) Workers(ctx context.Context, opts ...ReadOption) ([]core.Worker
 	return operation.ActiveWorkerList.Ask(ctx, c.Reading(opts...), core.Request{})
 }
 
-// Worker returns one active worker by its id or a unique prefix of it.
+// Worker returns one active worker by its ID or a unique prefix of it.
 func (c *Client) Worker(ctx context.Context, id string, opts ...ReadOption) (core.Worker, error) {
 	return operation.ActiveWorkerGet.Ask(ctx, c.Reading(opts...), core.Request{Worker: id})
 }
@@ -158,7 +158,7 @@ func (c *Client) Models(ctx context.Context) ([]core.Model, error) {
 	return fetchList[core.Model](ctx, c, "/v1/models")
 }
 
-// Model returns one model of the cluster by id or alias.
+// Model returns one model of the cluster by ID or alias.
 func (c *Client) Model(ctx context.Context, id string) (core.Model, error) {
 	return fetchOne[core.Model](ctx, c, "/v1/models/"+segment(id))
 }

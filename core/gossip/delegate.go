@@ -240,7 +240,7 @@ func (p *Pool) tellLeave(list *memberlist.Memberlist) {
 	p.spread(l)
 	b, err := proto.Marshal(l)
 	if err != nil {
-		panic(err) // this node's own id is valid text
+		panic(err) // this node's own ID is valid text
 	}
 	for _, a := range to {
 		_ = list.SendToAddress(a, b) // nodes that miss it learn it from the others

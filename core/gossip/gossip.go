@@ -78,7 +78,7 @@ type Options struct {
 	Transport memberlist.Transport
 }
 
-// Conflict describes two nodes that use one id.
+// Conflict describes two nodes that use one ID.
 type Conflict struct {
 	ID       string
 	Known    string // gossip address of the first node, which is left alone
@@ -89,7 +89,7 @@ type Conflict struct {
 
 // Stats counts events since New.
 type Stats struct {
-	Conflicts uint64 // claims of an id from another address
+	Conflicts uint64 // claims of an ID from another address
 	Foreign   uint64 // packets and streams without this cluster's label
 	Refused   uint64 // nodes' statements about themselves that were not believed
 	Rejoins   uint64 // requests to a node to let this one rejoin

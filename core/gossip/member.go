@@ -25,7 +25,7 @@ const (
 
 // Member is a node of the pool, by its own account.
 type Member struct {
-	ID          string // node id
+	ID          string // node ID
 	Name        string // display name; at most 64 bytes
 	Queen, Hive bool
 	RPCAddress  string // host:port
@@ -35,7 +35,7 @@ type Member struct {
 	Version         string // version of rbee
 	FSM             uint32 // newest state machine version that a queen can apply
 	BootstrapExpect uint32 // set by a queen that waits to form a cluster; 0: it does not wait
-	RaftID          string // raft server id of a queen
+	RaftID          string // raft server ID of a queen
 	HasState        bool   // the queen has raft state: a cluster exists
 	Incarnation     uint64 // grows with every start of the node
 	Status          Status

@@ -46,7 +46,7 @@ var (
 
 // Options configure a Manager.
 type Options struct {
-	Owner     string           // id of the node that owns the jobs: the tail of every job id
+	Owner     string           // ID of the node that owns the jobs: the tail of every job ID
 	Version   string           // version of the program, for errors about unknown operations
 	Now       func() time.Time // stamps jobs and events; nil: time.Now
 	Retain    int              // ended jobs to keep, newest first; 0: DefaultRetain
@@ -194,7 +194,7 @@ func (m *Manager) newIDLocked() string {
 		if err == nil {
 			return strings.ToLower(id.String()) + "-" + m.opts.Owner
 		}
-		m.lastStamp++ // this millisecond has no ids left
+		m.lastStamp++ // this millisecond has no IDs left
 	}
 }
 

@@ -25,7 +25,7 @@ type Run struct {
 	id string
 }
 
-// ID returns the job's id.
+// ID returns the job's ID.
 func (r *Run) ID() string { return r.id }
 
 // Progress reports the progress of a phase. Call it as often as you like: a phase makes at most ten

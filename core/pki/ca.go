@@ -102,7 +102,7 @@ func ParseCA(certPEM, keyPEM []byte) (*CA, error) {
 	return &CA{cluster: cert.URIs[0].Host, cert: cert, certPEM: encodePEM(blockCertificate, cert.Raw), key: key}, nil
 }
 
-// Cluster returns the id of the CA's cluster.
+// Cluster returns the ID of the CA's cluster.
 func (c *CA) Cluster() string { return c.cluster }
 
 // NotAfter returns when the CA's certificate expires, and with it every certificate that it signed.

@@ -164,7 +164,7 @@ func (i *Identity) Format(f fmt.State, _ rune) {
 // MarshalJSON encodes the text that Format prints.
 func (i *Identity) MarshalJSON() ([]byte, error) { return json.Marshal(fmt.Sprint(i)) }
 
-// Cluster returns the cluster's id.
+// Cluster returns the cluster's ID.
 func (i *Identity) Cluster() string { return i.state.Load().info.Cluster }
 
 // ClusterName returns the cluster's display name; it may be empty.

@@ -20,7 +20,7 @@ import (
 
 // Node describes the holder of a certificate.
 type Node struct {
-	Cluster  string // cluster id
+	Cluster  string // cluster ID
 	ID       string // 8 hex digits
 	Name     string // display name when the certificate was signed
 	Roles    []core.Role

@@ -1,9 +1,9 @@
 // Package token handles the text of API and join tokens, and the hashes that the registry stores
 // instead of them.
 //
-// An API token is rbee_<id>_<secret>, a join token is rbeejoin_<id>_<secret>_<fingerprint>: id,
+// An API token is rbee_<id>_<secret>, a join token is rbeejoin_<id>_<secret>_<fingerprint>: ID,
 // secret and the fingerprint of the CA certificate are lower-case base32 (RFC 4648, no padding).
-// The id is public, the secret has 160 random bits, and a hash of it is enough to verify it: a
+// The ID is public, the secret has 160 random bits, and a hash of it is enough to verify it: a
 // secret this random cannot be guessed from its hash, so the hash needs no salt and no work factor.
 package token
 
@@ -46,7 +46,7 @@ type Parsed struct {
 }
 
 // New makes an API token. The text holds the only copy of its secret: show it once and keep only
-// the id and the hash.
+// the ID and the hash.
 func New() (id string, secretHash []byte, text string) {
 	p := fresh(core.TokenAPI)
 	return p.ID, Hash(p.Secret), p.Text()
@@ -71,7 +71,7 @@ func NewJoin(fingerprint string) (id string, secretHash []byte, text string) {
 }
 
 func fresh(kind core.TokenKind) Parsed {
-	b := make([]byte, secretBytes+7) // 7 bytes give 12 characters, of which the id takes 10
+	b := make([]byte, secretBytes+7) // 7 bytes give 12 characters, of which the ID takes 10
 	_, _ = rand.Read(b)              // never fails
 	return Parsed{
 		Kind:   kind,

@@ -66,7 +66,7 @@ func WorkerToProto(w core.Worker) *queenv1.Worker {
 	}
 }
 
-// WorkerFromProto reverses WorkerToProto for a worker of the hive with the given id, whose load was
+// WorkerFromProto reverses WorkerToProto for a worker of the hive with the given ID, whose load was
 // reported at the given time.
 func WorkerFromProto(w *queenv1.Worker, hive string, at time.Time) core.Worker {
 	return core.Worker{
