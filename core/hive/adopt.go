@@ -15,16 +15,16 @@ import (
 )
 
 const (
-	// adoptTimeout bounds the answer of a worker that an earlier agent left.
+	// adoptTimeout bounds how long a worker that an earlier agent left may take to answer.
 	adoptTimeout = 30 * time.Second
-	// adoptSilence is how long such a worker may do nothing at all: one that waits for a processor
-	// does something now and then, one that hangs does not.
+	// adoptSilence is how long such a worker may use no processor time: one that is starved still
+	// runs now and then, one that hangs does not.
 	adoptSilence = 10 * time.Second
-	// adoptLook is the time between two looks at what it does.
+	// adoptLook is the interval between checks of its processor time.
 	adoptLook = 250 * time.Millisecond
 )
 
-// adoptMargin is how much later an answer that should have come in time is not waited for any more.
+// adoptMargin is the allowance after a deadline within which an answer still counts.
 const adoptMargin = 200 * time.Millisecond
 
 // adoption takes over the workers that an earlier agent left.
@@ -39,8 +39,8 @@ type adoption struct {
 }
 
 // takeOver walks the handles that an earlier agent left: workers that still serve become this
-// hive's, all others are ended and forgotten. Nothing that is damaged stops it. Errors: Internal
-// for folders that cannot be read or written.
+// hive's, all others are ended and forgotten. Damaged handles do not stop it. Errors: Internal for
+// folders that cannot be read or written.
 func (ad *adoption) takeOver(ctx context.Context) ([]*worker, error) {
 	handles, err := ad.disk.readHandles(func(file string, err error) {
 		ad.log.Error("a handle is damaged and was set aside: its worker is ended, start another one; check the disk", "file", file, "error", err)
@@ -83,7 +83,7 @@ func (ad *adoption) adopt(ctx context.Context, a handle) *worker {
 	defer stop(nil)
 	watching.Go(func() {
 		stop(idle(hangs, func() time.Duration {
-			u, _ := hostinfo.ReadUsage(hangs, a.Attachment.Process) // one that is gone uses nothing more
+			u, _ := hostinfo.ReadUsage(hangs, a.Attachment.Process) // a process that has exited uses nothing more
 			return u.CPUTime
 		}))
 	})
@@ -103,7 +103,7 @@ func (ad *adoption) adopt(ctx context.Context, a handle) *worker {
 	if endErr != nil {
 		ad.log.Error("end a worker that cannot be taken over", "worker", a.id(), "error", endErr)
 	}
-	if !answered { // with the process its connection ended as well
+	if !answered { // the connection breaks when the process exits
 		if got := <-answers; got.err == nil {
 			letGo(ad.log, a.id(), got.w.proc)
 		}
@@ -119,9 +119,9 @@ func (ad *adoption) adopt(ctx context.Context, a handle) *worker {
 	return nil
 }
 
-// idle waits for a worker that is asked for its state, and returns why it is waited for no longer:
-// it has used no processor time for adoptSilence, or it has had adoptTimeout. used returns what it
-// has used. nil: ctx ended.
+// idle waits for a worker that was asked for its state, and returns why the wait ended: the worker
+// used no processor time for adoptSilence, or adoptTimeout has passed. used returns the processor
+// time used so far. nil: ctx ended.
 func idle(ctx context.Context, used func() time.Duration) error {
 	began := time.Now()
 	active, last := began, used()
@@ -162,7 +162,7 @@ func (ad *adoption) reattach(ctx context.Context, a handle) (*worker, error) {
 	case s.State == sdkworker.StateDraining:
 		state = core.WorkerRetiring
 	case s.State != sdkworker.StateReady:
-		// A load has lost the agent that asked for it and would tell the outcome.
+		// The agent that asked for the load and would have reported its outcome no longer exists.
 		err = core.Errorf(core.Conflict, "ask for its state: it is %s", s.State)
 	}
 	if err != nil {
@@ -174,7 +174,8 @@ func (ad *adoption) reattach(ctx context.Context, a handle) (*worker, error) {
 	return w, nil
 }
 
-// sweepRunDirs removes the folders, and what still runs in them, that no worker of this hive owns.
+// sweepRunDirs removes the run folders that no worker of this hive owns, and ends the processes
+// that still run in them.
 func (ad *adoption) sweepRunDirs() error {
 	entries, err := os.ReadDir(ad.disk.run)
 	if err != nil {
@@ -187,7 +188,8 @@ func (ad *adoption) sweepRunDirs() error {
 		case validID(e.Name()):
 			ad.workers.clean(e.Name())
 		case e.IsDir():
-			// The agent alone writes here: a probe or a catalog of an agent that was killed.
+			// Only the agent writes here: this is a leftover probe or catalog of an agent that was
+			// killed.
 			if err := os.RemoveAll(filepath.Join(ad.disk.run, e.Name())); err != nil {
 				ad.log.Warn("remove a leftover folder", "folder", e.Name(), "error", err)
 			}

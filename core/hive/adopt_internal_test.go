@@ -9,13 +9,13 @@ import (
 	"github.com/shoenig/test/must"
 )
 
-// A worker of an earlier agent that does something is waited for, however busy the machine is; one
-// that hangs is not waited for as long.
+// A worker of an earlier agent that makes progress is waited for, however busy the machine is; one
+// that hangs is given less time.
 func TestIdle(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct {
 		used  func(since time.Duration) time.Duration
-		after time.Duration // at least; it ends within two looks from then
+		after time.Duration // at least; it returns within two checks of this
 	}{
 		"it hangs":                   {func(time.Duration) time.Duration { return time.Minute }, adoptSilence},
 		"it works slowly":            {func(since time.Duration) time.Duration { return since.Truncate(8*time.Second) / 100 }, adoptTimeout},

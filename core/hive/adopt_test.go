@@ -23,8 +23,8 @@ import (
 	"github.com/rbee-project/rbee/core/pluginhost"
 )
 
-// agentMain is an agent whose end is to be killed: it spawns as many workers as its environment
-// says and tells when it has.
+// agentMain is an agent that will be killed: it spawns as many workers as its environment asks for,
+// then reports that they run.
 func agentMain(dir string) {
 	opts, _, err := options(dir, "", hclog.NewNullLogger())
 	if err != nil {
@@ -109,7 +109,7 @@ func TestAgentIsKilled(t *testing.T) {
 	must.Eq(t, 1, told[0].Slots)
 	must.Len(t, 2, entries(t, filepath.Join(dir, "hive", "workers")))
 
-	// What was taken over can be ended, and its death is noticed, like that of any other.
+	// An adopted worker can be ended and its death is noticed, like any other's.
 	result1[core.ExitResult](r, core.Request{Operation: core.OpWorkerProcessDelete, PID: list[0].PID})
 	must.NoError(t, syscall.Kill(list[1].PID, syscall.SIGKILL))
 	r.told(20*time.Second, count(0))
@@ -146,7 +146,7 @@ func TestDamagedAndForeignHandles(t *testing.T) {
 	a.stop()
 	dir := filepath.Join(a.dir, "hive", "workers")
 
-	// A stranger that hears signals, in a handle that names another start time of its pid.
+	// An unrelated process that reports signals, and a handle with its pid but another start time.
 	cmd := exec.Command("sh", "-c", `trap 'echo signal' TERM INT HUP; echo up; while :; do sleep 60 & wait; done`)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	out, err := cmd.StdoutPipe()
@@ -204,7 +204,7 @@ func TestDamagedAndForeignHandles(t *testing.T) {
 	must.Eq(t, "signal", lines.Text())
 }
 
-// A handle of which a bit has flipped may name anything: its worker is not taken over but ended.
+// A handle with a flipped bit may name anything: its worker is ended, not adopted.
 func TestHandleFlippedBit(t *testing.T) {
 	t.Parallel()
 	a := run(t, setup{keep: true})
@@ -214,7 +214,7 @@ func TestHandleFlippedBit(t *testing.T) {
 	file := filepath.Join(a.dir, "hive", "workers", w.Worker.ID+".json")
 	b, err := os.ReadFile(file)
 	must.NoError(t, err)
-	b[bytes.Index(b, []byte("context_tokens"))+len(`context_tokens": `)] ^= 1 // another number
+	b[bytes.Index(b, []byte("context_tokens"))+len(`context_tokens": `)] ^= 1 // changes the number
 	must.NoError(t, os.WriteFile(file, b, 0o600))
 
 	r := run(t, setup{dir: a.dir})
@@ -317,12 +317,12 @@ worker "slow" {
 	a := run(t, setup{workers: slow, keep: true})
 	_ = a.submit(core.Request{Operation: core.OpWorkerSpawn, Type: "slow", Model: "tiny"})
 	a.told(patience, count(1))
-	// The handle stays as a killed agent leaves it; the process goes on as well.
+	// The handle stays as a killed agent leaves it, and the process keeps running.
 	h := handles(t, a.dir)[0]
 	file := filepath.Join(a.dir, "hive", "workers", h.id()+".json")
 	content, err := os.ReadFile(file)
 	must.NoError(t, err)
-	a.stop() // ends the job and so the process
+	a.stop() // ends the job and with it the process
 	must.False(t, h.Attachment.Process.Alive())
 	must.NoError(t, os.WriteFile(file, content, 0o600))
 	b := run(t, setup{dir: a.dir, workers: slow})

@@ -11,7 +11,7 @@ import (
 	hivev1 "github.com/rbee-project/rbee/proto/hive/v1"
 )
 
-// What a hive is asked is checked where it arrives, whoever sent it.
+// A hive checks requests where they arrive, whoever the sender is.
 func TestAsk(t *testing.T) {
 	t.Parallel()
 	r := run(t, setup{})
@@ -40,7 +40,7 @@ func TestAsk(t *testing.T) {
 		}
 		must.ErrorContains(t, err, c.says, must.Sprint(name))
 	}
-	// The local socket is as strict.
+	// The local socket is equally strict.
 	_, err := r.hive.Answer(t.Context(), core.Request{Operation: core.OpWorkerProcessGet, Hive: "h1"})
 	must.Eq(t, core.Invalid, core.KindOf(err))
 }

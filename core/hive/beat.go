@@ -13,38 +13,38 @@ import (
 )
 
 const (
-	// loadSpacing is the least time between reports that only tell of load, as a part of the
-	// interval that the queen asks for, within the two bounds: what is worth telling of a large
-	// cluster's load is told less often, or its queens would do nothing else.
+	// loadSpacing is the least time between reports that carry only load, as a fraction (1/4) of
+	// the interval that the queen asks for, within the two bounds. In a large cluster load is
+	// reported less often, so that it does not swamp the queens.
 	loadSpacing      = 4
 	loadSpacingLeast = 250 * time.Millisecond
 	loadSpacingMost  = 5 * time.Second
-	// endPatience is how long the end of the agent waits for the queens to know of it.
+	// endPatience is how long the agent's shutdown waits for the queens to learn of it.
 	endPatience = 500 * time.Millisecond
 )
 
-// beater keeps a line to every queen and knows which state of the hive they have been told.
+// beater keeps a line to every queen and tracks which state of the hive each has received.
 type beater struct {
-	// report is the whole state as it is now, without Seq and Ending.
+	// report returns the whole current state, without Seq and Ending.
 	report func(ctx context.Context) *queenv1.LinkRequest
-	// inventory returns what the store has, and the count of its changes; nil: there is none.
+	// inventory returns what the store holds, and its change count; nil: no inventory.
 	inventory func() (*queenv1.Inventory, uint64)
 	// retire begins the end of a worker. Repeating it does nothing.
 	retire func(worker string)
-	// told takes in what a queen says of its use of workers, lost that it can say no more; nil: it
-	// is nobody's business.
+	// told handles a queen's report of its use of workers, and lost forgets that queen's reports
+	// when its line breaks; nil: ignored.
 	told   func(queen string, resp *queenv1.LinkResponse)
 	lost   func(queen string)
 	queens Queens
 	log    hclog.Logger
 
-	ready chan struct{} // closed with the first report that is registered
+	ready chan struct{} // closed when the first report is registered
 
 	mu         sync.Mutex // guards below
 	changed    uint64     // counts changes
-	registered uint64     // the count that the newest registered report told
+	registered uint64     // change count of the newest registered report
 	news       chan struct{}
-	lines      map[string]*line // by id of the queen
+	lines      map[string]*line // by queen id
 	view       uint64           // index of the newest view
 	isReady    bool
 }
@@ -57,7 +57,7 @@ func newBeater(log hclog.Logger, queens Queens, report func(context.Context) *qu
 	}
 }
 
-// bump says that the state has changed. It never blocks.
+// bump marks the state as changed. It never blocks.
 func (b *beater) bump() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -67,7 +67,7 @@ func (b *beater) bump() {
 	}
 }
 
-// bumpLoad says that the load has changed, which can wait a little. It never blocks.
+// bumpLoad marks the load as changed, which may be reported a little later. It never blocks.
 func (b *beater) bumpLoad() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -77,7 +77,7 @@ func (b *beater) bumpLoad() {
 	}
 }
 
-// wake fills a channel that holds one.
+// wake fills a channel of capacity one.
 func wake(c chan struct{}) {
 	select {
 	case c <- struct{}{}:
@@ -85,8 +85,7 @@ func wake(c chan struct{}) {
 	}
 }
 
-// flush waits until the leader has said that the state as it is now is registered. The error is
-// ctx's.
+// flush waits until the leader has registered the current state. The error is ctx's.
 func (b *beater) flush(ctx context.Context) error {
 	b.mu.Lock()
 	want := b.changed
@@ -94,7 +93,7 @@ func (b *beater) flush(ctx context.Context) error {
 		news := b.news
 		for _, l := range b.lines {
 			if l.told < want {
-				wake(l.changed) // a change of load may have waited
+				wake(l.changed) // a load change may be pending
 			}
 		}
 		b.mu.Unlock()
@@ -109,8 +108,7 @@ func (b *beater) flush(ctx context.Context) error {
 	return nil
 }
 
-// spread waits until the queens that a line stands to have been told the state as it is now. The
-// error is ctx's.
+// spread waits until every connected queen has received the current state. The error is ctx's.
 func (b *beater) spread(ctx context.Context) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -134,8 +132,7 @@ func (b *beater) spread(ctx context.Context) error {
 	}
 }
 
-// took notes that the queen at the end of a line has taken in a report that told the state with
-// this count.
+// took notes that the queen at the end of a line has taken in a report with this change count.
 func (b *beater) took(l *line, count uint64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -143,7 +140,7 @@ func (b *beater) took(l *line, count uint64) {
 	b.newsLocked()
 }
 
-// broke notes that a line stands no longer.
+// broke notes that a line is no longer connected.
 func (b *beater) broke(l *line) {
 	if b.lost != nil {
 		b.lost(l.queen.ID)
@@ -159,7 +156,7 @@ func (b *beater) newsLocked() {
 	b.news = make(chan struct{})
 }
 
-// telling notes that a line is about to tell the state as it is now, and gives the count of it.
+// telling notes that a line is about to report the current state, and returns its change count.
 func (b *beater) telling(l *line) uint64 {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -167,7 +164,7 @@ func (b *beater) telling(l *line) uint64 {
 	return b.changed
 }
 
-// accepted notes that the leader has registered a report that told the state with this count.
+// accepted notes that the leader has registered a report with this change count.
 func (b *beater) accepted(count uint64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -179,7 +176,8 @@ func (b *beater) accepted(count uint64) {
 	}
 }
 
-// viewed passes on what a queen says of the cluster, unless another one has said something newer.
+// viewed passes on a queen's view of the cluster, unless a newer one has arrived from another
+// queen.
 func (b *beater) viewed(v *queenv1.ClusterView) {
 	b.mu.Lock()
 	newer := v.GetIndex() >= b.view
@@ -192,8 +190,8 @@ func (b *beater) viewed(v *queenv1.ClusterView) {
 	}
 }
 
-// run keeps a line to every queen until ctx ends, tells them then that the hive ends, and returns
-// when all lines have.
+// run keeps a line to every queen until ctx ends, then reports to them that the hive ends, and
+// returns when all lines have ended.
 func (b *beater) run(ctx context.Context) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -212,8 +210,7 @@ func (b *beater) run(ctx context.Context) {
 	b.end(life)
 }
 
-// keep starts lines to queens that are new and ends those to queens that are no longer there, or
-// elsewhere.
+// keep starts lines to new queens and ends those to queens that were removed or have moved.
 func (b *beater) keep(ctx context.Context, wg *sync.WaitGroup, queens []QueenAddress) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -243,7 +240,7 @@ func (b *beater) keep(ctx context.Context, wg *sync.WaitGroup, queens []QueenAdd
 	}
 }
 
-// end tells every queen that the hive ends, and waits for the lines that stand, not long.
+// end reports to every queen that the hive ends, and waits briefly for the connected lines.
 func (b *beater) end(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, endPatience)
 	defer cancel()

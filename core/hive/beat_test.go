@@ -19,7 +19,7 @@ import (
 	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
 )
 
-// recorder is a queen's end of lines that notes when reports come.
+// recorder is a queen's end of lines that records when reports arrive.
 type recorder struct {
 	queenv1.UnimplementedRegistryServiceServer
 	start time.Time
@@ -29,10 +29,10 @@ type recorder struct {
 	at       []time.Duration
 	reports  []*queenv1.LinkRequest
 	next     time.Duration
-	err      error // of every line
+	err      error // returned on every line
 	delay    time.Duration
 	follower bool
-	late     time.Duration // until a report is registered, after it was answered
+	late     time.Duration // delay between answering a report and registering it
 	view     *queenv1.ClusterView
 	retire   []string
 	opened   int
@@ -84,7 +84,7 @@ func (r *recorder) times() []time.Duration {
 
 func (r *recorder) count() int { return len(r.times()) }
 
-// lines gives how many lines stand, and how many have been opened.
+// lines returns how many lines are connected, and how many have been opened.
 func (r *recorder) lines() (standing, opened int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -97,7 +97,7 @@ func (r *recorder) last() *queenv1.LinkRequest {
 	return r.reports[len(r.reports)-1]
 }
 
-// fleet is the Queens of a test.
+// fleet implements Queens for a test.
 type fleet struct {
 	mu      sync.Mutex // guards below
 	queens  map[QueenAddress]*recorder
@@ -106,7 +106,7 @@ type fleet struct {
 	resets  int
 	views   []*queenv1.ClusterView
 	stock   *queenv1.Inventory
-	stocked uint64 // changes of stock
+	stocked uint64 // change count of the inventory
 }
 
 func (f *fleet) inventory() (*queenv1.Inventory, uint64) {
@@ -144,7 +144,8 @@ func (f *fleet) setList(list ...QueenAddress) {
 	f.changed = make(chan struct{})
 }
 
-// beating runs a beater with lines to the recorders, which are queens q0, q1, …, in a bubble.
+// beating runs a beater with lines to the recorders, which are queens q0, q1, …, in a synctest
+// bubble.
 func beating(t *testing.T, run func(t *testing.T, b *beater, f *fleet), recorders ...*recorder) {
 	t.Helper()
 	t.Parallel()
@@ -179,7 +180,7 @@ func beating(t *testing.T, run func(t *testing.T, b *beater, f *fleet), recorder
 				end()
 			}
 			wg.Wait()
-			time.Sleep(2 * time.Second) // handlers that sleep
+			time.Sleep(2 * time.Second) // for handlers that sleep
 		}()
 		run(t, b, f)
 	})
@@ -194,7 +195,7 @@ func TestReportsKeepTheQueensPace(t *testing.T) {
 		must.Eq(t, []time.Duration{0, time.Second, 2 * time.Second}, r.times())
 		must.Eq(t, 3, r.last().GetSeq())
 
-		// A long interval is never exceeded, and those who came together do not stay together.
+		// A long interval is never exceeded, and hives that started together drift apart.
 		r.set(func(r *recorder) { r.next, r.at = 100*time.Second, nil })
 		time.Sleep(1000 * time.Second)
 		must.Between(t, 10, r.count(), 13)
@@ -213,7 +214,7 @@ func TestChangesAreToldAtOnceAndTogether(t *testing.T) {
 		for range 100 {
 			b.bump()
 		}
-		time.Sleep(200 * time.Millisecond) // one is on its way: these go into the next
+		time.Sleep(200 * time.Millisecond) // one report is in flight: these go into the next
 		for range 100 {
 			b.bump()
 		}
@@ -226,7 +227,8 @@ func TestChangesAreToldAtOnceAndTogether(t *testing.T) {
 	}, r)
 }
 
-// A change of load is told soon, but a busy hive of a large cluster does not report all the time.
+// A change of load is reported soon, but a busy hive of a large cluster does not report all the
+// time.
 func TestLoadIsToldSoon(t *testing.T) {
 	r := &recorder{next: time.Second}
 	beating(t, func(t *testing.T, b *beater, _ *fleet) {
@@ -239,7 +241,7 @@ func TestLoadIsToldSoon(t *testing.T) {
 			time.Sleep(10 * time.Millisecond)
 		}
 		must.Eq(t, []time.Duration{0, 600 * time.Millisecond, 850 * time.Millisecond, 1100 * time.Millisecond, 1350 * time.Millisecond}, r.times())
-		// Whoever waits for it does not wait for that.
+		// A flush does not wait for that interval.
 		now := time.Now()
 		b.bumpLoad()
 		must.NoError(t, b.flush(t.Context()))
@@ -266,7 +268,7 @@ func TestReadyWithTheFirstRegisteredReport(t *testing.T) {
 		must.Eq(t, core.DeadlineExceeded, core.KindOf(b.flush(ctx)))
 		r.set(func(r *recorder) { r.err, r.follower = nil, true })
 		time.Sleep(2 * time.Second)
-		must.False(t, ready(b)) // taken in, but by no leader
+		must.False(t, ready(b)) // taken in, but not by a leader
 		r.set(func(r *recorder) { r.follower, r.late = false, time.Second })
 		b.bump()
 		time.Sleep(500 * time.Millisecond)
@@ -276,7 +278,7 @@ func TestReadyWithTheFirstRegisteredReport(t *testing.T) {
 	}, r)
 }
 
-// Every queen has a line of its own: one that is gone disturbs no other.
+// Every queen has its own line: an unreachable one does not disturb the others.
 func TestALineToEveryQueen(t *testing.T) {
 	leader, follower, dead := &recorder{next: time.Second}, &recorder{next: 2 * time.Second, follower: true}, &recorder{err: core.Errorf(core.Unavailable, "no")}
 	beating(t, func(t *testing.T, b *beater, f *fleet) {
@@ -288,7 +290,7 @@ func TestALineToEveryQueen(t *testing.T) {
 		must.Eq(t, 2, leader.count())
 		must.Eq(t, 2, follower.count())
 
-		// Retries begin at once and grow to a second, whatever changes meanwhile.
+		// Retries begin at once and back off to a second, whatever changes meanwhile.
 		for range 600 {
 			time.Sleep(100 * time.Millisecond)
 			b.bump()
@@ -300,13 +302,13 @@ func TestALineToEveryQueen(t *testing.T) {
 			must.Between(t, 750*time.Millisecond, at[i]-at[i-1], 1250*time.Millisecond)
 		}
 
-		// Another one leads.
+		// Leadership moves.
 		leader.set(func(r *recorder) { r.follower = true })
 		follower.set(func(r *recorder) { r.follower = false })
 		b.bump()
 		must.NoError(t, b.flush(t.Context()))
 
-		// One that leaves the list loses its line, one that comes gets one at once.
+		// A queen that leaves the list loses its line, a new one gets one at once.
 		standing, _ := leader.lines()
 		must.Eq(t, 1, standing)
 		f.setList(QueenAddress{ID: "q1", RPCAddress: "there"})
@@ -352,16 +354,16 @@ func TestTheEndIsTold(t *testing.T) {
 	beating(t, func(t *testing.T, b *beater, _ *fleet) {
 		<-b.ready
 		time.Sleep(time.Second)
-		b.bump() // and at once the end: it is told all the same
+		b.bump() // then it ends at once: the change is still reported
 	}, leader, follower, mute)
 }
 
-// What queens say of the cluster is passed on, unless it is older than what was passed on already.
+// Views of the cluster from queens are passed on, unless they are older than one already passed on.
 func TestViewsAreInOrder(t *testing.T) {
 	view := func(index uint64) *queenv1.ClusterView { return &queenv1.ClusterView{Index: index} }
 	r, late := &recorder{next: time.Second, view: view(10)}, &recorder{next: time.Second, follower: true}
 	beating(t, func(t *testing.T, _ *beater, f *fleet) {
-		time.Sleep(500 * time.Millisecond) // from here on between two reports
+		time.Sleep(500 * time.Millisecond) // from here on halfway between two reports
 		r.set(func(r *recorder) { r.view = nil })
 		late.set(func(r *recorder) { r.view = view(9) })
 		time.Sleep(time.Second)

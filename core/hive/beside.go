@@ -10,15 +10,15 @@ import (
 	sdkworker "github.com/rbee-project/rbee/plugins/sdk/worker"
 )
 
-// beside is what a worker takes of its device beside its model: adapters, draft models, and what
-// its type's settings reserve.
+// beside is the device memory that a worker takes in addition to its model: adapters, draft models,
+// and what its type's settings reserve.
 type beside struct {
 	bytes  int64
 	drafts []*gguf.File
 }
 
-// besideOf reads what a worker says that it loads. A file that cannot be read counts nothing: the
-// worker will say what is wrong with it.
+// besideOf reads the files that a worker reports it will load. An unreadable file counts nothing:
+// the worker will report what is wrong with it.
 func (sp *spawner) besideOf(f sdkworker.Fingerprint) beside {
 	b := beside{bytes: max(f.BesideBytes, 0)}
 	for _, file := range f.Beside {
@@ -58,7 +58,7 @@ func readBeside(file sdkworker.ModelFile) (*gguf.File, int64, error) {
 	return header, 0, err
 }
 
-// add returns a model's estimate with what comes beside; 0, which is unknown, stays.
+// add returns a model's estimate plus what is loaded beside it; 0 (unknown) stays 0.
 func (b beside) add(estimate int64, slots, contextTokens int) int64 {
 	if estimate == 0 {
 		return 0
@@ -70,7 +70,7 @@ func (b beside) add(estimate int64, slots, contextTokens int) int64 {
 	return estimate
 }
 
-// plus adds sizes, at most math.MaxInt64.
+// plus adds sizes, saturating at math.MaxInt64.
 func plus(a, b int64) int64 {
 	if a > math.MaxInt64-b {
 		return math.MaxInt64

@@ -12,8 +12,8 @@ import (
 	sdkworker "github.com/rbee-project/rbee/plugins/sdk/worker"
 )
 
-// What a worker loads beside its model counts in what it needs of a device. What cannot be read
-// counts nothing: the worker refuses it with the reason.
+// What a worker loads beside its model counts towards its device memory. An unreadable file counts
+// nothing: the worker refuses it with the reason.
 func TestBeside(t *testing.T) {
 	t.Parallel()
 	r := run(t, setup{alone: true})

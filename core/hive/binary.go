@@ -14,7 +14,7 @@ import (
 
 // binaries installs worker binaries, lists and deletes them.
 type binaries struct {
-	hive     string // its name, for people
+	hive     string // display name
 	log      hclog.Logger
 	store    shelf
 	catalogs *catalogs
@@ -26,7 +26,7 @@ type binaries struct {
 	engines  *engines
 }
 
-// binaryDelete removes a worker binary that nothing runs from.
+// binaryDelete removes a worker binary that no worker runs from.
 func (bs *binaries) binaryDelete(ctx context.Context, r core.Request, run *job.Run) (core.WorkerBinary, error) {
 	var claimed []string
 	defer func() { bs.claims.endRemove(claimed) }()
@@ -45,17 +45,16 @@ func (bs *binaries) binaryDelete(ctx context.Context, r core.Request, run *job.R
 	return b, nil
 }
 
-// removeSuperseded removes the installed files that a renewal has replaced and that no worker runs
-// from.
+// removeSuperseded removes installed files that a renewal has replaced and no worker runs from.
 func (bs *binaries) removeSuperseded() {
 	if err := bs.store.RemoveSuperseded(bs.claims.folderInUse); err != nil {
 		bs.log.Warn("remove superseded worker binaries", "error", err)
 	}
 }
 
-// engineOf picks the engine of a plugin for a version: that of the engine (v0.5.0 or 0.5.0), of the
-// package that has it (3.22.1), or of the worker binary as a whole. Empty: the plugin's first
-// choice. Errors: NotFound with the versions there are.
+// engineOf picks the engine of a plugin for a version: the version of the engine (v0.5.0 or 0.5.0),
+// of the package that contains it (3.22.1), or of the worker binary as a whole. Empty: the plugin's
+// first choice. Errors: NotFound with the available versions.
 func engineOf(typ string, info sdk.Info, version string) (sdk.Engine, error) {
 	var names []string
 	for _, e := range append([]sdk.Engine{info.Engine}, info.OtherEngines...) {
@@ -74,7 +73,7 @@ func engineOf(typ string, info sdk.Info, version string) (sdk.Engine, error) {
 		"It has: %s.", strings.Join(names, ", "))
 }
 
-// engineByRef is the engine of a plugin that a reference names.
+// engineByRef returns the engine of a plugin with that reference.
 func engineByRef(info sdk.Info, ref string) (sdk.Engine, bool) {
 	for _, e := range append([]sdk.Engine{info.Engine}, info.OtherEngines...) {
 		if e.Name != "" && e.Ref == ref {
@@ -91,7 +90,7 @@ func cutLast(s, sep string) (before, after string, found bool) {
 	return s, "", false
 }
 
-// binaryList lists the worker binaries, damaged ones included, without their files.
+// binaryList lists the worker binaries, including damaged ones, without their files.
 func (bs *binaries) binaryList(context.Context, core.Request) ([]core.WorkerBinary, error) {
 	list, err := bs.store.Binaries()
 	if err != nil {
@@ -104,7 +103,7 @@ func (bs *binaries) binaryList(context.Context, core.Request) ([]core.WorkerBina
 	return list, nil
 }
 
-// binaryGet is one worker binary by "<type>@<version>", or "<type>" for its newest. Errors:
+// binaryGet returns one worker binary by "<type>@<version>", or "<type>" for its newest. Errors:
 // NotFound.
 func (bs *binaries) binaryGet(_ context.Context, r core.Request) (core.WorkerBinary, error) {
 	b, err := bs.store.Binary(r.Binary)

@@ -20,7 +20,7 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/sdktest/fake"
 )
 
-// words puts an engine of the fake worker into the fake catalog.
+// words adds an engine of the fake worker to the fake catalog.
 func (r *rig) words(ref, library string) {
 	r.t.Helper()
 	var b bytes.Buffer
@@ -34,8 +34,7 @@ func (r *rig) words(ref, library string) {
 	must.NoError(r.t, os.WriteFile(filepath.Join(r.dir, "catalog", ref), b.Bytes(), 0o600))
 }
 
-// Several versions of a worker type live side by side, and a worker keeps the one that it was
-// started with.
+// Several versions of a worker type coexist, and a worker keeps the one that it was started with.
 func TestVersionsSideBySide(t *testing.T) {
 	t.Parallel()
 	r := run(t, setup{workers: "worker \"engined\" {\n  config {}\n}", change: func(o *Options) { o.Engines = []string{"fake:mirror"} }})
@@ -52,7 +51,7 @@ func TestVersionsSideBySide(t *testing.T) {
 		must.Eq(t, "engined@1.2.3-words-v1", b.ID)
 		must.Eq(t, "v1", b.EngineVersion)
 	}
-	// A reference that the plugin names has that engine's layout; any other one has that of the
+	// A reference that the plugin names has that engine's layout; any other has the layout of the
 	// version.
 	b := result1[core.WorkerBinary](r, core.Request{Operation: core.OpWorkerDownload, Type: fake.Engined, From: "fake:words@1"})
 	must.Eq(t, "engined@1.2.3-words-v1", b.ID)
@@ -65,7 +64,7 @@ func TestVersionsSideBySide(t *testing.T) {
 	must.StrContains(t, f.Hint, "v2 (fake:words@2), v1 (fake:words@1)")
 
 	second := r.spawn("engined@1.2.3-words-v1")
-	third := r.spawn("engined@v1") // as well
+	third := r.spawn("engined@v1") // a third version beside them
 	f = r.failure(core.Request{Operation: core.OpWorkerSpawn, Type: "engined@v9", Model: "tiny"})
 	must.Eq(t, core.NotFound, f.Kind)
 	used := map[string][]string{}
@@ -78,7 +77,7 @@ func TestVersionsSideBySide(t *testing.T) {
 	must.SliceContainsAll(t, []string{second.Worker.ID, third.Worker.ID}, used["engined@1.2.3-words-v1"])
 	must.Eq(t, []string{}, used[foreign])
 
-	// To delete one it must be said which, and none of those in use.
+	// Deleting requires naming one, and one in use is refused.
 	f = r.failure(core.Request{Operation: core.OpWorkerBinaryDelete, Binary: fake.Engined})
 	must.Eq(t, core.Invalid, f.Kind)
 	must.StrContains(t, f.Hint, foreign+", engined@1.2.3-words-v1, engined@1.2.3-words-v2")
@@ -100,7 +99,7 @@ func TestDownloadForeignEngine(t *testing.T) {
 	must.StrContains(t, f.Hint, "hive { engines { allow")
 	r.stop()
 
-	// Where the hive allows it, it is another binary, whatever version its source says it has.
+	// Where the hive allows it, it is another binary, whatever version its source reports.
 	r = run(t, setup{workers: engined, alone: true, dir: r.dir, change: func(o *Options) { o.Engines = []string{"fake:"} }})
 	evil := result1[core.WorkerBinary](r, foreign)
 	must.NotEq(t, genuine.ID, evil.ID)
@@ -159,7 +158,7 @@ func TestWorkerBinaryDelete(t *testing.T) {
 
 	result1[core.ExitResult](r, core.Request{Operation: core.OpActiveWorkerRetire, Worker: w.Worker.ID, Grace: core.Duration(time.Second)})
 	var gone core.WorkerBinary
-	coretest.Eventually(t, patience, func() error { // the devices are looked at once more from the same folder
+	coretest.Eventually(t, patience, func() error { // the devices are probed once more from the same folder
 		j := r.do(core.Request{Operation: core.OpWorkerBinaryDelete, Binary: "fake@1.2.3"})
 		if j.Error != nil {
 			return j.Error.Err()
@@ -175,11 +174,11 @@ func TestWorkerBinaryDelete(t *testing.T) {
 	for _, id := range []string{"..", "../..", "fake/../..", "/etc", "fake@../../x"} {
 		must.Eq(t, core.NotFound, r.failure(core.Request{Operation: core.OpWorkerBinaryDelete, Binary: id}).Kind, must.Sprint(id))
 	}
-	r.spawn("fake") // it is installed again
+	r.spawn("fake") // installed again
 }
 
-// Between the look at a binary and the launch from it nobody can delete it, nor launch what is
-// being deleted.
+// Between choosing a binary and launching it, the binary cannot be deleted; while it is being
+// deleted, it cannot be launched.
 func TestDeletedBinaryIsNotLaunched(t *testing.T) {
 	t.Parallel()
 	r := run(t, setup{alone: true})
@@ -232,7 +231,7 @@ func TestEngineOf(t *testing.T) {
 	}
 }
 
-// With --now nobody waits for the running requests.
+// With --now, deletion does not wait for running requests.
 func TestDeleteNowCutsRunningRequests(t *testing.T) {
 	t.Parallel()
 	r := run(t, setup{workers: `
@@ -254,7 +253,7 @@ worker "slow" {
 		}
 		return core.Errorf(core.Unavailable, "told of %v", list)
 	})
-	// Deleting it the usual way waits; whoever is in a hurry says so.
+	// A plain delete waits; --now hurries it.
 	slow := r.submit(core.Request{Operation: core.OpWorkerProcessDelete, PID: w.PID, Grace: core.Duration(time.Hour)})
 	exit := result1[core.ExitResult](r, core.Request{Operation: core.OpWorkerProcessDelete, PID: w.PID, Grace: core.Duration(time.Hour), Now: true})
 	must.Eq(t, w.PID, exit.PID)

@@ -23,28 +23,28 @@ import (
 
 // BuildOptions allow and bound the building of worker plugins.
 type BuildOptions struct {
-	Go    gobuild.Options // WorkDir is set by the hive
-	Suite []string        // the command that runs the conformance suite; see plugintest.Options.Self
+	Go    gobuild.Options // the hive sets WorkDir
+	Suite []string        // command that runs the conformance suite; see plugintest.Options.Self
 }
 
-// builtSource begins the Source of a worker binary that was built on this hive.
+// builtSource is the prefix of the Source of a worker binary that was built on this hive.
 const builtSource = "build:"
 
 // builder builds worker plugins on the hive's machine.
 type builder struct {
-	hive     string        // its name, for people
-	options  *BuildOptions // nil: nothing is built
+	hive     string        // display name
+	options  *BuildOptions // nil: builds are disabled
 	log      hclog.Logger
 	disk     layout
 	store    shelf
 	plugins  pluginHost
 	types    *typeSet
 	binaries *binaries
-	building chan struct{} // holds one: the build that put it in may run
+	building chan struct{} // capacity one: the build that fills it may run
 }
 
 // workerBuild compiles a worker plugin, runs the conformance suite against it and publishes it as a
-// worker binary. One builds at a time.
+// worker binary. Only one build runs at a time.
 func (bd *builder) workerBuild(ctx context.Context, r core.Request, run *job.Run) (core.WorkerBinary, error) {
 	const what = "build worker"
 	if bd.options == nil {
@@ -55,7 +55,7 @@ func (bd *builder) workerBuild(ctx context.Context, r core.Request, run *job.Run
 	if err != nil {
 		return core.WorkerBinary{}, err
 	}
-	// Otherwise a clash would be told after compiling.
+	// Check now: otherwise a clash would only be reported after compiling.
 	if typ := cmp.Or(r.Type, src.WorkerType()); typ != "" {
 		if err := bd.canBeBuilt(typ); err != nil {
 			return core.WorkerBinary{}, err
@@ -73,7 +73,7 @@ func (bd *builder) workerBuild(ctx context.Context, r core.Request, run *job.Run
 			return core.WorkerBinary{}, fmt.Errorf("%s: %w", what, core.FromContext(ctx))
 		}
 	}
-	// Below the folder of the run files, which is swept when an agent starts.
+	// It is below the folder of the run files, which is swept when an agent starts.
 	dir, err := os.MkdirTemp(bd.disk.run, "b")
 	if err != nil {
 		return core.WorkerBinary{}, core.Wrap(err, core.Internal, what)
@@ -110,9 +110,9 @@ func (bd *builder) workerBuild(ctx context.Context, r core.Request, run *job.Run
 	return b, bd.types.probe(ctx, t)
 }
 
-// startBuild returns how a build starts the toolchain: like a plugin, so that neither it nor what
-// it runs for a module sees the agent's data or a home folder, with the source to read and the
-// caches to write.
+// startBuild returns a function that starts the toolchain confined like a plugin: neither it nor
+// what it runs for a module sees the agent's data or a home folder; it may read the source and
+// write the caches.
 func (bd *builder) startBuild(o gobuild.Options, src gobuild.Source, dir string) (func(*exec.Cmd) error, error) {
 	c := pluginhost.Confined{Dir: dir}
 	for _, cache := range []string{o.BuildCache, o.ModuleCache} {
@@ -136,7 +136,7 @@ func (bd *builder) startBuild(o gobuild.Options, src gobuild.Source, dir string)
 	}, nil
 }
 
-// canBeBuilt says whether a worker type of this name may be a built one. Errors: Invalid, Conflict.
+// canBeBuilt checks that a built worker type may have this name. Errors: Invalid, Conflict.
 func (bd *builder) canBeBuilt(typ string) error {
 	if !store.ValidWorkerType(typ) {
 		return core.Errorf(core.Invalid, "build worker: %q cannot be a worker type: use up to 32 small letters, digits and dashes", typ)
@@ -147,7 +147,7 @@ func (bd *builder) canBeBuilt(typ string) error {
 	return nil
 }
 
-// judgeBuilt asks a fresh executable who it is, and runs the conformance suite against it.
+// judgeBuilt asks a fresh executable for its identity, and runs the conformance suite against it.
 func (bd *builder) judgeBuilt(ctx context.Context, typ, exe string, run *job.Run) (pluginhost.Spec, sdk.Info, error) {
 	const what = "build worker"
 	spec, err := bd.plugins.FileSpec(sdk.KindWorker, cmp.Or(typ, "built"), exe)
@@ -198,7 +198,7 @@ func (bd *builder) judgeBuilt(ctx context.Context, typ, exe string, run *job.Run
 	return spec, info, nil
 }
 
-// smallestModel is the path of a model to try a worker with; empty: there is none.
+// smallestModel returns the path of a model to try a worker with; empty: none stored.
 func (bd *builder) smallestModel() string {
 	models, err := bd.store.Models()
 	if err != nil {
@@ -216,7 +216,7 @@ func (bd *builder) smallestModel() string {
 	return path
 }
 
-// publishBuilt puts what was built into the store, with its engine.
+// publishBuilt puts a build into the store, with its engine.
 func (bd *builder) publishBuilt(ctx context.Context, s pluginhost.Spec, info sdk.Info, src gobuild.Source, run *job.Run) (core.WorkerBinary, error) {
 	spec := store.BinarySpec{
 		Type: s.Name, Version: cmp.Or(info.Version, "0"), Executable: s.Executable, Source: builtSource + src.String(),
@@ -234,7 +234,7 @@ func (bd *builder) publishBuilt(ctx context.Context, s pluginhost.Spec, info sdk
 	return b, nil
 }
 
-// findBuilt makes worker types of the binaries that were built here, at the start of the hive.
+// findBuilt creates worker types for the binaries that were built here, when the hive starts.
 func (bd *builder) findBuilt() error {
 	list, err := bd.store.Binaries()
 	if err != nil {
@@ -245,7 +245,7 @@ func (bd *builder) findBuilt() error {
 			continue
 		}
 		if _, err := bd.types.workerType(b.Type); err == nil {
-			continue // has another version, or there is a plugin of that name now
+			continue // another version is used, or a plugin now has that name
 		}
 		if _, err := bd.types.addBuilt(b.Type); err != nil {
 			bd.log.Warn("a worker type that was built here cannot be used", "plugin", b.Type, "error", err)

@@ -24,8 +24,8 @@ import (
 // suiteArg makes the test binary the process that runs the conformance suite.
 const suiteArg = "run-suite"
 
-// builds allows a hive to build, with a toolchain that is a shell script: it puts the file
-// "program" of its folder, or the fake worker, where go does.
+// builds allows a hive to build with a shell script as the toolchain: it copies the file "program"
+// of its folder, or the fake worker, to where go would write the executable.
 func builds(t *testing.T, script string) func(*Options) {
 	t.Helper()
 	plugins, err := pluginDir()
@@ -41,7 +41,7 @@ func builds(t *testing.T, script string) func(*Options) {
 
 const installFake = "cp $FAKE $GOBIN/bee\n"
 
-// noBuildLeft checks that neither files nor processes of a build are there.
+// noBuildLeft checks that a build left neither files nor processes.
 func (r *rig) noBuildLeft() {
 	r.t.Helper()
 	for _, name := range entries(r.t, filepath.Join(r.dir, "run")) {
@@ -83,7 +83,7 @@ func TestWorkerBuild(t *testing.T) {
 	must.StrContains(t, f.Hint, "worker build")
 	must.Eq(t, core.InUse, r.failure(core.Request{Operation: core.OpWorkerBinaryDelete, Binary: "bee"}).Kind)
 
-	// A second build of the same is another revision; the worker keeps its own.
+	// Building the same source again gives another revision; the running worker keeps its own.
 	again := result1[core.WorkerBinary](r, core.Request{Operation: core.OpWorkerBuild, Source: "example.org/bee@v1.0.1", Type: "bee"})
 	must.Eq(t, "bee@1.2.3", again.ID)
 	text, err = r.ask(t.Context(), w.Worker.ID, "still here")
@@ -91,20 +91,19 @@ func TestWorkerBuild(t *testing.T) {
 	must.StrContains(t, text, "still here")
 	r.stop()
 
-	// The next agent finds it, also when it may not build.
+	// The next agent finds it, even if it may not build.
 	next := run(t, setup{dir: r.dir})
 	next.spawn("bee")
 	for _, p := range next.processes() {
 		result1[core.ExitResult](next, core.Request{Operation: core.OpWorkerProcessDelete, PID: p.PID, Now: true})
 	}
-	coretest.Eventually(t, patience, func() error { // the devices are looked at once more from the same folder
+	coretest.Eventually(t, patience, func() error { // the devices are probed once more from the same folder
 		return next.do(core.Request{Operation: core.OpWorkerBinaryDelete, Binary: "bee"}).Error.Err()
 	})
 	must.Eq(t, core.NotFound, next.failure(core.Request{Operation: core.OpWorkerSpawn, Type: "bee", Model: "tiny"}).Kind)
 }
 
-// The toolchain, and what it runs for a module, sees nothing of the agent's data and of home
-// folders.
+// The toolchain, and what it runs for a module, sees neither the agent's data nor home folders.
 func TestBuildIsConfined(t *testing.T) {
 	t.Parallel()
 	if problem := confine.Problem(); problem != "" {
@@ -175,7 +174,7 @@ func TestWorkerBuildThatFailsLeavesNothing(t *testing.T) {
 	}
 }
 
-// What the compiler started is gone with the job, also what left its session.
+// What the compiler started ends with the job, including what left its session.
 func TestCancelledWorkerBuild(t *testing.T) {
 	t.Parallel()
 	pids := filepath.Join(t.TempDir(), "pids")
@@ -226,8 +225,8 @@ func TestWorkerBuildWithTheRealToolchain(t *testing.T) {
 		return strings.TrimSpace(string(out))
 	}
 	dir := coretest.Module(t, "../..", "example.com/stranger", "../pluginhost/testdata/thirdparty/bee/main.go")
-	// It completes go.mod. "go mod tidy" also wants what only the tests of others need, which a
-	// machine that built rbee need not have.
+	// It completes go.mod. "go mod tidy" would also need what only the tests of dependencies
+	// import, which a machine that built rbee may lack.
 	list := exec.CommandContext(t.Context(), "go", "list", "-deps", ".")
 	list.Dir, list.Env = dir, append(os.Environ(), "GOFLAGS=-mod=mod", "GOPROXY=off", "GOSUMDB=off", "GOWORK=off")
 	out, err := list.CombinedOutput()

@@ -10,19 +10,19 @@ import (
 	sdkworker "github.com/rbee-project/rbee/plugins/sdk/worker"
 )
 
-// Models by name: those of worker types whose server finds them itself, such as vLLM or a server
-// elsewhere. The hive has no files of them, so that they have no digest.
+// Models by name are those of worker types whose server finds them itself, such as vLLM or a remote
+// server. The hive has no files of them, so they have no digest.
 
 // isByName reports whether a model has no files here.
 func isByName(m core.Model) bool { return m.Digest == "" }
 
-// validName reports whether a model may be called so.
+// validName reports whether a model may have this name.
 func validName(name string) bool {
 	return name != "" && len(name) <= sdkworker.MaxModelBytes && utf8.ValidString(name) &&
 		!strings.ContainsFunc(name, func(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) })
 }
 
-// offered returns the well-formed names of models that a type says it can serve, each once.
+// offered returns the well-formed names of models that a type offers to serve, without duplicates.
 func offered(f sdkworker.Fingerprint) []string {
 	if !f.ByName || f.Problem != "" {
 		return nil
@@ -37,7 +37,7 @@ func offered(f sdkworker.Fingerprint) []string {
 }
 
 // modelFiles lists what a worker is to load. The first of several parts stands for all: the others
-// are beside it.
+// lie beside it.
 func modelFiles(path string) []sdkworker.ModelFile {
 	if path == "" {
 		return nil
@@ -51,7 +51,7 @@ type byName struct {
 	roster *roster
 }
 
-// namedModels are the models without files that can be started here, or run.
+// namedModels returns the models without files that this hive can start, or runs.
 func (bn *byName) namedModels() []core.Model {
 	var names []string
 	for _, v := range bn.types.views() {
@@ -72,8 +72,8 @@ func (bn *byName) namedModels() []core.Model {
 	return out
 }
 
-// withNamed adds the models without files to those of the store, which come first where a name is
-// both.
+// withNamed adds the models without files to those of the store, which take precedence where names
+// clash.
 func (bn *byName) withNamed(list []core.Model) []core.Model {
 	for _, m := range bn.namedModels() {
 		if !slices.ContainsFunc(list, func(have core.Model) bool { return have.ID == m.ID || slices.Contains(have.Aliases, m.ID) }) {

@@ -41,7 +41,7 @@ func TestModelByName(t *testing.T) {
 	must.MapContainsKeys(t, r.modelMap(), []string{"qwen", "tiny"})
 	must.MapLen(t, 2, r.modelMap())
 
-	// A name that nothing but the type knows is enough, and nothing is fetched for it.
+	// A name known only to the type is enough, and nothing is fetched for it.
 	got := result1[core.SpawnResult](r, core.Request{Operation: core.OpWorkerSpawn, Model: "qwen", Slots: 2})
 	must.Eq(t, "far", got.Worker.Type)
 	must.Eq(t, "qwen", got.Worker.Model)
@@ -49,7 +49,7 @@ func TestModelByName(t *testing.T) {
 	text, err := r.askFor(t.Context(), got.Worker.ID, "qwen", "one two")
 	must.NoError(t, err)
 	must.Eq(t, "one two", text)
-	// Another name can be started with the type.
+	// Another name can be started by naming the type.
 	other := result1[core.SpawnResult](r, core.Request{Operation: core.OpWorkerSpawn, Type: "far", Model: "org/other:8b"})
 	must.Eq(t, []string{other.Worker.ID}, r.modelMap()["org/other:8b"].LoadedBy)
 	must.Len(t, 0, entries(t, filepath.Join(r.dir, "store", "models")))
@@ -58,7 +58,7 @@ func TestModelByName(t *testing.T) {
 	must.Eq(t, []string{got.Worker.ID}, shown.LoadedBy)
 	must.Eq(t, core.Invalid, r.failure(core.Request{Operation: core.OpWorkerSpawn, Type: "far", Model: "two words"}).Kind)
 
-	// The other type still fetches a model of that name, and what is stored comes first.
+	// The other type still fetches a model of that name, and a stored model takes precedence.
 	stored := result1[core.SpawnResult](r, core.Request{Operation: core.OpWorkerSpawn, Type: "fake", Model: "tiny", ContextTokens: 64})
 	must.NotEq(t, "", stored.Worker.ModelDigest)
 	again := result1[core.SpawnResult](r, core.Request{Operation: core.OpWorkerSpawn, Model: "tiny", ContextTokens: 64})
@@ -83,7 +83,7 @@ func TestOfferedNames(t *testing.T) {
 	must.LessEq(t, sdkworker.MaxModels, len(offered(many)))
 }
 
-// What a type by name works on is no room for the files of models.
+// The devices of a type by name do not count as room for model files.
 func TestDevicesByNameAreNoRoom(t *testing.T) {
 	t.Parallel()
 	r := run(t, setup{workers: `worker "far" {

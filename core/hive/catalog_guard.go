@@ -12,16 +12,15 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/catalog"
 )
 
-// A catalog plugin is somebody else's program: it may hang, end, or say more than anybody wants to
-// hear. It is ended when it no longer answers at all, started again after a rest that grows, and
-// what it says is bounded.
+// A catalog plugin is foreign code: it may hang, exit, or flood its caller. It is ended when it
+// stops answering pings, restarted after a growing backoff, and its output is bounded.
 const (
 	pingEvery   = 3 * time.Second // while the plugin is in use
 	pingTimeout = 6 * time.Second
-	// resolveTimeout bounds the answer to one reference. Its origin may be slow, and repeats what
-	// fails.
+	// resolveTimeout bounds the resolution of one reference. The origin may be slow, and the plugin
+	// retries.
 	resolveTimeout = 2 * time.Minute
-	// fetchStall is how long a plugin may bring nothing of a file.
+	// fetchStall is how long a plugin may deliver no byte of a file.
 	fetchStall = 2 * time.Minute
 
 	firstRest, longestRest = time.Second, time.Minute
@@ -29,14 +28,14 @@ const (
 	maxItems     = 1000 // of one search
 	maxFiles     = 2000 // of one manifest
 	maxNotes     = 20
-	maxTextBytes = 4 << 10 // of a name, a path, an address
+	maxTextBytes = 4 << 10 // of a name, a path or an address
 )
 
-// errEnough ends a search that gives too much.
+// errEnough ends a search that yields too many items.
 var errEnough = errors.New("enough")
 
-// rest says how long a plugin that ended by itself so many times in a row is left alone. The first
-// time it is none.
+// rest returns the backoff for a plugin that exited by itself so many times in a row. It is 0 the
+// first time.
 func rest(failures int) time.Duration {
 	if failures < 2 {
 		return 0
@@ -44,11 +43,11 @@ func rest(failures int) time.Duration {
 	return min(firstRest<<min(failures-2, 10), longestRest)
 }
 
-// watched calls f, and ends the plugin when it does not answer meanwhile.
+// watched calls f, and ends the plugin when it stops answering pings meanwhile.
 func (c *catalogs) watched(ctx context.Context, s *source, p catalogProcess, f func(context.Context) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	var hung error // written before the watch ends
+	var hung error // written before the watching goroutine ends
 	var watch sync.WaitGroup
 	watch.Go(func() {
 		tick := time.NewTicker(pingEvery)
@@ -86,8 +85,8 @@ func (c *catalogs) watched(ctx context.Context, s *source, p catalogProcess, f f
 	return err
 }
 
-// resting says that a plugin which ended by itself too often is left alone for a while. The caller
-// holds the gate.
+// resting returns an error while a plugin that exited by itself too often is backing off. The
+// caller holds the gate.
 func (s *source) resting(now time.Time) error {
 	wait := s.notBefore.Sub(now)
 	if wait <= 0 {
@@ -97,7 +96,7 @@ func (s *source) resting(now time.Time) error {
 		"It can be used again in %s. See the agent's log for what it said.", max(wait.Round(time.Second), time.Second))
 }
 
-// checkManifest refuses what no honest source says.
+// checkManifest refuses what no honest source returns.
 func checkManifest(m catalog.Manifest) error {
 	if len(m.Files) == 0 {
 		return errors.New("it names no file")
@@ -126,19 +125,19 @@ func checkManifest(m catalog.Manifest) error {
 	return nil
 }
 
-// fitting says whether an item of a search is one to show.
+// fitting reports whether a search item is within the bounds.
 func fitting(i catalog.Item) bool {
 	return max(len(i.Ref), len(i.Name), len(i.Summary), len(i.License), len(i.Kind)) <= maxTextBytes
 }
 
-// moving writes for a transfer that is given up when nothing comes for too long. The time that the
-// writer itself takes does not count.
+// moving is the writer of a transfer that is aborted when no bytes arrive for too long. The time
+// that the underlying writer takes does not count.
 type moving struct {
 	w     io.Writer
 	timer *time.Timer
 }
 
-// copying calls f with a writer into w and with a context that ends when f writes nothing for too
+// copying calls f with a writer to w and with a context that ends when f writes nothing for too
 // long.
 func copying(ctx context.Context, w io.Writer, f func(context.Context, io.Writer) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)

@@ -27,7 +27,7 @@ func TestACatalogThatHangsIsEndedAndTheOthersAreNot(t *testing.T) {
 	selling(t, offers, []string{"hangs", "slow"}, func(t *testing.T, c *catalogs, s *shops) {
 		var wg sync.WaitGroup
 		wg.Go(func() {
-			// A slow one answers pings, and is waited for.
+			// A slow plugin answers pings, and is waited for.
 			_, err := c.resolve(t.Context(), "slow:x")
 			must.NoError(t, err)
 		})
@@ -51,7 +51,7 @@ func TestAReferenceThatTakesForEverIsGivenUp(t *testing.T) {
 		must.Eq(t, core.Unavailable, core.KindOf(err))
 		must.ErrorContains(t, err, "no answer within")
 		must.LessEq(t, resolveTimeout+time.Second, time.Since(start))
-		must.False(t, isDone(s.launched["slow"][0].done)) // it may be bringing a file for somebody else
+		must.False(t, isDone(s.launched["slow"][0].done)) // it may be fetching a file for another job
 	})
 }
 
@@ -66,8 +66,8 @@ func TestACatalogThatEndsByItselfIsRestedLongerEachTime(t *testing.T) {
 			}
 			return err
 		}
-		// Each crash costs a launch; the second one in a row a rest before the next, then twice as
-		// long.
+		// Each crash costs a launch; from the second in a row on, a backoff precedes the next,
+		// which doubles each time.
 		launches := func() int { return len(s.launched["bad"]) }
 		crash()
 		crash()
@@ -84,7 +84,7 @@ func TestACatalogThatEndsByItselfIsRestedLongerEachTime(t *testing.T) {
 		}
 		_, err := c.resolve(t.Context(), "good:x")
 		must.NoError(t, err)
-		// What works again is forgiven.
+		// A success resets the backoff.
 		must.Eq(t, core.Unavailable, core.KindOf(crash()))
 		time.Sleep(longestRest)
 		s.offers["bad"] = &shop{manifest: good()}
@@ -141,7 +141,7 @@ func TestWhatACatalogSaysIsBounded(t *testing.T) {
 func TestATransferThatBringsNothingIsGivenUp(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		// What the writer takes does not count, however long.
+		// The time that the writer takes does not count, however long.
 		var b bytes.Buffer
 		must.NoError(t, copying(t.Context(), &slowWriter{w: &b, takes: time.Hour}, func(ctx context.Context, w io.Writer) error {
 			for range 3 {

@@ -21,10 +21,10 @@ import (
 
 const (
 	catalogIdle   = time.Minute
-	searchTimeout = 3 * time.Second // of one source; well below the patience of the queen that asks, which would get nothing otherwise
+	searchTimeout = 3 * time.Second // of one source; well below the patience of the asking queen, which would otherwise get nothing
 )
 
-// catalogs runs catalog plugins: started when they are needed, ended when they are not used for a
+// catalogs runs catalog plugins: it starts them on demand and ends those that stay unused for a
 // while.
 type catalogs struct {
 	launch  func(ctx context.Context, s pluginhost.Spec) (catalogProcess, error)
@@ -33,18 +33,18 @@ type catalogs struct {
 
 	mu   sync.Mutex // guards below
 	list []*source  // replaced, never changed
-	old  []*source  // replaced while they may have been running
+	old  []*source  // replaced ones that may still run
 }
 
 type source struct {
 	spec pluginhost.Spec
-	gate chan struct{} // holds one: its taker may start or end the process and use the fields below
+	gate chan struct{} // capacity one: its holder may start or end the process and use the fields below
 
 	proc      catalogProcess // nil: not running
 	users     int
 	idleSince time.Time
 	closed    bool
-	failures  int       // in a row: the plugin ended by itself
+	failures  int       // consecutive exits that nobody asked for
 	notBefore time.Time // of the next start
 }
 
@@ -54,7 +54,7 @@ func newCatalogs(specs []pluginhost.Spec, launch func(context.Context, pluginhos
 	return c
 }
 
-// replace takes other sources than before. What uses an old one goes on with it.
+// replace sets new sources. Calls that use an old one keep it until they end.
 func (c *catalogs) replace(specs []pluginhost.Spec) {
 	var list []*source
 	for _, s := range specs {
@@ -65,7 +65,7 @@ func (c *catalogs) replace(specs []pluginhost.Spec) {
 	c.old, c.list = append(c.old, c.list...), list
 }
 
-// add takes further sources behind those that are there, and reports whether there were any.
+// add appends further sources, and reports whether any were new.
 func (c *catalogs) add(specs []pluginhost.Spec) (added bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -78,7 +78,7 @@ func (c *catalogs) add(specs []pluginhost.Spec) (added bool) {
 	return added
 }
 
-// has reports whether there is a source with the name.
+// has reports whether a source has the name.
 func (c *catalogs) has(name string) bool {
 	return slices.ContainsFunc(c.sources(), func(s *source) bool { return s.spec.Name == name })
 }
@@ -100,8 +100,8 @@ func (s *source) lock(ctx context.Context) error {
 
 func (s *source) unlock() { <-s.gate }
 
-// split takes a reference apart. Errors: Invalid for one without a source, NotFound for one of an
-// unknown source.
+// split splits a reference into its source and the rest. Errors: Invalid for a reference without a
+// source, NotFound for one of an unknown source.
 func (c *catalogs) split(ref string) (*source, string, error) {
 	name, rest, found := strings.Cut(ref, ":")
 	if !found || rest == "" {
@@ -120,8 +120,8 @@ func (c *catalogs) split(ref string) (*source, string, error) {
 	return nil, "", core.Errorf(core.NotFound, "read reference: there is no catalog source %q", name).Hint("%s", c.hint())
 }
 
-// reference returns the catalog reference that a name is, or "" and false for one that is none:
-// what is before its colon is no source, as in "llama3:8b".
+// reference returns the catalog reference that a name stands for, or "" and false if the part
+// before its colon is not a source, as in "llama3:8b".
 func (c *catalogs) reference(name string) (ref string, ok bool) {
 	if repo, ok := modelname.Repository(name); ok && c.has(hubSource) {
 		return hubSource + ":" + repo, true
@@ -145,17 +145,18 @@ func (c *catalogs) reference(name string) (ref string, ok bool) {
 // hubSource is the source of names such as "hf.co/org/repo".
 const hubSource = "huggingface"
 
-// urlSource is the source that is given bare addresses, which are references without its name.
+// urlSource is the source that bare addresses go to, which are references without its name.
 const urlSource = "http"
 
 func isURL(ref string) bool {
 	return strings.HasPrefix(ref, "https://") || strings.HasPrefix(ref, "http://")
 }
 
-// shortNames are what people call some sources. A source that is really named so comes first.
+// shortNames maps common short names to sources. A source that really has such a name takes
+// precedence.
 func shortNames() map[string]string { return map[string]string{"hf": "huggingface"} }
 
-// ref is a source's own reference as everybody else writes it.
+// ref returns a source's own reference in its global form.
 func (s *source) ref(own string) string {
 	if s.spec.Name == urlSource && isURL(own) {
 		return own
@@ -175,8 +176,8 @@ func (c *catalogs) hint() string {
 	return "A reference is written SOURCE:NAME; the sources of this hive are " + strings.Join(names, ", ") + "."
 }
 
-// use calls f with the running plugin of a source, which is started if need be and goes on at least
-// until f returns.
+// use calls f with the running plugin of a source, which it starts if necessary and keeps running
+// at least until f returns.
 func (c *catalogs) use(ctx context.Context, s *source, f func(context.Context, catalogProcess) error) (err error) {
 	if err := s.lock(ctx); err != nil {
 		return err
@@ -187,7 +188,7 @@ func (c *catalogs) use(ctx context.Context, s *source, f func(context.Context, c
 		return err
 	}
 	defer func() {
-		s.gate <- struct{}{} // held for a start at the longest
+		s.gate <- struct{}{} // never held longer than a start takes
 		s.users--
 		s.idleSince = time.Now()
 		if err == nil {
@@ -252,8 +253,8 @@ func (c *catalogs) resolve(ctx context.Context, ref string) (m catalog.Manifest,
 	return m, nil
 }
 
-// fetcher brings the files of a reference. It holds the plugin for each file anew: a transfer may
-// outlive the job that began it.
+// fetcher returns a function that fetches the files of a reference. It holds the plugin separately
+// for each file: a transfer may outlive the job that began it.
 func (c *catalogs) fetcher(ref string) store.Fetch {
 	return func(ctx context.Context, f store.FileSpec, offset int64, w io.Writer) error {
 		s, _, err := c.split(ref)
@@ -269,8 +270,8 @@ func (c *catalogs) fetcher(ref string) store.Fetch {
 	}
 }
 
-// search asks all sources at once, or only the one that is named, and returns what they offer in
-// the order of the sources. Sources that fail are left out unless all do.
+// search asks all sources at once, or only the named one, and returns their items in the order of
+// the sources. Sources that fail are left out unless all do.
 func (c *catalogs) search(ctx context.Context, q catalog.Query, only string) ([]core.CatalogItem, error) {
 	asked := slices.DeleteFunc(slices.Clone(c.sources()), func(s *source) bool { return only != "" && s.spec.Name != only })
 	found := make([][]core.CatalogItem, len(asked))
@@ -278,7 +279,7 @@ func (c *catalogs) search(ctx context.Context, q catalog.Query, only string) ([]
 	var wg sync.WaitGroup
 	for i, s := range asked {
 		wg.Go(func() {
-			// The launch has its own limit: a busy machine is no reason to do without a source.
+			// The launch has its own limit, so that a busy machine does not lose a source.
 			errs[i] = c.use(ctx, s, func(ctx context.Context, p catalogProcess) error {
 				ctx, cancel := context.WithTimeout(ctx, searchTimeout)
 				defer cancel()
@@ -323,7 +324,7 @@ func (c *catalogs) search(ctx context.Context, q catalog.Query, only string) ([]
 }
 
 // findModel looks for a model of exactly this name and returns its reference, and the names of
-// models that come near.
+// similar models.
 func (c *catalogs) findModel(ctx context.Context, name string) (ref string, near []string, err error) {
 	items, err := c.search(ctx, catalog.Query{Text: name, Kind: catalog.KindModel, Exact: true}, "")
 	if err != nil {
@@ -338,7 +339,7 @@ func (c *catalogs) findModel(ctx context.Context, name string) (ref string, near
 	return "", near, nil
 }
 
-// run ends plugins that nobody uses, and all of them when ctx ends.
+// run ends unused plugins, and all of them when ctx ends.
 func (c *catalogs) run(ctx context.Context) {
 	tick := time.NewTicker(catalogIdle / 4)
 	defer tick.Stop()
@@ -359,7 +360,7 @@ func (c *catalogs) sweep(all bool) {
 	c.old = nil
 	c.mu.Unlock()
 	for _, s := range list {
-		s.gate <- struct{}{} // held for a start at the longest
+		s.gate <- struct{}{} // never held longer than a start takes
 		s.closed = s.closed || all
 		if s.proc != nil && (all || s.users == 0 && time.Since(s.idleSince) >= catalogIdle) {
 			c.closeLocked(s)

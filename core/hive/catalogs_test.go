@@ -71,7 +71,7 @@ func (s *shop) Close() error { s.once.Do(func() { close(s.done) }); return nil }
 // shops launches shops and counts.
 type shops struct {
 	mu       sync.Mutex
-	offers   map[string]*shop // what a launch of that name gives
+	offers   map[string]*shop // the shop launched for that name
 	launched map[string][]*shop
 	err      error
 }
@@ -127,7 +127,7 @@ func TestCatalogIsLaunchedOnceAndClosedWhenIdle(t *testing.T) {
 		}
 		wg.Wait()
 		must.Len(t, 1, s.launched["a"])
-		// In use it is never closed, however long that takes.
+		// A plugin in use is never closed, however long that takes.
 		must.NoError(t, c.use(t.Context(), c.list[0], func(context.Context, catalogProcess) error { time.Sleep(10 * time.Minute); return nil }))
 		must.False(t, isDone(s.launched["a"][0].done))
 		time.Sleep(50 * time.Second)
@@ -178,7 +178,7 @@ func TestSearchOfSeveralSources(t *testing.T) {
 		}
 		must.Eq(t, []string{"a:big", "c:x/big", "c:small"}, refs)
 		start = time.Now()
-		items, err = c.search(t.Context(), catalog.Query{}, "a") // and nobody else is asked: d would be waited for
+		items, err = c.search(t.Context(), catalog.Query{}, "a") // only a is asked: d would block
 		must.NoError(t, err)
 		must.Len(t, 1, items)
 		must.Less(t, searchTimeout, time.Since(start))
@@ -241,7 +241,7 @@ func TestReferencesBySource(t *testing.T) {
 	must.Eq(t, "hf", s.spec.Name)
 }
 
-// What is before a colon is a source, or the name of a model.
+// The part before a colon is a source, or belongs to the model's name.
 func TestReference(t *testing.T) {
 	t.Parallel()
 	c := newCatalogs([]pluginhost.Spec{{Name: "huggingface"}, {Name: "file"}, {Name: "http"}}, nil, hclog.NewNullLogger())
@@ -263,10 +263,10 @@ func TestNewModelID(t *testing.T) {
 	for _, c := range []struct{ exact, proposed, digest, want string }{
 		{"file:/b/other.gguf", "other", "sha256:3", "other"},
 		{"file:/a/tiny.gguf", "tiny", "sha256:3", "tiny"},                            // the same reference has new files
-		{"file:/b/tiny.gguf", "tiny", "sha256:1", "tiny"},                            // the same files are elsewhere, too
-		{"file:/b/tiny.gguf", "tiny", "sha256:3", "file/b/tiny"},                     // another model of the same name
-		{"file:/b/tiny.gguf", "tiny", "", "file/b/tiny"},                             // perhaps another one
-		{"huggingface:o/r/r.gguf@2", "hf.co/o/r:Q4_0", "sha256:3", "hf.co/o/r:Q4_0"}, // which the store judges
+		{"file:/b/tiny.gguf", "tiny", "sha256:1", "tiny"},                            // the same files at another place
+		{"file:/b/tiny.gguf", "tiny", "sha256:3", "file/b/tiny"},                     // another model with the same name
+		{"file:/b/tiny.gguf", "tiny", "", "file/b/tiny"},                             // possibly another one
+		{"huggingface:o/r/r.gguf@2", "hf.co/o/r:Q4_0", "sha256:3", "hf.co/o/r:Q4_0"}, // the store checks that
 		{"x:y", "", "", "model"},
 		{"x:y", "../../etc/passwd", "", "etc/passwd"},
 	} {

@@ -13,32 +13,32 @@ import (
 const (
 	// kindCPU is the kind of device that every machine has, and so the last choice.
 	kindCPU = "cpu"
-	// defaultContextTokens is what a slot gets at most when nobody says how much it needs.
+	// defaultContextTokens is the most a slot gets when no context is requested.
 	defaultContextTokens = 4096
-	// leastContextTokens is what a slot gets at least: below it a chat makes no sense.
+	// leastContextTokens is the least a slot gets: a chat needs at least this.
 	leastContextTokens = 512
 )
 
 // typeView is a worker type as its probe found it.
 type typeView struct {
 	Name    string
-	Problem string // why it cannot be used here; empty: it can
+	Problem string // why it cannot be used here; empty: it can be used
 	Devices []core.Device
-	// Formats and Architectures are what the type says that it serves; see sdk.Info.
+	// Formats and Architectures are what the type declares to serve; see sdk.Info.
 	Formats, Architectures []string
-	// ByName says that its models have no files here; Models are those it offers.
+	// ByName reports that its models have no files here; Models are those it offers.
 	ByName bool
 	Models []string
 }
 
-// serves reports whether the type says that it serves models of an architecture; empty: of any.
+// serves reports whether the type declares to serve models of an architecture; empty: of any.
 func (v typeView) serves(architecture string) bool {
 	return slices.Contains(v.Formats, sdk.FormatGGUF) &&
 		(architecture == "" || len(v.Architectures) == 0 || slices.Contains(v.Architectures, architecture))
 }
 
-// owns reports whether devices of that id or kind are the type's by its name, whoever else reports
-// them.
+// owns reports whether devices of that id or kind belong to the type by its name, even if other
+// types report them as well.
 func (v typeView) owns(device string) bool { return v.Name == deviceKind(device) }
 
 func (v typeView) usable() bool {
@@ -53,11 +53,11 @@ func (v typeView) onlyCPU() bool {
 	return !slices.ContainsFunc(v.Devices, func(d core.Device) bool { return d.Kind != kindCPU })
 }
 
-// chooseType picks the worker type for a spawn: the one that is named. Else, among those that say
-// that they serve models of the architecture (empty: not known yet): the one whose devices include
-// the device, first the one that has its kind's name; else the first that can use something better
-// than the CPU; else the first that works. Errors: Invalid, NotFound, Unsupported, each saying what
-// there is.
+// chooseType picks the worker type for a spawn: the named one. Otherwise, among those that declare
+// to serve models of the architecture (empty: not known yet): the one whose devices include the
+// device, preferring the one with its kind's name; else the first that can use something better
+// than the CPU; else the first that works. Errors: Invalid, NotFound, Unsupported, each with the
+// available choices.
 func chooseType(types []typeView, wantType, wantDevice, architecture string) (string, error) {
 	const what = "choose worker type"
 	names := make([]string, 0, len(types))
@@ -136,7 +136,7 @@ func chooseType(types []typeView, wantType, wantDevice, architecture string) (st
 	return "", core.Errorf(core.Unsupported, "%s: no worker type of this hive can be used: %s", what, strings.Join(problems, "; "))
 }
 
-// unasked says that a type works, and why it is not chosen.
+// unasked explains that a type works, and why it is not chosen by default.
 func unasked(name, architecture string) error {
 	err := core.Errorf(core.Unsupported, "choose worker type: worker type %s does not say that it serves %s", name, cmp.Or(architecture, "models of this kind"))
 	return core.WithHint(err, "Name it to use it all the same: --type %s.", name)
@@ -151,8 +151,8 @@ func deviceKind(device string) string {
 	return kind
 }
 
-// chooseDevice picks the device of a worker type: the one that is named by id, else the one of the
-// named kind, else any, with the most free memory. Errors: NotFound, Unsupported.
+// chooseDevice picks a device of a worker type: the one with the id, else one of the named kind,
+// else any, preferring the most free memory. Errors: NotFound, Unsupported.
 func chooseDevice(devices []core.Device, want string) (core.Device, error) {
 	const what = "choose device"
 	var best *core.Device
@@ -182,24 +182,24 @@ func chooseDevice(devices []core.Device, want string) (core.Device, error) {
 	return core.Device{}, core.Errorf(core.NotFound, "%s: there is no device %q", what, want).Hint("Devices of this worker type: %s.", strings.Join(ids, ", "))
 }
 
-// fit says how large a worker is to be.
+// fit is the size chosen for a worker.
 type fit struct {
 	ContextTokens int   // per slot
 	EstimateBytes int64 // of device memory; 0: unknown
 }
 
-// memory is what a device can give.
+// memory is what a device can offer.
 type memory struct {
 	Device     string
-	FreeBytes  int64 // of what nobody has reserved
+	FreeBytes  int64 // not reserved by anybody
 	TotalBytes int64
-	Known      bool // false: the device cannot tell, so everything fits
+	Known      bool // false: the device does not report its memory, so everything fits
 }
 
-// chooseFit finds the context of a worker. want is per slot, 0 leaves it open: then it is the
+// chooseFit finds the context of a worker. want is per slot; 0 leaves it open: then it is the
 // model's own, at most defaultContextTokens, halved until it fits. trained is the context that the
-// model was trained for, 0: unknown. estimate gives the bytes for a context, 0: unknown. Errors:
-// TooLarge naming the missing bytes, Invalid for more context than the model was trained for.
+// model was trained for, 0: unknown. estimate returns the bytes for a context, 0: unknown. Errors:
+// TooLarge with the missing bytes, Invalid for more context than the model was trained for.
 func chooseFit(m memory, model string, slots, want, trained int, estimate func(contextTokens int) int64) (fit, error) {
 	if want > 0 && trained > 0 && want > trained {
 		return fit{}, core.Errorf(core.Invalid, "check memory: a context of %d tokens is more than %s was trained for", want, model).Hint(

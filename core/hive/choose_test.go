@@ -19,7 +19,7 @@ func TestChooseType(t *testing.T) {
 	noCUDA := typeView{Name: "cuda", Problem: "There is no CUDA device."}
 	sick := typeView{Name: "cuda", Formats: gguf, Devices: []core.Device{{ID: "cuda:0", Kind: "cuda", Problem: "Fell off the bus."}}}
 	vllm := typeView{Name: "vllm", Formats: gguf, Devices: []core.Device{{ID: "cuda:0", Kind: "cuda"}}}
-	// Types that somebody dropped into the folder: before all others, and with their devices.
+	// Types dropped into the folder: first in the list, with devices.
 	dumb := typeView{Name: "aaa", Devices: []core.Device{{ID: "cpu", Kind: "cpu"}, {ID: "cuda:0", Kind: "cuda"}}}
 	eager := typeView{Name: "aab", Formats: gguf, Devices: dumb.Devices}
 	other := typeView{Name: "aac", Formats: []string{"safetensors"}, Devices: dumb.Devices}
@@ -73,8 +73,7 @@ func TestChooseType(t *testing.T) {
 	}
 }
 
-// A device that several types report is shown as the one that has its name knows it, whatever their
-// order.
+// A device that several types report is shown as the type with its name reports it, in any order.
 func TestDevicesOwnType(t *testing.T) {
 	t.Parallel()
 	device := func(id, name string) sdkworker.Fingerprint {
@@ -95,7 +94,7 @@ func TestDevicesOwnType(t *testing.T) {
 	must.Eq(t, []string{"cpu as cpu says", "cuda:0 as cuda says", "npu as zz1 says"}, names)
 }
 
-// What the settings of a block decide counts in place of what the plugin says without them.
+// What the settings of a block decide takes precedence over what the plugin reports without them.
 func TestFormatsOfFingerprint(t *testing.T) {
 	t.Parallel()
 	w := newType(pluginhost.Spec{Name: "server"})

@@ -11,8 +11,8 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// claims keep what somebody is about to use from being deleted, and what is being deleted from
-// being used. A worker is in the roster before its claims end.
+// claims protect what is about to be used from deletion, and keep what is being deleted from being
+// used. A worker enters the roster before its claims end.
 type claims struct {
 	store  shelf
 	roster *roster
@@ -21,14 +21,15 @@ type claims struct {
 	launches map[string]int           // folders of binaries that workers are about to run from
 	leaving  map[string]bool          // folders of binaries that are being deleted
 	loads    map[string]int           // models that workers are about to load
-	deleting map[string]chan struct{} // models that are being deleted; closed when that is over
+	deleting map[string]chan struct{} // models that are being deleted; each channel is closed when the deletion ends
 }
 
 func newClaims(s shelf, r *roster) *claims {
 	return &claims{store: s, roster: r, launches: map[string]int{}, leaving: map[string]bool{}, loads: map[string]int{}, deleting: map[string]chan struct{}{}}
 }
 
-// beginDelete has nobody load a model until done is called, unless somebody does already.
+// beginDelete keeps a model from being loaded until done is called. It fails if the model is
+// already in use.
 func (c *claims) beginDelete(id string) (done func(), err error) {
 	const what = "delete model"
 	c.mu.Lock()
@@ -85,8 +86,8 @@ func (c *claims) holdModel(ctx context.Context, id string) (release func(), err 
 	}
 }
 
-// beginRemove has nobody run from the folders of a worker binary, unless somebody does already.
-// Errors: InUse.
+// beginRemove keeps workers from launching out of the folders of a worker binary. It fails if one
+// already runs from them. Errors: InUse.
 func (c *claims) beginRemove(binary string, folders []string) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -119,7 +120,7 @@ func (c *claims) usersLocked(folders []string) []string {
 	}
 	slices.Sort(users)
 	for _, f := range folders {
-		// What is launched and registered already is held for a moment longer.
+		// A launch whose worker is already registered holds its claim a moment longer.
 		if c.launches[f] > 0 && len(users) == 0 {
 			users = append(users, "a worker that is just being started, or a probe")
 		}
@@ -127,9 +128,9 @@ func (c *claims) usersLocked(folders []string) []string {
 	return users
 }
 
-// holdBinary gives the paths of a worker binary, found as store.Binary does, and keeps its folder
-// until release is called. Its files have their digests. Errors: those of the store, Conflict while
-// it is being deleted.
+// holdBinary returns the paths of a worker binary, found as store.Binary does, and keeps its folder
+// until release is called. The digests of its files have been verified. Errors: those of the store,
+// Conflict while it is being deleted.
 func (c *claims) holdBinary(ctx context.Context, id string) (exe, engine string, release func(), err error) {
 	if exe, engine, err = c.store.BinaryPaths(id); err != nil {
 		return "", "", nil, err
@@ -158,7 +159,7 @@ func (c *claims) holdBinary(ctx context.Context, id string) (exe, engine string,
 	return exe, engine, release, nil
 }
 
-// folderInUse says whether a worker runs from that folder of a worker binary, or is about to.
+// folderInUse reports whether a worker runs from that folder of a worker binary, or is about to.
 func (c *claims) folderInUse(folder string) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()

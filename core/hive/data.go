@@ -18,21 +18,21 @@ const (
 	// maxDataConns bounds the connections of queens to workers. A queen keeps up to 64 unused ones
 	// to each worker.
 	maxDataConns = 4096
-	// dataSpare are those that are told that there are too many.
+	// dataSpare is the number of further connections that are answered with a refusal.
 	dataSpare = 64
-	// dataStart is how long a queen may take to say which worker it wants.
+	// dataStart is how long a queen may take to name the worker it wants.
 	dataStart = 5 * time.Second
-	// dataStuck is how long a worker may take not to read what a queen sends.
+	// dataStuck is how long a worker may leave unread what a queen sends.
 	dataStuck = 30 * time.Second
-	// dataLinger is how long a queen may take to read what a worker wrote before it went.
+	// dataLinger is how long a queen may take to read what a worker wrote before it exited.
 	dataLinger = 2 * time.Second
-	// dataRecord is how much is passed on at once: the most that a TLS record holds.
+	// dataRecord is the size of one copy: the most that a TLS record holds.
 	dataRecord = 16 << 10
 )
 
 // ServeData joins the connections that queens make with the data sockets of this hive's workers,
-// until ctx ends or l is closed, then cuts those that are left and returns. The connections of l
-// are those of rpc.Mux.Data. Errors: what l says, but nil when it was closed.
+// until ctx ends or l is closed, then cuts the remaining ones and returns. The connections of l are
+// those of rpc.Mux.Data. Errors: those of l, but nil when it was closed.
 func (h *Hive) ServeData(ctx context.Context, l net.Listener) error {
 	return (&dataServer{worker: h.DialWorker, max: maxDataConns}).serve(ctx, l)
 }
@@ -76,7 +76,7 @@ func (s *dataServer) serve(ctx context.Context, l net.Listener) error {
 	}
 }
 
-// abort closes c so that the other end sees a cut, not an end.
+// abort closes c so that the peer sees a reset instead of a clean end.
 func abort(c net.Conn) {
 	if t, ok := c.(interface{ Abort() }); ok {
 		t.Abort()
@@ -85,7 +85,7 @@ func abort(c net.Conn) {
 	_ = c.Close()
 }
 
-// join passes bytes between a queen and the worker that it asks for, until one of them goes.
+// join passes bytes between a queen and the worker that it names, until one of them disconnects.
 func (s *dataServer) join(ctx context.Context, queen net.Conn) {
 	defer abort(queen)
 	stop := context.AfterFunc(ctx, func() { abort(queen) })
@@ -99,16 +99,16 @@ func (s *dataServer) join(ctx context.Context, queen net.Conn) {
 	p := &pair{queen: queen, worker: worker}
 	defer context.AfterFunc(ctx, p.cut)()
 
-	// This goroutine waits for the queen, another one for the worker. Each blocks in a read and
-	// writes what it got: no other hand-over.
+	// This goroutine reads from the queen, another one from the worker. Each blocks in a read and
+	// writes what it got, without a further hand-over.
 	var wg sync.WaitGroup
 	wg.Go(p.fromWorker)
 	p.fromQueen(first)
 	wg.Wait()
 }
 
-// connect reads which worker the queen wants, connects to it, and answers. first is what the queen
-// has already sent for the worker.
+// connect reads which worker the queen wants, connects to it, and answers. first holds what the
+// queen has already sent for the worker.
 func (s *dataServer) connect(ctx context.Context, queen net.Conn) (worker *net.UnixConn, first []byte, err error) {
 	n := s.active.Add(1)
 	if err := queen.SetDeadline(time.Now().Add(dataStart)); err != nil {
@@ -116,7 +116,7 @@ func (s *dataServer) connect(ctx context.Context, queen net.Conn) (worker *net.U
 	}
 	id, first, err := rpc.ReadConnect(queen)
 	if err != nil && core.KindOf(err) != core.Invalid {
-		return nil, nil, err // the connection's: there is nobody to answer
+		return nil, nil, err // an error of the connection: no answer can be sent
 	}
 	if err == nil && n > s.max {
 		err = core.Errorf(core.Overloaded, "connect to worker: the hive has %d connections to its workers", s.max).Hint("Ask again shortly, or spread the workers over more hives.")
@@ -126,7 +126,7 @@ func (s *dataServer) connect(ctx context.Context, queen net.Conn) (worker *net.U
 	}
 	if err != nil {
 		if rpc.AnswerConnect(queen, err) == nil {
-			_ = queen.Close() // in order: the answer is to arrive
+			_ = queen.Close() // a clean close, so that the answer arrives
 		}
 		return nil, nil, err
 	}
@@ -146,7 +146,7 @@ func (s *dataServer) dial(ctx context.Context, workerID string) (*net.UnixConn, 
 	return s.worker(ctx, workerID)
 }
 
-// dialData connects to a worker's data socket, and shows that it is the hive that does.
+// dialData connects to a worker's data socket, and authenticates as the hive.
 func dialData(ctx context.Context, id string, p workerProcess) (*net.UnixConn, error) {
 	var d net.Dialer
 	c, err := d.DialContext(ctx, "unix", p.DataSocket())
@@ -173,32 +173,32 @@ func dialData(ctx context.Context, id string, p workerProcess) (*net.UnixConn, e
 type pair struct {
 	queen  net.Conn
 	worker *net.UnixConn
-	said   atomic.Bool // the worker was told that the queen says no more
+	said   atomic.Bool // the worker has been sent the queen's end of input
 }
 
-// cut ends both at once.
+// cut resets both at once.
 func (p *pair) cut() {
 	_ = p.worker.Close()
 	abort(p.queen)
 }
 
-// fromQueen passes on what the queen sends. It returns when the queen is gone, and the worker's
-// connection is closed then: a request that nobody waits for any more ends.
+// fromQueen passes on what the queen sends. It returns when the queen has disconnected, and the
+// worker's connection is closed then, which cancels a request that nobody waits for.
 func (p *pair) fromQueen(first []byte) {
 	defer p.worker.Close()
 	deaf := !p.toWorker(first)
 	buf := make([]byte, dataRecord/2)
 	for {
 		n, err := p.queen.Read(buf)
-		if n > 0 && !deaf { // what a worker left behind is still to reach the queen, so it is listened to
+		if n > 0 && !deaf { // the rest of a dead worker's answer is still to reach the queen, so keep reading
 			deaf = !p.toWorker(buf[:n])
 		}
 		switch {
 		case err == nil:
 			continue
 		case errors.Is(err, io.EOF):
-			// The queen says no more. Whether it still listens, only the connection below knows:
-			// that has ended too if the queen closed.
+			// The queen has sent all. Whether it still reads, only the connection below knows: that
+			// has ended as well if the queen closed.
 			p.said.Store(true)
 			_ = p.worker.CloseWrite()
 			_, _ = below(p.queen).Read(buf[:1])
@@ -207,7 +207,7 @@ func (p *pair) fromQueen(first []byte) {
 	}
 }
 
-// toWorker says false when the worker takes nothing more.
+// toWorker returns false when the worker accepts no more data.
 func (p *pair) toWorker(data []byte) bool {
 	if len(data) == 0 {
 		return true
@@ -247,9 +247,9 @@ func (p *pair) fromWorker() {
 	}
 }
 
-// listens says whether a worker that says no more is still there. A socket that nobody has open
-// takes not even nothing. One that was told of the queen's end takes nothing either way: there the
-// worker's end is taken for one that it meant.
+// listens reports whether a worker that sends no more still exists. Even an empty write fails on a
+// socket that no process has open. A worker that has been sent the queen's end fails it in either
+// case: there, its end counts as intended.
 func (p *pair) listens() bool {
 	if p.said.Load() {
 		return true
@@ -258,8 +258,8 @@ func (p *pair) listens() bool {
 	return err == nil
 }
 
-// workerGone has the queen see a cut after the worker's last byte. The connection is not closed at
-// once: what the queen has sent and nobody read would have the rest of the answer thrown away.
+// workerGone makes the queen see a cut after the worker's last byte. It does not close the
+// connection at once: with unread input from the queen, that would discard the rest of the answer.
 func (p *pair) workerGone() {
 	if t, ok := below(p.queen).(interface{ CloseWrite() error }); !ok || t.CloseWrite() != nil {
 		p.cut()
@@ -268,7 +268,7 @@ func (p *pair) workerGone() {
 	_ = p.queen.SetReadDeadline(time.Now().Add(dataLinger))
 }
 
-// below is the connection that carries c.
+// below returns the connection that carries c.
 func below(c net.Conn) net.Conn {
 	if t, ok := c.(interface{ NetConn() net.Conn }); ok {
 		return t.NetConn()

@@ -24,7 +24,7 @@ import (
 	"github.com/rbee-project/rbee/core/rpc"
 )
 
-// socketOnly is a worker that is no more than its data socket.
+// socketOnly is a worker that consists of only a data socket.
 type socketOnly struct {
 	workerProcess
 	path string
@@ -49,7 +49,7 @@ func newDataRig(t testing.TB) *dataRig {
 	return dataRigOf(t, nil)
 }
 
-// dataRigOf is one with workers of a real hive where h is not nil.
+// dataRigOf returns a rig, with the workers of a real hive if h is not nil.
 func dataRigOf(t testing.TB, h *Hive) *dataRig {
 	t.Helper()
 	ca, err := pki.NewCA("00c0ffee00c0ffee", "test", time.Now())
@@ -134,7 +134,7 @@ func (r *dataRig) join(t testing.TB) (queen net.Conn, worker *net.UnixConn) {
 	return c, w
 }
 
-// none waits until nothing is joined any more.
+// none waits until no pair is joined.
 func (r *dataRig) none(t testing.TB, within time.Duration) {
 	t.Helper()
 	for end := time.Now().Add(within); r.server.active.Load() != 0; {
@@ -153,7 +153,7 @@ func TestDataBytes(t *testing.T) {
 		data[i] = byte(i * i >> 3)
 	}
 	var wg sync.WaitGroup
-	wg.Go(func() { // the worker's echo, which ends when the queen has said all
+	wg.Go(func() { // the worker's echo, which ends when the queen has sent all
 		_, err := io.Copy(worker, worker)
 		must.NoError(t, err)
 		must.NoError(t, worker.CloseWrite())
@@ -171,7 +171,7 @@ func TestDataBytes(t *testing.T) {
 	r.none(t, time.Second)
 }
 
-// One side may end before the other, either way round.
+// Either side may end before the other.
 func TestDataHalfClose(t *testing.T) {
 	t.Parallel()
 	r := newDataRig(t)
@@ -179,7 +179,7 @@ func TestDataHalfClose(t *testing.T) {
 	must.NoError(t, queen.(interface{ CloseWrite() error }).CloseWrite())
 	_, err := worker.Read(make([]byte, 1))
 	must.ErrorIs(t, err, io.EOF)
-	for range 3 { // the worker goes on
+	for range 3 { // the worker keeps sending
 		_, err = worker.Write([]byte("more"))
 		must.NoError(t, err)
 		_, err = io.ReadFull(queen, make([]byte, 4))
@@ -202,8 +202,7 @@ func TestDataHalfClose(t *testing.T) {
 	r.none(t, time.Second)
 }
 
-// When nobody waits for an answer any more, the worker's socket is closed at once, whatever is
-// under way.
+// When a queen disconnects, the worker's socket is closed at once, whatever is in flight.
 func TestDataQueenGoes(t *testing.T) {
 	t.Parallel()
 	for _, abort := range []bool{false, true} {
@@ -222,7 +221,7 @@ func TestDataQueenGoes(t *testing.T) {
 					must.ErrorIs(t, err, io.EOF)
 				}
 				gone := make(chan time.Time, 1)
-				go func() { // it writes until it cannot: as one that streams tokens
+				go func() { // it writes until it cannot, like one that streams tokens
 					for {
 						if _, err := worker.Write([]byte("token ")); err != nil {
 							gone <- time.Now()
@@ -248,7 +247,7 @@ func TestDataQueenGoes(t *testing.T) {
 	}
 }
 
-// A worker that waits, as one that works on a prompt does, sees the end as well.
+// A worker that is not writing, such as one that processes a prompt, sees the end as well.
 func TestDataCancelReachesAReader(t *testing.T) {
 	t.Parallel()
 	r := newDataRig(t)
@@ -266,13 +265,14 @@ func TestDataCancelReachesAReader(t *testing.T) {
 	r.none(t, time.Second)
 }
 
-// A worker that dies is not taken for one that has said all, and what it said before still arrives.
+// The death of a worker is not mistaken for a complete answer, and what it sent before still
+// arrives.
 func TestDataWorkerGoes(t *testing.T) {
 	t.Parallel()
 	for _, unread := range []bool{false, true} {
 		r := newDataRig(t)
 		queen, worker := r.join(t)
-		if unread { // the worker has not read what it was asked, and the hive has not passed all of it on
+		if unread { // the worker has not read its request, and the hive has not passed all of it on
 			go func() { _, _ = queen.Write(make([]byte, 4<<20)) }()
 			timer := time.NewTimer(50 * time.Millisecond)
 			<-timer.C
@@ -292,7 +292,7 @@ func TestDataWorkerGoes(t *testing.T) {
 	}
 }
 
-// A queen that does not notice does not keep what a dead worker left.
+// A queen that does not notice does not hold on to what a dead worker left.
 func TestDataLinger(t *testing.T) {
 	t.Parallel()
 	r := newDataRig(t)
@@ -301,7 +301,7 @@ func TestDataLinger(t *testing.T) {
 	r.none(t, dataLinger+time.Second)
 }
 
-// The hive says why it does not connect.
+// The hive reports why it does not connect.
 func TestDataRefuses(t *testing.T) {
 	t.Parallel()
 	r := newDataRig(t)
@@ -324,7 +324,7 @@ func TestDataRefuses(t *testing.T) {
 	r.join(t)
 }
 
-// The end of the hive cuts what is open, and waits for it.
+// Ending the hive cuts open connections, and waits for them.
 func TestDataEnds(t *testing.T) {
 	t.Parallel()
 	r := newDataRig(t)
@@ -340,7 +340,7 @@ func TestDataEnds(t *testing.T) {
 	must.ErrorIs(t, err, io.EOF)
 }
 
-// A queen that does not say what it wants has a few seconds.
+// A queen that does not name a worker has a few seconds.
 func TestDataStart(t *testing.T) {
 	t.Parallel()
 	a, b := net.Pipe()
@@ -384,7 +384,7 @@ func TestDataOfAWorkerProcess(t *testing.T) {
 	must.NoError(t, p.Kill())
 	_, err = in.ReadByte()
 	must.Error(t, err)
-	must.False(t, errors.Is(err, io.EOF))           // a cut
+	must.False(t, errors.Is(err, io.EOF))           // a cut, not a clean end
 	coretest.Eventually(t, patience, func() error { // the kernel closes the sockets of a killed process one after the other
 		c, err := d.queen.DialData(t.Context(), "00000001", d.addr, w.Worker.ID)
 		if err == nil {

@@ -52,11 +52,11 @@ func (ms *models) takeModel(ctx context.Context, name string, run *job.Run) (m c
 		}
 		release()
 		if core.KindOf(err) == core.Integrity {
-			ms.stock.storeChanged(ctx) // it is found to be damaged
+			ms.stock.storeChanged(ctx) // it was found damaged
 		}
 		if core.KindOf(err) != core.NotFound {
 			return m, "", nil, err
 		}
-		// Deleted in this very moment: it is brought again.
+		// It was deleted in this very moment: fetch it again.
 	}
 }

@@ -37,7 +37,7 @@ func TestModelDelete(t *testing.T) {
 	must.Eq(t, m.SizeBytes, dry.FreedBytes)
 	must.Eq(t, []string{"tiny"}, r.models())
 
-	// While it is loaded it stays, and the workers are named.
+	// A loaded model stays, and the error names the workers.
 	w := r.spawn("fake")
 	f := r.failure(core.Request{Operation: core.OpModelDelete, Model: "fake:tiny.gguf"})
 	must.Eq(t, core.InUse, f.Kind)
@@ -90,7 +90,7 @@ worker "slow" {
 	r.follow(j.ID)
 	result1[core.ModelDeleteResult](r, core.Request{Operation: core.OpModelDelete, Model: "tiny"})
 
-	// Also before there is a worker: whoever is about to load it holds it.
+	// The same holds before a worker exists: a load in progress holds the model.
 	release, err := r.hive.claims.holdModel(t.Context(), "tiny")
 	must.NoError(t, err)
 	_, err = r.hive.claims.beginDelete("tiny")
@@ -108,12 +108,12 @@ worker "slow" {
 	done()
 }
 
-// Spawns and deletions at once: every spawn gets a whole model, and none is pulled away under a
+// Spawns and deletions run at once: every spawn gets a whole model, and no model is deleted under a
 // worker.
 func TestSpawnAgainstDelete(t *testing.T) {
 	t.Parallel()
 	r := run(t, setup{})
-	r.spawn("fake") // so that everything is installed
+	r.spawn("fake") // installs everything
 	var wg sync.WaitGroup
 	failures := make([]string, 6)
 	for i := range failures {
@@ -146,14 +146,14 @@ func TestSplitModelAndNotes(t *testing.T) {
 	}
 	j, events := r.follow(r.submit(core.Request{Operation: core.OpModelDownload, Model: "fake:split"}).ID)
 	must.Eq(t, core.JobSucceeded, j.State, must.Sprintf("%+v", j.Error))
-	must.StrContains(t, logs(events), "split has 3 files") // what the source has to say is said
+	must.StrContains(t, logs(events), "split has 3 files") // the source's messages are logged
 	result1[core.SpawnResult](r, core.Request{Operation: core.OpWorkerSpawn, Type: "fake", Model: "split", ContextTokens: 64})
 	f := r.failure(core.Request{Operation: core.OpModelDelete, Model: "split"})
 	must.Eq(t, core.InUse, f.Kind)
 }
 
 // Two downloads of one model share a transfer; each can be cancelled, and a cancelled one leaves
-// nothing that could be used.
+// nothing usable.
 func TestModelDownloadCancel(t *testing.T) {
 	t.Parallel()
 	r := run(t, setup{})

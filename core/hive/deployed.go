@@ -6,8 +6,8 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// sameReplica answers a spawn whose worker is there already; its hive reports how it goes on.
-// Errors: Conflict where it ends.
+// sameReplica answers a spawn whose worker already exists; its hive reports its progress. Errors:
+// Conflict where it is ending.
 func (sp *spawner) sameReplica(ctx context.Context, w *worker) (core.SpawnResult, error) {
 	switch w.stateNow() {
 	case core.WorkerReady, core.WorkerLoading:

@@ -9,8 +9,8 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// A replica of a deployment is started once, also by a job of another name, and says which it is:
-// in the reports, and in the file that the next agent takes it over by.
+// A replica of a deployment is started once, even by a job of another name, and is labelled in the
+// reports and in the handle that the next agent adopts it by.
 func TestReplicaIsStartedOnce(t *testing.T) {
 	t.Parallel()
 	r := run(t, setup{})

@@ -16,7 +16,7 @@ import (
 	"github.com/rbee-project/rbee/core/pluginhost"
 )
 
-// maxSocketPathBytes is what fits into the address of a unix socket everywhere.
+// maxSocketPathBytes is the length that fits into the address of a unix socket on every platform.
 const maxSocketPathBytes = 103
 
 // layout is where a hive keeps its state below the data folder.
@@ -25,10 +25,11 @@ type layout struct {
 	handles string // a handle file per worker
 	damaged string // handle files that could not be read
 	run     string // a folder per worker process
-	states  string // what workers that were unloaded have read of conversations: see states.go
+	states  string // what unloaded workers have read of conversations: see states.go
 }
 
-// openLayout makes the folders. Errors: Internal, Invalid when paths of sockets would be too long.
+// openLayout creates the folders. Errors: Internal, Invalid when paths of sockets would be too
+// long.
 func openLayout(dataDir string) (layout, error) {
 	dir, err := filepath.Abs(dataDir)
 	if err != nil {
@@ -41,7 +42,7 @@ func openLayout(dataDir string) (layout, error) {
 		run:     filepath.Join(dir, "run"),
 		states:  filepath.Join(dir, "states"),
 	}
-	// go-plugin adds a file name of its own of at most 16 characters.
+	// go-plugin appends a file name of at most 16 characters.
 	if longest := filepath.Join(pluginhost.PrivateDir(l.runDir(newID())), "plugin0123456789"); len(longest) > maxSocketPathBytes {
 		return layout{}, core.Errorf(core.Invalid, "open data folder: %s is too long: the sockets in it would have paths of %d bytes, %d are possible", dir, len(longest), maxSocketPathBytes).Hint(
 			"Set data_dir to a shorter path.")
@@ -50,8 +51,8 @@ func openLayout(dataDir string) (layout, error) {
 		if err := disk.MakeFolder(d); err != nil {
 			return layout{}, core.Wrap(err, core.Internal, "open data folder")
 		}
-		// What was there before may be open to others. The group of the run folder may be that of
-		// the plugins' users, which pass through to their own.
+		// Existing folders may be open to others. The group of the run folder may be that of the
+		// plugins' users, which pass through it to their own.
 		mode := os.FileMode(0o700)
 		if info, err := os.Stat(d); err == nil && d == l.run {
 			mode |= info.Mode().Perm() & 0o010
@@ -76,7 +77,7 @@ func randomHex(n int) string {
 	return hex.EncodeToString(b)
 }
 
-// validID says whether a name from outside is one that newID makes.
+// validID reports whether a name from outside has the form that newID produces.
 func validID(id string) bool {
 	if len(id) != 12 {
 		return false
@@ -84,8 +85,8 @@ func validID(id string) bool {
 	return !strings.ContainsFunc(id, func(r rune) bool { return (r < '0' || r > '9') && (r < 'a' || r > 'f') })
 }
 
-// nextIncarnation counts the starts of the agent on this data folder. Where the count was lost it
-// goes on from the time, which is higher than any count.
+// nextIncarnation counts the starts of the agent on this data folder. If the count was lost it
+// continues from the time, which is higher than any count.
 func (l layout) nextIncarnation(now time.Time) (uint64, error) {
 	path := filepath.Join(l.hive, "incarnation")
 	b, err := os.ReadFile(path)
@@ -101,7 +102,7 @@ func (l layout) nextIncarnation(now time.Time) (uint64, error) {
 	return n, writeFile(path, []byte(strconv.FormatUint(n, 10)+"\n"))
 }
 
-// ownID is the hive's id as kept on disk; the first call makes it.
+// ownID returns the hive's id as kept on disk; the first call creates it.
 func (l layout) ownID() (string, error) {
 	path := filepath.Join(l.hive, "id")
 	b, err := os.ReadFile(path)
@@ -119,12 +120,12 @@ func (l layout) ownID() (string, error) {
 	return id, writeFile(path, []byte(id+"\n"))
 }
 
-// writeFile replaces a file at once and for good.
+// writeFile replaces a file atomically and durably.
 func writeFile(path string, content []byte) error {
 	return core.Wrap(disk.Replace(path, content, 0o600), core.Internal, "write state")
 }
 
-// removeFile removes a file for good. One that is not there is removed.
+// removeFile removes a file durably. A missing file is not an error.
 func removeFile(path string) error {
 	return core.Wrap(disk.Remove(path), core.Internal, "remove state")
 }

@@ -9,8 +9,8 @@ import (
 	"github.com/shoenig/test/must"
 )
 
-// The folders of a hive are its own, also where they were open before; only the group of the run
-// folder may still pass through. So is what it keeps there.
+// The folders of a hive are private, even if they were open before; only the group of the run
+// folder may still pass through. So are the files in them.
 func TestLayoutIsPrivate(t *testing.T) {
 	t.Parallel()
 	mode := func(path string) os.FileMode {

@@ -13,7 +13,7 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/catalog"
 )
 
-// modelDownload brings a model into the store.
+// modelDownload downloads a model into the store.
 func (ms *models) modelDownload(ctx context.Context, r core.Request, run *job.Run) (core.Model, error) {
 	if r.Name != "" {
 		if err := ms.checkName(r.Name); err != nil {
@@ -30,7 +30,7 @@ func (ms *models) modelDownload(ctx context.Context, r core.Request, run *job.Ru
 		return core.Model{}, err
 	}
 	if err == nil && !isRef {
-		ref, isRef = have.Ref, have.Ref != "" // it is to have another name
+		ref, isRef = have.Ref, have.Ref != "" // the model is to get another name
 	}
 	if !isRef {
 		if ref, err = ms.refOf(ctx, r.Model, err); err != nil {
@@ -45,12 +45,11 @@ func (ms *models) modelDownload(ctx context.Context, r core.Request, run *job.Ru
 	return m, err
 }
 
-// ensureModel finds a model in the store, or brings it there, and returns the path of its GGUF
-// file.
+// ensureModel finds a model in the store, or fetches it, and returns the path of its GGUF file.
 func (ms *models) ensureModel(ctx context.Context, name string, run *job.Run) (core.Model, string, error) {
 	m, path, err := ms.store.Model(name)
 	if core.KindOf(err) != core.NotFound {
-		return m, path, err // also nil
+		return m, path, err // err may be nil
 	}
 	ref, isRef := ms.catalogs.reference(name)
 	if !isRef {
@@ -65,7 +64,7 @@ func (ms *models) ensureModel(ctx context.Context, name string, run *job.Run) (c
 }
 
 // refOf finds the reference of a bare name in the catalog sources. missing is the store's error for
-// the name; it is returned, with what the sources have, when they do not know the name either.
+// the name; if the sources do not know the name either, it is returned, with what they offer.
 func (ms *models) refOf(ctx context.Context, name string, missing error) (string, error) {
 	if missing == nil || core.KindOf(missing) == core.Integrity {
 		missing = core.Errorf(core.NotFound, "find model: there is no model %q", name)
@@ -90,7 +89,7 @@ func (ms *models) refOf(ctx context.Context, name string, missing error) (string
 	return "", missing
 }
 
-// checkName refuses a name for a model that cannot be one, or that would be taken for a catalog
+// checkName refuses an invalid name for a model, or one that would be taken for a catalog
 // reference.
 func (ms *models) checkName(name string) error {
 	if err := modelname.Check(name, "a model's name"); err != nil {
@@ -103,7 +102,7 @@ func (ms *models) checkName(name string) error {
 }
 
 // fetchModel resolves a reference and puts its files into the store, under the name; empty: the id
-// that the store has for the reference already, otherwise the one that the source proposes.
+// that the store already has for the reference, otherwise the one that the source proposes.
 func (ms *models) fetchModel(ctx context.Context, ref, name string, run *job.Run) (core.Model, error) {
 	source, _, err := ms.catalogs.split(ref)
 	if err != nil {
@@ -138,9 +137,9 @@ func (ms *models) fetchModel(ctx context.Context, ref, name string, run *job.Run
 	return put, err
 }
 
-// newModelID returns the id of a model with the exact reference: the one that it has already; the
-// one that its source proposes; or, where another model has that and it does not say where it is
-// from, one that does.
+// newModelID returns the id of a model with the exact reference: the one that it already has; else
+// the one that its source proposes; or, where another model has that one, an id that includes the
+// source.
 func newModelID(models []core.Model, exact, proposed string, files []store.FileSpec) string {
 	if i := slices.IndexFunc(models, func(m core.Model) bool { return m.Ref == exact }); i >= 0 {
 		return models[i].ID

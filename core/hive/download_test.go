@@ -41,7 +41,7 @@ func TestModelDownload(t *testing.T) {
 	must.Len(t, 1, m.Files)
 	must.Eq(t, byName.Digest, m.Digest)
 
-	// A damaged one is shown, cannot be spawned, and is repaired by another download.
+	// A damaged model is shown, cannot be spawned, and is repaired by another download.
 	blob := filepath.Join(r.dir, "store", "blobs", strings.Replace(m.Digest, ":", "-", 1))
 	must.NoError(t, os.Chmod(blob, 0o600))
 	must.NoError(t, os.Truncate(blob, 100))
@@ -146,7 +146,7 @@ worker "other" {
 	must.Len(t, 1, got.Files)
 	_, err = operation.WorkerBinaryGet.Ask(t.Context(), r, core.Request{Binary: "cuda"})
 	must.Eq(t, core.NotFound, core.KindOf(err))
-	r.spawn("") // takes the type that works
+	r.spawn("") // chooses the type that works
 	must.Eq(t, "fake", r.queen.workers()[0].Type)
 }
 
@@ -165,7 +165,7 @@ func TestReplacedPluginIsInstalledAnew(t *testing.T) {
 	}})
 	old := r.spawn("fake")
 	before := r.binary()
-	// A newer build of the same version: what a developer does all day.
+	// A newer build of the same version, as developers produce all day.
 	f, err := os.ReadFile(exe)
 	must.NoError(t, err)
 	must.NoError(t, os.Remove(exe))
@@ -182,8 +182,8 @@ func TestReplacedPluginIsInstalledAnew(t *testing.T) {
 	must.StrContains(t, text, "still here")
 }
 
-// A plugin of another version under a running agent is installed under its own id, and the old id
-// stays what it was.
+// When another version of a plugin replaces it under a running agent, that version is installed
+// under its own id, and the old id keeps its content.
 func TestReplacedPluginKeepsIDs(t *testing.T) {
 	t.Parallel()
 	exe := filepath.Join(shortDir(t), "rbee-worker-fake")
@@ -209,7 +209,7 @@ func TestReplacedPluginKeepsIDs(t *testing.T) {
 	must.Eq(t, before.Path, still.Path)
 }
 
-// What was changed on the disk after it was installed does not run.
+// Installed files that were changed on disk do not run.
 func TestChangedFilesDoNotRun(t *testing.T) {
 	t.Parallel()
 	r := run(t, setup{alone: true})
@@ -241,7 +241,7 @@ func TestBinaryThatCannotStart(t *testing.T) {
 	exe := filepath.Join(shortDir(t), "rbee-worker-fake")
 	plugins, err := pluginDir()
 	must.NoError(t, err)
-	// It starts where it is, and nowhere else, as a plugin does that needs other files beside it.
+	// It runs from where it is, and nowhere else, like a plugin that needs other files beside it.
 	script := fmt.Sprintf("#!/bin/sh\ncase \"$0\" in %s) exec %s;; esac\nexit 3\n", exe, filepath.Join(plugins, "rbee-worker-fake"))
 	must.NoError(t, os.WriteFile(exe, []byte(script), 0o700))
 	r := run(t, setup{alone: true, change: func(o *Options) {

@@ -13,17 +13,16 @@ import (
 )
 
 const (
-	// defaultRetireGrace is how long the running requests of a retired worker may go on.
+	// defaultRetireGrace is how long the running requests of a retired worker may take to finish.
 	defaultRetireGrace = 10 * time.Minute
-	// lastWait is what each of the last means gets when a worker does not end: Stop, SIGTERM,
-	// SIGKILL.
+	// lastWait is the time between the last means of ending a worker: Stop, SIGTERM, SIGKILL.
 	lastWait = 300 * time.Millisecond
-	// tellTimeout is how long the result of an operation waits for a queen to know it.
+	// tellTimeout is how long the result of an operation waits until a queen knows it.
 	tellTimeout = 2 * time.Second
 )
 
-// processDelete ends a worker process: it drains, stops, and is signalled where that does not help.
-// Where the job is cancelled the end goes on.
+// processDelete ends a worker process: it drains it, stops it, and signals it if that does not
+// help. If the job is cancelled, the process still ends.
 func (sv *supervisor) processDelete(ctx context.Context, r core.Request, run *job.Run) (core.ExitResult, error) {
 	w, gone, err := sv.roster.findProcess(r.PID)
 	if err != nil {
@@ -32,8 +31,8 @@ func (sv *supervisor) processDelete(ctx context.Context, r core.Request, run *jo
 	return sv.endAndTell(ctx, w, gone, ending{grace: cmp.Or(time.Duration(r.Grace), sv.settings.defaults.Load().StopGrace), now: r.Now, keep: r.KeepState}, run)
 }
 
-// activeRetire retires a worker and returns when it has ended. Where the job is cancelled the
-// retirement goes on.
+// activeRetire retires a worker and returns when it has ended. If the job is cancelled, the
+// retirement continues.
 func (sv *supervisor) activeRetire(ctx context.Context, r core.Request, run *job.Run) (core.ExitResult, error) {
 	w, gone, err := sv.roster.findWorker(r.Worker)
 	if err != nil {
@@ -42,19 +41,19 @@ func (sv *supervisor) activeRetire(ctx context.Context, r core.Request, run *job
 	return sv.endAndTell(ctx, w, gone, ending{grace: cmp.Or(time.Duration(r.Grace), defaultRetireGrace), keep: r.KeepState}, run)
 }
 
-// retire begins the end of a worker that the queens want retired, as often as they say so.
+// retire begins the end of a worker that the queens want retired. Repeating it does nothing.
 func (sv *supervisor) retire(id string) {
 	w, ok := sv.roster.worker(id)
 	if !ok {
 		return
 	}
 	if err := sv.endWorker(w, ending{grace: defaultRetireGrace}); err != nil {
-		sv.log.Debug("retire a worker", "worker", id, "error", err) // the hive ends: the next agent is told again
+		sv.log.Debug("retire a worker", "worker", id, "error", err) // the hive ends: a queen asks the next agent again
 	}
 }
 
-// endAndTell ends a worker, or for none says that gone is what became of it, and returns when
-// nothing of it is left and a queen knows.
+// endAndTell ends a worker, or if w is nil reports its recorded exit, and returns when nothing of
+// it is left and a queen knows.
 func (sv *supervisor) endAndTell(ctx context.Context, w *worker, gone exit, e ending, run *job.Run) (core.ExitResult, error) {
 	if w == nil {
 		run.Log("worker %s, process %d, has ended already", gone.WorkerID, gone.Process.PID)
@@ -83,14 +82,14 @@ func (sv *supervisor) endAndTell(ctx context.Context, w *worker, gone exit, e en
 	return core.ExitResult{WorkerID: w.id(), PID: w.pid(), Forced: forced, Exit: w.proc.Exit()}, nil
 }
 
-// ending says how a worker is to end.
+// ending is how a worker is to end.
 type ending struct {
-	grace time.Duration // how long running requests may go on, and with now the process
+	grace time.Duration // how long running requests, or with now the process, may take
 	now   bool          // running requests are cut
 	keep  bool          // what it has read of conversations is kept for the next worker with the model
 }
 
-// endWorker begins the end of a worker, or hurries one that goes on. It does not wait. Errors:
+// endWorker begins the end of a worker, or hurries one under way. It does not wait. Errors:
 // Unavailable when the hive ends.
 func (sv *supervisor) endWorker(w *worker, e ending) error {
 	by := time.Now().Add(e.grace)
@@ -107,7 +106,7 @@ func (sv *supervisor) endWorker(w *worker, e ending) error {
 		}
 	}
 	w.asked = true
-	w.keep = e.keep && (first || w.keep) // retiring for good has the last word
+	w.keep = e.keep && (first || w.keep) // retiring for good takes precedence
 	w.mu.Unlock()
 	if !first {
 		return nil
@@ -130,7 +129,7 @@ func (sv *supervisor) endWorker(w *worker, e ending) error {
 	})
 }
 
-// drain returns when the worker is idle, its time is over or it is gone. Errors: only ctx's.
+// drain returns when the worker is idle, its time is over or it has exited. Errors: only ctx's.
 func (sv *supervisor) drain(ctx context.Context, w *worker) error {
 	draining, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -165,7 +164,7 @@ func (sv *supervisor) drain(ctx context.Context, w *worker) error {
 	}
 }
 
-// stop makes the process end: by asking, by SIGTERM, by SIGKILL, each to the whole group. Errors:
+// stop ends the process: by asking, by SIGTERM, by SIGKILL, the signals to its whole group. Errors:
 // Internal, ctx's.
 func (sv *supervisor) stop(ctx context.Context, w *worker) error {
 	if isDone(w.proc.Done()) {
@@ -204,7 +203,7 @@ func (sv *supervisor) stop(ctx context.Context, w *worker) error {
 			return ctx.Err()
 		}
 	}
-	return nil // killed, but the operating system takes its time; the supervisor waits
+	return nil // killed, but the operating system takes its time; the supervisor waits for it
 }
 
 // signal sends a signal to the process group of a worker, if it is still the same process.
@@ -212,7 +211,7 @@ func (sv *supervisor) signal(w *worker, sig syscall.Signal) error {
 	p, err := hostinfo.Open(w.identity(), w.handle.Attachment.User)
 	if err == nil {
 		err = p.SignalGroup(sig)
-		if core.KindOf(err) == core.Forbidden { // it does not lead its group: it alone is hit
+		if core.KindOf(err) == core.Forbidden { // it does not lead its group: signal it alone
 			err = p.Signal(sig)
 		}
 		if closeErr := p.Close(); closeErr != nil {
@@ -225,7 +224,7 @@ func (sv *supervisor) signal(w *worker, sig syscall.Signal) error {
 	return err
 }
 
-// tell waits until a queen knows the state, not long: an operation on a hive succeeds without any
+// tell waits briefly until a queen knows the state: an operation on a hive succeeds even without a
 // queen.
 func (sv *supervisor) tell(ctx context.Context) {
 	if sv.beat.queens == nil {

@@ -10,17 +10,17 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// engineRecheck is the time between two attempts to resolve an engine that could not be resolved.
+// engineRecheck is the interval between attempts to resolve an engine that could not be resolved.
 const engineRecheck = 5 * time.Minute
 
-// engineFault says why the engine of a worker type cannot be installed.
+// engineFault is why the engine of a worker type cannot be installed.
 type engineFault struct {
-	text string // with what to do; empty: nothing is wrong
+	text string // with a hint; empty: no fault
 	kind core.Kind
 }
 
-// noteEngine keeps why the engine of the type cannot be installed; nil: it can. It reports whether
-// that is news.
+// noteEngine records why the engine of the type cannot be installed; nil: it can. It reports
+// whether that is news.
 func (t *workerType) noteEngine(err error) (news bool) {
 	var f engineFault
 	if err != nil {
@@ -39,7 +39,7 @@ func (t *workerType) engineFault() engineFault {
 	return t.engine
 }
 
-// adviceOf is an error with its hint, for people.
+// adviceOf returns an error with its hint, for display.
 func adviceOf(err error) string {
 	text := err.Error()
 	if hint := core.HintOf(err); hint != "" {
@@ -61,7 +61,7 @@ type engines struct {
 // to the queens.
 func (e *engines) engineTried(ctx context.Context, t *workerType, err error) {
 	if err != nil && (ctx.Err() != nil || core.KindOf(err) == core.Cancelled) {
-		return // says nothing about the engine
+		return // not about the engine
 	}
 	if t.noteEngine(err) {
 		e.beat.bump()
@@ -72,12 +72,12 @@ func (e *engines) engineTried(ctx context.Context, t *workerType, err error) {
 }
 
 // watchEngines asks, for each usable worker type whose engine is not installed, whether its catalog
-// source has it, so that the status names an engine that cannot be had before a request needs it.
-// It asks again while something is wrong, and returns when ctx ends.
+// source has it, so that the status names a missing engine before a request needs it. It asks again
+// while something is wrong, and returns when ctx ends.
 func (e *engines) watchEngines(ctx context.Context) {
 	tick := time.NewTicker(engineRecheck)
 	defer tick.Stop()
-	select { // the first look is at what all of that was about
+	select { // the first check covers all earlier news
 	case <-e.types.engineNews:
 	default:
 	}
@@ -112,7 +112,7 @@ func (e *engines) checkEngine(ctx context.Context, t *workerType, asked map[*wor
 	m, err := e.catalogs.resolve(ctx, info.Engine.Ref)
 	if err == nil {
 		asked[t] = info.Engine.Ref
-		// Its bytes may still be wrong: only a whole download says that they are not.
+		// Its bytes may still be wrong: only a complete download clears that.
 		if t.engineFault().kind != core.Integrity {
 			e.engineTried(ctx, t, nil)
 		}

@@ -18,8 +18,8 @@ import (
 	sdkworker "github.com/rbee-project/rbee/plugins/sdk/worker"
 )
 
-// toldProblem waits until the queens were told of exactly one problem, which has the texts; none:
-// until they were told of no problem.
+// toldProblem waits until the queens have received exactly one problem, which has the texts;
+// without texts: until they have received none.
 func (r *rig) toldProblem(texts ...string) {
 	r.t.Helper()
 	coretest.Eventually(r.t, patience, func() error {
@@ -40,13 +40,13 @@ func (r *rig) toldProblem(texts ...string) {
 	})
 }
 
-// An engine that cannot be had is told before a request needs it, and again when its bytes turn out
-// to be wrong; it is told no longer once it is installed.
+// An engine that cannot be fetched is reported before a request needs it, and again when its bytes
+// turn out to be wrong; the report ends once it is installed.
 func TestEngineThatCannotBeFetched(t *testing.T) {
 	t.Parallel()
 	r := run(t, setup{workers: "worker \"engined\" {\n  config {}\n}"})
 	r.toldProblem("engined cannot be installed", "words@2")
-	r.words("words@2", "libother.so") // not what the plugin says is in it
+	r.words("words@2", "libother.so") // it lacks what the plugin declares
 	_, err := r.hive.refreshCapabilities(t.Context(), core.Request{})
 	must.NoError(t, err)
 	r.toldProblem() // its source has it now
@@ -58,7 +58,7 @@ func TestEngineThatCannotBeFetched(t *testing.T) {
 	r.toldProblem()
 }
 
-// A source that has an engine does not take back that its bytes were wrong.
+// A catalog source that has an engine does not clear the report of its wrong bytes.
 func TestEngineWithWrongBytesStaysNamed(t *testing.T) {
 	t.Parallel()
 	r := run(t, setup{workers: "worker \"engined\" {\n  config {}\n}"})
@@ -83,7 +83,7 @@ func TestHiveProblems(t *testing.T) {
 	for _, tc := range []struct {
 		name  string
 		types []*workerType
-		want  []string // parts of each
+		want  []string // part of each
 	}{
 		{"no plugin", nil, []string{"no worker plugin"}},
 		{"one that works", []*workerType{view("openai", ""), view("cuda", "no card")}, nil},

@@ -11,15 +11,15 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/origin"
 )
 
-// Origins is how a hive takes files from HTTP servers.
+// Origins is how a hive fetches files from HTTP servers.
 type Origins struct {
-	Client      *origin.Client    // nil: it does not; catalog plugins bring all bytes
-	Connections int               // to one server at once, for one file; 0: 1
-	Limit       *download.Limiter // of all files together, also of those that plugins bring; nil: none
+	Client      *origin.Client    // nil: HTTP is not used; catalog plugins fetch all bytes
+	Connections int               // to one server, per file; 0: 1
+	Limit       *download.Limiter // of all files together, including those that plugins fetch; nil: none
 }
 
-// supply says where the files of a manifest can be had from: by HTTP where the source has told an
-// address, and from its plugin in any case. log tells the person who asked.
+// supply returns the sources of a manifest's files: HTTP where the catalog source has given an
+// address, and its plugin in any case. log is for the person who asked.
 func (c *catalogs) supply(ref string, m catalog.Manifest, log func(format string, args ...any)) store.Supply {
 	return store.SupplyFunc(func(f store.FileSpec) store.Sources {
 		s := &fileSources{plugin: c.fetcher(ref), spec: f, origins: c.origins, log: log}
@@ -32,7 +32,7 @@ func (c *catalogs) supply(ref string, m catalog.Manifest, log func(format string
 	})
 }
 
-// fileSources gives the sources of one file: its HTTP server, then the catalog plugin.
+// fileSources yields the sources of one file: its HTTP server, then the catalog plugin.
 type fileSources struct {
 	plugin  store.Fetch
 	spec    store.FileSpec
@@ -42,7 +42,7 @@ type fileSources struct {
 	asked   int
 }
 
-// Next gives the next source.
+// Next returns the next source.
 func (s *fileSources) Next(_ context.Context, failed error) (store.Source, error) {
 	s.asked++
 	if s.asked == 1 {
@@ -52,7 +52,7 @@ func (s *fileSources) Next(_ context.Context, failed error) (store.Source, error
 		s.asked++
 	}
 	if s.asked > 2 || core.KindOf(failed) == core.Integrity {
-		return nil, nil // wrong bytes come from the same place by any way
+		return nil, nil // another way would yield the same wrong bytes
 	}
 	if failed != nil {
 		s.log("%v; its catalog source goes on", failed)
@@ -63,7 +63,7 @@ func (s *fileSources) Next(_ context.Context, failed error) (store.Source, error
 	return store.Fetch(limited).Source("its catalog source", s.spec), nil
 }
 
-// server is the file's HTTP server; nil where none is known.
+// server returns the file's HTTP server; nil: not known.
 func (s *fileSources) server() store.Source {
 	if s.file.URL == "" || s.origins.Client == nil {
 		return nil

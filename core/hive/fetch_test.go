@@ -26,8 +26,8 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/origin"
 )
 
-// Files are taken from their address by HTTP, over several connections, and from the plugin where
-// that fails; wrong bytes are asked for once.
+// Files are fetched from their address by HTTP, over several connections, and from the plugin where
+// that fails; wrong bytes are fetched only once.
 func TestSupply(t *testing.T) {
 	t.Parallel()
 	tiny, err := os.ReadFile("../../plugins/catalog-builtin/rbee-tiny.gguf")
@@ -38,7 +38,7 @@ func TestSupply(t *testing.T) {
 	for name, tc := range map[string]struct {
 		serve   func(w http.ResponseWriter, r *http.Request, body []byte)
 		noURL   bool
-		fetches int64 // of the plugin, for both files
+		fetches int64 // from the plugin, for both files
 		kind    core.Kind
 	}{
 		"by HTTP": {serve: func(w http.ResponseWriter, r *http.Request, body []byte) {
@@ -95,7 +95,7 @@ func TestSupply(t *testing.T) {
 			if tc.kind == "" {
 				must.NoError(t, s.VerifyModel(t.Context(), "m"))
 			}
-			// Nor does anything on disk.
+			// Neither does anything on disk.
 			must.NoError(t, filepath.WalkDir(dir, func(name string, d os.DirEntry, err error) error {
 				if err != nil || d.IsDir() {
 					return err
@@ -108,7 +108,7 @@ func TestSupply(t *testing.T) {
 	}
 }
 
-// byPath is a catalog plugin that brings files itself.
+// byPath is a catalog plugin that fetches files itself.
 type byPath struct {
 	shop
 	files   map[string][]byte

@@ -12,14 +12,14 @@ import (
 	sdkworker "github.com/rbee-project/rbee/plugins/sdk/worker"
 )
 
-// sizes says how large a worker may be.
+// sizes computes how large a worker may be.
 type sizes struct {
-	whole, least int64                       // bytes with the context that is wanted, and with the least; 0: unknown
-	choose       func(m memory) (fit, error) // the largest that fits
+	whole, least int64                       // bytes with the wanted context, and with the least; 0: unknown
+	choose       func(m memory) (fit, error) // returns the largest that fits
 }
 
-// fit chooses the device and size of a worker, and reserves its memory until release is called.
-// Where it does not fit it waits for workers to make room; see sched.Swap.
+// fit chooses the device and size of a worker, and reserves its memory until release is called. If
+// it does not fit, it waits for workers to make room; see sched.Swap.
 func (sp *spawner) fit(ctx context.Context, r core.Request, id string, p workerProcess, model core.Model, run *job.Run) (hd handle, release func(), err error) {
 	slots := cmp.Or(r.Slots, sp.settings.defaults.Load().Slots)
 	var s sizes
@@ -68,8 +68,8 @@ func (sp *spawner) fit(ctx context.Context, r core.Request, id string, p workerP
 	}
 }
 
-// makeRoom has workers go for a load, and returns when it is worth while to look again. Errors:
-// ctx's, Unavailable when the hive ends.
+// makeRoom ends workers to make room for a load, and returns when another attempt is worthwhile.
+// Errors: ctx's, Unavailable when the hive ends.
 func (sp *spawner) makeRoom(ctx context.Context, turn sched.Turn, model string, run *job.Run) error {
 	timer := time.NewTimer(min(max(turn.Wait, time.Millisecond), roomPoll))
 	defer timer.Stop()
@@ -79,7 +79,7 @@ func (sp *spawner) makeRoom(ctx context.Context, turn sched.Turn, model string, 
 		if !ok {
 			continue
 		}
-		if !r.Busy { // what its last look said may be old by now
+		if !r.Busy { // the last status may be outdated
 			_ = sp.workers.poll(ctx, w)
 			w.mu.Lock()
 			busy := w.busyLocked()
@@ -108,7 +108,8 @@ func (sp *spawner) makeRoom(ctx context.Context, turn sched.Turn, model string, 
 	return nil
 }
 
-// probeFor asks a worker process what it finds now. Errors: Unsupported, and those of the process.
+// probeFor asks a worker process for its current fingerprint. Errors: Unsupported, and those of the
+// process.
 func probeFor(ctx context.Context, p workerProcess) (sdkworker.Fingerprint, error) {
 	f, err := p.FingerprintOnce(ctx)
 	if err != nil {
@@ -120,8 +121,8 @@ func probeFor(ctx context.Context, p workerProcess) (sdkworker.Fingerprint, erro
 	return f, nil
 }
 
-// devicesFor returns the devices that a spawn may use: the one that is named by id, or all of the
-// named kind. Errors: NotFound, Unsupported.
+// devicesFor returns the devices that a spawn may use: the one with the id, or all of the named
+// kind. Errors: NotFound, Unsupported.
 func devicesFor(f sdkworker.Fingerprint, want string) ([]core.Device, error) {
 	all := devicesOf(f)
 	best, err := chooseDevice(all, want)
@@ -134,7 +135,7 @@ func devicesFor(f sdkworker.Fingerprint, want string) ([]core.Device, error) {
 	return slices.DeleteFunc(all, func(d core.Device) bool { return d.Problem != "" || want != "" && d.Kind != want }), nil
 }
 
-// sizesOf returns how large a worker with a model may be, with what it loads beside it.
+// sizesOf returns how large a worker with a model may be, including what it loads beside it.
 func (sp *spawner) sizesOf(r core.Request, model core.Model, slots int, extra beside) (sizes, error) {
 	if isByName(model) { // its server knows better
 		return sizes{choose: func(memory) (fit, error) { return fit{ContextTokens: r.ContextTokens}, nil }}, nil

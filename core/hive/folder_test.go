@@ -13,8 +13,8 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk"
 )
 
-// folderPlugin makes a plugin folder with a worker type that is a folder: a script that starts what
-// lies beside it.
+// folderPlugin makes a plugin folder with a worker type that is a folder: a script that starts the
+// executable beside it.
 func folderPlugin(t *testing.T) (dir string) {
 	t.Helper()
 	fakes, err := pluginDir()
@@ -63,7 +63,8 @@ func TestPluginFolder(t *testing.T) {
 	must.NoError(t, err)
 	must.StrContains(t, text, "one two")
 
-	// A file beside the executable is code, too: changed in the copy it is not launched.
+	// A file beside the executable is code as well: if it is changed in the installed copy, the
+	// copy is not launched.
 	copied := filepath.Join(r.dir, "store", "workers", "fold", first.Version, "lib", "settings.sh")
 	was, err := os.ReadFile(copied)
 	must.NoError(t, err)
@@ -78,7 +79,7 @@ func TestPluginFolder(t *testing.T) {
 	must.StrContains(t, damaged.Damaged, "lib/settings.sh has mode")
 	must.NoError(t, os.Chmod(copied, 0o644))
 
-	// Changed in the plugin folder it is other code, with an id of its own.
+	// Changed in the plugin folder, it is other code with its own id.
 	must.NoError(t, os.WriteFile(settings, []byte("PROGRAM=rbee-worker-fold # changed\n"), 0o644))
 	second := result1[core.WorkerBinary](r, core.Request{Operation: core.OpWorkerDownload, Type: "fold"})
 	must.NotEq(t, first.Digest, second.Digest)

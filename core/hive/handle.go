@@ -17,7 +17,7 @@ import (
 // handleFormat is the version of the file format of handles.
 const handleFormat = 1
 
-// handle is what a later agent must know of a worker process to take it over, or to end it.
+// handle is what a later agent needs to know of a worker process to adopt or end it.
 type handle struct {
 	Format        int                   `json:"format"`
 	Attachment    pluginhost.Attachment `json:"attachment"`
@@ -33,7 +33,7 @@ type handle struct {
 	KeepAlive     string                `json:"keep_alive,omitempty"` // as in core.Request
 	Pinned        bool                  `json:"pinned,omitempty"`
 	Replica       string                `json:"replica,omitempty"`      // as in core.Worker
-	MemoryBytes   int64                 `json:"memory_bytes,omitempty"` // that it takes of its device; 0: unknown
+	MemoryBytes   int64                 `json:"memory_bytes,omitempty"` // device memory taken; 0: unknown
 }
 
 func (h handle) id() string { return h.Attachment.WorkerID }
@@ -66,8 +66,8 @@ func parseHandle(id string, content []byte) (handle, error) {
 	return h, nil
 }
 
-// readHandles reads all handle files, ordered by worker id. Files that cannot be read are moved
-// aside and told to damaged.
+// readHandles reads all handle files, ordered by worker id. It moves unreadable files aside and
+// reports them to damaged.
 func (l layout) readHandles(damaged func(file string, err error)) ([]handle, error) {
 	entries, err := os.ReadDir(l.handles)
 	if err != nil {
@@ -94,7 +94,7 @@ func (l layout) readHandles(damaged func(file string, err error)) ([]handle, err
 			}
 			continue
 		}
-		// Folders are removed later on: never one that only a file names.
+		// These folders are removed later: never use a path that only the file names.
 		h.Attachment.RunDir, h.Attachment.LogFile = l.runDir(h.id()), l.logFile(h.id())
 		out = append(out, h)
 	}

@@ -1,5 +1,5 @@
 // Package hive runs the worker processes of one machine, keeps its models and worker binaries, and
-// tells the queens about them.
+// reports them to the queens.
 package hive
 
 import (
@@ -33,56 +33,55 @@ const (
 	// firstProbe is how long the first report waits for the worker types, so that a queen does not
 	// learn of a hive without any.
 	firstProbe = time.Second
-	// exitGrace bounds the end of Run: jobs, then workers that are stopped.
+	// exitGrace bounds the end of Run: ending jobs, then stopping workers.
 	exitGrace = 10 * time.Second
-	// exitStopGrace is how long the running requests of a worker may go on when the agent ends and
-	// takes its workers along.
+	// exitStopGrace is how long the running requests of a worker may take when the agent ends and
+	// stops its workers.
 	exitStopGrace = time.Second
 )
 
 // Options are what a Hive needs.
 type Options struct {
-	ID      string // unique in the cluster; empty: kept in DataDir, made at the first start
-	Name    string // for people; empty: the host name
+	ID      string // unique in the cluster; empty: kept in DataDir, created at the first start
+	Name    string // for display; empty: the host name
 	Version string // of rbee
 	DataDir string // the hive keeps its state in hive/ and run/ below it
 	Store   *store.Store
 	Plugins *pluginhost.Host
-	// WorkerSpecs are the worker types of this hive, CatalogSpecs its catalog sources; the first
-	// that has a name of an item wins.
+	// WorkerSpecs are the worker types of this hive, CatalogSpecs its catalog sources; where names
+	// clash, the first wins.
 	WorkerSpecs  []pluginhost.Spec
 	CatalogSpecs []pluginhost.Spec
-	Origins      Origins // how files are taken from HTTP servers
+	Origins      Origins // how to fetch files from HTTP servers
 	// Jobs runs the hive's operations; Run ends them. Jobs of an owner with another id than the
-	// hive's cannot be found. nil: jobs of its own, which nobody else can reach.
+	// hive's cannot be found. nil: a private manager that cannot be reached from outside.
 	Jobs      *job.Manager
 	Queens    Queens // where reports go; nil: nowhere
-	Peers     Peers  // the files of other hives; nil: there are none
-	KeepFiles bool   // other hives get no files from this one
-	// UploadLimit holds back what other hives get, all together; nil limits nothing.
+	Peers     Peers  // the files of other hives; nil: none
+	KeepFiles bool   // do not share files with other hives
+	// UploadLimit bounds the total rate at which other hives download from this one; nil: no limit.
 	UploadLimit *download.Limiter
-	RPCAddress  func() string // host:port at which queens reach this hive now; empty: only within the process; nil: the same
+	RPCAddress  func() string // host:port at which queens currently reach this hive; empty or a nil func: only within the process
 	Logger      hclog.Logger  // nil: none
-	// StopWorkersOnExit ends all workers when Run ends; otherwise they go on and the next Run takes
-	// them over.
+	// StopWorkersOnExit ends all workers when Run ends; otherwise they keep running and the next
+	// Run adopts them.
 	StopWorkersOnExit bool
-	Slots             int                                                     // of a worker, where a spawn does not say; 0: 4
-	ContextTokens     int                                                     // per slot, where a spawn does not say; 0: the model's own, as far as memory allows, at most 4096
-	MemoryLimit       int64                                                   // bytes of main memory that all workers take together; 0: what there is
-	Threads           int                                                     // of a worker, where a spawn does not say; 0: the worker's choice
-	StopGrace         time.Duration                                           // how long running requests may go on when a worker process is deleted; 0: 10 s
-	WorkerTimeout     time.Duration                                           // for a worker that neither tells its state nor works before it is killed; 0: 60 s
-	Build             *BuildOptions                                           // nil: no worker plugin is built here
+	Slots             int                                                     // per worker, unless a spawn specifies it; 0: 4
+	ContextTokens     int                                                     // per slot, unless a spawn specifies it; 0: the model's own, as far as memory allows, at most 4096
+	MemoryLimit       int64                                                   // bytes of main memory for all workers together; 0: all of it
+	Threads           int                                                     // per worker, unless a spawn specifies it; 0: the worker's choice
+	StopGrace         time.Duration                                           // how long running requests may take when a worker process is deleted; 0: 10 s
+	WorkerTimeout     time.Duration                                           // after which a worker that neither reports its state nor works is killed; 0: 60 s
+	Build             *BuildOptions                                           // nil: building worker plugins is disabled
 	Engines           []string                                                // engines beside those that plugins name: digests, references and their beginnings; see config.Engines
-	Discover          func() (workers, catalogs []pluginhost.Spec, err error) // what plugins there are now; nil: no others than the given
+	Discover          func() (workers, catalogs []pluginhost.Spec, err error) // rescans for plugins; nil: only those given
 	Now               func() time.Time                                        // nil: time.Now
 
-	logBytes int64 // of a worker's log before it is rotated; 0: maxLogBytes
+	logBytes int64 // size at which a worker's log is rotated; 0: maxLogBytes
 }
 
-// Hive is the hive of one agent: its parts put together, their life, and what they say of
-// themselves to the queens. Each part has state and a lock of its own. Methods may be called
-// concurrently.
+// Hive is the hive of one agent: it assembles the parts, runs them, and reports on them to the
+// queens. Each part has its own state and lock. Methods may be called concurrently.
 type Hive struct {
 	opts        Options
 	log         hclog.Logger
@@ -90,7 +89,7 @@ type Hive struct {
 	plugins     pluginHost
 	jobs        *job.Manager
 	reads       operation.Answers // not changed after New
-	takeAlong   atomic.Bool       // workers end with Run, whatever the options say
+	takeAlong   atomic.Bool       // workers end with Run, whatever the options
 
 	life     *life
 	settings *settings
@@ -156,7 +155,7 @@ func newHive(opts Options, s shelf, p pluginHost) (*Hive, error) {
 	return h, nil
 }
 
-// assemble makes the parts of the hive, those first that the others need.
+// assemble creates the parts of the hive in order of dependency.
 func (h *Hive) assemble(disk layout, s shelf) {
 	opts, log, p := h.opts, h.log, h.plugins
 	h.life = newLife()
@@ -204,18 +203,18 @@ func (h *Hive) assemble(disk layout, s shelf) {
 // ID is the hive's id in the cluster.
 func (h *Hive) ID() string { return h.opts.ID }
 
-// Name is the hive's name for people.
+// Name is the hive's display name.
 func (h *Hive) Name() string { return h.opts.Name }
 
-// Ready is closed when the leader has said that the hive is registered.
+// Ready is closed when the leader has registered the hive.
 func (h *Hive) Ready() <-chan struct{} { return h.beat.ready }
 
-// Run takes over the workers that an earlier agent left, then supervises workers and reports to the
-// queens until ctx ends, and returns when everything it started is gone: jobs are cancelled,
-// workers stopped or left running as Options say. It is called once.
+// Run adopts the workers that an earlier agent left, then supervises workers and reports to the
+// queens until ctx ends, and returns when everything it started has ended: jobs are cancelled,
+// workers stopped or left running according to Options. It is called once.
 func (h *Hive) Run(ctx context.Context) error {
-	// What Run starts lives on through the orderly end, in which workers are stopped and the queens
-	// are told.
+	// What Run starts outlives ctx for the orderly shutdown, in which workers are stopped and the
+	// queens are notified.
 	life, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 	var wg sync.WaitGroup
@@ -232,7 +231,7 @@ func (h *Hive) Run(ctx context.Context) error {
 	}
 	close(h.life.adopted)
 	for _, w := range found {
-		if w.stateNow() == core.WorkerRetiring { // what the earlier agent began is brought to its end
+		if w.stateNow() == core.WorkerRetiring { // finish what the earlier agent began
 			wg.Go(func() {
 				if err := h.workers.endWorker(w, ending{grace: defaultRetireGrace}); err != nil {
 					h.log.Warn("go on with a retirement", "worker", w.id(), "error", err)
@@ -268,7 +267,7 @@ func (h *Hive) Run(ctx context.Context) error {
 			return
 		}
 		if err := h.stock.takeInventory(life); err != nil {
-			return // it ends
+			return // the hive ends
 		}
 		wg.Go(func() { h.stock.watchInventory(life) })
 		h.beat.run(life)
@@ -283,7 +282,7 @@ func (h *Hive) Run(ctx context.Context) error {
 		case <-told:
 			told = nil
 			close(h.life.ending)
-			wg.Go(func() { ended <- h.end(life) }) // meanwhile tasks are still taken: ending jobs need their workers supervised
+			wg.Go(func() { ended <- h.end(life) }) // tasks are still accepted meanwhile: ending jobs need their workers supervised
 		case err := <-ended:
 			close(h.life.over)
 			return err
@@ -291,7 +290,7 @@ func (h *Hive) Run(ctx context.Context) error {
 	}
 }
 
-// end ends the jobs and, where the options say so, the workers.
+// end ends the jobs and, if the options ask for it, the workers.
 func (h *Hive) end(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, exitGrace)
 	defer cancel()
@@ -318,8 +317,8 @@ func (h *Hive) end(ctx context.Context) error {
 	return err
 }
 
-// DialWorker connects to the unix socket that a worker of this hive serves HTTP on. Errors:
-// NotFound, Unavailable while it loads, and where it does not take connections.
+// DialWorker connects to the unix socket on which a worker of this hive serves HTTP. Errors:
+// NotFound; Unavailable while it loads, or if it does not accept connections.
 func (h *Hive) DialWorker(ctx context.Context, workerID string) (*net.UnixConn, error) {
 	w, ok := h.roster.worker(workerID)
 	if !ok {
@@ -331,7 +330,7 @@ func (h *Hive) DialWorker(ctx context.Context, workerID string) (*net.UnixConn, 
 	return dialData(ctx, workerID, w.proc)
 }
 
-// report is the whole state as it is now, for the queens.
+// report returns the whole current state, for the queens.
 func (h *Hive) report(ctx context.Context) *queenv1.LinkRequest {
 	var free int64
 	if m, err := hostinfo.ReadMemory(ctx); err == nil {
@@ -356,5 +355,6 @@ func (h *Hive) rpcAddress() string {
 	return h.opts.RPCAddress()
 }
 
-// Moved says that RPCAddress has another answer: the queens are told at once. It does not block.
+// Moved signals that RPCAddress has changed, which is reported to the queens at once. It does not
+// block.
 func (h *Hive) Moved() { h.beat.bump() }

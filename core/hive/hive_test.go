@@ -162,7 +162,8 @@ worker "parent" {
 	must.Eq(t, "signal killed", exit.Exit)
 }
 
-// FAULTS C-30: a pid that is no worker of this hive is refused, and its process gets no signal.
+// FAULTS C-30: a pid that does not belong to a worker of this hive is refused, and its process gets
+// no signal.
 func TestStrangersAreNeverSignalled(t *testing.T) {
 	t.Parallel()
 	r := run(t, setup{})
@@ -178,8 +179,8 @@ func TestStrangersAreNeverSignalled(t *testing.T) {
 	lines := bufio.NewScanner(out)
 	must.True(t, lines.Scan())
 
-	// The stranger, init, the agent itself (queen and hive), who started it, a process of another
-	// user, and a number that nobody has.
+	// The unrelated process, init, the agent itself (queen and hive), its parent, a process of
+	// another user, and an unused number.
 	pids := []int{cmd.Process.Pid, 1, os.Getpid(), os.Getppid(), 1 << 22}
 	if os.Geteuid() == 0 {
 		other := exec.Command("sleep", "600")
@@ -206,8 +207,8 @@ func TestStrangersAreNeverSignalled(t *testing.T) {
 	must.NoError(t, syscall.Kill(cmd.Process.Pid, 0))
 }
 
-// FAULTS C-33: what does not end when it is asked and ignores SIGTERM is killed after the grace,
-// and its exit is remembered.
+// FAULTS C-33: a worker that does not end when asked and ignores SIGTERM is killed after the grace,
+// and its exit is recorded.
 func TestStubbornWorkerIsKilledAfterTheGrace(t *testing.T) {
 	t.Parallel()
 	r := run(t, setup{workers: `
@@ -338,7 +339,7 @@ func TestConcurrentSpawns(t *testing.T) {
 
 func TestConcurrentSpawnsDoNotShareMemory(t *testing.T) {
 	t.Parallel()
-	// The device has room for one worker and a half, and always says that all of it is free.
+	// The device has room for one and a half workers, and always reports all of it as free.
 	r := run(t, setup{workers: `
 worker "small" {
   plugin = "rbee-worker-fake"
@@ -362,7 +363,7 @@ worker "small" {
 	must.Eq(t, core.JobFailed, jb.State)
 	must.Eq(t, core.TooLarge, jb.Error.Kind)
 	must.StrContains(t, jb.Error.Message, "are missing")
-	// Once the first is loaded, what it reserved is free again: its device knows what is taken.
+	// Once the first is loaded, its reservation is released: its device now reports what is taken.
 	r.spawn("small")
 }
 
@@ -423,7 +424,7 @@ worker "slow" {
 		}
 		return nil
 	})
-	coretest.Eventually(t, patience, func() error { // the queens are told first
+	coretest.Eventually(t, patience, func() error { // the queens are notified first
 		if _, err := r.ask(t.Context(), w.Worker.ID, "more"); err == nil {
 			return errors.New("a retiring worker takes a new request")
 		}

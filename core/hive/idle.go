@@ -9,24 +9,24 @@ import (
 	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
 )
 
-// tenancy is what decides how long a worker stays. The hive owns that clock: it sees what the
-// worker does whichever queen sent it there, and goes on without any queen. worker.mu guards it.
+// tenancy decides how long a worker stays. The hive owns that clock: it sees what the worker does
+// whichever queen sent it there, and keeps counting without any queen. worker.mu guards it.
 type tenancy struct {
 	used   time.Time      // of the last sign of a request, by the monotonic clock
-	queens map[string]int // requests in flight by queen, as that one says
-	// wanted is how long the latest request that a queen told of wants the worker kept, negative:
-	// for good; nil: it did not say.
+	queens map[string]int // requests in flight, as reported by each queen
+	// wanted is how long the latest reported request wants the worker kept, negative: for good;
+	// nil: unspecified.
 	wanted   *time.Duration
 	wantedAt time.Time // when that request began or ended
-	// share is the part of the recent time in which the worker had requests, from 0 to 1; older
-	// time counts less and less.
+	// share is the recent share of time in which the worker had requests, from 0 to 1, as an
+	// exponentially decaying average.
 	share float64
 }
 
-// shareTime is the time after which what was counts for a third in tenancy.share.
+// shareTime is the age at which past time counts for a third in tenancy.share.
 const shareTime = 10 * time.Minute
 
-// note counts the time since the last look, in which the worker had requests or not.
+// note counts the time since the last check, in which the worker had requests or not.
 func (t *tenancy) note(busy bool, since time.Duration) {
 	keep := math.Exp(-since.Seconds() / shareTime.Seconds())
 	t.share *= keep
@@ -35,7 +35,7 @@ func (t *tenancy) note(busy bool, since time.Duration) {
 	}
 }
 
-// tell takes in what a queen uses the worker for and reports whether that changes anything.
+// tell records a queen's use of the worker and reports whether that changes anything.
 func (t *tenancy) tell(queen string, u *queenv1.Use, now time.Time) bool {
 	at := now.Add(-max(u.GetSince().AsDuration(), 0))
 	before := t.queens[queen]
@@ -63,14 +63,15 @@ func (t *tenancy) tell(queen string, u *queenv1.Use, now time.Time) bool {
 	return news
 }
 
-// forget drops what a queen said that can say no more. Its requests show in the worker's own state.
+// forget drops the report of a queen whose line broke. Its requests still show in the worker's own
+// state.
 func (t *tenancy) forget(queen string) { delete(t.queens, queen) }
 
 // inFlight reports whether a queen has a request that has not ended.
 func (t *tenancy) inFlight() bool { return len(t.queens) > 0 }
 
-// keep returns how long the worker stays after its last request, negative: for good. own is its
-// handle's word, cluster the cluster's setting.
+// keep returns how long the worker stays after its last request, negative: for good. own is the
+// value of its handle, cluster the cluster's setting.
 func (t *tenancy) keep(own string, cluster time.Duration) time.Duration {
 	if t.wanted != nil {
 		return *t.wanted
@@ -82,19 +83,19 @@ func (t *tenancy) keep(own string, cluster time.Duration) time.Duration {
 		return cluster
 	}
 	keep, err := core.ParseKeepAlive(own)
-	if err != nil { // of a handle that another version wrote
+	if err != nil { // from a handle that another version wrote
 		return core.KeepForever
 	}
 	return keep
 }
 
-// busyLocked reports whether the worker has a request, as far as anybody knows.
+// busyLocked reports whether the worker is known to have a request.
 func (w *worker) busyLocked() bool {
 	return w.status.Active+w.status.Queued > 0 || w.tenancy.inFlight()
 }
 
-// overstays reports whether the worker is to be unloaded: it serves, has had no request for its
-// time, and may go by itself.
+// overstays reports whether the worker is to be unloaded: it serves, has been idle for its
+// keep-alive time, and may unload by itself.
 func (w *worker) overstays(cluster time.Duration, now time.Time) (idle time.Duration, due bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -106,7 +107,8 @@ func (w *worker) overstays(cluster time.Duration, now time.Time) (idle time.Dura
 	return idle, idle >= keep
 }
 
-// unloadIdle retires a worker that nobody has used for its time. Its state was asked for just now.
+// unloadIdle retires a worker that has been idle for its keep-alive time. Its state was polled just
+// before.
 func (sv *supervisor) unloadIdle(w *worker) {
 	idle, due := w.overstays(sv.settings.rules().keepAlive, time.Now())
 	if !due {
@@ -118,7 +120,7 @@ func (sv *supervisor) unloadIdle(w *worker) {
 	}
 }
 
-// told takes in what a queen says of its use of workers and of the cluster's settings.
+// told records a queen's report of its use of workers and of the cluster's settings.
 func (sv *supervisor) told(queen string, resp *queenv1.LinkResponse) {
 	if t := resp.GetTenancy(); t.GetKeepAlive() != nil {
 		now := *sv.settings.rules()
@@ -143,7 +145,7 @@ func (sv *supervisor) told(queen string, resp *queenv1.LinkResponse) {
 	}
 }
 
-// lost forgets what a queen said whose line broke.
+// lost forgets the reports of a queen whose line broke.
 func (sv *supervisor) lost(queen string) {
 	for _, w := range sv.roster.all() {
 		w.mu.Lock()

@@ -14,7 +14,7 @@ import (
 	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
 )
 
-// A worker goes after its time without requests, and not before; what stays or is pinned does not.
+// A worker unloads after its idle time, and not before; workers that stay or are pinned do not.
 func TestIdleWorkersUnload(t *testing.T) {
 	t.Parallel()
 	r := run(t, setup{})
@@ -45,7 +45,7 @@ func TestIdleWorkersUnload(t *testing.T) {
 	must.Eq(t, core.Invalid, r.failure(spawn).Kind)
 }
 
-// A worker with a request in flight stays whatever its time is, and goes as soon as that ends.
+// A worker with a request in flight stays whatever its idle time, and unloads as soon as that ends.
 func TestBusyWorkersStay(t *testing.T) {
 	t.Parallel()
 	r := run(t, setup{workers: `
@@ -61,15 +61,15 @@ worker "slow" {
 	}).Worker
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	for range 2 { // each takes longer than the worker's time
+	for range 2 { // each takes longer than the worker's idle time
 		_, err := r.ask(ctx, w.ID, "hello")
 		must.NoError(t, err)
 	}
 	r.told(patience, count(0))
 }
 
-// What queens say of their requests counts: the latest one's word, and for a queen whose line broke
-// nothing.
+// Queens' reports of their requests count: the latest request decides, and a queen whose line broke
+// counts nothing.
 func TestTenancy(t *testing.T) {
 	t.Parallel()
 	now := time.Now()
@@ -89,7 +89,7 @@ func TestTenancy(t *testing.T) {
 	must.True(t, tn.inFlight())
 	must.Eq(t, now, tn.used)
 	must.Eq(t, 0, tn.keep("", time.Minute))
-	must.True(t, tn.tell("q2", use(2, time.Second, time.Hour), now)) // its last request began before
+	must.True(t, tn.tell("q2", use(2, time.Second, time.Hour), now)) // its last request began earlier
 	must.Eq(t, 0, tn.keep("", time.Minute))
 	must.True(t, tn.tell("q1", use(0, 0, 0), now.Add(time.Second)))
 	must.True(t, tn.inFlight(), must.Sprint("of q2"))
@@ -103,7 +103,7 @@ func TestTenancy(t *testing.T) {
 	must.Eq(t, now.Add(3*time.Second), tn.used)
 }
 
-// A queen's word that its last request wants the worker gone acts at once.
+// A queen's report that its last request wants the worker unloaded takes effect at once.
 func TestUnloadWhenDone(t *testing.T) {
 	t.Parallel()
 	r := run(t, setup{})

@@ -14,11 +14,11 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/catalog"
 )
 
-// wish says which binary of a worker type is meant.
+// wish is the requested binary of a worker type.
 type wish struct {
-	version string // as engineOf takes it; empty: the plugin's first choice
+	version string // as for engineOf; empty: the plugin's first choice
 	from    string // catalog reference of the engine; empty: the plugin's own
-	force   bool   // renew what is there
+	force   bool   // renew an installed one
 }
 
 // workerDownload installs a worker type: the plugin, and the engine that it needs.
@@ -30,8 +30,8 @@ func (bs *binaries) workerDownload(ctx context.Context, r core.Request, run *job
 	return bs.install(ctx, t, wish{version: r.Version, from: r.From, force: r.Force}, run)
 }
 
-// ensureBinary returns the worker binary of a type, and installs it where it is missing or damaged.
-// A version that is installed is taken as it is.
+// ensureBinary returns the worker binary of a type, and installs it if it is missing or damaged. It
+// uses an installed version as it is.
 func (bs *binaries) ensureBinary(ctx context.Context, t *workerType, version string, run *job.Run) (core.WorkerBinary, error) {
 	if version != "" {
 		if b, err := bs.store.Binary(t.name() + "@" + version); err == nil && b.Damaged == "" {
@@ -41,7 +41,8 @@ func (bs *binaries) ensureBinary(ctx context.Context, t *workerType, version str
 	return bs.install(ctx, t, wish{version: version}, run)
 }
 
-// install puts the worker binary of a type into the store unless it is there, and probes it.
+// install puts the worker binary of a type into the store unless it is already stored, and probes
+// it.
 func (bs *binaries) install(ctx context.Context, t *workerType, w wish, run *job.Run) (core.WorkerBinary, error) {
 	const what = "install worker type"
 	if t.built {
@@ -75,7 +76,7 @@ func (bs *binaries) install(ctx context.Context, t *workerType, w wish, run *job
 		if have, err := bs.store.InstalledBinary(spec); err == nil && have.Damaged == "" {
 			run.Log("worker binary %s is there already", have.ID)
 			bs.engines.engineTried(ctx, t, nil)
-			if have.Problem != "" || have.ProbedAt.IsZero() { // which may be over, or was never found out
+			if have.Problem != "" || have.ProbedAt.IsZero() { // the problem may be over, or was never probed
 				return bs.probeBinary(ctx, t, have, run)
 			}
 			return have, nil
@@ -102,8 +103,9 @@ func (bs *binaries) putBinary(ctx context.Context, spec store.BinarySpec, ref st
 	return bs.store.PutBinary(ctx, spec, supply, run.Progress)
 }
 
-// engineSupply fills in the engine's archive, if the spec has an engine, and says where it comes
-// from: an exact reference. offer is what the catalog source said of ref; nil: it is asked.
+// engineSupply fills in the engine's archive, if the spec has an engine, and where it comes from:
+// an exact reference. offer is the manifest that the catalog source returned for ref; nil: it is
+// resolved.
 func (bs *binaries) engineSupply(ctx context.Context, spec *store.BinarySpec, ref string, offer *catalog.Manifest, run *job.Run) (supply store.Supply, exact string, err error) {
 	if spec.EngineName == "" {
 		return nil, "", nil
@@ -126,9 +128,9 @@ func (bs *binaries) engineSupply(ctx context.Context, spec *store.BinarySpec, re
 	return bs.catalogs.supply(exact, m, run.Log), exact, nil
 }
 
-// engineFrom returns the engine that a reference stands for, and what its catalog source offers.
-// One that the plugin does not name needs the hive's permission. It has the layout of the engine
-// that was chosen and a version with the archive's digest, so that it is never taken for the
+// engineFrom returns the engine that a reference stands for, and what its catalog source offers. An
+// engine that the plugin does not name needs the hive's permission. It gets the layout of the
+// chosen engine and a version with the archive's digest, so that it is never mistaken for the
 // plugin's own. Errors: Forbidden, Integrity for an archive without a digest.
 func (bs *binaries) engineFrom(ctx context.Context, info sdk.Info, engine sdk.Engine, ref string) (sdk.Engine, *catalog.Manifest, error) {
 	const what = "install worker type"
@@ -159,8 +161,8 @@ func (bs *binaries) engineFrom(ctx context.Context, info sdk.Info, engine sdk.En
 	return engine, &m, nil
 }
 
-// codeDigits is how many hexadecimal digits of an engine's digest are in the version of one that no
-// plugin names.
+// codeDigits is how many hexadecimal digits of an engine's digest the version contains if no plugin
+// names the engine.
 const codeDigits = 12
 
 func (bs *binaries) engineRefused(ref string) error {
@@ -168,27 +170,26 @@ func (bs *binaries) engineRefused(ref string) error {
 		"An engine is code that runs on the hive's machine. To allow it, name its registry or digest in hive { engines { allow = [...] } } of the hive's configuration and restart its agent. --version chooses among the engines that the plugin names.")
 }
 
-// engineAllowed reports whether a list allows an archive, which has a digest and an exact
-// reference.
+// engineAllowed reports whether a list allows an archive with a digest and an exact reference.
 func engineAllowed(allow []string, ref, digest string) bool {
 	return slices.ContainsFunc(allow, func(a string) bool {
 		switch {
 		case a == digest, a == ref, strings.HasPrefix(ref, a+"@"), strings.HasPrefix(ref, a+"#"):
 			return true
 		}
-		// A path that climbs leaves what the beginning names.
+		// A path with ".." leaves the allowed prefix.
 		climbs := strings.Contains(ref, "..") || strings.Contains(strings.ToLower(ref), "%2e")
 		return (strings.HasSuffix(a, ":") || strings.HasSuffix(a, "/")) && strings.HasPrefix(ref, a) && !climbs
 	})
 }
 
-// binaryVersion is the version of the worker binary that a plugin and an engine make.
+// binaryVersion returns the version of the worker binary made of a plugin and an engine.
 func binaryVersion(info sdk.Info, e sdk.Engine) string {
 	_, version, _ := strings.Cut(store.BinarySpec{Version: cmp.Or(info.Version, "0"), EngineName: e.Name, EngineVersion: e.Version}.ID(), "@")
 	return version
 }
 
-// probeBinary runs an installed binary once, with its engine, and keeps what it found.
+// probeBinary runs an installed binary once, with its engine, and records what it found.
 func (bs *binaries) probeBinary(ctx context.Context, t *workerType, b core.WorkerBinary, run *job.Run) (core.WorkerBinary, error) {
 	exe, engine, release, err := bs.claims.holdBinary(ctx, b.ID)
 	if err != nil {
@@ -197,7 +198,7 @@ func (bs *binaries) probeBinary(ctx context.Context, t *workerType, b core.Worke
 	defer release()
 	found, err := bs.types.fingerprint(ctx, t.spec, exe, engine)
 	if ctx.Err() != nil {
-		return core.WorkerBinary{}, err // says nothing about the binary
+		return core.WorkerBinary{}, err // not about the binary
 	}
 	f := found.seen
 	problem := f.Problem
@@ -214,7 +215,7 @@ func (bs *binaries) probeBinary(ctx context.Context, t *workerType, b core.Worke
 	for _, c := range f.Checks {
 		probe.Checks = append(probe.Checks, core.Check{Name: c.Name, Passed: c.Passed, Detail: c.Detail})
 	}
-	if text, err := json.Marshal(found.schema); err == nil { // a default that is no JSON is the plugin's fault; the schema is only shown
+	if text, err := json.Marshal(found.schema); err == nil { // a default that is not JSON is the plugin's fault; the schema is only for display
 		probe.Schema = text
 	}
 	if err := bs.store.SetProbe(b.ID, probe); err != nil {
@@ -228,7 +229,7 @@ func (bs *binaries) probeBinary(ctx context.Context, t *workerType, b core.Worke
 }
 
 // builtBinary finds the binary of a type that was built here. Errors: NotFound, Integrity, Invalid
-// for what only a plugin can be asked for.
+// for wishes that only a plugin supports.
 func (bs *binaries) builtBinary(t *workerType, w wish) (core.WorkerBinary, error) {
 	again := "\"rbee worker build\" builds it again."
 	if w.from != "" || w.force {

@@ -15,8 +15,8 @@ import (
 )
 
 const (
-	// inventoryInterval is between two looks at the store for what changed without this hive's
-	// doing, such as a model that is used in place.
+	// inventoryInterval is the time between scans of the store for changes that this hive did not
+	// make, such as to a model that is used in place.
 	inventoryInterval = 30 * time.Second
 	// inventoryPatience bounds how long an operation that changed the store waits for the queens to
 	// know.
@@ -26,31 +26,31 @@ const (
 	builtinSource = "builtin"
 )
 
-// stock is what the queens are told of the store.
+// stock is the inventory of the store as reported to the queens.
 type stock struct {
 	log      hclog.Logger
 	store    shelf
 	catalogs *catalogs
 	beat     *beater
 	byName   byName
-	turn     chan struct{} // full while somebody reads the store: the later of two is the newer
+	turn     chan struct{} // full while somebody reads the store, so that reads do not overlap
 
 	mu     sync.Mutex // guards below
 	told   *queenv1.Inventory
-	count  uint64 // of changes of told; 0: it was not read yet
+	count  uint64 // change count of told; 0: not read yet
 	offers []core.CatalogItem
-	known  bool // what the builtin source offers
+	known  bool // the builtin source's offers are known
 }
 
-// inventory returns what the queens are told of the store, and the count of its changes.
+// inventory returns the inventory that is reported to the queens, and its change count.
 func (st *stock) inventory() (*queenv1.Inventory, uint64) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	return st.told, st.count
 }
 
-// takeInventory reads the store, and has the queens told if it is not as they know it. Errors: only
-// ctx's.
+// takeInventory reads the store, and reports to the queens if it differs from what they know.
+// Errors: only ctx's.
 func (st *stock) takeInventory(ctx context.Context) error {
 	select {
 	case st.turn <- struct{}{}:
@@ -64,7 +64,7 @@ func (st *stock) takeInventory(ctx context.Context) error {
 	}
 	models = st.byName.withNamed(models)
 	st.mu.Lock()
-	v := &queenv1.Inventory{Incomplete: true} // the queens ask
+	v := &queenv1.Inventory{Incomplete: true} // the queens ask this hive instead
 	if err == nil {
 		v = bounded(core.Inventory{Models: models, Offers: st.offers, OffersKnown: st.known})
 	}
@@ -80,7 +80,7 @@ func (st *stock) takeInventory(ctx context.Context) error {
 	return nil
 }
 
-// bounded is an inventory for a report, or one that says that it is too long.
+// bounded returns an inventory for a report, or one marked incomplete if it is too long.
 func bounded(v core.Inventory) *queenv1.Inventory {
 	whole := len(v.Models) <= core.MaxInventoryModels && len(v.Offers) <= core.MaxInventoryOffers
 	for _, m := range v.Models {
@@ -94,9 +94,9 @@ func bounded(v core.Inventory) *queenv1.Inventory {
 	return &queenv1.Inventory{Incomplete: true}
 }
 
-// storeChanged takes the inventory after an operation changed the store, and returns once the
-// queens that hear of this hive know it, so that whoever started the operation finds what it did;
-// or a little later without that.
+// storeChanged takes the inventory after an operation changed the store. It returns once every
+// connected queen knows it, so that the caller of the operation finds its result, or after
+// inventoryPatience.
 func (st *stock) storeChanged(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, inventoryPatience)
 	defer cancel()
@@ -108,7 +108,7 @@ func (st *stock) storeChanged(ctx context.Context) {
 	}
 }
 
-// watchInventory keeps the inventory until ctx ends.
+// watchInventory keeps the inventory up to date until ctx ends.
 func (st *stock) watchInventory(ctx context.Context) {
 	tick := time.NewTicker(inventoryInterval)
 	defer tick.Stop()
@@ -127,7 +127,7 @@ func (st *stock) watchInventory(ctx context.Context) {
 }
 
 // lookUpOffers asks the builtin source what it offers, unless that is known: it is part of the
-// program.
+// program and does not change.
 func (st *stock) lookUpOffers(ctx context.Context) {
 	st.mu.Lock()
 	known := st.known
@@ -148,7 +148,7 @@ func (st *stock) lookUpOffers(ctx context.Context) {
 	st.offers, st.known = items[:min(len(items), core.MaxInventoryOffers)], true
 }
 
-// forgetOffers has the builtin source asked again: the sources are others than before.
+// forgetOffers makes the next look-up ask the builtin source again, as the sources have changed.
 func (st *stock) forgetOffers() {
 	st.mu.Lock()
 	defer st.mu.Unlock()

@@ -14,8 +14,8 @@ import (
 	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
 )
 
-// The inventory is in the first report of every link and in the first one after a change, and costs
-// nothing between.
+// The inventory is in the first report of every link and in the first one after a change; other
+// reports omit it.
 func TestInventoryIsToldWhenItChanged(t *testing.T) {
 	one, two := &recorder{next: time.Second}, &recorder{next: time.Second}
 	told := func(r *recorder) (at []int) {
@@ -30,7 +30,7 @@ func TestInventoryIsToldWhenItChanged(t *testing.T) {
 	}
 	beating(t, func(t *testing.T, b *beater, f *fleet) {
 		time.Sleep(1500 * time.Millisecond)
-		must.SliceEmpty(t, told(one)) // it is not read yet
+		must.SliceEmpty(t, told(one)) // not read yet
 		change := func(id string) {
 			f.mu.Lock()
 			f.stock, f.stocked = &queenv1.Inventory{Models: []*queenv1.StoredModel{{Id: id}}}, f.stocked+1
@@ -46,7 +46,7 @@ func TestInventoryIsToldWhenItChanged(t *testing.T) {
 		must.Len(t, 2, told(one))
 		must.Eq(t, "b", one.last().GetInventory().GetModels()[0].GetId())
 
-		// A new link is told again.
+		// A new link gets it again.
 		one.set(func(r *recorder) { r.err = core.Errorf(core.Unavailable, "gone") })
 		time.Sleep(1200 * time.Millisecond)
 		one.set(func(r *recorder) { r.err, r.reports = nil, nil })
@@ -56,8 +56,8 @@ func TestInventoryIsToldWhenItChanged(t *testing.T) {
 	}, one, two)
 }
 
-// A change is spread when every queen that hears of the hive has taken it in, whether or not it
-// leads. One that hangs up is not waited for.
+// A change is spread when every connected queen has taken it in, whether or not it leads. One that
+// disconnects is not waited for.
 func TestSpread(t *testing.T) {
 	near, far := &recorder{next: time.Minute}, &recorder{next: time.Minute, delay: 400 * time.Millisecond, follower: true}
 	beating(t, func(t *testing.T, b *beater, f *fleet) {
@@ -66,7 +66,7 @@ func TestSpread(t *testing.T) {
 		b.bump()
 		must.NoError(t, b.spread(t.Context()))
 		must.Eq(t, 400*time.Millisecond, time.Since(now))
-		must.NoError(t, b.spread(t.Context())) // nothing changed since
+		must.NoError(t, b.spread(t.Context())) // nothing has changed since
 		must.Eq(t, 400*time.Millisecond, time.Since(now))
 
 		far.set(func(r *recorder) { r.delay = time.Hour })
@@ -74,14 +74,14 @@ func TestSpread(t *testing.T) {
 		limited, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		must.Eq(t, core.DeadlineExceeded, core.KindOf(b.spread(limited)))
-		time.Sleep(answerTimeout) // its line is given up
+		time.Sleep(answerTimeout) // its line is abandoned
 		now = time.Now()
 		must.NoError(t, b.spread(t.Context()))
 		must.Eq(t, 0, time.Since(now))
 	}, near, far)
 }
 
-// What a job pulled or deleted is in the inventory when the job has ended.
+// Models that a job fetched or deleted are in the inventory, or out of it, when the job has ended.
 func TestInventoryFollowsTheStore(t *testing.T) {
 	t.Parallel()
 	r := run(t, setup{})
@@ -104,7 +104,7 @@ func TestInventoryFollowsTheStore(t *testing.T) {
 	must.SliceEmpty(t, ids())
 }
 
-// A store with more than an inventory may hold is not reported in part.
+// A store with more than an inventory may hold is reported as incomplete.
 func TestInventoryBounds(t *testing.T) {
 	t.Parallel()
 	many := func(n int, aliases int, text string) core.Inventory {

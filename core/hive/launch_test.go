@@ -15,7 +15,7 @@ import (
 	"github.com/rbee-project/rbee/core/pluginhost"
 )
 
-// busyHost is a plugin host whose executables are open for writing for a while.
+// busyHost is a plugin host whose executables are held open for writing for a while.
 type busyHost struct {
 	pluginHost
 	until time.Time

@@ -7,19 +7,19 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// life is the life of a hive's Run: what it runs for others, and how far it is.
+// life tracks a hive's Run: the tasks it runs for others, and its phase.
 type life struct {
 	tasks   chan func(ctx context.Context) // run by Run, which waits for them
-	adopted chan struct{}                  // closed when the workers of an earlier agent are taken over
-	ending  chan struct{}                  // closed when Run is told to end
-	over    chan struct{}                  // closed when Run takes no more tasks
+	adopted chan struct{}                  // closed when the workers of an earlier agent are adopted
+	ending  chan struct{}                  // closed when Run begins to end
+	over    chan struct{}                  // closed when Run accepts no more tasks
 }
 
 func newLife() *life {
 	return &life{tasks: make(chan func(context.Context)), adopted: make(chan struct{}), ending: make(chan struct{}), over: make(chan struct{})}
 }
 
-// task has Run run f and wait for it. Errors: Unavailable when Run ends.
+// task makes Run run f and wait for it. Errors: Unavailable when Run ends.
 func (l *life) task(f func(ctx context.Context)) error {
 	select {
 	case l.tasks <- f:
@@ -29,7 +29,7 @@ func (l *life) task(f func(ctx context.Context)) error {
 	}
 }
 
-// settled waits until the workers of an earlier agent are taken over. Errors: Unavailable, ctx's.
+// settled waits until the workers of an earlier agent are adopted. Errors: Unavailable, ctx's.
 func (l *life) settled(ctx context.Context) error {
 	select {
 	case <-l.adopted:

@@ -15,14 +15,14 @@ import (
 )
 
 const (
-	// answerTimeout is how long a queen may take to answer a report before its connection is taken
-	// to be stuck. A queen answers without waiting for anything.
+	// answerTimeout is how long a queen may take to answer a report before its connection counts as
+	// stuck. A queen answers without waiting for anything.
 	answerTimeout = 4 * time.Second
 	lineRetry     = 25 * time.Millisecond // doubles with every failure
 	lineRetryMost = time.Second
-	reportLeast   = 50 * time.Millisecond // between two reports, whatever the queen says
+	reportLeast   = 50 * time.Millisecond // between two reports, whatever the queen asks for
 	reportMost    = time.Hour
-	reportDefault = time.Second // where the queen says nothing
+	reportDefault = time.Second // unless the queen asks for another interval
 )
 
 // QueenAddress is a queen that the hive keeps a line to.
@@ -31,24 +31,25 @@ type QueenAddress struct {
 	RPCAddress string // host:port; it may be empty where Conn needs none
 }
 
-// Queens is how a hive reaches the queens, and where it puts what they say of the cluster. Methods
+// Queens is how a hive reaches the queens, and where it passes their views of the cluster. Methods
 // are called concurrently.
 type Queens interface {
-	// List gives the queens to keep a line to.
+	// List returns the queens to keep a line to.
 	List() []QueenAddress
-	// Changed is closed when List has a new answer. It is taken before List is asked.
+	// Changed returns a channel that is closed when List has changed. Get the channel before
+	// calling List.
 	Changed() <-chan struct{}
-	// Conn gives the connection to a queen of the list. It does not block; the connection is not
-	// the hive's to close. Its errors must be classified, as those of rpc.Client are.
+	// Conn returns the connection to a queen of the list. It does not block; the hive must not
+	// close the connection. Its errors must be classified, as those of rpc.Client are.
 	Conn(q QueenAddress) (grpc.ClientConnInterface, error)
-	// Reset says that the connection to a queen is stuck or does not come about: the next Conn
-	// shall dial anew, and List may know another address.
+	// Reset reports that the connection to a queen is stuck or cannot be established: the next Conn
+	// shall dial anew, and List may return another address.
 	Reset(q QueenAddress)
-	// SetView takes in what a queen says of the cluster. An older view never follows a newer one.
+	// SetView passes on a queen's view of the cluster. An older view never follows a newer one.
 	SetView(v *queenv1.ClusterView)
 }
 
-// OneQueen is the Queens of a hive that has only the queen at the other end of conn.
+// OneQueen returns the Queens of a hive that has only the queen at the other end of conn.
 func OneQueen(conn grpc.ClientConnInterface) Queens { return oneQueen{conn} }
 
 type oneQueen struct{ conn grpc.ClientConnInterface }
@@ -59,19 +60,19 @@ func (o oneQueen) Conn(QueenAddress) (grpc.ClientConnInterface, error) { return 
 func (o oneQueen) Reset(QueenAddress)                                  {}
 func (o oneQueen) SetView(*queenv1.ClusterView)                        {}
 
-// line is the hive's line to one queen. It reports at once when something changed and otherwise
-// when the queen said, one report at a time: what changes before the answer goes into the next.
+// line is the hive's line to one queen. It reports at once when something changed and otherwise at
+// the queen's interval, one report at a time: changes before the answer go into the next report.
 type line struct {
 	b       *beater
 	queen   QueenAddress
 	cancel  context.CancelFunc
-	changed chan struct{} // holds one
-	loaded  chan struct{} // holds one
+	changed chan struct{} // capacity one
+	loaded  chan struct{} // capacity one
 	ending  chan struct{} // closed when the hive ends
-	ended   chan struct{} // closed when nothing more will be told
-	told    uint64        // the count of the state that was told last; guarded by beater.mu, as the next two
-	took    uint64        // the count of the state that the queen has taken in last
-	stands  bool          // the queen has answered over it
+	ended   chan struct{} // closed after the last report
+	told    uint64        // change count of the state reported last; guarded by beater.mu, as are the next two
+	took    uint64        // change count of the state that the queen took in last
+	stands  bool          // connected: the queen has answered
 }
 
 func newLine(b *beater, q QueenAddress, cancel context.CancelFunc) *line {
@@ -86,7 +87,7 @@ var (
 	errEnded = errors.New("the hive has ended")
 )
 
-// run opens the line, and opens it again whenever it breaks, until ctx ends or the hive does.
+// run opens the line, and reopens it whenever it breaks, until ctx or the hive ends.
 func (l *line) run(ctx context.Context) {
 	defer close(l.ended)
 	log := l.b.log.With("queen", l.queen.ID, "address", l.queen.RPCAddress)
@@ -120,21 +121,21 @@ func (l *line) run(ctx context.Context) {
 		select {
 		case <-timer.C:
 		case <-l.ending:
-			return // a queen that cannot be reached is not told
+			return // an unreachable queen is not notified
 		case <-ctx.Done():
 			return
 		}
 	}
 }
 
-// lostFailures is how many failed attempts make a queen one that may be elsewhere.
+// lostFailures is the number of failed attempts after which a queen may have moved.
 const lostFailures = 3
 
-// loudFailures is after how many failed attempts it is said aloud: about two seconds.
+// loudFailures is the number of failed attempts after which a warning is logged: about two seconds.
 const loudFailures = 7
 
-// retryAfter grows with the failures and is spread by a quarter, so that many hives do not come
-// back at once.
+// retryAfter grows with the failures and is spread by a quarter, so that many hives do not
+// reconnect at once.
 func retryAfter(failures int) time.Duration {
 	d := lineRetryMost
 	if failures < 6 {
@@ -143,8 +144,8 @@ func retryAfter(failures int) time.Duration {
 	return time.Duration(float64(d) * (0.75 + rand.Float64()/2))
 }
 
-// talk reports over one stream until it breaks. answered says whether the queen has taken a report
-// in.
+// talk reports over one stream until it breaks. answered reports whether the queen has taken a
+// report in.
 func (l *line) talk(ctx context.Context) (answered bool, err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	var wg sync.WaitGroup
@@ -152,7 +153,7 @@ func (l *line) talk(ctx context.Context) (answered bool, err error) {
 	defer cancel(nil)
 
 	defer l.b.broke(l)
-	// An unanswered report ends everything, also a Send that hangs.
+	// A report without an answer ends everything, including a Send that hangs.
 	stuck := time.AfterFunc(answerTimeout, func() { cancel(errStuck) })
 	defer stuck.Stop()
 	conn, err := l.b.queens.Conn(l.queen)
@@ -160,7 +161,7 @@ func (l *line) talk(ctx context.Context) (answered bool, err error) {
 		return false, err
 	}
 	if c, ok := conn.(interface{ ResetConnectBackoff() }); ok {
-		c.ResetConnectBackoff() // the pause between attempts is ours
+		c.ResetConnectBackoff() // we back off ourselves
 	}
 	stream, err := queenv1.NewRegistryServiceClient(conn).Link(ctx)
 	if err != nil {
@@ -217,7 +218,7 @@ func (l *line) talk(ctx context.Context) (answered bool, err error) {
 	}
 }
 
-// because is what ended ctx, if it has ended, and otherwise err.
+// because returns the cause that ended ctx, if it has ended, and otherwise err.
 func because(ctx context.Context, err error) error {
 	if errors.Is(context.Cause(ctx), errStuck) {
 		return core.WithKind(errStuck, core.Unavailable)
@@ -233,20 +234,20 @@ type teller struct {
 	timer  *time.Timer // when to report next
 
 	seq     uint64    // of the last report
-	stock   uint64    // the count of the inventory that was told last over this stream
-	counts  [2]uint64 // of the state that the last report told, and the one before
-	waiting uint64    // the report whose answer is outstanding; 0: none
+	stock   uint64    // change count of the inventory reported last over this stream
+	counts  [2]uint64 // change counts of the last report and the one before
+	waiting uint64    // sequence number of the report in flight; 0: none
 	missed  bool      // something changed meanwhile
 	busier  bool      // the load changed meanwhile
 	sent    time.Time
-	next    time.Duration // as the queen said
-	spread  bool          // the reports of many hives are spread over the interval by now
-	leader  bool          // the queen has said that something is registered
+	next    time.Duration // as the queen asked
+	spread  bool          // reports are already spread over the interval
+	leader  bool          // the queen has registered a report
 	final   bool          // the hive ends
-	said    bool          // and the last report says so
+	said    bool          // and the last report has told the queen
 }
 
-// due reports, or notes that it must as soon as the queen has answered.
+// due sends a report now, or as soon as the queen has answered the one in flight.
 func (t *teller) due(ctx context.Context) {
 	if t.waiting != 0 {
 		t.missed = true
@@ -255,7 +256,7 @@ func (t *teller) due(ctx context.Context) {
 	t.tell(ctx)
 }
 
-// hurry has the next report tell of the load, not sooner than need be.
+// hurry schedules a report of the load, no sooner than the spacing allows.
 func (t *teller) hurry() {
 	if t.waiting != 0 {
 		t.busier = true
@@ -268,7 +269,7 @@ func (t *teller) hurry() {
 }
 
 func (t *teller) tell(ctx context.Context) {
-	// What changes from here on is told again.
+	// Changes from here on go into another report.
 	for _, c := range []chan struct{}{t.changed, t.loaded} {
 		select {
 		case <-c:
@@ -287,7 +288,7 @@ func (t *teller) tell(ctx context.Context) {
 	t.waiting, t.missed, t.busier, t.said, t.sent = t.seq, false, false, t.final, time.Now()
 	t.timer.Reset(reportMost)
 	t.stuck.Reset(answerTimeout)
-	_ = t.stream.Send(req) // Recv tells why it failed
+	_ = t.stream.Send(req) // Recv returns the reason of a failure
 }
 
 func (t *teller) answered(resp *queenv1.LinkResponse) {
@@ -320,7 +321,7 @@ func (t *teller) answered(resp *queenv1.LinkResponse) {
 	}
 	at := t.next
 	if t.next > reportDefault {
-		// Many hives that came at once shall not come at once for ever.
+		// Hives that connected at once shall not report at once for long.
 		part := 0.9 + 0.1*rand.Float64()
 		if !t.spread {
 			part, t.spread = 0.05+0.95*rand.Float64(), true

@@ -10,20 +10,20 @@ import (
 )
 
 const (
-	// maxLogBytes is how large the log of a worker gets before it is rotated, and what is kept of
-	// it then.
+	// maxLogBytes is the size at which a worker's log is rotated, and how much a rotation keeps.
 	maxLogBytes = 16 << 20
-	// logEvery is between looks at the size of a worker's log. What is written meanwhile comes on
-	// top of the bound.
+	// logEvery is the interval between checks of the size of a worker's log. What is written
+	// meanwhile exceeds the bound.
 	logEvery = 2 * time.Second
 )
 
-// olderLog is the file that takes what a worker's log held when it was rotated.
+// olderLog returns the path of the older piece, which receives the content of a worker's log at
+// rotation.
 func olderLog(path string) string { return path + ".1" }
 
-// boundLog rotates the log of a worker that has become too long. What goes wrong is said once,
-// until a rotation succeeds again, and tried again at the next look. It is the supervisor's alone,
-// which also removes the worker's folder: nothing is written to a folder that is being removed.
+// boundLog rotates the log of a worker that has become too long. A failure is logged once, until a
+// rotation succeeds again, and retried at the next check. Only the supervisor calls it, which also
+// removes the worker's folder: nothing is written to a folder that is being removed.
 func (sv *supervisor) boundLog(w *worker) {
 	rotated, err := rotateLog(sv.disk.logFile(w.id()), sv.logBytes)
 	switch {
@@ -36,17 +36,17 @@ func (sv *supervisor) boundLog(w *worker) {
 }
 
 // rotateLog moves the last limit bytes of a log to the older piece beside it, whose first line may
-// be torn, and says whether the log was over the limit and is empty now. The previous older piece
-// is removed before, so that both take about twice the limit at any time.
+// be torn, and reports whether the log was over the limit and is empty now. The previous older
+// piece is removed first, so that both take at most about twice the limit.
 //
 // The log is the standard error of a process that outlives the hive, so no other file can take its
-// place: the content is copied, and the file truncated where it is. Whoever writes has it open with
-// O_APPEND and goes on at its new start. What was appended during the copy is copied last, up to
-// limit bytes, and the truncation follows at once: only lines between these two system calls are
+// place: the content is copied, and the file truncated in place. Writers have it open with O_APPEND
+// and continue at its new start. What was appended during the copy is copied last, up to limit
+// bytes, and the truncation follows at once: only lines written between these two system calls are
 // lost.
 //
-// Where no copy can be made, for a full disk say, the log is truncated all the same, as one without
-// end is worse; the error says so. Errors: Internal.
+// If no copy can be made, for example on a full disk, the log is truncated nevertheless, as an
+// unbounded log is worse; the error reports it. Errors: Internal.
 func rotateLog(path string, limit int64) (rotated bool, err error) {
 	const op = "rotate worker log"
 	info, err := os.Lstat(path)
@@ -79,7 +79,7 @@ func rotateLog(path string, limit int64) (rotated bool, err error) {
 	return true, nil
 }
 
-// moveRest adds to the copy of a log what was appended since, at most limit bytes, truncates the
+// moveRest appends to the copy of a log what was written since, at most limit bytes, truncates the
 // log at once, and closes the copy.
 func moveRest(log, older *os.File, limit int64) (copyErr, truncateErr error) {
 	_, copyErr = io.Copy(older, io.LimitReader(log, limit))
@@ -88,8 +88,8 @@ func moveRest(log, older *os.File, limit int64) (copyErr, truncateErr error) {
 }
 
 // copyEnd publishes the last limit bytes of a log under a name and returns the copy, to which more
-// can be written. The log is read to where it ended. Nothing is flushed to the disk: a loss of
-// power ends the worker, and the next hive removes its folder.
+// can be written. The log's offset is then where the copy ended. It does not sync: a loss of power
+// ends the worker, and the next hive removes its folder.
 func copyEnd(log *os.File, to string, limit int64) (_ *os.File, err error) {
 	if err := os.Remove(to); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
@@ -101,7 +101,7 @@ func copyEnd(log *os.File, to string, limit int64) (_ *os.File, err error) {
 	if _, err := log.Seek(max(info.Size()-limit, 0), io.SeekStart); err != nil {
 		return nil, err
 	}
-	temp := to + ".new" // always the same: what a killed hive left is replaced
+	temp := to + ".new" // a fixed name: replaces what a killed hive left
 	f, err := os.OpenFile(temp, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
 	if err != nil {
 		return nil, err

@@ -59,7 +59,7 @@ func TestLogIsRotated(t *testing.T) {
 	must.Eq(t, first, content(t, path))
 	must.Eq(t, []string{"worker.log"}, entries(t, dir))
 
-	// Over it, however far, the newest is kept.
+	// Above it, however far, the newest part is kept.
 	write(t, w, first+"the end\n")
 	rotate(true)
 	must.Eq(t, "", content(t, path))
@@ -72,8 +72,8 @@ func TestLogIsRotated(t *testing.T) {
 	}
 	rotate(false)
 
-	// The next rotation replaces what the one before kept, and what a killed hive left in the
-	// middle of one.
+	// The next rotation replaces the older piece, and what a hive killed in the middle of a
+	// rotation left.
 	must.NoError(t, os.WriteFile(olderLog(path)+".new", bytes.Repeat([]byte("x"), 1000), 0o600))
 	second := strings.ToUpper(first)
 	write(t, w, second+"!")
@@ -82,7 +82,7 @@ func TestLogIsRotated(t *testing.T) {
 	must.Eq(t, []string{"worker.log", "worker.log.1"}, entries(t, dir))
 }
 
-// What is written while a log is copied is not lost.
+// Lines written while a log is copied are not lost.
 func TestLinesThatComeDuringARotation(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "worker.log")
@@ -93,7 +93,7 @@ func TestLinesThatComeDuringARotation(t *testing.T) {
 	defer log.Close()
 	older, err := copyEnd(log, olderLog(path), 100)
 	must.NoError(t, err)
-	must.Eq(t, "one\ntwo\n", content(t, olderLog(path))) // published before anything is truncated
+	must.Eq(t, "one\ntwo\n", content(t, olderLog(path))) // published before the truncation
 	must.Eq(t, "one\ntwo\n", content(t, path))
 	write(t, w, "three\n")
 	copyErr, truncateErr := moveRest(log, older, 100)
@@ -103,7 +103,7 @@ func TestLinesThatComeDuringARotation(t *testing.T) {
 	must.Eq(t, "", content(t, path))
 }
 
-// A process goes on at the new start of its log: there is no hole before what it writes.
+// A process continues at the new start of its log: there is no hole before what it writes.
 func TestWriterGoesOnAtTheStartOfARotatedLog(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "worker.log")
@@ -118,7 +118,7 @@ func TestWriterGoesOnAtTheStartOfARotatedLog(t *testing.T) {
 		t.Helper()
 		_, err := in.Write([]byte(line + "\n"))
 		must.NoError(t, err)
-		_, err = out.Read(make([]byte, 1)) // it is written
+		_, err = out.Read(make([]byte, 1)) // it has been written
 		must.NoError(t, err)
 	}
 	say("before the rotation")
@@ -163,8 +163,7 @@ func TestLogThatCannotBeCopiedIsTruncated(t *testing.T) {
 	}
 }
 
-// What goes wrong is said once for each worker, and once more when rotations had succeeded in
-// between.
+// A failure is logged once for each worker, and once more if rotations had succeeded in between.
 func TestFailedRotationIsSaidOnce(t *testing.T) {
 	t.Parallel()
 	var said bytes.Buffer
@@ -178,7 +177,7 @@ func TestFailedRotationIsSaidOnce(t *testing.T) {
 		sv.boundLog(w)
 		must.Eq(t, want, strings.Count(said.String(), "rotate the log of a worker: worker=0123456789ab error="), must.Sprint(said.String()))
 	}
-	expect(1) // there is no file
+	expect(1) // the file is missing
 	expect(1)
 	must.NoError(t, os.MkdirAll(filepath.Join(olderLog(path), "x"), 0o700))
 	log := appendTo(t, path)
@@ -196,8 +195,8 @@ func TestFailedRotationIsSaidOnce(t *testing.T) {
 	must.StrContains(t, said.String(), "no regular file")
 }
 
-// A worker that an earlier agent left has its log bounded by the next one, writes on, and leaves
-// nothing when it ends.
+// The log of a worker that an earlier agent left is bounded by the next one; the worker writes on,
+// and leaves nothing when it ends.
 func TestLogOfAnAdoptedWorkerIsBounded(t *testing.T) {
 	t.Parallel()
 	const limit = 4 << 10
@@ -230,7 +229,7 @@ worker "chatty" {
 	must.NoError(t, err)
 	must.Between(t, limit, older.Size(), 2*limit)
 
-	// The tail goes back beyond the rotation.
+	// The tail spans the rotation.
 	resp, err := b.hive.workers.processGet(t.Context(), core.Request{PID: w.PID})
 	must.NoError(t, err)
 	must.Len(t, tailLines, resp.Log)

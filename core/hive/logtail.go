@@ -13,18 +13,18 @@ import (
 )
 
 const (
-	// tailBytes is how much of the end of a log file is looked at.
+	// tailBytes is how much of the end of a log file is read.
 	tailBytes = 64 << 10
 	// tailLines is how many lines of a worker's log are shown.
 	tailLines = 50
 	// failureLines is how many lines of a dead worker's log are kept.
 	failureLines = 10
-	// maxLineBytes is where a shown line is cut.
+	// maxLineBytes is the length at which a shown line is cut.
 	maxLineBytes = 2 << 10
 )
 
-// tailFile returns at most n last lines of a log file for people, oldest first. Of a log that was
-// rotated lately the older piece has them. A file that is not there has no lines.
+// tailFile returns at most the last n lines of a log file for display, oldest first. After a recent
+// rotation they include the older piece. A missing file has no lines.
 func tailFile(path string, n int) ([]string, error) {
 	text, whole, err := endOf(path)
 	if err == nil && whole {
@@ -38,8 +38,8 @@ func tailFile(path string, n int) ([]string, error) {
 	return tailText(text, n), nil
 }
 
-// endOf is the end of a file, at most tailBytes of it, and whether that is all that the file has. A
-// file that is not there has nothing.
+// endOf returns the end of a file, at most tailBytes of it, and whether that is the whole file. A
+// missing file is empty.
 func endOf(path string) (text string, whole bool, err error) {
 	f, err := os.Open(path)
 	if errors.Is(err, os.ErrNotExist) {
@@ -60,11 +60,11 @@ func endOf(path string) (text string, whole bool, err error) {
 		return "", false, err
 	}
 	text = string(b[:read])
-	if from > 0 && read > 0 { // the first line is not whole
+	if from > 0 && read > 0 { // the first line may be torn
 		_, text, _ = strings.Cut(text, "\n")
 		return text, false, nil
 	}
-	return text, true, nil // also where it was truncated since it told its size
+	return text, true, nil // also if the file was truncated after Stat
 }
 
 func tailText(text string, n int) []string {
@@ -82,7 +82,7 @@ func tailText(text string, n int) []string {
 }
 
 // logLine makes a JSON line of a plugin's logger readable: "2026-11-23T10:00:00Z [WARN] message:
-// key=value". Any other line stays as it is.
+// key=value". It returns any other line unchanged.
 func logLine(line string) string {
 	var m map[string]any
 	if json.Unmarshal([]byte(line), &m) == nil && m["@message"] != nil {
@@ -110,7 +110,7 @@ func logLine(line string) string {
 	}
 	line = strings.Map(func(r rune) rune {
 		if r < ' ' || r == 0x7f {
-			return ' ' // nothing in a log may steer a terminal
+			return ' ' // log lines must not control a terminal
 		}
 		return r
 	}, strings.ToValidUTF8(line, "\uFFFD"))

@@ -42,8 +42,7 @@ func FuzzLogLine(f *testing.F) {
 	})
 }
 
-// The tail of a log that was rotated lately begins in the older piece, also in the middle of a
-// line.
+// The tail of a recently rotated log begins in the older piece, possibly in the middle of a line.
 func TestTailOfARotatedLog(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "log")
@@ -59,5 +58,5 @@ func TestTailOfARotatedLog(t *testing.T) {
 	must.NoError(t, os.WriteFile(path, []byte("ee\nfour\n"), 0o600))
 	tail(3, "two", "three", "four")
 	must.NoError(t, os.WriteFile(path, []byte(strings.Repeat("y", 2*tailBytes)+"\nfive\n"), 0o600))
-	tail(3, "five") // and nothing from before what was left out
+	tail(3, "five") // and nothing from before the omitted part
 }

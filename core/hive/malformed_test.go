@@ -26,8 +26,8 @@ func (c *countingHost) LaunchWorker(ctx context.Context, l pluginhost.WorkerLaun
 	return c.pluginHost.LaunchWorker(ctx, l)
 }
 
-// Whatever is wrong with a model's file, no process is started for it, nothing of it is published,
-// and the job says what it is.
+// For every malformed model file, no process is started, nothing is published, and the job reports
+// the defect.
 func TestMalformedModelNeverReachesAnEngine(t *testing.T) {
 	t.Parallel()
 	r := run(t, setup{})
@@ -46,6 +46,6 @@ func TestMalformedModelNeverReachesAnEngine(t *testing.T) {
 	must.Len(t, 0, entries(t, filepath.Join(r.dir, "store", "blobs")))
 	must.Len(t, 0, entries(t, filepath.Join(r.dir, "store", "models")))
 	r.nothingLeft()
-	r.spawn("fake") // the hive is as it was
+	r.spawn("fake") // the hive is unaffected
 	must.Positive(t, count.started.Load())
 }

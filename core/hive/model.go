@@ -12,7 +12,7 @@ import (
 	"github.com/rbee-project/rbee/core/hostinfo"
 )
 
-// models brings models into the store, shows and deletes them.
+// models fetches models into the store, shows and deletes them.
 type models struct {
 	hiveID   string
 	log      hclog.Logger
@@ -31,8 +31,8 @@ type models struct {
 	blobs    *blobs
 }
 
-// detailed is a model with what its header says and what a worker with it would take of each
-// device. A damaged model has neither.
+// detailed adds to a model the data of its header and what a worker with it would take of each
+// device. A damaged model gets neither.
 func (ms *models) detailed(ctx context.Context, m core.Model) (core.Model, error) {
 	if m.Damaged != "" || isByName(m) {
 		return m, nil
@@ -59,8 +59,8 @@ func (ms *models) detailed(ctx context.Context, m core.Model) (core.Model, error
 	return m, nil
 }
 
-// fitOn is what a worker would take of the device: with the context that a spawn would choose, or
-// where even the least does not fit, with that.
+// fitOn returns what a worker would take of the device, with the context that a spawn would choose,
+// or with the least if even that does not fit.
 func fitOn(d core.Device, m core.Model, header *gguf.File, slots, want int) core.ModelFit {
 	room := memory{Device: d.ID, FreeBytes: d.FreeBytes, Known: d.TotalBytes > 0}
 	estimate := func(contextTokens int) int64 { return header.EstimateBytes(slots, contextTokens) }
@@ -79,7 +79,7 @@ func fitOn(d core.Device, m core.Model, header *gguf.File, slots, want int) core
 	return f
 }
 
-// mostFit is the context with which chooseFit begins.
+// mostFit returns the context that chooseFit tries first.
 func mostFit(want, trained int) int {
 	switch {
 	case want > 0:
@@ -90,7 +90,7 @@ func mostFit(want, trained int) int {
 	return defaultContextTokens
 }
 
-// leastFit is the context at which chooseFit gives up.
+// leastFit returns the context below which chooseFit gives up.
 func leastFit(want, trained int) int {
 	if want > 0 {
 		return want
@@ -123,7 +123,7 @@ func (ms *models) modelGet(ctx context.Context, r core.Request) (core.Model, err
 	return ms.roster.withLoaders(m), err
 }
 
-// model finds a model, also a damaged one, which is shown and not refused.
+// model finds a model. It also returns a damaged one, which is shown instead of refused.
 func (ms *models) model(name string) (core.Model, error) {
 	m, _, err := ms.store.Model(name)
 	if core.KindOf(err) == core.NotFound {

@@ -10,8 +10,8 @@ import (
 	"github.com/rbee-project/rbee/core/operation"
 )
 
-// What model get says of each device is what a spawn then does: where it fits with that context,
-// and where bytes are missing, so many.
+// What model get reports for each device agrees with a spawn: the same context where it fits, the
+// same number of missing bytes where it does not.
 func TestModelFits(t *testing.T) {
 	t.Parallel()
 	device := func(id string, total, free int) string {

@@ -8,7 +8,7 @@ import (
 	"github.com/rbee-project/rbee/core/operation"
 )
 
-// operations are the functions of the operations that a hive runs as jobs.
+// operations returns the functions of the operations that a hive runs as jobs.
 func (h *Hive) operations() job.Funcs {
 	funcs := job.Funcs{}
 	job.Does(funcs, operation.WorkerDownload, h.binaries.workerDownload)
@@ -25,7 +25,7 @@ func (h *Hive) operations() job.Funcs {
 	return funcs
 }
 
-// readFuncs are the functions of the operations that a hive answers without a job.
+// readFuncs returns the functions of the operations that a hive answers without a job.
 func (h *Hive) readFuncs() operation.Answers {
 	a := operation.Answers{}
 	operation.Answer(a, operation.WorkerBinaryList, h.binaries.binaryList)
@@ -39,8 +39,8 @@ func (h *Hive) readFuncs() operation.Answers {
 	return a
 }
 
-// handle gives the operations to the jobs. Each waits until the workers of an earlier agent are
-// taken over.
+// handle registers the operations with the jobs. Each waits until the workers of an earlier agent
+// are adopted.
 func (h *Hive) handle(jobs *job.Manager) {
 	funcs := h.operations()
 	for op, f := range funcs {
@@ -55,8 +55,8 @@ func (h *Hive) handle(jobs *job.Manager) {
 }
 
 // Answer implements operation.Answerer: it checks a request that came from a queen or from this
-// machine, waits until the workers of an earlier agent are taken over, and answers it about this
-// hive, whichever hive the request names.
+// machine, waits until the workers of an earlier agent are adopted, and answers for this hive,
+// whichever hive the request names.
 func (h *Hive) Answer(ctx context.Context, r core.Request) (any, error) {
 	answer, ok := h.reads[r.Operation]
 	if !ok {

@@ -9,7 +9,7 @@ import (
 	"github.com/rbee-project/rbee/core/operation"
 )
 
-// An operation cannot be in the table without a function, nor have one without being there.
+// Every operation in the table has a function, and every function is in the table.
 func TestEveryOperationOfAHiveHasItsFunction(t *testing.T) {
 	t.Parallel()
 	have := (&Hive{}).operations()
@@ -28,7 +28,7 @@ func TestEveryOperationOfAHiveHasItsFunction(t *testing.T) {
 			delete(reads, s.Name)
 		}
 	}
-	// What a queen also says of all hives together.
+	// A queen also answers this one, for all hives together.
 	delete(reads, core.OpModelList)
 	delete(reads, core.OpModelGet)
 	must.MapEmpty(t, reads)

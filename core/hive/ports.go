@@ -20,7 +20,7 @@ type workerProcess interface {
 	Schema() core.Schema
 	FingerprintOnce(ctx context.Context) (sdkworker.Fingerprint, error)
 	Start(ctx context.Context, spec sdkworker.StartSpec, progress func(sdkworker.Progress) error) error
-	Share(cpuWorkers int) // with each Status from then on
+	Share(cpuWorkers int) // returned with each Status from then on
 	Status(ctx context.Context) (sdkworker.Status, error)
 	Drain(ctx context.Context) error
 	Stop(ctx context.Context, grace time.Duration) (forced bool, err error)
@@ -90,7 +90,7 @@ type processes struct{ *pluginhost.Host }
 func (p processes) LaunchWorker(ctx context.Context, l pluginhost.WorkerLaunch) (workerProcess, error) {
 	w, err := p.Host.LaunchWorker(ctx, l)
 	if err != nil {
-		return nil, err // not a nil *Worker in an interface
+		return nil, err // avoids a nil *Worker in a non-nil interface
 	}
 	return w, nil
 }
@@ -111,5 +111,6 @@ func (p processes) LaunchCatalog(ctx context.Context, s pluginhost.Spec) (catalo
 	return c, nil
 }
 
-// said adds to an error of a plugin what the plugin was asked for, and keeps its kind and hint.
+// said prefixes an error of a plugin with the operation that was asked for, and keeps its kind and
+// hint.
 func said(op string, err error) error { return core.Prefix(err, op) }

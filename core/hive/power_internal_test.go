@@ -9,8 +9,8 @@ import (
 	"github.com/rbee-project/rbee/core/coretest/disktrace"
 )
 
-// C-08: handles of workers, the hive's id and the count of its starts are on the disk before
-// anything goes by them.
+// C-08: handles of workers, the hive's id and its start count are on disk before anything relies on
+// them.
 func TestPowerLossHandles(t *testing.T) {
 	disktrace.Check(t, disktrace.Scenario{Run: func(t *testing.T, dir string, ack func(string)) {
 		l, err := openLayout(dir)

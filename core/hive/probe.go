@@ -13,18 +13,18 @@ import (
 	sdkworker "github.com/rbee-project/rbee/plugins/sdk/worker"
 )
 
-// probeTimeout bounds a probe that nobody waits for but the end of the agent.
+// probeTimeout bounds a probe that only the agent's shutdown waits for.
 const probeTimeout = 3 * time.Second
 
-// An executable that is open for writing is tried again so often, with so much time between.
+// Launching an executable that is open for writing is retried this often, with this pause.
 const (
 	busyTries = 50
 	busyWait  = 20 * time.Millisecond
 )
 
-// probe asks the plugin of a worker type who it is and what it finds, without an engine, unless
-// that is known of the executable as it is on the disk now. A plugin that does not start has a
-// Problem that says so. Errors: only ctx's.
+// probe asks the plugin of a worker type for its identity and what it finds, without an engine,
+// unless the result for the executable now on disk is known. A plugin that does not start gets a
+// Problem. Errors: only ctx's.
 func (ts *typeSet) probe(ctx context.Context, t *workerType) error {
 	select {
 	case t.gate <- struct{}{}:
@@ -58,7 +58,7 @@ func (ts *typeSet) probe(ctx context.Context, t *workerType) error {
 		found = probeResult{seen: sdkworker.Fingerprint{Problem: err.Error()}, digest: digest}
 	}
 	if t.spec.Folder != "" && exe == "" {
-		found.digest = digest // an install compares what it copies with it
+		found.digest = digest // an install compares its copy with it
 	}
 	t.note(found.info, found.seen, found.digest)
 	wake(ts.engineNews)
@@ -74,8 +74,8 @@ type probeResult struct {
 	digest string // of the executable that ran, "sha256:<hex>"
 }
 
-// fingerprint runs a worker plugin as a probe. exe and engineDir are the installed binary's, or
-// empty.
+// fingerprint runs a worker plugin as a probe. exe and engineDir are those of the installed binary,
+// or empty.
 func (ts *typeSet) fingerprint(ctx context.Context, s pluginhost.Spec, exe, engineDir string) (r probeResult, err error) {
 	p, err := ts.launch(ctx, pluginhost.WorkerLaunch{Spec: s, Executable: exe, EngineDir: engineDir, Tethered: true})
 	if err != nil {
@@ -94,7 +94,7 @@ func (ts *typeSet) fingerprint(ctx context.Context, s pluginhost.Spec, exe, engi
 }
 
 // launch launches a worker plugin. A fresh executable may still be open for writing in a process
-// that is just being forked off to run something else; that is over in a moment.
+// that was just forked to run something else; that is over in a moment.
 func (ts *typeSet) launch(ctx context.Context, l pluginhost.WorkerLaunch) (workerProcess, error) {
 	for tries := 1; ; tries++ {
 		p, err := ts.plugins.LaunchWorker(ctx, l)
@@ -109,11 +109,12 @@ func (ts *typeSet) launch(ctx context.Context, l pluginhost.WorkerLaunch) (worke
 	}
 }
 
-// refresh asks a worker what is free on its devices now. What it does not answer stays as it was.
+// refresh asks a worker for the current free memory of its devices. Devices that it does not report
+// stay unchanged.
 func (ts *typeSet) refresh(ctx context.Context, w *worker) {
 	t, err := ts.workerType(w.handle.Attachment.Type)
 	if err != nil {
-		return // of a type that is not configured any more
+		return // of a type that is no longer configured
 	}
 	ctx, cancel := context.WithTimeout(ctx, pollTimeout)
 	defer cancel()
@@ -123,8 +124,8 @@ func (ts *typeSet) refresh(ctx context.Context, w *worker) {
 	}
 }
 
-// refreshAfter looks at the devices again once the last worker of a type has ended and nobody else
-// can tell what became free.
+// refreshAfter probes the devices again after the last worker of a type has ended, as no worker can
+// report the freed memory.
 func (ts *typeSet) refreshAfter(ctx context.Context, w *worker) {
 	t, err := ts.workerType(w.handle.Attachment.Type)
 	if err != nil || isDone(ts.life.ending) {
@@ -139,7 +140,7 @@ func (ts *typeSet) refreshAfter(ctx context.Context, w *worker) {
 			return
 		}
 	}
-	// A probe is short: it is not cut in the middle of its launch when the agent ends.
+	// A probe is short, so it is not cut in the middle of its launch when the agent ends.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), probeTimeout)
 	defer cancel()
 	exe, engine, release, err := ts.claims.holdBinary(ctx, w.handle.Binary)
@@ -156,8 +157,8 @@ func (ts *typeSet) refreshAfter(ctx context.Context, w *worker) {
 	ts.changed()
 }
 
-// lookAgain probes a worker type anew: by one of its workers, which sees what is free, else by a
-// short-lived process, with the engine if one is installed. Errors: only ctx's.
+// lookAgain probes a worker type anew: through one of its workers, which sees the free memory, else
+// through a short-lived process, with the engine if one is installed. Errors: only ctx's.
 func (ts *typeSet) lookAgain(ctx context.Context, t *workerType) error {
 	for _, w := range ts.roster.all() {
 		if w.handle.Attachment.Type == t.name() {

@@ -8,13 +8,13 @@ import (
 	"github.com/rbee-project/rbee/core/hostinfo"
 )
 
-// processList is the hive's process table, from the operating system, ordered by pid.
+// processList returns the hive's process table, from the operating system, ordered by pid.
 func (sv *supervisor) processList(ctx context.Context, _ core.Request) ([]core.Process, error) {
 	out := []core.Process{}
 	for _, w := range sv.roster.all() {
 		u, err := hostinfo.ReadUsage(ctx, w.identity())
 		if core.KindOf(err) == core.NotFound {
-			continue // it has just ended
+			continue // it has just exited
 		}
 		if err != nil {
 			return nil, err

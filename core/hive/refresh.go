@@ -8,11 +8,11 @@ import (
 	"github.com/rbee-project/rbee/core/hostinfo"
 )
 
-// refreshFlush is how long an answer waits for the queens to have what was found.
+// refreshFlush is how long an answer waits until the queens know the result.
 const refreshFlush = 3 * time.Second
 
-// refreshCapabilities looks again at the devices of every worker type, and answers when the queens
-// know, or have not heard in time.
+// refreshCapabilities probes the devices of every worker type again, and answers when the queens
+// know the result, or after refreshFlush.
 func (h *Hive) refreshCapabilities(ctx context.Context, _ core.Request) (core.RefreshResult, error) {
 	var found core.RefreshResult
 	found.Before, found.WorkerTypesBefore = h.types.devicesNow(ctx)
@@ -41,6 +41,6 @@ func (ts *typeSet) devicesNow(ctx context.Context) ([]core.Device, []string) {
 	return ts.devices(free)
 }
 
-// TakeWorkersAlong has the workers end with Run, whatever the options say: the machine leaves its
+// TakeWorkersAlong makes the workers end with Run, whatever the options: the machine leaves its
 // cluster.
 func (h *Hive) TakeWorkersAlong() { h.takeAlong.Store(true) }

@@ -6,9 +6,8 @@ import (
 	"github.com/rbee-project/rbee/core/pluginhost"
 )
 
-// Reload takes other settings, worker types and catalog sources. Workers that run stay as they are,
-// and so does what is under way; worker types are probed anew. Errors: Unavailable when the hive
-// ends.
+// Reload applies new settings, worker types and catalog sources. Running workers and operations in
+// flight are unaffected; worker types are probed anew. Errors: Unavailable when the hive ends.
 func (h *Hive) Reload(d Defaults, workers, catalogs []pluginhost.Spec) error {
 	h.settings.setDefaults(d)
 	h.catalogs.replace(catalogs)
@@ -17,8 +16,8 @@ func (h *Hive) Reload(d Defaults, workers, catalogs []pluginhost.Spec) error {
 	return h.probeLater()
 }
 
-// discover takes in the plugins that came into the folder since the last look, and reports whether
-// there are worker types among them.
+// discover registers the plugins added to the folder since the last scan, and reports whether there
+// are worker types among them.
 func (h *Hive) discover() bool {
 	if h.opts.Discover == nil {
 		return false

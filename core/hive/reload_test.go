@@ -14,7 +14,7 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk"
 )
 
-// late is the spec of a copy of the fake worker under another name.
+// late returns the spec of a copy of the fake worker under another name.
 func late(t *testing.T, o *Options, name string) pluginhost.Spec {
 	t.Helper()
 	plugins, err := pluginDir()

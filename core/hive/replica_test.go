@@ -11,7 +11,7 @@ import (
 	"github.com/rbee-project/rbee/core/gguf"
 )
 
-// A hive with less memory does not quietly start a replica that answers less than the others.
+// A hive with less memory does not silently start a replica with a smaller context than the others.
 func TestReplicaContext(t *testing.T) {
 	t.Parallel()
 	f, err := os.Open(tinyModel)
@@ -48,9 +48,9 @@ worker "tight" {
 
 	spawn.ReplicaContext = 128
 	must.Eq(t, 128, result1[core.SpawnResult](r, spawn).Worker.ContextTokens)
-	spawn.ContextTokens = 256 // told otherwise
+	spawn.ContextTokens = 256 // explicitly requested
 	must.Eq(t, 256, result1[core.SpawnResult](r, spawn).Worker.ContextTokens)
 	spawn.ContextTokens = 0
-	r.hive.settings.setDefaults(Defaults{Slots: 1, ContextTokens: 64}) // by this hive's configuration, too
+	r.hive.settings.setDefaults(Defaults{Slots: 1, ContextTokens: 64}) // or set by this hive's configuration
 	must.Eq(t, 64, result1[core.SpawnResult](r, spawn).Worker.ContextTokens)
 }

@@ -49,7 +49,7 @@ const (
 	agentVariable = "RBEE_TEST_HIVE"
 )
 
-// pluginDir is where the fake plugins are; built by the first test that needs them.
+// pluginDir returns the folder of the fake plugins, which the first caller builds.
 var pluginDir = sync.OnceValues(func() (string, error) {
 	if dir := os.Getenv(agentVariable + "_PLUGINS"); dir != "" {
 		return dir, nil
@@ -67,7 +67,7 @@ var pluginDir = sync.OnceValues(func() (string, error) {
 			return "", err
 		}
 	}
-	// The same under another name needs an engine.
+	// The same plugin under another name needs an engine.
 	return dir, os.Link(filepath.Join(dir, "rbee-worker-fake"), filepath.Join(dir, "rbee-worker-"+fake.Engined))
 })
 
@@ -93,7 +93,7 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// queen is a queen's end of the line.
+// queen is the queen's end of a line.
 type queen struct {
 	queenv1.UnimplementedRegistryServiceServer
 
@@ -127,7 +127,7 @@ func (q *queen) Link(s grpc.BidiStreamingServer[queenv1.LinkRequest, queenv1.Lin
 	}
 }
 
-// workers is what the last report told.
+// workers returns the workers of the last report.
 func (q *queen) workers() []core.Worker {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -154,19 +154,19 @@ type rig struct {
 	queen *queen
 	hives hivev1.HiveServiceClient
 	jobs  jobv1.JobServiceClient
-	stop  func() // ends Run and waits; may be repeated
+	stop  func() // ends Run and waits; may be called again
 }
 
 type setup struct {
 	workers string                    // worker blocks of the configuration
 	dir     string                    // of an earlier rig; empty: a new one
 	alone   bool                      // no queen
-	keep    bool                      // workers go on when the hive ends
+	keep    bool                      // workers keep running when the hive ends
 	blobs   queenv1.BlobServiceServer // nil: the queen knows no other hives
 	change  func(*Options)
 }
 
-// shortDir is a folder whose path leaves room for sockets.
+// shortDir returns a folder whose path leaves room for sockets.
 func shortDir(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "rh") //nolint:usetesting // t.TempDir holds the test's name and is too long for sockets
@@ -175,7 +175,7 @@ func shortDir(t *testing.T) string {
 	return dir
 }
 
-// options builds what a hive in dir needs, without a queen.
+// options returns what a hive in dir needs, without a queen.
 func options(dir, workers string, log hclog.Logger) (Options, *store.Store, error) {
 	plugins, err := pluginDir()
 	if err != nil {
@@ -234,7 +234,7 @@ func copyFile(from, to string) error {
 	return os.WriteFile(to, b, 0o600)
 }
 
-// run starts a hive. Whatever happens, no process of it is left when the test ends.
+// run starts a hive. None of its processes are left when the test ends, whatever happens.
 func run(t *testing.T, s setup) *rig {
 	t.Helper()
 	if s.dir == "" {
@@ -361,7 +361,7 @@ func (r *rig) do(req core.Request) core.Job {
 	return j
 }
 
-// result runs an operation that must succeed.
+// result1 runs an operation that must succeed.
 func result1[T any](r *rig, req core.Request) T {
 	r.t.Helper()
 	j := r.do(req)
@@ -407,13 +407,13 @@ func (r *rig) Answer(ctx context.Context, req core.Request) (any, error) {
 	return s.Receive(resp.GetResultJson())
 }
 
-// nothingLeft checks that the hive has no worker, and that neither files nor processes of one are
-// there.
+// nothingLeft checks that the hive has no worker, and that workers left neither files nor
+// processes.
 func (r *rig) nothingLeft() {
 	r.t.Helper()
 	must.Len(r.t, 0, r.processes())
 	must.Len(r.t, 0, entries(r.t, filepath.Join(r.dir, "hive", "workers")))
-	coretest.Eventually(r.t, patience, func() error { // probes and catalogs have folders of their own for a moment
+	coretest.Eventually(r.t, patience, func() error { // probes and catalogs briefly have folders
 		for _, name := range entries(r.t, filepath.Join(r.dir, "run")) {
 			if validID(name) {
 				return fmt.Errorf("%s is left", name)
@@ -435,8 +435,8 @@ func entries(t *testing.T, dir string) []string {
 	return out
 }
 
-// marked lists the pids of worker processes, and what they started, whose socket folder is a
-// worker's below prefix.
+// marked lists the pids of worker processes, and of what they started, whose socket folder belongs
+// to a worker below prefix.
 func marked(t *testing.T, prefix string) []string {
 	t.Helper()
 	procs, err := filepath.Glob("/proc/[0-9]*/environ")

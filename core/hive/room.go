@@ -10,7 +10,7 @@ import (
 	"github.com/rbee-project/rbee/core/sched"
 )
 
-// roomPoll is between two looks of a load that waits for room.
+// roomPoll is the interval at which a load that waits for room checks again.
 const roomPoll = 250 * time.Millisecond
 
 // reservation is memory that a loading worker is about to take.
@@ -22,45 +22,44 @@ type reservation struct {
 	pinned    bool
 }
 
-// waiter is a load that waits for room on a device. Loads take their turns in the order in which
-// they came.
+// waiter is a load that waits for room on a device. Loads take turns in order of arrival.
 type waiter struct {
-	device string    // empty: it does not wait
-	since  time.Time // it waits
+	device string    // empty: not waiting
+	since  time.Time // start of the wait
 }
 
-// rooms gives out the memory of devices to loads, in turns.
+// rooms allocates the memory of devices to loads, in turns.
 type rooms struct {
 	settings *settings
 	roster   *roster
 
 	mu       sync.Mutex             // guards below
-	reserved map[string]reservation // by worker id: what loading workers are about to take
-	waiters  []*waiter              // loads that wait for room, in their order
-	released uint64                 // counts the ends of reservations
+	reserved map[string]reservation // by worker id: memory that loading workers are about to take
+	waiters  []*waiter              // loads that wait for room, in order
+	released uint64                 // number of reservations that have ended
 }
 
 func newRooms(s *settings, r *roster) *rooms {
 	return &rooms{settings: s, roster: r, reserved: map[string]reservation{}}
 }
 
-// room returns what a device has left for a further worker.
+// room returns what a device has left for another worker.
 func (rs *rooms) room(d core.Device) memory {
 	rs.mu.Lock()
 	defer rs.mu.Unlock()
 	return rs.roomLocked(d, rs.roster.byID())
 }
 
-// turns returns the count of reservations that have ended, for take.
+// turns returns the number of reservations that have ended, for take.
 func (rs *rooms) turns() uint64 {
 	rs.mu.Lock()
 	defer rs.mu.Unlock()
 	return rs.released
 }
 
-// take reserves room for a load, or has it wait in its turn. Where another load ended since turns
-// returned so many, ok is false: what it took may or may not be in the devices as they were
-// reported, which must be looked at again. Errors: TooLarge.
+// take reserves room for a load, or queues it. If another load ended after turns returned that
+// number, ok is false: the reported devices may or may not include its memory, so probe them again.
+// Errors: TooLarge.
 func (rs *rooms) take(id string, turns uint64, devices []core.Device, wait *waiter, s sizes, want reservation) (at site, ok bool, err error) {
 	rs.mu.Lock()
 	defer rs.mu.Unlock()
@@ -80,9 +79,9 @@ func (rs *rooms) take(id string, turns uint64, devices []core.Device, wait *wait
 	return at, true, err
 }
 
-// roomLocked returns what a device has left for a further worker: what is free and nobody is about
-// to take. Of main memory it is also no more than what the workers leave of the whole, or of the
-// hive's limit: the operating system counts a mapped model file as free memory.
+// roomLocked returns what a device has left for another worker: what is free and not reserved. For
+// main memory it is also bounded by what the workers leave of the total, or of the hive's limit, as
+// the operating system counts a mapped model file as free memory.
 func (rs *rooms) roomLocked(d core.Device, workers map[string]*worker) memory {
 	loading, held := int64(0), int64(0)
 	for id, r := range rs.reserved {
@@ -116,9 +115,9 @@ func (rs *rooms) roomLocked(d core.Device, workers map[string]*worker) memory {
 	return m
 }
 
-// residentsLocked returns the workers on a device, for a load of a model. Whoever starts a worker
-// by hand takes the room of those that unload by themselves; a request also takes that of workers
-// that were started by hand, last. A load that has no worker yet is one that loads.
+// residentsLocked returns the workers on a device, for a load of a model. A spawn by hand takes the
+// room of workers that unload by themselves; a request takes, as a last choice, that of workers
+// that were started by hand. A load without a worker yet is listed as loading.
 func (rs *rooms) residentsLocked(workers map[string]*worker, device, model string, onRequest bool) []sched.Resident {
 	keepAlive := rs.settings.rules().keepAlive
 	var list []sched.Resident
@@ -151,18 +150,18 @@ func (rs *rooms) residentsLocked(workers map[string]*worker, device, model strin
 	return list
 }
 
-// site is what a load does next.
+// site is the next step of a load.
 type site struct {
 	device core.Device
 	size   fit
-	turn   sched.Turn // the load waits, where there is no size
+	turn   sched.Turn // the load waits, if there is no size
 	found  bool
 }
 
-// siteLocked chooses a device on which the worker fits whole; where there is none, workers that are
-// to make room for it; where that is in vain, a smaller context. Errors: TooLarge.
+// siteLocked chooses a device on which the worker fits whole; failing that, workers that are to
+// make room for it; failing that, a smaller context. Errors: TooLarge.
 func (rs *rooms) siteLocked(devices []core.Device, wait *waiter, model string, onRequest bool, s sizes) (site, error) {
-	workers := rs.roster.byID() // all that follows is about the same workers
+	workers := rs.roster.byID() // one snapshot for all that follows
 	rooms := make([]memory, len(devices))
 	order := make([]int, len(devices))
 	for i, d := range devices {
@@ -213,14 +212,14 @@ func (rs *rooms) siteLocked(devices []core.Device, wait *waiter, model string, o
 	if best, ok := turn(s.least); ok {
 		return best, nil
 	}
-	if problem == nil { // others wait, and this one can never follow them
+	if problem == nil { // others wait, and this one could never follow them
 		_, problem = s.choose(rooms[order[0]])
 	}
 	return site{}, problem
 }
 
-// headLocked reports whether a load may take room on a device now: nobody waits there, or it is the
-// first that does.
+// headLocked reports whether a load may take room on a device now: no load waits there, or it is
+// the first that does.
 func (rs *rooms) headLocked(wait *waiter, device string) bool {
 	for _, w := range rs.waiters {
 		if w.device == device {

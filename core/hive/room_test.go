@@ -17,8 +17,8 @@ import (
 	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
 )
 
-// tightRig is a hive whose main memory has room for one worker of the type tight and 64 tokens, and
-// a half. Its catalog has the models tiny and other.
+// tightRig returns a hive whose main memory has room for one and a half workers of the type tight
+// with 64 tokens. Its catalog has the models tiny and other.
 func tightRig(t *testing.T, wait, warm time.Duration) *rig {
 	t.Helper()
 	f, err := os.Open(tinyModel)
@@ -55,8 +55,8 @@ func tight(model, keepAlive string) core.Request {
 	return core.Request{Operation: core.OpWorkerSpawn, Type: "tight", Model: model, Slots: 1, ContextTokens: 64, KeepAlive: keepAlive}
 }
 
-// A model that a request needs gets the room of an idle worker, also of one that was started by
-// hand; who starts one by hand gets that of those that unload by themselves; a pinned one stays.
+// A model that a request needs gets the room of an idle worker, even of one that was started by
+// hand; a spawn by hand gets that of workers that unload by themselves; a pinned worker stays.
 func TestIdleWorkersMakeRoom(t *testing.T) {
 	t.Parallel()
 	r := tightRig(t, time.Hour, 0)
@@ -74,7 +74,7 @@ func TestIdleWorkersMakeRoom(t *testing.T) {
 	now("other")
 	r.do(tight("tiny", "")) // by hand
 	now("tiny")
-	failed := r.failure(tight("other", "")) // by hand, too
+	failed := r.failure(tight("other", "")) // also by hand
 	must.Eq(t, core.TooLarge, failed.Kind)
 	must.StrContains(t, failed.Message, "are missing")
 	failed = r.failure(tight("tiny", core.KeepAliveDefault)) // a replica
@@ -87,8 +87,8 @@ func TestIdleWorkersMakeRoom(t *testing.T) {
 	must.Eq(t, core.TooLarge, failed.Kind)
 }
 
-// A load waits for the requests of the worker whose room it takes: none of them is cut, and none is
-// taken on after its time.
+// A load waits for the requests of the worker whose room it takes: none of them is cut, and the
+// worker accepts no new ones after its time.
 func TestBusyWorkersMakeRoom(t *testing.T) {
 	t.Parallel()
 	r := tightRig(t, 500*time.Millisecond, 0)
@@ -124,7 +124,7 @@ func TestBusyWorkersMakeRoom(t *testing.T) {
 	must.Eq(t, "other", r.queen.workers()[0].Model)
 }
 
-// A load whose room another load has reserved, which has no worker yet, waits for its turn.
+// A load waits for its turn if its room is reserved by another load that has no worker yet.
 func TestLoadsThatBeginTogether(t *testing.T) {
 	t.Parallel()
 	r := tightRig(t, time.Hour, 0)

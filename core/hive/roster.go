@@ -12,9 +12,9 @@ import (
 	"github.com/rbee-project/rbee/core/hostinfo"
 )
 
-// roster lists the workers of the hive and what became of those that ended.
+// roster lists the workers of the hive and the exits of earlier ones.
 type roster struct {
-	hive string // its name, for people
+	hive string // display name
 
 	mu      sync.Mutex // guards below
 	workers map[string]*worker
@@ -23,21 +23,21 @@ type roster struct {
 
 func newRoster(hive string) *roster { return &roster{hive: hive, workers: map[string]*worker{}} }
 
-// add enters a worker.
+// add adds a worker.
 func (r *roster) add(w *worker) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.workers[w.id()] = w
 }
 
-// drop takes out a worker that never ran.
+// drop removes a worker that never ran.
 func (r *roster) drop(id string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	delete(r.workers, id)
 }
 
-// ended takes out a worker, if it was in, and remembers how it ended.
+// ended removes a worker, if it was listed, and records how it ended.
 func (r *roster) ended(e exit) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -46,14 +46,14 @@ func (r *roster) ended(e exit) {
 	r.exits = r.exits[max(len(r.exits)-maxExits, 0):]
 }
 
-// byID returns the workers as they are now. The map is the caller's.
+// byID returns the current workers. The caller owns the map.
 func (r *roster) byID() map[string]*worker {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return maps.Clone(r.workers)
 }
 
-// all is the workers, ordered by id.
+// all returns the workers, ordered by id.
 func (r *roster) all() []*worker {
 	return slices.SortedFunc(maps.Values(r.byID()), func(a, b *worker) int { return strings.Compare(a.id(), b.id()) })
 }
@@ -66,7 +66,7 @@ func (r *roster) worker(id string) (*worker, bool) {
 	return w, ok
 }
 
-// exit is what is remembered of a worker process that ended.
+// exit records a worker process that ended.
 type exit struct {
 	WorkerID string
 	Process  hostinfo.Identity
@@ -77,11 +77,11 @@ type exit struct {
 	Log      []string // its last lines
 }
 
-// maxExits bounds how many ends are remembered.
+// maxExits bounds how many exits are kept.
 const maxExits = 64
 
 // replica returns the worker of a deployment's replica, if this hive has it: one that outlived the
-// agent that started it is not started again. nil: there is none.
+// agent that started it is not started again. nil: none.
 func (r *roster) replica(label string) *worker {
 	if label == "" {
 		return nil
@@ -96,7 +96,7 @@ func (r *roster) replica(label string) *worker {
 	return nil
 }
 
-// exitOf returns how a worker ended; the zero exit: that is not known.
+// exitOf returns how a worker ended; the zero exit: unknown.
 func (r *roster) exitOf(id string) exit {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -108,8 +108,8 @@ func (r *roster) exitOf(id string) exit {
 	return exit{}
 }
 
-// findProcess finds the worker of a pid; it is nil when that worker has ended, which the exit
-// tells. Errors: NotFound.
+// findProcess finds the worker with a pid; it is nil when that worker has ended, and the exit is
+// set. Errors: NotFound.
 func (r *roster) findProcess(pid int) (*worker, exit, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -123,7 +123,7 @@ func (r *roster) findProcess(pid int) (*worker, exit, error) {
 			continue
 		}
 		if now, err := hostinfo.Identify(pid); err == nil && now != e.Process {
-			break // the pid is somebody else's by now
+			break // the pid has been reused
 		}
 		return nil, e, nil
 	}
@@ -160,8 +160,8 @@ func (r *roster) findWorker(prefix string) (*worker, exit, error) {
 		"Workers of this hive: %s.", cmp.Or(strings.Join(ids, ", "), "none"))
 }
 
-// cpuWorkers returns how many workers compute with this machine's processor, those that load
-// included: they share its cores.
+// cpuWorkers returns how many workers compute on this machine's processor, including those that
+// load: they share its cores.
 func (r *roster) cpuWorkers() int {
 	n := 0
 	for _, w := range r.all() {
@@ -172,7 +172,7 @@ func (r *roster) cpuWorkers() int {
 	return n
 }
 
-// loadedDigests are the digests of the models that workers of this hive have loaded.
+// loadedDigests returns the digests of the models that workers of this hive have loaded.
 func (r *roster) loadedDigests() []string {
 	r.mu.Lock()
 	defer r.mu.Unlock()

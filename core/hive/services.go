@@ -11,8 +11,8 @@ import (
 	hivev1 "github.com/rbee-project/rbee/proto/hive/v1"
 )
 
-// Register serves HiveService on r. The jobs are served by who made them, Jobs. Requests wait until
-// Run has taken over the workers of an earlier agent.
+// Register serves HiveService on r. The owner of Jobs serves the jobs. Requests wait until Run has
+// adopted the workers of an earlier agent.
 func (h *Hive) Register(r grpc.ServiceRegistrar) {
 	hivev1.RegisterHiveServiceServer(r, hiveService{h: h})
 }
@@ -22,8 +22,8 @@ type hiveService struct {
 	h *Hive
 }
 
-// Ask answers an operation. The request of one that is not known here is not read: it may have
-// fields that are not known either.
+// Ask answers an operation. It does not parse the request of an unknown operation, which may have
+// unknown fields.
 func (s hiveService) Ask(ctx context.Context, req *hivev1.AskRequest) (*hivev1.AskResponse, error) {
 	op := core.Operation(req.GetOperation())
 	if _, ok := s.h.reads[op]; !ok {

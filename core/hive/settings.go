@@ -9,7 +9,7 @@ import (
 	"github.com/rbee-project/rbee/core/sched"
 )
 
-// settings are what the configuration and the cluster say of workers, as they are now.
+// settings are the current settings for workers, from the configuration and the cluster.
 type settings struct {
 	defaults atomic.Pointer[Defaults]
 	cluster  atomic.Pointer[rules] // never nil
@@ -36,16 +36,16 @@ func (s *settings) setDefaults(d Defaults) {
 	s.defaults.Store(&d)
 }
 
-// rules are the cluster's settings of how workers come and go.
+// rules are the cluster's settings for unloading and replacing workers.
 type rules struct {
 	keepAlive time.Duration
 	swap      sched.Swap
 }
 
-// rules returns the cluster's settings, as a queen said last.
+// rules returns the cluster's settings, as last reported by a queen.
 func (s *settings) rules() *rules { return s.cluster.Load() }
 
-// wantedContext is how many positions per slot a spawn that asks for so many gets; 0: as many as
+// wantedContext returns the positions per slot for a spawn that asks for so many; 0: as many as
 // fit.
 func (s *settings) wantedContext(asked int, m core.Model) int {
 	if asked > 0 || s.defaults.Load().ContextTokens == 0 {

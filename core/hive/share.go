@@ -22,23 +22,22 @@ import (
 )
 
 const (
-	// leastShared is the least size of a file, in bytes, that other hives are asked for: a smaller
-	// one is fetched sooner than asked for.
+	// leastShared is the least size, in bytes, of a file to ask other hives for: fetching a smaller
+	// one is faster than asking.
 	leastShared = 1 << 20
-	// claimTimeout is how long one queen may take to say where to take a file from; another one is
-	// asked then.
+	// claimTimeout is how long one queen may take to answer where to fetch a file from before
+	// another is asked.
 	claimTimeout = 2500 * time.Millisecond
 )
 
-// Peers is how a hive reaches the files of other hives. *rpc.Pool is one.
+// Peers is how a hive reaches the files of other hives. *rpc.Pool implements it.
 type Peers interface {
 	// DialBlob connects to the files of the hive with this node id, whose RPC port is at address.
 	DialBlob(ctx context.Context, hive, address string) (net.Conn, error)
 }
 
-// ServeBlobs gives this hive's files to the hives that connect, until ctx ends or l is closed. The
-// connections of l are those of rpc.Mux.Blobs. Where the options say that the hive gives none, it
-// closes l.
+// ServeBlobs serves this hive's files to the hives that connect, until ctx ends or l is closed. The
+// connections of l are those of rpc.Mux.Blobs. If the options forbid sharing, it closes l.
 func (h *Hive) ServeBlobs(ctx context.Context, l net.Listener) error {
 	if h.blobs.keep {
 		_ = l.Close()
@@ -62,14 +61,14 @@ func (s sharedShelf) OpenBlob(digest string) (swarm.Blob, error) {
 
 type sharedBlob struct{ *store.Blob }
 
-// Size is the size of the whole file.
+// Size returns the size of the whole file.
 func (b sharedBlob) Size() int64 { return b.SizeBytes() }
 
-// blobs is what the hive has of files, and finds at other hives.
+// blobs serves the hive's files, and finds files at other hives.
 type blobs struct {
 	log   hclog.Logger
 	store shelf
-	keep  bool          // other hives get none
+	keep  bool          // do not share files with other hives
 	swarm *swarm.Client // nil: there are no other hives
 }
 
@@ -82,21 +81,21 @@ func newBlobs(opts Options, s shelf, log hclog.Logger) *blobs {
 	return bl
 }
 
-// haveBytes is how much of a file is there, from its beginning.
+// haveBytes returns how much of a file is stored, from its beginning.
 func (bl *blobs) haveBytes(digest string) int64 {
 	n, _ := bl.hasBlob(digest)
 	return n
 }
 
-// hasBlob is how much of a file is there, from its beginning, and whether that is all of it,
-// checked.
+// hasBlob returns how much of a file is stored, from its beginning, and whether that is all of it,
+// verified.
 func (bl *blobs) hasBlob(digest string) (bytes int64, whole bool) {
 	b, err := bl.store.OpenBlob(digest)
 	if err != nil {
 		return 0, false
 	}
 	defer b.Close()
-	ctx, cancel := context.WithCancel(context.Background()) // nothing is waited for
+	ctx, cancel := context.WithCancel(context.Background()) // never blocks
 	cancel()
 	for {
 		end, err := b.Wait(ctx, bytes)
@@ -107,7 +106,7 @@ func (bl *blobs) hasBlob(digest string) (bytes int64, whole bool) {
 	}
 }
 
-// FindBlob says what the hive has of a file.
+// FindBlob reports how much of a file the hive has.
 func (s hiveService) FindBlob(_ context.Context, req *hivev1.FindBlobRequest) (*hivev1.FindBlobResponse, error) {
 	bl := s.h.blobs
 	if bl.swarm == nil || bl.keep || !swarm.ValidDigest(req.GetDigest()) {
@@ -119,13 +118,13 @@ func (s hiveService) FindBlob(_ context.Context, req *hivev1.FindBlobRequest) (*
 	return resp, nil
 }
 
-// claimer asks the leading queen, by way of any, where to take a file from. It is safe for
+// claimer asks the leading queen, through any queen, where to fetch a file from. It is safe for
 // concurrent use.
 type claimer struct {
 	queens Queens
 
 	mu   sync.Mutex // guards last
-	last string     // the queen that has answered
+	last string     // the queen that answered last
 }
 
 func (c *claimer) claim(ctx context.Context, claim swarm.Claim) (swarm.Plan, error) {
@@ -174,7 +173,7 @@ func planOf(r *queenv1.ClaimResponse) swarm.Plan {
 	return p
 }
 
-// sharing is the supply of one job: other hives come before the origin.
+// sharing supplies one job: it tries other hives before the origin.
 type sharing struct {
 	blobs  *blobs
 	run    *job.Run
@@ -184,8 +183,8 @@ type sharing struct {
 	seekers map[*swarm.Seeker]string
 }
 
-// share has other hives asked for the files of origin, where there are any. done must be called
-// when the job has what it wanted, or not.
+// share makes the job try other hives, if any, before origin. done must be called when the job has
+// finished, successfully or not.
 func (bl *blobs) share(ctx context.Context, source *source, origin store.Supply, run *job.Run) (supply store.Supply, done func()) {
 	if bl.swarm == nil || source.local() {
 		return origin, func() {}
@@ -194,10 +193,10 @@ func (bl *blobs) share(ctx context.Context, source *source, origin store.Supply,
 	return s, func() { s.close(ctx) }
 }
 
-// local says whether a source's files are on this machine anyway.
+// local reports whether a source's files are on this machine in any case.
 func (s *source) local() bool { return s.spec.Name == "builtin" || s.spec.Name == "file" }
 
-// Sources gives the sources of one file.
+// Sources returns the sources of one file.
 func (s *sharing) Sources(f store.FileSpec) store.Sources {
 	if !swarm.ValidDigest(f.Digest) || f.SizeBytes < leastShared {
 		return s.origin.Sources(f)
@@ -210,7 +209,7 @@ func (s *sharing) Sources(f store.FileSpec) store.Sources {
 	return &sharedSources{seeker: k, file: f, supply: s.origin}
 }
 
-// close tells the leader what became of the files.
+// close reports to the leader what became of the files.
 func (s *sharing) close(ctx context.Context) {
 	var wg sync.WaitGroup
 	s.mu.Lock()
@@ -222,16 +221,16 @@ func (s *sharing) close(ctx context.Context) {
 	wg.Wait()
 }
 
-// sharedSources is hives, and the sources at the origin.
+// sharedSources yields hives, and the sources at the origin.
 type sharedSources struct {
 	seeker *swarm.Seeker
 	file   store.FileSpec
 	supply store.Supply
-	origin store.Sources // being gone through; nil: a hive is the source
-	mixed  bool          // a hive was the source once
+	origin store.Sources // being iterated; nil: the current source is a hive
+	mixed  bool          // a hive has been a source
 }
 
-// Next gives the next source.
+// Next returns the next source.
 func (s *sharedSources) Next(ctx context.Context, failed error) (store.Source, error) {
 	if s.origin != nil && failed != nil && !(s.mixed && core.KindOf(failed) == core.Integrity) {
 		if next, err := s.origin.Next(ctx, failed); next != nil || err != nil {
@@ -244,14 +243,14 @@ func (s *sharedSources) Next(ctx context.Context, failed error) (store.Source, e
 		case err != nil:
 			return nil, err
 		case !step.Origin && step.Seeder.Hive == "":
-			return nil, nil // the transfer ends
+			return nil, nil // the transfer fails
 		case !step.Origin:
 			s.origin, s.mixed = nil, true
 			return hiveSource{s.seeker, step.Seeder.Name, s.file.SizeBytes}, nil
 		}
 		s.origin = s.supply.Sources(s.file)
 		if core.KindOf(failed) == core.Integrity {
-			s.mixed = false // what hives have brought is dropped
+			s.mixed = false // the bytes from hives were dropped
 		}
 		next, err := s.origin.Next(ctx, nil)
 		if next != nil {
@@ -270,13 +269,13 @@ type hiveSource struct {
 	size   int64
 }
 
-// Name is the hive's.
+// Name returns the hive's name.
 func (s hiveSource) Name() string { return "hive " + s.name }
 
-// Connections is one: between the machines of a cluster more do not help.
+// Connections returns 1: within a cluster, more do not help.
 func (s hiveSource) Connections() int { return 1 }
 
-// Fetch writes a part.
+// Fetch writes a part of the file.
 func (s hiveSource) Fetch(ctx context.Context, from, to int64, w io.Writer) error {
 	if to < 0 {
 		to = s.size

@@ -25,7 +25,7 @@ import (
 	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
 )
 
-// town is hives that reach each other, and the board of their leader.
+// town is a set of hives that reach each other, with the leader's board.
 type town struct {
 	t     *testing.T
 	board *swarm.Board
@@ -43,7 +43,7 @@ func newTown(t *testing.T) *town {
 	return w
 }
 
-// add runs a hive with its files served on loopback. A real one has a mux of core/rpc there.
+// add runs a hive with its files served on loopback, in place of a mux of core/rpc.
 func (w *town) add(id string, change ...func(*Options)) *rig {
 	w.t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -79,7 +79,7 @@ func (w *town) DialBlob(ctx context.Context, hive, address string) (net.Conn, er
 	return d.DialContext(ctx, "tcp", l.Addr().String())
 }
 
-// townQueen is the leader as one hive reaches it.
+// townQueen is the leader as seen by one hive.
 type townQueen struct {
 	queenv1.UnimplementedBlobServiceServer
 	w    *town
@@ -118,7 +118,7 @@ func (w *town) holdings(ctx context.Context, digest string) map[string]swarm.Hol
 func wantTiny() core.Request { return core.Request{Operation: core.OpModelDownload, Model: "tiny"} }
 
 // Hives that want a model at once fetch it from its origin once, and a later one does not at all.
-// Their jobs say from whom.
+// Their jobs log the source.
 func TestModelFromOtherHives(t *testing.T) {
 	t.Parallel()
 	w := newTown(t)
@@ -153,8 +153,8 @@ func TestModelFromOtherHives(t *testing.T) {
 	must.StrNotContains(t, logs(events), "origin")
 }
 
-// A hive with a damaged copy is no danger to others: what it gives has the wrong digest, and they
-// go to the origin.
+// A hive with a damaged copy does not harm others: what it serves has the wrong digest, and they
+// fall back to the origin.
 func TestModelFromAHiveWithADamagedCopy(t *testing.T) {
 	t.Parallel()
 	w := newTown(t)
@@ -181,8 +181,8 @@ func TestModelFromAHiveWithADamagedCopy(t *testing.T) {
 	must.Eq(t, "", got.Damaged)
 }
 
-// A hive that the leader names and that is not to be reached costs a moment; so does a leader that
-// does not know the service.
+// An unreachable hive that the leader names costs a moment; so does a leader that does not know the
+// service.
 func TestModelWithoutOtherHives(t *testing.T) {
 	t.Parallel()
 	w := newTown(t)
@@ -202,7 +202,7 @@ func TestModelWithoutOtherHives(t *testing.T) {
 	must.StrContains(t, logs(events), "taking it from its origin")
 }
 
-// A hive that keeps its files gives none, is not named to others, and takes what it can get.
+// A hive that keeps its files serves none, is not named to others, and still fetches from them.
 func TestModelOfAHiveThatKeepsItsFiles(t *testing.T) {
 	t.Parallel()
 	w := newTown(t)
@@ -223,8 +223,8 @@ func TestModelOfAHiveThatKeepsItsFiles(t *testing.T) {
 	must.StrContains(t, logs(events), "taking it from hive name-h2")
 }
 
-// Sources at the origin are gone through one after the other, as without other hives; and again
-// from the first when what hives brought was wrong.
+// Sources at the origin are tried one after the other, as without other hives; and again from the
+// first when hives delivered wrong bytes.
 func TestSourcesAtTheOrigin(t *testing.T) {
 	t.Parallel()
 	gone := core.Errorf(core.Unavailable, "gone")
@@ -277,7 +277,7 @@ func TestSourcesAtTheOrigin(t *testing.T) {
 	}
 }
 
-// What is on its way in is given away as far as it has come.
+// A file that is being downloaded is served as far as it has arrived.
 func TestBlobThatArrives(t *testing.T) {
 	t.Parallel()
 	data, err := os.ReadFile(tinyModel)

@@ -13,7 +13,7 @@ import (
 	"github.com/rbee-project/rbee/core/coretest"
 )
 
-// A worker that hangs is told of as silent, and killed after the worker timeout.
+// A worker that hangs is reported as silent, and killed after the worker timeout.
 func TestHungWorkerIsKilled(t *testing.T) {
 	t.Parallel()
 	r := run(t, setup{change: func(o *Options) { o.WorkerTimeout = 5 * time.Second }})
@@ -27,7 +27,7 @@ func TestHungWorkerIsKilled(t *testing.T) {
 	})
 	r.told(patience, count(0))
 	must.Len(t, 0, r.processes())
-	coretest.Eventually(t, patience, func() error { // the queens are told first
+	coretest.Eventually(t, patience, func() error { // the queens are notified first
 		if left := entries(t, filepath.Join(r.dir, "hive", "workers")); len(left) > 0 {
 			return fmt.Errorf("there are %v", left)
 		}
@@ -36,12 +36,13 @@ func TestHungWorkerIsKilled(t *testing.T) {
 	r.nothingLeft()
 }
 
-// A silent worker is killed after the worker timeout, one that uses its processor after ten.
+// A silent worker is killed after the worker timeout, one that uses its processor after ten
+// timeouts.
 func TestVigilHangs(t *testing.T) {
 	t.Parallel()
 	const timeout = time.Minute
 	for name, tt := range map[string]struct {
-		share float64       // of one core that the worker uses
+		share float64       // of one core
 		after time.Duration // until it is killed
 	}{
 		"idle":                    {0, timeout},
@@ -64,7 +65,7 @@ func TestVigilHangs(t *testing.T) {
 		})
 	}
 
-	// It worked once and hangs now.
+	// It worked once and now hangs.
 	var v vigil
 	start := time.Now()
 	must.False(t, v.hangs(timeout, time.Second, start, timeout))

@@ -18,8 +18,8 @@ import (
 	sdkworker "github.com/rbee-project/rbee/plugins/sdk/worker"
 )
 
-// spawner starts workers: it finds or fetches what one needs, gives it room, launches it and loads
-// its model.
+// spawner starts workers: it finds or fetches what one needs, reserves room for it, launches it and
+// loads its model.
 type spawner struct {
 	hiveID   string
 	tethered bool // workers end with this process
@@ -40,9 +40,8 @@ type spawner struct {
 	workers  *supervisor
 }
 
-// spawn starts a worker and returns when it serves. Whatever it needs and is missing is fetched
-// first. When it fails or is cancelled, no process and no file of the worker is left; what was
-// fetched stays.
+// spawn starts a worker and returns when it serves. It first fetches whatever is missing. If it
+// fails or is cancelled, no process and no file of the worker is left; what was fetched stays.
 func (sp *spawner) spawn(ctx context.Context, r core.Request, run *job.Run) (core.SpawnResult, error) {
 	if r.KeepAlive != "" && r.KeepAlive != core.KeepAliveDefault {
 		if _, err := core.ParseKeepAlive(r.KeepAlive); err != nil {
@@ -70,7 +69,7 @@ func (sp *spawner) spawn(ctx context.Context, r core.Request, run *job.Run) (cor
 		return core.SpawnResult{}, err
 	}
 	defer release()
-	if r.Type == "" { // what the model is decides as well
+	if r.Type == "" { // the type also depends on the model
 		if t, err = sp.typeFor(ctx, r, model.Architecture); err != nil {
 			return core.SpawnResult{}, err
 		}
@@ -91,7 +90,7 @@ func (sp *spawner) spawn(ctx context.Context, r core.Request, run *job.Run) (cor
 }
 
 // typeFor chooses the worker type of a spawn with a model of an architecture, which is empty while
-// that is not known. Only the types that can be meant are waited for.
+// unknown. It waits only for the candidate types.
 func (sp *spawner) typeFor(ctx context.Context, r core.Request, architecture string) (*workerType, error) {
 	if r.Type != "" {
 		t, err := sp.types.named(r.Type)
@@ -140,8 +139,8 @@ func (sp *spawner) load(ctx context.Context, r core.Request, t *workerType, bina
 	hd.Binary, hd.Version = binary.ID, p.Info().Version
 	hd.KeepAlive, hd.Pinned, hd.Replica = r.KeepAlive, r.Pin, r.Replica
 	w := newWorker(hd, p, core.WorkerLoading)
-	// The handle is on disk before the model is loaded: an agent that is killed now is followed by
-	// one that knows of the process.
+	// The handle is on disk before the model is loaded: if the agent is killed now, the next one
+	// knows of the process.
 	if err := writeJSON(sp.disk.handleFile(id), hd); err != nil {
 		sp.discard(p, id)
 		return nil, err
@@ -184,7 +183,7 @@ func (sp *spawner) load(ctx context.Context, r core.Request, t *workerType, bina
 	return w, nil
 }
 
-// failedLoad ends the process of a load that went wrong and says why, in the engine's own words.
+// failedLoad ends the process of a failed load and returns the reason, in the engine's own words.
 func (sp *spawner) failedLoad(ctx context.Context, w *worker, model core.Model, cause error) error {
 	op := "load " + model.ID + " on " + w.handle.Device
 	ended := isDone(w.proc.Done())
@@ -196,7 +195,7 @@ func (sp *spawner) failedLoad(ctx context.Context, w *worker, model core.Model, 
 			sp.log.Error("kill a worker that did not load", "worker", w.id(), "error", err)
 		}
 	}
-	<-w.gone // the supervisor removes what is left
+	<-w.gone // the supervisor removes the rest
 	if ctx.Err() != nil {
 		return fmt.Errorf("%s: %w", op, core.FromContext(ctx))
 	}
@@ -207,7 +206,7 @@ func (sp *spawner) failedLoad(ctx context.Context, w *worker, model core.Model, 
 	sp.log.Error("a model could not be loaded", "worker", w.id(), "model", model.ID, "device", w.handle.Device, "error", cause)
 	err := said(op, cause)
 	if core.KindOf(cause) == core.Unavailable || ended {
-		// The connection broke: the process died, which the engine could not put into words.
+		// The connection broke: the process died before the engine could report an error.
 		err = core.Errorf(core.Internal, "%s: the worker process ended while it was loading (%s)", op, cmp.Or(e.How, "exit unknown"))
 	}
 	if core.HintOf(err) == "" && len(e.Log) > 0 {
@@ -227,8 +226,8 @@ func (sp *spawner) discard(p workerProcess, id string) {
 	sp.workers.clean(id)
 }
 
-// typeThatOffers returns the worker type that offers a model by its name, where the store has no
-// model of that name; empty: there is none. Errors: only ctx's.
+// typeThatOffers returns the worker type that offers a model by its name, if the store has no model
+// of that name; empty: none. Errors: only ctx's.
 func (sp *spawner) typeThatOffers(ctx context.Context, name, device string) (string, error) {
 	if _, _, err := sp.store.Model(name); core.KindOf(err) != core.NotFound {
 		return "", nil
@@ -245,7 +244,7 @@ func (sp *spawner) typeThatOffers(ctx context.Context, name, device string) (str
 }
 
 // modelFor returns the model for a worker of a type, and its path. For a type that serves models by
-// name the name is all there is; otherwise see takeModel.
+// name, the model is only a name; otherwise see takeModel.
 func (sp *spawner) modelFor(ctx context.Context, t *workerType, name string, run *job.Run) (m core.Model, path string, release func(), err error) {
 	if _, f, _ := t.known(); !f.ByName {
 		return sp.models.takeModel(ctx, name, run)

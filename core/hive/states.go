@@ -19,22 +19,23 @@ import (
 	"github.com/rbee-project/rbee/core/pluginhost"
 )
 
-// State files: what a worker read of conversations, kept when it is unloaded to make room for
-// another model, and handed to the next worker of the same type and model. They hold the text of
-// users. The worker writes and reads them, in its private folder; in between they lie in a folder
-// that is closed to plugins. The worker checks what it gets: here they are bytes.
+// State files hold what a worker has read of conversations. They are kept when the worker is
+// unloaded to make room for another model, and handed to the next worker of the same type and
+// model. They contain the text of users. The worker writes and reads them in its private folder; in
+// between they lie in a folder that plugins cannot access. The worker validates what it gets: here
+// they are opaque bytes.
 
 const (
 	// stateName is the name of the file in a worker's private folder.
 	stateName = "state"
-	// maxStates and maxStateBytes bound what is kept; what was kept first goes first.
+	// maxStates and maxStateBytes bound the kept files; the oldest are removed first.
 	maxStates           = 32
 	maxStateBytes int64 = 8 << 30
-	// maxStateAge is how long it is kept.
+	// maxStateAge is how long a file is kept.
 	maxStateAge = 7 * 24 * time.Hour
 )
 
-// workerState is where a worker writes its state.
+// workerState returns the path at which a worker writes its state.
 func (l layout) workerState(worker string) string {
 	return filepath.Join(pluginhost.PrivateDir(l.runDir(worker)), stateName)
 }
@@ -44,19 +45,19 @@ func shortHash(text string) string {
 	return hex.EncodeToString(sum[:12])
 }
 
-// keptState is where the state of a worker of that type with that model is kept.
+// keptState returns the path at which the state of a worker of that type with that model is kept.
 func (l layout) keptState(typ, digest string) string {
 	return filepath.Join(l.states, shortHash(digest)+"-"+shortHash(typ))
 }
 
-// states keeps what workers read of conversations.
+// states keeps workers' state files.
 type states struct {
 	log    hclog.Logger
 	now    func() time.Time
 	disk   layout
 	secret []byte // not changed
 
-	mu sync.Mutex // held while the folder is changed
+	mu sync.Mutex // held while the folder changes
 }
 
 func newStates(log hclog.Logger, now func() time.Time, disk layout) *states {
@@ -66,8 +67,8 @@ func newStates(log hclog.Logger, now func() time.Time, disk layout) *states {
 	return ks
 }
 
-// hand gives a new worker what an earlier one kept, and returns the file that it may keep its
-// own in; empty: none, as the model has no digest.
+// hand gives a new worker the state that an earlier one kept, and returns the file to which it may
+// write its own; empty: none, as the model has no digest.
 func (ks *states) hand(hd handle) string {
 	if hd.ModelDigest == "" {
 		return ""
@@ -82,8 +83,8 @@ func (ks *states) hand(hd handle) string {
 	return to
 }
 
-// keep takes what an ended worker kept, where that is wanted, and otherwise forgets what was
-// kept of its model before.
+// keep stores the state of an ended worker, if requested, and otherwise removes the earlier state
+// of its model.
 func (ks *states) keep(w *worker) {
 	typ, digest := w.handle.Attachment.Type, w.handle.ModelDigest
 	if digest == "" {
@@ -97,7 +98,7 @@ func (ks *states) keep(w *worker) {
 	from, to := ks.disk.workerState(w.id()), ks.disk.keptState(typ, digest)
 	info, err := os.Lstat(from)
 	switch {
-	case !w.wasAsked(): // it died, or the agent ends: what others kept stays
+	case !w.wasAsked(): // it died, or the agent ends: other workers' state stays
 		return
 	case !keep:
 		err = disk.Remove(to)
@@ -116,7 +117,7 @@ func (ks *states) keep(w *worker) {
 	ks.boundLocked()
 }
 
-// forget removes what is kept of a model.
+// forget removes the kept state of a model.
 func (ks *states) forget(digest string) {
 	ks.mu.Lock()
 	defer ks.mu.Unlock()
@@ -127,7 +128,7 @@ func (ks *states) forget(digest string) {
 	}
 }
 
-// bound removes what is too old or too much.
+// bound removes state files that are too old or too many.
 func (ks *states) bound() {
 	ks.mu.Lock()
 	defer ks.mu.Unlock()
@@ -140,7 +141,7 @@ type keptState struct {
 	at   time.Time
 }
 
-// listLocked lists what is kept, the newest first.
+// listLocked lists the kept files, newest first.
 func (ks *states) listLocked() []keptState {
 	entries, err := os.ReadDir(ks.disk.states)
 	if err != nil {
@@ -173,9 +174,9 @@ func (ks *states) removeLocked(name string) {
 	}
 }
 
-// prefixKey is the secret of a model for the block hashes of its workers here: they can be compared
-// with one another, and tell nothing to whoever does not have it. It is new with each start of the
-// agent.
+// prefixKey returns the secret of a model for the block hashes of its workers here, so that these
+// can be compared with one another but reveal nothing without the secret. It changes with each
+// start of the agent.
 func (ks *states) prefixKey(digest string) []byte {
 	mac := hmac.New(sha256.New, ks.secret)
 	_, _ = mac.Write([]byte(digest)) // never fails

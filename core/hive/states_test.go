@@ -11,7 +11,7 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// kept returns what the hive keeps of workers' states, by contents.
+// kept returns the workers' states that the hive keeps, by contents.
 func (r *rig) kept() []string {
 	r.t.Helper()
 	out := []string{}
@@ -25,8 +25,8 @@ func (r *rig) kept() []string {
 
 const keepingFake = "worker \"fake\" {\n  config {\n    keep_state = true\n  }\n}\n"
 
-// What a worker kept when it was unloaded is handed to the next one with the model. A worker that
-// is retired for good takes it along, and so does the deletion of the model.
+// The state that a worker kept when it was unloaded is handed to the next one with the model.
+// Retiring a worker for good removes it, and so does deleting the model.
 func TestStateSurvivesASwap(t *testing.T) {
 	t.Parallel()
 	r := run(t, setup{workers: keepingFake})
@@ -40,7 +40,7 @@ func TestStateSurvivesASwap(t *testing.T) {
 	must.Eq(t, 0o700, info.Mode().Perm())
 
 	w := r.spawn("fake")
-	must.Eq(t, []string{}, r.kept()) // it has it
+	must.Eq(t, []string{}, r.kept()) // the next worker has it
 	end(w, true)
 	must.Eq(t, []string{"xx"}, r.kept())
 
@@ -56,7 +56,8 @@ func TestStateSurvivesASwap(t *testing.T) {
 	must.Eq(t, []string{}, r.kept())
 }
 
-// A worker that dies leaves what another one kept alone, and a link in its place is not followed.
+// A worker that dies does not affect the state that another one kept, and a symlink in its place is
+// not followed.
 func TestStateOfABrokenWorker(t *testing.T) {
 	t.Parallel()
 	r := run(t, setup{workers: keepingFake})
@@ -77,7 +78,7 @@ func TestStateOfABrokenWorker(t *testing.T) {
 	must.FileExists(t, outside)
 }
 
-// What is kept is bounded in number and age.
+// The kept files are bounded in number and age.
 func TestStatesAreBounded(t *testing.T) {
 	t.Parallel()
 	dir := shortDir(t)

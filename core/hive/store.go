@@ -8,8 +8,7 @@ import (
 	"github.com/rbee-project/rbee/core/store"
 )
 
-// storeVerify reads everything in the store and says what is damaged, which is no failure of the
-// job.
+// storeVerify reads everything in the store and reports damage, which does not fail the job.
 func (ms *models) storeVerify(ctx context.Context, _ core.Request, run *job.Run) (core.StoreVerifyResult, error) {
 	result, err := ms.store.Verify(ctx, run.Progress)
 	if err != nil {
@@ -25,7 +24,7 @@ func (ms *models) storeVerify(ctx context.Context, _ core.Request, run *job.Run)
 	return result, nil
 }
 
-// storeGC removes from the store what nobody needs.
+// storeGC removes unneeded files from the store.
 func (ms *models) storeGC(_ context.Context, r core.Request, run *job.Run) (core.StoreGCResult, error) {
 	result, err := ms.store.GC(ms.now(), store.InUse{Models: ms.roster.loadedDigests(), Folder: ms.claims.folderInUse}, r.DryRun)
 	for _, i := range result.Removed {

@@ -19,8 +19,8 @@ func TestStoreJobs(t *testing.T) {
 	must.Eq(t, core.StoreVerifyResult{Models: 1, Binaries: 1, CheckedBytes: well.CheckedBytes, Damaged: []core.StoreItem{}}, well)
 	must.Greater(t, 0, well.CheckedBytes)
 
-	// What a worker has loaded and runs from stays, although a newer one has replaced it and its
-	// model's record is gone.
+	// The files that a worker has loaded and runs from stay, although a newer binary has replaced
+	// its own and its model's record was removed.
 	result1[core.WorkerBinary](r, core.Request{Operation: core.OpWorkerDownload, Type: "fake", Force: true})
 	must.NoError(t, os.Remove(filepath.Join(r.dir, "store", "models", "tiny.json")))
 	gone := result1[core.StoreGCResult](r, core.Request{Operation: core.OpStoreGC, DryRun: true})

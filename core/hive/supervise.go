@@ -15,23 +15,23 @@ import (
 )
 
 const (
-	pollActive  = 250 * time.Millisecond // between looks at a worker that has requests
-	pollIdle    = time.Second            // between looks at one that has none
+	pollActive  = 250 * time.Millisecond // between polls of a worker that has requests
+	pollIdle    = time.Second            // between polls of an idle one
 	pollTimeout = 2 * time.Second
-	// refreshEvery is between looks at the free memory of the devices of a worker.
+	// refreshEvery is the interval between polls of the free memory of a worker's devices.
 	refreshEvery = 30 * time.Second
-	// silentAfter is the silence of a worker of which the queens are told at once.
+	// silentAfter is the silence after which a worker is reported to the queens.
 	silentAfter = 3 * time.Second
-	// busyShare is the least part of one core that a silent worker uses where it works.
+	// busyShare is the least share of one core that a silent worker must use to count as working.
 	busyShare = 0.05
-	// deafFactor is how many worker timeouts a silent worker is left that works.
+	// deafFactor is how many worker timeouts a silent worker gets while it works.
 	deafFactor = 10
 )
 
 // supervisor watches the workers of the hive from their launch to their end, and ends them.
 type supervisor struct {
-	workerTimeout time.Duration // for one that neither tells its state nor works before it is killed
-	logBytes      int64         // of a worker's log before it is rotated
+	workerTimeout time.Duration // after which one that neither reports its state nor works is killed
+	logBytes      int64         // size at which a worker's log is rotated
 	log           hclog.Logger
 	now           func() time.Time
 	disk          layout
@@ -43,14 +43,14 @@ type supervisor struct {
 	states        *states
 }
 
-// supervise owns the worker until its process ends or ctx does. With ctx it lets go of the process,
-// which goes on.
+// supervise owns the worker until its process exits or ctx ends. When ctx ends, it detaches and
+// leaves the process running.
 func (sv *supervisor) supervise(ctx context.Context, w *worker) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	failing, vigil := false, vigil{}
 	refreshed := time.Now()
-	var logLooked time.Time // an adopted worker may have written for long
+	var logLooked time.Time // zero: check at once, as an adopted worker may have a long log
 	for {
 		select {
 		case <-w.proc.Done():
@@ -96,7 +96,7 @@ func (sv *supervisor) supervise(ctx context.Context, w *worker) {
 	}
 }
 
-// poll asks a worker for its state. One that says it has failed is ended. Busy is not dead: see
+// poll asks a worker for its state. It ends one that reports a failure. Busy is not dead: see
 // watchSilent.
 func (sv *supervisor) poll(ctx context.Context, w *worker) error {
 	ctx, cancel := context.WithTimeout(ctx, pollTimeout)
@@ -120,15 +120,15 @@ func (sv *supervisor) poll(ctx context.Context, w *worker) error {
 	return nil
 }
 
-// vigil is what is known of a worker while it is silent.
+// vigil tracks a worker while it is silent.
 type vigil struct {
-	told bool          // the queens know
-	cpu  time.Duration // that the process had used when it was looked at last
-	at   time.Time     // of that look; zero: there was none
+	told bool          // the queens have been notified
+	cpu  time.Duration // processor time at the last check
+	at   time.Time     // time of that check; zero: none
 }
 
-// hangs reports whether a worker is to be killed that has been silent for so long, and has used so
-// much processor time by now.
+// hangs reports whether to kill a worker that has been silent for so long, and has used so much
+// processor time so far.
 func (v *vigil) hangs(silence, cpu time.Duration, now time.Time, timeout time.Duration) bool {
 	if v.at.IsZero() {
 		v.at, v.cpu = now, cpu
@@ -145,9 +145,9 @@ func (v *vigil) hangs(silence, cpu time.Duration, now time.Time, timeout time.Du
 	return true
 }
 
-// watchSilent tells the queens of a worker that has become silent, and kills one that is silent for
-// the worker timeout and does nothing. One that uses its processor may only be starved, or deaf
-// while it works: it is left for ten times as long.
+// watchSilent reports a worker that has become silent to the queens, and kills one that is silent
+// for the worker timeout and does nothing. One that uses its processor may only be starved, or deaf
+// while it works: it gets ten times as long.
 func (sv *supervisor) watchSilent(ctx context.Context, w *worker, v *vigil) {
 	silence := w.silence()
 	if silence < silentAfter {
@@ -160,7 +160,7 @@ func (sv *supervisor) watchSilent(ctx context.Context, w *worker, v *vigil) {
 	}
 	used, err := hostinfo.ReadUsage(ctx, w.identity())
 	if err != nil {
-		return // it ends, or ctx does
+		return // the worker is ending, or ctx has ended
 	}
 	if !v.hangs(silence, used.CPUTime, time.Now(), sv.workerTimeout) {
 		return
@@ -174,7 +174,7 @@ func (sv *supervisor) watchSilent(ctx context.Context, w *worker, v *vigil) {
 	}
 }
 
-// bury removes what an ended process leaves. The queens are told before anything else.
+// bury removes what an ended process leaves. It notifies the queens first.
 func (sv *supervisor) bury(w *worker) {
 	w.mu.Lock()
 	e := exit{WorkerID: w.id(), Process: w.identity(), At: sv.now(), How: w.proc.Exit(), Asked: w.asked, Problem: w.problem}
@@ -190,7 +190,7 @@ func (sv *supervisor) bury(w *worker) {
 	switch {
 	case e.Asked:
 		sv.log.Info("worker ended", "worker", w.id(), "model", w.handle.Model, "pid", w.pid(), "exit", e.How)
-	case !loading: // a failed load is the job's to tell
+	case !loading: // the job reports a failed load
 		sv.log.Error("worker ended by itself", "worker", w.id(), "model", w.handle.Model, "pid", w.pid(), "exit", e.How)
 	}
 	letGo(sv.log, w.id(), w.proc)
@@ -199,7 +199,7 @@ func (sv *supervisor) bury(w *worker) {
 	close(w.gone)
 }
 
-// letGo frees what the hive holds of a process: its connection.
+// letGo releases what the hive holds of a process: its connection.
 func letGo(log hclog.Logger, id string, p workerProcess) {
 	if err := p.Close(); err != nil {
 		log.Warn("let go of a worker process", "worker", id, "error", err)
@@ -208,10 +208,10 @@ func letGo(log hclog.Logger, id string, p workerProcess) {
 
 // clean ends the processes that a dead worker left behind and removes its files.
 func (sv *supervisor) clean(id string) {
-	// Whatever a worker starts inherits this variable, also when it leaves the process group or the
-	// session; the folder is the worker's alone.
+	// Every descendant of a worker inherits this variable, even if it leaves the process group or
+	// the session; the folder belongs to this worker only.
 	user := owner(pluginhost.PrivateDir(sv.disk.runDir(id)))
-	for _, dir := range []string{pluginhost.PrivateDir(sv.disk.runDir(id)), sv.disk.runDir(id)} { // the latter of an earlier release
+	for _, dir := range []string{pluginhost.PrivateDir(sv.disk.runDir(id)), sv.disk.runDir(id)} { // the second for workers of earlier releases
 		left, err := hostinfo.KillMarked(socketDirVariable+"="+dir, user)
 		if err != nil {
 			sv.log.Warn("look for processes that a worker left", "worker", id, "error", err)
@@ -228,7 +228,7 @@ func (sv *supervisor) clean(id string) {
 	}
 }
 
-// owner is the number of the user that a folder belongs to; 0 where there is none.
+// owner returns the uid of the owner of a folder; 0 if there is none.
 func owner(dir string) uint32 {
 	info, err := os.Stat(dir)
 	if err != nil {
@@ -240,5 +240,5 @@ func owner(dir string) uint32 {
 	return 0
 }
 
-// socketDirVariable is the variable by which go-plugin tells a plugin the folder for its socket.
+// socketDirVariable is the variable in which go-plugin passes a plugin the folder for its socket.
 const socketDirVariable = "PLUGIN_UNIX_SOCKET_DIR"

@@ -10,7 +10,7 @@ import (
 	sdkworker "github.com/rbee-project/rbee/plugins/sdk/worker"
 )
 
-// statusProcess is a process that only tells its state.
+// statusProcess is a process that only reports its state.
 type statusProcess struct {
 	workerProcess
 	shared int
@@ -22,7 +22,7 @@ func (*statusProcess) Status(context.Context) (sdkworker.Status, error) {
 	return sdkworker.Status{State: sdkworker.StateReady}, nil
 }
 
-// Each poll tells a worker how many compute with the processor by now.
+// Each poll tells a worker how many workers compute on the processor now.
 func TestPollTellsOfWorkers(t *testing.T) {
 	t.Parallel()
 	sv := &supervisor{now: time.Now, roster: newRoster("")}

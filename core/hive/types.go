@@ -18,18 +18,18 @@ import (
 // workerType is one worker type of the hive and what its probe found.
 type workerType struct {
 	spec pluginhost.Spec
-	gate chan struct{} // holds one: its taker may probe
-	// built says that the plugin was built on this hive: it has no file in the plugin folder, and
-	// lies in the store alone.
+	gate chan struct{} // capacity one: its holder may probe
+	// built marks a plugin that was built on this hive: it has no file in the plugin folder, only
+	// in the store.
 	built bool
 	// upgrading is held while its workers are replaced.
 	upgrading sync.Mutex
 
 	mu     sync.Mutex // guards below
-	found  bool       // the probe has answered, or said why it does not
+	found  bool       // the probe has succeeded or failed with a reason
 	info   sdk.Info
 	seen   sdkworker.Fingerprint
-	digest string // of the executable that the probe ran, "sha256:<hex>"; empty: it could not be read
+	digest string // of the executable that the probe ran, "sha256:<hex>"; empty: unreadable
 	engine engineFault
 }
 
@@ -53,29 +53,29 @@ func (t *workerType) known() (sdk.Info, sdkworker.Fingerprint, bool) {
 	return t.info, t.seen, t.found
 }
 
-// probedAs returns what the probe of an executable of that digest found.
+// probedAs returns the result of probing an executable with that digest.
 func (t *workerType) probedAs(digest string) (sdk.Info, sdkworker.Fingerprint, bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.info, t.seen, t.found && t.digest == digest
 }
 
-// probeKnown returns what the last probe found, and the digest of the executable that it ran.
+// probeKnown returns the last probe's result, and the digest of the executable that it ran.
 func (t *workerType) probeKnown() (info sdk.Info, seen sdkworker.Fingerprint, digest string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.info, t.seen, t.digest
 }
 
-// note keeps what the probe of an executable of that digest found.
+// note records the result of probing an executable with that digest.
 func (t *workerType) note(info sdk.Info, f sdkworker.Fingerprint, digest string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.info, t.seen, t.digest, t.found = info, f, digest, true
 }
 
-// noteDevices keeps what a process of the type sees now. It may run other code than the plugin is
-// by now.
+// noteDevices records the devices that a process of the type sees now. It may run other code than
+// the plugin's current one.
 func (t *workerType) noteDevices(f sdkworker.Fingerprint) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -92,23 +92,23 @@ type typeSet struct {
 	roster   *roster
 	claims   *claims
 	rooms    *rooms
-	discover func() bool // takes in new plugins, and reports whether there are worker types among them
+	discover func() bool // registers new plugins, and reports whether there are worker types among them
 
-	engineNews chan struct{} // holds one: an engine may be there now that was not
-	nameNews   chan struct{} // holds one: other models may be offered by name
+	engineNews chan struct{} // capacity one: a missing engine may be available now
+	nameNews   chan struct{} // capacity one: the models offered by name may have changed
 
 	mu   sync.Mutex    // guards below
 	list []*workerType // replaced, never changed
 }
 
-// all is the worker types as they are now. The list is not changed.
+// all returns the current worker types. Do not modify the list.
 func (ts *typeSet) all() []*workerType {
 	ts.mu.Lock()
 	defer ts.mu.Unlock()
 	return ts.list
 }
 
-// workerType finds a worker type by name. Errors: NotFound naming those there are.
+// workerType finds a worker type by name. Errors: NotFound with the existing names.
 func (ts *typeSet) workerType(name string) (*workerType, error) {
 	for _, t := range ts.all() {
 		if t.name() == name {
@@ -147,7 +147,7 @@ func (ts *typeSet) probing() bool {
 	})
 }
 
-// views is the worker types as far as they are probed, those that are not without devices.
+// views returns the worker types that are probed, including those without devices.
 func (ts *typeSet) views() []typeView {
 	out := make([]typeView, 0, len(ts.all()))
 	for _, t := range ts.all() {
@@ -169,11 +169,11 @@ func (ts *typeSet) devices(free int64) (devices []core.Device, types []string) {
 		}
 		types = append(types, v.Name)
 		if v.ByName {
-			continue // what it works on is no room for a model's files
+			continue // its devices are not room for a model's files
 		}
 		for _, d := range v.Devices {
-			// The memory of the machine is looked at anew every time; that of other devices by the
-			// next worker on them.
+			// The main memory is read on every call; other devices are refreshed by the next worker
+			// on them.
 			if d.Kind == kindCPU && free > 0 {
 				d.FreeBytes = free
 			}
@@ -181,8 +181,8 @@ func (ts *typeSet) devices(free int64) (devices []core.Device, types []string) {
 				room := ts.rooms.room(d)
 				d.FreeBytes, d.TotalBytes = room.FreeBytes, room.TotalBytes
 			}
-			// Devices of one id are one device, and the type that has its kind's name knows it
-			// best.
+			// Entries with the same id are one device, and the report of the type with its kind's
+			// name takes precedence.
 			switch i := slices.IndexFunc(devices, func(o core.Device) bool { return o.ID == d.ID }); {
 			case i < 0:
 				devices = append(devices, d)
@@ -203,8 +203,8 @@ func devicesOf(f sdkworker.Fingerprint) []core.Device {
 	return out
 }
 
-// replace takes the types of these plugins for those that there are, and keeps built ones and what
-// is known of devices until they are probed.
+// replace replaces the plugins' worker types. It keeps built ones, and the known devices until the
+// types are probed.
 func (ts *typeSet) replace(specs []pluginhost.Spec) {
 	types := newTypes(specs)
 	ts.mu.Lock()
@@ -223,7 +223,7 @@ func (ts *typeSet) replace(specs []pluginhost.Spec) {
 	ts.list = types
 }
 
-// add takes in the types of plugins that are not there yet, and reports whether there are any.
+// add adds the types of plugins that are new, and reports whether there were any.
 func (ts *typeSet) add(specs []pluginhost.Spec) (added bool) {
 	ts.mu.Lock()
 	defer ts.mu.Unlock()
@@ -236,7 +236,7 @@ func (ts *typeSet) add(specs []pluginhost.Spec) (added bool) {
 	return added
 }
 
-// addBuilt makes, or makes anew, the worker type of the newest sound binary of a built type.
+// addBuilt creates, or renews, the worker type of the newest intact binary of a built type.
 func (ts *typeSet) addBuilt(typ string) (*workerType, error) {
 	exe, _, err := ts.store.BinaryPaths(typ)
 	if err != nil {
@@ -255,8 +255,8 @@ func (ts *typeSet) addBuilt(typ string) (*workerType, error) {
 	return t, nil
 }
 
-// forgetType drops a built type whose last binary was deleted, and lets one that has others left
-// use those.
+// forgetType drops a built type whose last binary was deleted, or switches it to one of the
+// remaining binaries.
 func (ts *typeSet) forgetType(ctx context.Context, typ string) {
 	t, err := ts.workerType(typ)
 	if err != nil || !t.built {
@@ -274,7 +274,7 @@ func (ts *typeSet) forgetType(ctx context.Context, typ string) {
 	ts.beat.bump()
 }
 
-// problems says what the hive cannot do, for the cluster's status.
+// problems lists what the hive cannot do, for the cluster's status.
 func (ts *typeSet) problems() []string {
 	var out []string
 	var broken []string
@@ -305,14 +305,14 @@ func (ts *typeSet) problems() []string {
 	return out[:min(len(out), core.MaxHiveProblems)]
 }
 
-// changed has the queens told of what a look at a worker type found, and of the models that it
-// offers by name.
+// changed reports the result of probing a worker type to the queens, and announces that its models
+// by name may have changed.
 func (ts *typeSet) changed() {
 	ts.beat.bump()
 	wake(ts.nameNews)
 }
 
-// named is workerType that looks for new plugins before it gives up.
+// named is workerType, but scans for new plugins before it fails.
 func (ts *typeSet) named(name string) (*workerType, error) {
 	t, err := ts.workerType(name)
 	if core.KindOf(err) == core.NotFound && ts.discover() {
@@ -321,8 +321,8 @@ func (ts *typeSet) named(name string) (*workerType, error) {
 	return t, err
 }
 
-// renewNames asks the types that serve models by name which they offer, one look at a time, until
-// ctx ends.
+// renewNames asks the types that serve models by name which ones they offer, one probe at a time,
+// until ctx ends.
 func (ts *typeSet) renewNames(ctx context.Context) {
 	tick := time.NewTicker(namesEvery)
 	defer tick.Stop()
@@ -346,5 +346,5 @@ func (ts *typeSet) renewNames(ctx context.Context) {
 	}
 }
 
-// namesEvery is how often such a type is asked again which models it offers.
+// namesEvery is how often such a type is asked for the models it offers.
 const namesEvery = 30 * time.Second

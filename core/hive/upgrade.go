@@ -13,10 +13,9 @@ import (
 	"github.com/rbee-project/rbee/core/job"
 )
 
-// workerUpgrade installs the plugin of a worker type as it is now, starts a worker of it for each
-// worker of an earlier one, and retires those once all new ones serve. Where one does not start,
-// the new ones end, and the workers of before go on as if nothing had been: until then requests
-// reach both.
+// workerUpgrade installs the current plugin of a worker type, starts a new worker for each worker
+// of an earlier one, and retires the old ones once all new ones serve. If one does not start, the
+// new ones end, and the old workers continue unaffected: until then requests reach both.
 func (sp *spawner) workerUpgrade(ctx context.Context, r core.Request, run *job.Run) (core.UpgradeResult, error) {
 	what := "upgrade worker type " + r.Type
 	t, err := sp.types.named(r.Type)
@@ -59,7 +58,7 @@ func (sp *spawner) workerUpgrade(ctx context.Context, r core.Request, run *job.R
 	if err != nil {
 		return core.UpgradeResult{}, sp.rollBack(ctx, what, err, started, b, fresh, run)
 	}
-	sp.workers.tell(ctx) // no queen sends a request to a worker that retires while it knows no other
+	sp.workers.tell(ctx) // so that no queen routes to a retiring worker while it knows no other
 	for i, w := range old {
 		run.Log("worker %s takes the place of %s", result.Replaced[i].New, w.id())
 		if err := sp.workers.endWorker(w, ending{grace: cmp.Or(time.Duration(r.Grace), defaultRetireGrace)}); err != nil {
@@ -77,7 +76,7 @@ func (sp *spawner) workerUpgrade(ctx context.Context, r core.Request, run *job.R
 	return result, nil
 }
 
-// outdated returns the workers of a type that serve, or will, and run from other files than the
+// outdated returns the workers of a type that serve or load, and run from files other than the
 // binary's.
 func (sp *spawner) outdated(t *workerType, b core.WorkerBinary) ([]*worker, error) {
 	exe, _, err := sp.store.BinaryPaths(b.ID)
@@ -91,7 +90,7 @@ func (sp *spawner) outdated(t *workerType, b core.WorkerBinary) ([]*worker, erro
 	}), nil
 }
 
-// replacement starts a worker that serves as another one does.
+// replacement starts a worker with the same parameters as another one.
 func (sp *spawner) replacement(ctx context.Context, w *worker, t *workerType, b core.WorkerBinary, run *job.Run) (*worker, error) {
 	model, path, release, err := sp.modelFor(ctx, t, w.handle.Model, run)
 	if err != nil {
@@ -108,7 +107,7 @@ func (sp *spawner) replacement(ctx context.Context, w *worker, t *workerType, b 
 // error of the upgrade.
 func (sp *spawner) rollBack(ctx context.Context, what string, cause error, started []*worker, b core.WorkerBinary, fresh bool, run *job.Run) error {
 	run.Log("rolling back: %s", cause)
-	// Where the job was cancelled this goes on.
+	// The rollback continues if the job was cancelled.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), defaultRetireGrace)
 	defer cancel()
 	for _, w := range started {

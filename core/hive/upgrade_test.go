@@ -34,7 +34,7 @@ func upgradeRig(t *testing.T) (r *rig, settings string, ids []string) {
 	return r, filepath.Join(dir, "rbee-worker-fold", "lib", "settings.sh"), ids
 }
 
-// serving returns the ids of the workers that serve, which all must answer.
+// serving returns the ids of the serving workers, each of which must answer.
 func (r *rig) serving() []string {
 	r.t.Helper()
 	var ids []string
@@ -50,7 +50,7 @@ func (r *rig) serving() []string {
 	return ids
 }
 
-// Workers of an earlier plugin are replaced by such of the one that is there now, as large as they.
+// Workers of an earlier plugin are replaced by workers of the current one, with the same size.
 func TestUpgradeReplacesWorkers(t *testing.T) {
 	t.Parallel()
 	r, settings, old := upgradeRig(t)
@@ -80,8 +80,8 @@ func TestUpgradeReplacesWorkers(t *testing.T) {
 	must.Eq(t, core.NotFound, r.failure(core.Request{Operation: core.OpWorkerUpgrade, Type: "none"}).Kind)
 }
 
-// One new worker that does not start brings everything back: those that did start end, those of
-// before were never gone, and nothing of the new plugin is left in the store.
+// One new worker that fails to start rolls everything back: the other new workers end, the old ones
+// served throughout, and nothing of the new plugin is left in the store.
 func TestUpgradeRollsBack(t *testing.T) {
 	t.Parallel()
 	r, settings, old := upgradeRig(t)

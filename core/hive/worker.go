@@ -10,32 +10,32 @@ import (
 	sdkworker "github.com/rbee-project/rbee/plugins/sdk/worker"
 )
 
-// worker is one worker process and what is known of it.
+// worker is a worker process and its known state.
 type worker struct {
 	handle handle
 	proc   workerProcess
-	// gone is closed by the supervisor when the process has ended and nothing of it is left.
+	// gone is closed by the supervisor when the process has exited and nothing of it is left.
 	gone   chan struct{}
-	sooner chan struct{} // holds one: endBy has changed
-	look   chan struct{} // holds one: what it is used for has changed
-	// logFailed says that a rotation of the log went wrong and none has succeeded since. The
-	// supervisor's alone.
+	sooner chan struct{} // capacity one: endBy has changed
+	look   chan struct{} // capacity one: its use has changed
+	// logFailed reports that a rotation of the log failed and none has succeeded since. Only the
+	// supervisor uses it.
 	logFailed bool
 
 	mu       sync.Mutex // guards below
 	state    core.WorkerState
 	status   sdkworker.Status
 	statusAt time.Time
-	heard    time.Time // of the last status, by the monotonic clock; zero: there was none
+	heard    time.Time // of the last status, by the monotonic clock; zero: none yet
 	moved    time.Time // of the last sign of progress, likewise
-	asked    bool      // somebody wanted the end
-	keep     bool      // and its state kept
+	asked    bool      // its end was requested
+	keep     bool      // and its state is to be kept
 	problem  string    // why it failed
-	endBy    time.Time // when running requests are cut; zero: nobody wants the end
+	endBy    time.Time // when running requests are cut; zero: no end requested
 	now      bool      // running requests are not waited for
 	forced   bool      // it did not end by itself, or not in time
 	tenancy  tenancy
-	readyAt  time.Time     // when it was ready, or taken over; by the monotonic clock
+	readyAt  time.Time     // when it became ready, or was adopted; by the monotonic clock
 	loadTook time.Duration // from the launch of its process; 0: unknown
 }
 
@@ -53,7 +53,7 @@ func (w *worker) identity() hostinfo.Identity { return w.handle.Attachment.Proce
 
 func (w *worker) pid() int { return w.handle.Attachment.Process.PID }
 
-// view is the worker for the registry. keepAlive is the cluster's setting.
+// view returns the worker for the registry. keepAlive is the cluster's setting.
 func (w *worker) view(hive string, keepAlive time.Duration) core.Worker {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -65,7 +65,7 @@ func (w *worker) view(hive string, keepAlive time.Duration) core.Worker {
 	if w.statusAt.IsZero() {
 		return v
 	}
-	// A backend may have settled for less than it was asked for.
+	// A backend may have settled for less than requested.
 	if w.status.Slots > 0 {
 		v.Slots = w.status.Slots
 	}
@@ -86,7 +86,7 @@ func (w *worker) view(hive string, keepAlive time.Duration) core.Worker {
 	if keep := w.tenancy.keep(w.handle.KeepAlive, keepAlive); keep >= 0 && !w.handle.Pinned {
 		v.Load.Unloads, v.Load.KeepAlive = true, core.Duration(keep)
 	}
-	if w.status.TokensTotal > 0 || w.status.KVUsedTokens > 0 { // it tells its progress
+	if w.status.TokensTotal > 0 || w.status.KVUsedTokens > 0 { // it reports its progress
 		v.Load.Stalled = core.Duration(time.Since(w.moved).Truncate(time.Millisecond))
 	}
 	return v
@@ -98,8 +98,8 @@ func (w *worker) stateNow() core.WorkerState {
 	return w.state
 }
 
-// setState changes the state and says whether that was a change. A retiring worker never becomes
-// ready again, a failed one nothing else.
+// setState changes the state and reports whether it changed. A retiring worker never becomes ready
+// again, and failed is final.
 func (w *worker) setState(s core.WorkerState) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -110,7 +110,8 @@ func (w *worker) setState(s core.WorkerState) bool {
 	return true
 }
 
-// ready notes that the model is loaded, in so much time, and says whether the worker serves now.
+// ready notes that the model is loaded, and how long that took, and reports whether the worker
+// serves now.
 func (w *worker) ready(took time.Duration) bool {
 	if !w.setState(core.WorkerReady) {
 		return false
@@ -153,7 +154,7 @@ func (w *worker) force() {
 	w.forced = true
 }
 
-// noteStatus takes a report in and says whether it is news for the queens.
+// noteStatus records a status and reports whether it is news for the queens.
 func (w *worker) noteStatus(s sdkworker.Status, at time.Time) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -173,7 +174,7 @@ func (w *worker) noteStatus(s sdkworker.Status, at time.Time) bool {
 	return news
 }
 
-// silence returns the time since the worker last told its state, 0 where it never did.
+// silence returns the time since the worker last reported its state, 0 if it never did.
 func (w *worker) silence() time.Duration {
 	w.mu.Lock()
 	defer w.mu.Unlock()
