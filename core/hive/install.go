@@ -76,7 +76,7 @@ func (bs *binaries) install(ctx context.Context, t *workerType, w wish, run *job
 		if have, err := bs.store.InstalledBinary(spec); err == nil && have.Damaged == "" {
 			run.Log("worker binary %s is there already", have.ID)
 			bs.engines.engineTried(ctx, t, nil)
-			if have.Problem != "" || have.ProbedAt.IsZero() { // the problem may be over, or was never probed
+			if have.Problem != "" || have.ProbedAt.IsZero() { // the problem may be over, or it was never probed
 				return bs.probeBinary(ctx, t, have, run)
 			}
 			return have, nil

@@ -109,8 +109,8 @@ func (ts *typeSet) launch(ctx context.Context, l pluginhost.WorkerLaunch) (worke
 	}
 }
 
-// refresh asks a worker for the current free memory of its devices. Devices that it does not report
-// stay unchanged.
+// refresh asks a worker for the current free memory of its devices. If it does not answer, nothing
+// changes.
 func (ts *typeSet) refresh(ctx context.Context, w *worker) {
 	t, err := ts.workerType(w.handle.Attachment.Type)
 	if err != nil {
@@ -124,8 +124,8 @@ func (ts *typeSet) refresh(ctx context.Context, w *worker) {
 	}
 }
 
-// refreshAfter probes the devices again after the last worker of a type has ended, as no worker can
-// report the freed memory.
+// refreshAfter refreshes the devices after a worker has ended: through another worker of its type,
+// or with a probe if there is none.
 func (ts *typeSet) refreshAfter(ctx context.Context, w *worker) {
 	t, err := ts.workerType(w.handle.Attachment.Type)
 	if err != nil || isDone(ts.life.ending) {

@@ -147,7 +147,7 @@ func (ts *typeSet) probing() bool {
 	})
 }
 
-// views returns the worker types that are probed, including those without devices.
+// views returns all worker types; those that are not probed yet have no devices.
 func (ts *typeSet) views() []typeView {
 	out := make([]typeView, 0, len(ts.all()))
 	for _, t := range ts.all() {

@@ -19,22 +19,22 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/worker"
 )
 
-// attachTimeout bounds what a worker that is found again takes to answer. Callers may have less
-// patience: a machine with much to do is no reason to give a worker up.
+// attachTimeout bounds how long a worker may take to answer a reattachment. Callers may have less
+// patience: a busy machine is no reason to give a worker up.
 const attachTimeout = 30 * time.Second
 
 // Attachment is what is needed to find a running worker again. It is JSON-able.
 type Attachment struct {
 	Process    hostinfo.Identity `json:"process"`
-	User       uint32            `json:"user,omitempty"` // that it runs as; 0: its host's
+	User       uint32            `json:"user,omitempty"` // uid that it runs as; 0: its host's
 	Executable string            `json:"executable"`     // path at launch
 	Digest     string            `json:"digest"`         // of the executable at launch: "sha256:<hex>"
-	// Runs is the digest of the program that the process ran when it had been configured, such as a
+	// Runs is the digest of the program that the process ran once it had been configured, such as a
 	// script's interpreter. Empty: that of the executable.
 	Runs    string `json:"runs,omitempty"`
 	Network string `json:"network"` // of the control socket
 	Address string `json:"address"`
-	// Control are the keys of the control socket, secrets; nil: it is not encrypted.
+	// Control holds the secret keys of the control socket; nil: it is not encrypted.
 	Control    *ControlKeys `json:"control,omitempty"`
 	Protocol   int          `json:"protocol"`
 	Type       string       `json:"type"` // worker type
@@ -42,18 +42,18 @@ type Attachment struct {
 	Nonce      string       `json:"nonce"`
 	RunDir     string       `json:"run_dir"`
 	DataSocket string       `json:"data_socket"`
-	// DataOpening is what connections to the data socket begin with where the worker demands it; a
-	// secret. Empty: nothing.
+	// DataOpening is the secret that connections to the data socket begin with if the worker
+	// demands it. Empty: nothing.
 	DataOpening string `json:"data_opening,omitempty"`
 	EngineDir   string `json:"engine_dir,omitempty"`
 	LogFile     string `json:"log_file,omitempty"`
 }
 
 // Reattach takes over a worker that this or an earlier host launched: same process (pid, start
-// time, boot), same executable, and Status answers within 2 s with the same worker id and nonce. It
-// signals nobody. Errors: NotFound when the process is gone or is another one, Conflict when it
-// answers for another worker or was never started, Unsupported for a protocol that this host does
-// not speak, Unavailable when it does not answer.
+// time, boot), same executable, and Status answers within attachTimeout with the same worker id and
+// nonce. It sends no signals. Errors: NotFound when the process has exited or is another one,
+// Conflict when it answers for another worker or was never started, Unsupported for a protocol that
+// this host does not speak, Unavailable when it does not answer.
 func (h *Host) Reattach(ctx context.Context, a Attachment) (*Worker, error) {
 	const op = "re-attach worker"
 	name := fmt.Sprintf("worker plugin %q", a.Type)
@@ -100,7 +100,7 @@ func (h *Host) Reattach(ctx context.Context, a Attachment) (*Worker, error) {
 	return w, nil
 }
 
-// answers sees that the process behind the socket is the worker of the attachment.
+// answers checks that the process behind the socket is the worker of the attachment.
 func (h *Host) answers(ctx context.Context, p *process, a Attachment) (*Worker, error) {
 	const op = "re-attach worker"
 	conn, err := (&net.Dialer{}).DialContext(ctx, a.Network, a.Address)
@@ -131,7 +131,7 @@ func (h *Host) answers(ctx context.Context, p *process, a Attachment) (*Worker, 
 	return w, nil
 }
 
-// sameExecutable sees that the process is the attachment's and runs the executable that was
+// sameExecutable checks that the process is the attachment's and runs the executable that was
 // launched.
 func (h *Host) sameExecutable(a Attachment) error {
 	const op = "re-attach worker"
@@ -152,8 +152,8 @@ func (h *Host) sameExecutable(a Attachment) error {
 	return nil
 }
 
-// runningFile is a path of the program that a process runs, also when its file was replaced since;
-// empty: this system has none.
+// runningFile returns a path of the program that a process runs, even if its file has been replaced
+// since; empty: not supported on this system.
 func runningFile(pid int) string {
 	if runtime.GOOS != "linux" {
 		return ""
@@ -162,8 +162,8 @@ func runningFile(pid int) string {
 }
 
 // EndAttachment kills the process group of a worker that cannot be taken over, if it is still the
-// same process, and waits until it is gone. It returns whether there was a process to kill. What a
-// dead worker left behind is ended as well. Errors: ctx's, Forbidden.
+// same process, and waits until it has exited. It reports whether there was a process to kill. It
+// also ends what a dead worker left behind. Errors: ctx's, Forbidden.
 func (h *Host) EndAttachment(ctx context.Context, a Attachment) (bool, error) {
 	const op = "end worker"
 	p, err := hostinfo.Open(a.Process, a.User)
@@ -176,7 +176,7 @@ func (h *Host) EndAttachment(ctx context.Context, a Attachment) (bool, error) {
 	defer p.Close()
 	if err := h.sameExecutable(a); err != nil {
 		if core.KindOf(err) == core.NotFound {
-			return false, nil // another process by now
+			return false, nil // the pid was reused
 		}
 		return false, err
 	}

@@ -11,7 +11,7 @@ import (
 )
 
 // Catalog is a running catalog plugin process. Its errors are core's: NotFound, Unavailable,
-// Unauthenticated, Forbidden, WorkerLost when the process ended. It is safe for concurrent use.
+// Unauthenticated, Forbidden, WorkerLost when the process exited. It is safe for concurrent use.
 type Catalog struct {
 	p      *process
 	client *catalog.Client
@@ -21,7 +21,7 @@ type Catalog struct {
 var _ catalog.Source = (*Catalog)(nil)
 
 // LaunchCatalog starts and configures a catalog plugin, which ends with this process. ctx bounds
-// the launch only. Close it. Errors as LaunchWorker.
+// the launch only. The caller must Close it. Errors as LaunchWorker.
 func (h *Host) LaunchCatalog(ctx context.Context, s Spec) (*Catalog, error) {
 	if s.Kind != sdk.KindCatalog {
 		return nil, core.Errorf(core.Invalid, "launch plugin: %q is a %s plugin, not a catalog source", s.Name, s.Kind)
@@ -43,21 +43,21 @@ func (h *Host) LaunchCatalog(ctx context.Context, s Spec) (*Catalog, error) {
 	return &Catalog{p: p, client: client, info: info}, nil
 }
 
-// Info is what the plugin said of itself at launch.
+// Info returns the plugin's description from the launch.
 func (c *Catalog) Info(context.Context) (sdk.Info, error) { return c.info, nil }
 
-// Schema is the schema of the plugin's config block.
+// Schema returns the schema of the plugin's config block.
 func (c *Catalog) Schema(ctx context.Context) (sdk.Schema, error) {
 	s, err := c.client.Schema(ctx)
 	return s, c.p.explain("catalog schema", err)
 }
 
-// Configure is refused: LaunchCatalog did it.
+// Configure always fails: LaunchCatalog has configured the plugin.
 func (c *Catalog) Configure(context.Context, sdk.Config) (sdk.Diagnostics, error) {
 	return nil, core.Errorf(core.Conflict, "configure plugin: %s is configured already", c.p.name)
 }
 
-// Search emits what the source offers. An error of emit ends it and is returned as it is.
+// Search emits what the source offers. An error of emit ends it and is returned unchanged.
 func (c *Catalog) Search(ctx context.Context, q catalog.Query, emit func(catalog.Item) error) error {
 	var ours error
 	err := c.client.Search(ctx, q, func(i catalog.Item) error {
@@ -77,7 +77,7 @@ func (c *Catalog) Resolve(ctx context.Context, ref string) (catalog.Manifest, er
 }
 
 // Fetch writes the file's bytes from offset to its end into w. An error of w ends it and is
-// returned as it is.
+// returned unchanged.
 func (c *Catalog) Fetch(ctx context.Context, f catalog.File, offset int64, w io.Writer) error {
 	kept := &keepError{w: w}
 	err := c.client.Fetch(ctx, f, offset, kept)
@@ -87,7 +87,7 @@ func (c *Catalog) Fetch(ctx context.Context, f catalog.File, offset int64, w io.
 	return c.p.explain("fetch file", err)
 }
 
-// keepError remembers a writer's own error, which is not the plugin's.
+// keepError records the writer's own error, to tell it from the plugin's.
 type keepError struct {
 	w   io.Writer
 	err error
@@ -99,25 +99,25 @@ func (k *keepError) Write(b []byte) (int, error) {
 	return n, err
 }
 
-// Ping asks the plugin for a sign of life.
+// Ping checks that the plugin responds.
 func (c *Catalog) Ping(ctx context.Context) error {
 	_, err := c.client.Info(ctx)
 	return c.p.explain("ping catalog", err)
 }
 
-// Kill kills the process at once; one that is gone already is no error. It does not wait: Done
-// does.
+// Kill kills the process at once; if it has already exited, that is not an error. It does not wait:
+// use Done.
 func (c *Catalog) Kill() error { return c.p.run.kill() }
 
-// PID is the process's id.
+// PID returns the process id.
 func (c *Catalog) PID() int { return c.p.run.id.PID }
 
-// Done is closed when the process is gone and collected.
+// Done is closed when the process has exited and been reaped.
 func (c *Catalog) Done() <-chan struct{} { return c.p.run.done }
 
 // Close ends the process and waits for it. It is idempotent.
 func (c *Catalog) Close() error {
-	c.p.letGo() // its standard input ends, and that is its sign
+	c.p.letGo() // closes its standard input, which tells it to exit
 	select {
 	case <-c.p.run.done:
 		return nil

@@ -31,8 +31,8 @@ func loadCase(t *testing.T, file string) *config.Config {
 	return c
 }
 
-// Every testdata/config/<case> is validated with the fake plugins; what is said must be
-// <case>.diag, and nothing where there is no such file.
+// Every testdata/config/<case> is validated with the fake plugins; the diagnostics must equal
+// <case>.diag, or be empty if there is no such file.
 func TestValidate(t *testing.T) {
 	t.Parallel()
 	entries, err := os.ReadDir("testdata/config")
@@ -97,13 +97,13 @@ func TestSchemaHCL(t *testing.T) {
 	must.StrContains(t, text, "    # Time before every token.\n    # string\n    token_delay = \"0s\"\n")
 	must.StrContains(t, text, "# secret = \"\"\n")
 
-	// What is shown parses, and the plugin takes it.
+	// The rendered block parses, and the plugin accepts it.
 	file := filepath.Join(t.TempDir(), "x.hcl")
 	must.NoError(t, os.WriteFile(file, []byte(text), 0o600))
 	c := loadCase(t, file)
 	must.SliceEmpty(t, h.Validate(t.Context(), c))
 
-	// Also with every comment that is an attribute taken out.
+	// So does the block with every commented-out attribute enabled.
 	open := strings.ReplaceAll(text, "# secret = ", "secret = ")
 	must.NoError(t, os.WriteFile(file, []byte(open), 0o600))
 	must.SliceEmpty(t, h.Validate(t.Context(), loadCase(t, file)))

@@ -14,8 +14,8 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk"
 )
 
-// configure asks a freshly launched plugin who it is, decodes its config block by its own schema,
-// and hands it over. Diagnostics are about the block; an error is the plugin's.
+// configure asks a freshly launched plugin for its identity, decodes its config block by its own
+// schema, and configures it. Diagnostics are about the block; an error is the plugin's.
 func (h *Host) configure(ctx context.Context, p *process, plugin sdk.Plugin, s Spec, engineDir string) (info sdk.Info, schema sdk.Schema, diags hcl.Diagnostics, err error) {
 	if info, schema, err = h.introduce(ctx, p, plugin, s); err != nil {
 		return sdk.Info{}, sdk.Schema{}, nil, err
@@ -63,20 +63,19 @@ func (h *Host) call(ctx context.Context, p *process, name string, fn func(contex
 	bounded, cancel := context.WithTimeout(ctx, h.o.CallTimeout)
 	defer cancel()
 	err := fn(bounded)
-	// The deadline travels with the call, so that the plugin's side may see it a moment before this
-	// one.
+	// The deadline travels with the call, so the plugin's side may see it a moment before this one.
 	if ctx.Err() == nil && (errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled)) {
 		return core.Errorf(core.Unavailable, "launch plugin: %s does not answer %s within %s", p.name, name, h.o.CallTimeout).Hint("It hangs, and was ended. See what it logs, and report it to the author of the plugin.")
 	}
 	return p.explain(opLaunch, err)
 }
 
-// configError is diagnostics as an error, with their source lines.
+// configError returns diagnostics as an error, with their source lines.
 func configError(s Spec, diags hcl.Diagnostics) error {
 	return core.WithHint(s.plugin.Diagnostics(diags).Err(), "\"rbee plugin schema %s/%s\" explains what may stand in the block.", s.Kind, s.Name)
 }
 
-// warn logs what is left of diagnostics without errors.
+// warn logs the warnings among diagnostics.
 func (h *Host) warn(s Spec, diags hcl.Diagnostics) {
 	for _, d := range diags {
 		at := ""
@@ -87,8 +86,8 @@ func (h *Host) warn(s Spec, diags hcl.Diagnostics) {
 	}
 }
 
-// Describe launches the plugin for a moment and returns who it is and its schema. Errors as
-// LaunchWorker, but for those of the configuration.
+// Describe launches the plugin briefly and returns its description and schema. Errors as
+// LaunchWorker, except those of the configuration.
 func (h *Host) Describe(ctx context.Context, s Spec) (sdk.Info, sdk.Schema, error) {
 	p, err := h.start(ctx, launch{spec: s, tethered: true})
 	if err != nil {
@@ -98,21 +97,21 @@ func (h *Host) Describe(ctx context.Context, s Spec) (sdk.Info, sdk.Schema, erro
 	return h.introduce(ctx, p, sdk.NewClient(p.conn), s)
 }
 
-// end kills the process and waits until it is gone.
+// end kills the process and waits until it has exited.
 func (p *process) end() {
-	_ = p.conn.Close() // says only that it is closed already
-	_ = p.run.kill()   // a process that cannot be killed is not ours
+	_ = p.conn.Close() // fails only if it is already closed
+	_ = p.run.kill()   // if it cannot be killed, it is not ours
 	<-p.run.done
 }
 
-// explain classifies the error of a call. A process that ended explains it better than the broken
-// connection does.
+// explain classifies the error of a call. If the process exited, that explains it better than the
+// broken connection does.
 func (p *process) explain(op string, err error) error {
 	if err == nil {
 		return nil
 	}
-	// With the process its connection is closed, which reads as cancelled, maybe before the process
-	// is known to be gone.
+	// When the process exits its connection is closed, which reads as cancelled, maybe before the
+	// exit has been noticed.
 	closed := errors.Is(err, context.Canceled) && p.conn.GetState() == connectivity.Shutdown
 	if (closed || errors.Is(err, sdk.ErrUnavailable)) && p.goneSoon() || errors.Is(err, context.Canceled) && p.run.gone() {
 		msg := p.name + " ended"
@@ -124,5 +123,5 @@ func (p *process) explain(op string, err error) error {
 	return coreError(op, fmt.Errorf("%s: %w", p.name, err))
 }
 
-// jsonNull says whether raw stands for no value.
+// jsonNull reports whether raw stands for no value.
 func jsonNull(raw json.RawMessage) bool { return len(raw) == 0 || string(raw) == "null" }

@@ -15,39 +15,40 @@ import (
 	"github.com/rbee-project/rbee/core/confine"
 )
 
-// Walls say what keeps plugins from what is not theirs.
+// Walls define how plugins are isolated.
 type Walls struct {
-	// Rules say which files plugins reach, beside their own folders; nil: all that the user does.
+	// Rules are the files that plugins may access, beside their own folders; nil: all that the user
+	// may.
 	Rules confine.Rules
-	// Homes are the folders of people, links followed. Plugins see nothing of them but what Rules,
-	// a block of the configuration or a variable of the environment names.
+	// Homes are people's home folders, with symlinks resolved. Plugins see nothing in them except
+	// what Rules, a block of the configuration or an environment variable names.
 	Homes []string
-	// HomeDir is where the home folder of each plugin is made, so that what its libraries keep
-	// lasts; empty: a plugin's private folder is its home.
+	// HomeDir is the parent of the plugins' persistent home folders, where their libraries may keep
+	// files; empty: a plugin's private folder is its home.
 	HomeDir string
 	// User returns the user that the plugin of a kind and name, such as "worker-cpu", runs as; nil:
 	// this process's.
 	User func(name string) *confine.User
-	// Roots are folders of this process that such a user is let through, to what a plugin needs
+	// Roots are folders of this process that such a user may traverse, to reach what a plugin needs
 	// there.
 	Roots []string
-	// Problem says what is missing in these walls; empty: nothing.
+	// Problem describes what these walls lack; empty: nothing.
 	Problem string
 }
 
-// Confined says how to start a process that is a plugin, or that will start one.
+// Confined describes how to start a process that is a plugin, or that will start one.
 type Confined struct {
-	Name       string   // whose user it runs as, such as "worker-cpu"; empty: this process's
+	Name       string   // determines the user, such as "worker-cpu"; empty: this process's user
 	Executable string   // of the plugin; its folder may be read
 	Dir        string   // private folder: for sockets and temporary files
-	Read       []string // what else may be read, absolute paths
-	Write      []string // likewise
+	Read       []string // further readable paths, absolute
+	Write      []string // further writable paths, likewise
 	Home       string   // empty: Dir
 
-	user *confine.User // goes before Name's; nil: Name says
+	user *confine.User // takes precedence over Name's; nil: Name's
 }
 
-// Confinement says why plugins are not confined, or not as much as is possible; empty: they are.
+// Confinement explains why plugins are not confined, or not as much as possible; empty: they are.
 func (h *Host) Confinement() string {
 	if h.o.Walls.Rules == nil {
 		return "confinement is off"
@@ -67,7 +68,7 @@ func (h *Host) Confinement() string {
 }
 
 // StartConfined starts cmd within the host's walls. Its home folder is c.Home; its temporary folder
-// is c.Dir where it may not use the system's.
+// is c.Dir if it may not use the system's.
 func (h *Host) StartConfined(cmd *exec.Cmd, c Confined) error {
 	if h.o.Walls.Rules == nil {
 		return cmd.Start()
@@ -105,13 +106,13 @@ func (h *Host) StartConfined(cmd *exec.Cmd, c Confined) error {
 	return confine.Start(cmd, rules)
 }
 
-// prepare gives a user what it needs to run a process.
+// prepare gives a user access to what it needs to run a process.
 func (h *Host) prepare(u *confine.User, cmd *exec.Cmd, c Confined) error {
 	if err := h.give(u, c.Dir); err != nil {
 		return err
 	}
 	for _, path := range c.Read {
-		// What is hidden stays so, even where somebody names it.
+		// Hidden paths stay hidden, even if a block names them.
 		if h.o.Walls.Rules.Access(path) == confine.None {
 			continue
 		}
@@ -131,8 +132,8 @@ func (h *Host) user(name string) *confine.User {
 	return h.o.Walls.User(name)
 }
 
-// userOf is user for a plugin that may be closed to that user, or whose block may name files that
-// are.
+// userOf is user for a plugin whose files may be inaccessible to that user, or whose block may name
+// such files.
 func (h *Host) userOf(name string, s Spec) *confine.User {
 	return h.userFor(name, func(u *confine.User) error {
 		paths := blockPaths(s)
@@ -154,8 +155,8 @@ func (h *Host) userOf(name string, s Spec) *confine.User {
 	})
 }
 
-// runs returns why a user cannot run a plugin's executable, which it is let through to where it is
-// in a folder of this process.
+// runs returns why a user cannot run a plugin's executable; nil: it can, or will be given access,
+// as the executable is in a folder of this process.
 func (h *Host) runs(u *confine.User, executable string) error {
 	if h.inRoots(executable) {
 		return nil
@@ -170,8 +171,8 @@ func (h *Host) inRoots(path string) bool {
 	})
 }
 
-// userFor is user where that can do what it must. Otherwise the plugin runs as this process's user,
-// and Confinement says so.
+// userFor is user if can reports no problem. Otherwise the plugin runs as this process's user, and
+// Confinement reports it.
 func (h *Host) userFor(name string, can func(*confine.User) error) *confine.User {
 	u := h.user(name)
 	if u == nil {
@@ -196,7 +197,7 @@ func (h *Host) userFor(name string, can func(*confine.User) error) *confine.User
 	return nil
 }
 
-// admit lets a plugin's user read what is at a path in one of this process's folders.
+// admit gives a plugin's user read access to a path in one of this process's folders.
 func (h *Host) admit(u *confine.User, path string) error {
 	if u == nil || path == "" {
 		return nil
@@ -209,7 +210,7 @@ func (h *Host) admit(u *confine.User, path string) error {
 	return nil
 }
 
-// admitModel is admit for a model, which may be one of several files with links to them.
+// admitModel is admit for a model, whose path may be one of several symlinks to its files.
 func (h *Host) admitModel(u *confine.User, path string) error {
 	info, err := os.Lstat(path)
 	if u == nil || err != nil || info.Mode()&os.ModeSymlink == 0 {
@@ -231,7 +232,7 @@ func (h *Host) admitModel(u *confine.User, path string) error {
 	return h.admit(u, filepath.Dir(path))
 }
 
-// give makes a folder the plugin's user's own, and lets it through to there.
+// give makes the plugin's user the owner of a folder, and lets it traverse the parents.
 func (h *Host) give(u *confine.User, dir string) error {
 	if u == nil {
 		return nil
@@ -247,7 +248,7 @@ func (h *Host) give(u *confine.User, dir string) error {
 	return nil
 }
 
-// home makes the home folder of a plugin; empty: it has none of its own.
+// home creates the home folder of a plugin; empty: it has none.
 func (h *Host) home(name string, u *confine.User) (string, error) {
 	if h.o.Walls.Rules == nil || h.o.Walls.HomeDir == "" {
 		return "", nil
@@ -259,7 +260,7 @@ func (h *Host) home(name string, u *confine.User) (string, error) {
 	return dir, h.give(u, dir)
 }
 
-// rules are the host's for one process.
+// rules returns the host's rules for one process.
 func (h *Host) rules(c Confined) confine.Rules {
 	w := h.o.Walls
 	rules := maps.Clone(w.Rules)
@@ -274,7 +275,7 @@ func (h *Host) rules(c Confined) confine.Rules {
 	allow := func(access confine.Access, paths []string) {
 		for _, path := range paths {
 			real, err := filepath.EvalSymlinks(path)
-			// What the host's rules hide is open to no plugin, even where somebody names it.
+			// What the host's rules hide is hidden from all plugins, even if a block names it.
 			if err != nil || !filepath.IsAbs(path) || w.Rules.Access(real) == confine.None || rules.Access(real) >= access {
 				continue
 			}
@@ -296,8 +297,8 @@ func (h *Host) rules(c Confined) confine.Rules {
 	return rules
 }
 
-// hideDotFiles hides what programs keep in a home folder that is shown: keys, tokens, history,
-// start-up files.
+// hideDotFiles hides what programs keep in a visible home folder: keys, tokens, history, start-up
+// files.
 func hideDotFiles(rules confine.Rules, home string) {
 	entries, err := os.ReadDir(home)
 	if err != nil {

@@ -10,8 +10,8 @@ import (
 	goplugin "github.com/hashicorp/go-plugin"
 )
 
-// ControlKeys are what the host needs to call a plugin again that demands its certificate: any
-// other process of the same user can reach the socket, and is refused.
+// ControlKeys authenticate the host to a plugin that demands its certificate, also after a restart:
+// any other process of the same user can reach the socket, but is refused.
 type ControlKeys struct {
 	Certificate []byte `json:"certificate"` // the host's, DER
 	Key         []byte `json:"key"`         // its private key, PKCS #8; a secret
@@ -21,8 +21,9 @@ type ControlKeys struct {
 // certificateField is the place of the plugin's certificate in go-plugin's first line.
 const certificateField = 5
 
-// controlKeys returns the keys that go-plugin has made for a plugin that has just printed its first
-// line. A plugin without a certificate serves without TLS: nil is returned, and c is changed so.
+// controlKeys returns the keys that go-plugin has created for a plugin that has just printed its
+// first line. A plugin without a certificate serves without TLS: then it disables TLS in c and
+// returns nil.
 func controlKeys(c *goplugin.ClientConfig, firstLine string) (*ControlKeys, error) {
 	fields := strings.Split(firstLine, "|")
 	if len(fields) <= certificateField || fields[certificateField] == "" {
@@ -41,7 +42,7 @@ func controlKeys(c *goplugin.ClientConfig, firstLine string) (*ControlKeys, erro
 	return &ControlKeys{Certificate: own.Certificate[0], Key: key, Server: server}, nil
 }
 
-// Config returns how a host connects with the keys; nil for nil.
+// Config returns the TLS configuration of a host with the keys; nil for nil.
 func (k *ControlKeys) Config() (*tls.Config, error) {
 	if k == nil {
 		return nil, nil //nolint:nilnil // no TLS

@@ -8,9 +8,9 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk"
 )
 
-// allowedEnv lists the variables that a plugin may see; a name that ends in * stands for all that
-// begin so. executable is the name of its file: some plugins read what the tools of their origin
-// read, credentials among it, which are no other plugin's business.
+// allowedEnv lists the variables that a plugin may see; a trailing * matches any suffix. executable
+// is the name of its file: some plugins read the variables of their origin's tools, including
+// credentials, which other plugins must not see.
 func allowedEnv(kind sdk.Kind, executable string) []string {
 	own := map[string][]string{
 		"rbee-catalog-huggingface": {"HF_*", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME"},
@@ -30,7 +30,8 @@ func allowedEnvOf(kind sdk.Kind) []string {
 	}
 }
 
-// pickEnv returns the entries of environ that a plugin may see, and those that its block names.
+// pickEnv returns the entries of environ that a plugin may see, including those that its block
+// names.
 func pickEnv(s Spec, environ []string) []string {
 	allowed := append(allowedEnv(s.Kind, filepath.Base(s.Executable)), s.Env...)
 	var out []string

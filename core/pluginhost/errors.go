@@ -14,7 +14,7 @@ func coreError(op string, err error) error {
 		return nil
 	}
 	if _, ok := errors.AsType[*core.Error](err); ok {
-		return err // the caller's own, out of emit or a writer
+		return err // the caller's own, from emit or a writer
 	}
 	kind := core.Internal
 	for _, k := range []struct {

@@ -22,23 +22,23 @@ import (
 // Executable is a plugin found in the plugin folder.
 type Executable struct {
 	Kind sdk.Kind `json:"kind"`
-	Name string   `json:"name"` // behind rbee-<kind>-
+	Name string   `json:"name"` // after rbee-<kind>-
 	Path string   `json:"path"`
-	// Folder is set where the plugin is a folder of files, of which Path is the one with the
+	// Folder is set if the plugin is a folder of files; Path is then the file in it with the
 	// folder's name.
 	Folder string `json:"folder,omitempty"`
-	// Problem says why it cannot be launched; empty: it can.
+	// Problem explains why it cannot be launched; empty: it can.
 	Problem string `json:"problem,omitempty"`
 }
 
 // Find returns the plugin of that kind and name. Errors: NotFound with the nearest names as hint,
-// Forbidden for a file that others can write, Unsupported for one that is no executable file.
+// Forbidden for a file that others can write, Unsupported for a file that is not executable.
 func (h *Host) Find(kind sdk.Kind, name string) (Executable, error) {
 	return h.findFile(fmt.Sprintf("rbee-%s-%s", kind, name))
 }
 
 // List returns the plugins of the plugin folder, ordered by kind and name; those that cannot be
-// launched have a Problem. A missing folder is an empty one.
+// launched have a Problem. A missing folder counts as empty.
 func (h *Host) List() ([]Executable, error) {
 	entries, err := os.ReadDir(h.o.PluginDir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -96,7 +96,7 @@ func (h *Host) findFile(file string) (Executable, error) {
 }
 
 // locate returns what is launched for a path: the file itself, or for a folder the file in it that
-// has the folder's name. It is returned with an error as well.
+// has the folder's name. exe is also set if err is not nil.
 func locate(path string) (exe, folder string, err error) {
 	if info, err := os.Lstat(path); err != nil || !info.IsDir() {
 		return path, "", checkExecutable(path)
@@ -130,7 +130,7 @@ func (h *Host) namesHint(kind sdk.Kind, name string) string {
 	return fmt.Sprintf("There are: %s.", strings.Join(names, ", "))
 }
 
-// checkExecutable says whether the file may be launched.
+// checkExecutable returns why the file may not be launched; nil: it may.
 func checkExecutable(path string) error {
 	const op = "find plugin"
 	info, err := os.Lstat(path)
@@ -149,8 +149,8 @@ func checkExecutable(path string) error {
 	return nil
 }
 
-// fileKey changes whenever a file's content does, as far as the file system can tell. Nobody can
-// set the time of a change of an inode without setting the system's clock.
+// fileKey changes whenever a file's content does, as far as the file system can tell. An inode's
+// change time cannot be set without setting the system's clock.
 type fileKey struct {
 	path     string // where there are no inodes
 	size     int64
@@ -166,7 +166,7 @@ func fileKeyOf(path string, info fs.FileInfo) fileKey {
 	return key
 }
 
-// Digest is the SHA-256 of a file as it is on disk now, "sha256:<hex>". Errors: Internal.
+// Digest returns the SHA-256 of a file as it is on disk now, "sha256:<hex>". Errors: Internal.
 func (h *Host) Digest(path string) (string, error) {
 	sum, err := h.digest(path, false)
 	if err != nil {
@@ -175,8 +175,8 @@ func (h *Host) Digest(path string) (string, error) {
 	return "sha256:" + sum, nil
 }
 
-// CodeDigest is the digest of what a spec launches, as it is on disk now: of the executable, or of
-// the whole folder. Errors: Internal, and those of a folder.
+// CodeDigest returns the digest of what a spec launches, as it is on disk now: of the executable,
+// or of the whole folder. Errors: Internal, and those of a folder.
 func (h *Host) CodeDigest(s Spec) (string, error) {
 	if s.Folder == "" {
 		return h.Digest(s.Executable)
@@ -199,8 +199,8 @@ func (h *Host) folderDigest(dir string, fresh bool) (string, error) {
 	return bundle.Sum(files), nil
 }
 
-// digest is the SHA-256 of the file in lower-case hex. It is remembered as long as the file does
-// not change, unless fresh is asked for.
+// digest returns the SHA-256 of the file in lower-case hex. It is cached as long as the file does
+// not change, unless fresh is set.
 func (h *Host) digest(path string, fresh bool) (string, error) {
 	f, err := os.Open(path)
 	if err != nil {

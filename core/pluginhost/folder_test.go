@@ -56,7 +56,7 @@ func TestFolderPlugin(t *testing.T) {
 	_, err = h.LaunchCatalog(t.Context(), spec)
 	must.Eq(t, core.Integrity, core.KindOf(err))
 
-	// What does not belong into such a folder makes it unusable, and says so.
+	// Anything that is not allowed in such a folder makes it unusable, with an explanation.
 	must.NoError(t, os.Symlink("/etc/passwd", filepath.Join(dir, "rbee-catalog-fold", "link")))
 	list, err = h.List()
 	must.NoError(t, err)

@@ -18,8 +18,8 @@ import (
 
 // Options are what a Host needs.
 type Options struct {
-	PluginDir string       // where plugin executables are
-	RunDir    string       // parent of the private folders of catalogs and probes, made where it is missing; empty: the system's folder for temporary files
+	PluginDir string       // folder of plugin executables
+	RunDir    string       // parent of the private folders of catalogs and probes, created if missing; empty: the system's temporary folder
 	Logger    hclog.Logger // nil: none
 	// Environ returns the environment that plugins' variables are picked from; nil: os.Environ.
 	Environ func() []string
@@ -27,22 +27,22 @@ type Options struct {
 	StartTimeout time.Duration
 	// CallTimeout bounds each of the short calls of a launch: Info, Schema, Configure; 0: 10 s.
 	CallTimeout time.Duration
-	// AllowAddresses are handed to every plugin: see sdk.Config.
+	// AllowAddresses are passed to every plugin: see sdk.Config.
 	AllowAddresses []string
 	// Protocols are the versions of the plugin protocol that the host speaks, oldest first; nil:
-	// sdk.ProtocolVersions. Tests play other versions of rbee with it.
+	// sdk.ProtocolVersions. Tests use it to simulate other versions of rbee.
 	Protocols []int
 	Walls     Walls
 }
 
-// Host launches plugins. It is safe for concurrent use. It holds nothing that must be closed: the
-// plugins it returns do.
+// Host launches plugins. It is safe for concurrent use. It need not be closed, but the plugins it
+// returns must be.
 type Host struct {
 	o Options
 
 	mu      sync.Mutex // guards below
 	digests map[fileKey]string
-	asRoot  map[string]string // why plugins run as this process's user, by their names
+	asRoot  map[string]string // by plugin name: why it runs as this process's user
 }
 
 // New returns a Host.
@@ -65,20 +65,20 @@ func New(o Options) *Host {
 	return &Host{o: o, digests: map[fileKey]string{}, asRoot: map[string]string{}}
 }
 
-// Spec says what to launch and how to configure it. The zero value is of no use: Host.Spec and
-// Host.DefaultSpec make it.
+// Spec describes what to launch and how to configure it. The zero value is not usable: get one from
+// Host.Spec or Host.DefaultSpec.
 type Spec struct {
 	Kind       sdk.Kind
 	Name       string // worker type or catalog source: the block's label
 	Executable string // absolute path
-	Folder     string // that the plugin is, Executable within; empty: the executable is all of it
+	Folder     string // folder that is the plugin and contains Executable; empty: the plugin is the executable alone
 	Env        []string
 	SHA256     string // of the executable or the folder, lower-case hex; empty: not checked
 
 	plugin config.Plugin
 }
 
-// Spec returns what a block of the configuration launches. Errors as Find.
+// Spec returns the spec for a plugin block of the configuration. Errors as Find.
 func (h *Host) Spec(p config.Plugin) (Spec, error) {
 	exe, err := h.findFile(p.Executable)
 	if err != nil {
@@ -87,8 +87,8 @@ func (h *Host) Spec(p config.Plugin) (Spec, error) {
 	return Spec{Kind: sdk.Kind(p.Kind), Name: p.Label, Executable: exe.Path, Folder: exe.Folder, Env: p.Env, SHA256: p.SHA256, plugin: p}, nil
 }
 
-// FileSpec returns what is launched for an executable, or a folder with one of its name, that lies
-// outside of the plugin folder: its config block is empty. Errors as Find.
+// FileSpec returns the spec for an executable, or a folder with an executable of its name, outside
+// of the plugin folder, with an empty config block. Errors as Find.
 func (h *Host) FileSpec(kind sdk.Kind, name, path string) (Spec, error) {
 	exe, folder, err := locate(path)
 	if err != nil {
@@ -100,8 +100,8 @@ func (h *Host) FileSpec(kind sdk.Kind, name, path string) (Spec, error) {
 	}, nil
 }
 
-// DefaultSpec returns what is launched for a plugin that the configuration does not name: its
-// config block is empty. Errors as Find.
+// DefaultSpec returns the spec for a plugin that the configuration does not name, with an empty
+// config block. Errors as Find.
 func (h *Host) DefaultSpec(kind sdk.Kind, name string) (Spec, error) {
 	exe, err := h.Find(kind, name)
 	if err != nil {

@@ -28,8 +28,8 @@ func misbehaving(t *testing.T, mode string, change ...func(*pluginhost.Options))
 	return h, probeSpec(t, h)
 }
 
-// Every way in which an executable can fail to be a plugin is said in words, with what the plugin
-// said and what to do, and leaves no process behind.
+// Every way in which an executable can fail to be a plugin is explained, with its output and a
+// hint, and leaves no process behind.
 func TestLaunchFailures(t *testing.T) {
 	t.Parallel()
 	soon := func(o *pluginhost.Options) { o.StartTimeout, o.CallTimeout = 3*time.Second, 500*time.Millisecond }
@@ -165,7 +165,7 @@ func TestChecksum(t *testing.T) {
 	must.Eq(t, core.Integrity, core.KindOf(err))
 }
 
-// S-08: whoever can write the file and set its time back does not get it started.
+// S-08: a modified plugin is not started, even if its modification time was set back.
 func TestAPluginThatWasModifiedIsNotStarted(t *testing.T) {
 	t.Parallel()
 	dir := shortDir(t)
@@ -199,7 +199,7 @@ func TestAPluginThatWasModifiedIsNotStarted(t *testing.T) {
 		must.NoError(t, launch(kind, spec))
 		info, err := os.Stat(spec.Executable)
 		must.NoError(t, err)
-		// The same file, size and time, and one other byte.
+		// The same file, size and time, with one byte changed.
 		f, err := os.OpenFile(spec.Executable, os.O_WRONLY, 0)
 		must.NoError(t, err)
 		_, err = f.WriteAt([]byte{b[len(b)-1] ^ 1}, int64(len(b)-1))

@@ -60,15 +60,15 @@ func run(m *testing.M) (int, error) {
 		}
 	}
 	code := m.Run()
-	// Whatever was launched is ended by now, and so is everything that watched it.
+	// Every launched process has ended by now, and so has everything that watched it.
 	if err := goleak.Find(); err != nil && code == 0 {
 		return 1, err
 	}
 	return code, nil
 }
 
-// shortDir is a temporary folder with a path short enough for sockets; t.TempDir has the test's
-// name in it.
+// shortDir returns a temporary folder with a path short enough for sockets; that of t.TempDir
+// contains the test's name.
 func shortDir(t testing.TB) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "ph") //nolint:usetesting // see above
@@ -86,7 +86,7 @@ func newHost(t testing.TB, change ...func(*pluginhost.Options)) *pluginhost.Host
 	return pluginhost.New(o)
 }
 
-// load parses a configuration; both roles are added.
+// load parses a configuration, with both roles added.
 func load(t testing.TB, src string) *config.Config {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "rbee.hcl")
@@ -96,7 +96,7 @@ func load(t testing.TB, src string) *config.Config {
 	return c
 }
 
-// fakeSpec is the fake worker with the lines in its config block.
+// fakeSpec returns the spec of the fake worker with the lines in its config block.
 func fakeSpec(t testing.TB, h *pluginhost.Host, lines string) pluginhost.Spec {
 	t.Helper()
 	s, err := h.Spec(load(t, fmt.Sprintf("worker \"fake\" {\n  config {\n%s\n  }\n}", lines)).Workers[0])
@@ -104,7 +104,7 @@ func fakeSpec(t testing.TB, h *pluginhost.Host, lines string) pluginhost.Spec {
 	return s
 }
 
-// launched is a running fake worker and its folders, ended with the test.
+// launched returns a running fake worker and its folders; it ends with the test.
 func launched(t testing.TB, h *pluginhost.Host, lines string, change ...func(*pluginhost.WorkerLaunch)) *pluginhost.Worker {
 	t.Helper()
 	dir := shortDir(t)
@@ -143,7 +143,7 @@ func ask(ctx context.Context, w *pluginhost.Worker, prompt string) (string, erro
 	return askOver(ctx, w.DataSocket(), w.DataOpening(), prompt)
 }
 
-// askOver is ask with a connection that begins with an opening.
+// askOver is ask over a connection that begins with an opening.
 func askOver(ctx context.Context, socket, opening, prompt string) (string, error) {
 	client := &http.Client{Transport: &http.Transport{
 		DisableKeepAlives: true,
@@ -175,7 +175,7 @@ func askOver(ctx context.Context, socket, opening, prompt string) (string, error
 func gone(t testing.TB, pid int) {
 	t.Helper()
 	coretest.Eventually(t, 5*time.Second, func() error {
-		// Dead but not collected is gone: collecting is its parent's.
+		// A zombie counts as gone: its parent reaps it.
 		if _, err := hostinfo.Identify(pid); core.KindOf(err) == core.NotFound {
 			return nil
 		}

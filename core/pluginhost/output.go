@@ -16,17 +16,17 @@ import (
 )
 
 const (
-	maxFirstBytes = 4 << 10   // of standard output, to say what a non-plugin printed
+	maxFirstBytes = 4 << 10   // of standard output, to quote what a non-plugin printed
 	maxTailLines  = 10        // of standard error, in the message of a failed launch
-	maxTailBytes  = 256 << 10 // read from the end of a log file; the dump of a crash is long
-	maxKeptLines  = 400       // that a pump remembers, for the same reason
+	maxTailBytes  = 256 << 10 // read from the end of a log file; crash dumps are long
+	maxKeptLines  = 400       // that a pump keeps, for the same reason
 	maxLineBytes  = 64 << 10  // longer log lines are cut
-	// What a pump passes on within a second. The rest is counted: a plugin must not fill the host's
-	// log.
+	// A pump passes on this much within a second and counts the rest: a plugin must not flood the
+	// host's log.
 	maxLinesPerSecond, maxBytesPerSecond = 200, 256 << 10
 )
 
-// firstBytes is a reader that remembers what came first.
+// firstBytes is a reader that keeps the first bytes it has read.
 type firstBytes struct {
 	f *os.File
 
@@ -40,14 +40,14 @@ func (r *firstBytes) Read(b []byte) (int, error) {
 	r.first = append(r.first, b[:min(n, maxFirstBytes-len(r.first))]...)
 	r.mu.Unlock()
 	if err != nil {
-		_ = r.f.Close() // nobody reads on
+		_ = r.f.Close() // no further reads
 	}
 	return n, err
 }
 
 func (r *firstBytes) Close() error { return r.f.Close() }
 
-// firstLine is the first line, without its end.
+// firstLine returns the first line, without its end.
 func (r *firstBytes) firstLine() string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -55,13 +55,13 @@ func (r *firstBytes) firstLine() string {
 	return strings.TrimSpace(strings.ToValidUTF8(string(line), "?"))
 }
 
-// logPump passes a plugin's log lines on to the host's logger and remembers the last ones.
+// logPump passes a plugin's log lines to the host's logger and keeps the last ones.
 type logPump struct {
 	r    *os.File
 	log  hclog.Logger
 	done chan struct{}
 
-	// Of the running second; run's alone.
+	// These count the current second. Only run uses them.
 	second       time.Time
 	lines, bytes int
 	dropped      int
@@ -83,17 +83,17 @@ func (p *logPump) run() {
 		if len(bytes.TrimSpace(line)) > 0 {
 			p.line(bytes.TrimRight(line, "\r\n"))
 		}
-		for errors.Is(err, bufio.ErrBufferFull) { // the rest of a line that is too long
+		for errors.Is(err, bufio.ErrBufferFull) { // skip the rest of a line that is too long
 			_, err = br.ReadSlice('\n')
 		}
 		if err != nil {
 			p.sayDropped()
-			return // the process ended, or finish gave up
+			return // the process exited, or finish gave up
 		}
 	}
 }
 
-// within says whether a line of so many bytes may still be passed on.
+// within reports whether a line of this size may still be passed on.
 func (p *logPump) within(size int, now time.Time) bool {
 	if now.Sub(p.second) >= time.Second {
 		p.sayDropped()
@@ -115,7 +115,7 @@ func (p *logPump) sayDropped() {
 	}
 }
 
-// finish waits for the last lines; a stranger may hold the other end of the pipe.
+// finish waits for the last lines; an unrelated process may hold the other end of the pipe.
 func (p *logPump) finish(patience time.Duration) {
 	_ = p.r.SetReadDeadline(time.Now().Add(patience))
 	<-p.done
@@ -153,15 +153,15 @@ type logLine struct {
 	pairs   []any
 }
 
-// parseLogLine reads a line of hclog's JSON. Anything else is a message of level info, such as what
-// a C library prints.
+// parseLogLine reads a line of hclog's JSON. Anything else becomes a message of level info, such as
+// what a C library prints.
 func parseLogLine(b []byte) logLine {
 	plain := logLine{level: hclog.Info, message: strings.ToValidUTF8(string(b), "?")}
 	if len(b) == 0 || b[0] != '{' {
 		return plain
 	}
 	dec := json.NewDecoder(bytes.NewReader(b))
-	dec.UseNumber() // as a float 8589934592 would read 8.589934592e+09
+	dec.UseNumber() // as a float, 8589934592 would become 8.589934592e+09
 	var fields map[string]any
 	if dec.Decode(&fields) != nil {
 		return plain
@@ -194,7 +194,7 @@ func parseLogLine(b []byte) logLine {
 	return l
 }
 
-// text is the line for people.
+// text returns the line for display.
 func (l logLine) text() string {
 	var out strings.Builder
 	out.WriteString(l.message)
@@ -216,8 +216,8 @@ func (l logLine) text() string {
 	return out.String()
 }
 
-// logTail is the last lines of a log file from an offset on, readable; of a file that was truncated
-// before the offset, from its start.
+// logTail returns the last lines of a log file from an offset on, formatted; if the file was
+// truncated before the offset, from its start.
 func logTail(path string, from int64) []string {
 	f, err := os.Open(path)
 	if err != nil {
@@ -248,8 +248,8 @@ func logTail(path string, from int64) []string {
 	return lastWords(lines)
 }
 
-// lastWords is the end of what a process said. Of a crash it is what came before the dump, and the
-// dump's first lines: the rest says nothing to most people.
+// lastWords returns the end of a process's output. For a crash, these are the lines before the
+// dump, and the dump's first lines: the rest rarely helps.
 func lastWords(lines []string) []string {
 	end := len(lines)
 	for i, line := range lines {

@@ -14,8 +14,8 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/catalog"
 )
 
-// catalogWithoutTLS sees that a catalog plugin may serve without TLS in its private folder, as one
-// in a language without go-plugin's AutoMTLS does.
+// catalogWithoutTLS checks that a catalog plugin may serve without TLS in its private folder, like
+// one in a language without go-plugin's AutoMTLS.
 func catalogWithoutTLS(t *testing.T, dir string) {
 	t.Helper()
 	script := fmt.Sprintf("#!/bin/sh\nunset PLUGIN_CLIENT_CERT\nexec %q\n", filepath.Join(dir, "rbee-catalog-old"))

@@ -15,7 +15,7 @@ func kill9(t testing.TB, pid int) {
 	must.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
 }
 
-// probeSpec is the plugin that misbehaves as the environment says.
+// probeSpec returns the spec of the plugin that misbehaves as the environment asks.
 func probeSpec(t testing.TB, h *pluginhost.Host) pluginhost.Spec {
 	t.Helper()
 	s, err := h.DefaultSpec(sdk.KindWorker, "probe")

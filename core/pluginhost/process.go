@@ -29,26 +29,26 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk"
 )
 
-// markName names the environment variable by which what a worker left behind is recognised.
+// markName is the environment variable that marks what a worker leaves behind.
 const markName = "RBEE_WORKER_NONCE"
 
-// maxSocketPath is what a socket address holds on the strictest system, macOS.
+// maxSocketPath is the longest socket address on the strictest system, macOS.
 const maxSocketPath = 103
 
 // controlSocketName is as long as the longest name that go-plugin gives its socket.
 const controlSocketName = "plugin1234567890"
 
-// launch says how to start one plugin process.
+// launch describes how to start one plugin process.
 type launch struct {
 	spec     Spec
-	runDir   string // empty: a temporary one
+	runDir   string // empty: a temporary folder
 	engine   string // folder of the engine; empty: none
-	logFile  string // empty: lines go to the logger
+	logFile  string // empty: log lines go to the logger
 	nonce    string // marks the process and its children; empty: no mark
 	tethered bool
 }
 
-// process is a plugin process and the connection to it. Its maker ends it or lets it go.
+// process is a plugin process and the connection to it. Its creator must end or detach it.
 type process struct {
 	name    string // for messages: worker plugin "cpu"
 	client  *goplugin.Client
@@ -59,11 +59,11 @@ type process struct {
 	runDir  string
 }
 
-// child is a process as go-plugin's runner sees it, launched or found again.
+// child is a process as go-plugin's runner sees it, launched or reattached.
 type child struct {
-	id       hostinfo.Identity // written under mu, at the launch; whoever comes after the launch reads it without
-	cmd      *exec.Cmd         // nil for one that was found again
-	user     uint32            // that it runs as; 0: this process's
+	id       hostinfo.Identity // written under mu during the launch; read without it afterwards
+	cmd      *exec.Cmd         // nil if reattached
+	user     uint32            // uid that it runs as; 0: this process's
 	nonce    string
 	tether   *os.File // write end of the child's standard input; nil: not tethered
 	stdout   *firstBytes
@@ -71,16 +71,16 @@ type child struct {
 	out      *outputs
 	cleanup  func()
 	started  bool  // set by Start, and read after go-plugin's Start returned
-	startErr error // with its type, which go-plugin may hide
+	startErr error // keeps the error's type, which go-plugin may hide
 	released chan struct{}
 	release  sync.Once
 	done     chan struct{}
 
 	mu     sync.Mutex // guards below
 	exit   string
-	doomed bool // kill was called, maybe before there was a process
+	doomed bool // kill was called, possibly before the process existed
 	ended  bool
-	onGone func() // called when the process is gone
+	onGone func() // called when the process has exited
 }
 
 var _ runner.Runner = (*child)(nil)
@@ -106,7 +106,8 @@ func (h *Host) start(ctx context.Context, l launch) (*process, error) {
 	return p, nil
 }
 
-// checkCode refuses what cannot be executed, and code other than the configuration wants.
+// checkCode rejects a file that cannot be executed, and code whose digest the configuration does not
+// expect.
 func (h *Host) checkCode(name string, s Spec) error {
 	if err := checkExecutable(s.Executable); err != nil {
 		return err
@@ -125,7 +126,7 @@ func (h *Host) checkCode(name string, s Spec) error {
 	return nil
 }
 
-// site is where a plugin runs: its folders, and its user, who may read its code.
+// site is where a plugin runs: its folders, and its user, who has read access to its code.
 type site struct {
 	user    *confine.User // nil: this process's
 	runDir  string
@@ -151,8 +152,7 @@ func (h *Host) makeSite(l launch) (site, error) {
 	return at, nil
 }
 
-// newChild returns the process, not started yet, with its environment, its walls and where its
-// output goes.
+// newChild returns the process, not started yet, with its environment, walls and outputs.
 func (h *Host) newChild(l launch, at site) *child {
 	c := &child{nonce: l.nonce, cleanup: at.cleanup, released: make(chan struct{}), done: make(chan struct{})}
 	if at.user != nil {
@@ -172,7 +172,7 @@ func (h *Host) newChild(l launch, at site) *child {
 	return c
 }
 
-// userEnv is what a plugin gets of the agent's environment.
+// userEnv returns the part of the agent's environment that a plugin gets.
 func (h *Host) userEnv(s Spec) []string {
 	environ := h.o.Environ()
 	env := pickEnv(s, environ)
@@ -182,7 +182,7 @@ func (h *Host) userEnv(s Spec) []string {
 	return env
 }
 
-// hostEnv is what the host tells a plugin by its environment.
+// hostEnv returns the variables through which the host configures a plugin.
 func (h *Host) hostEnv(l launch) []string {
 	env := []string{
 		"PYTHONDONTWRITEBYTECODE=1", // a plugin's folder stays as it is
@@ -197,7 +197,7 @@ func (h *Host) hostEnv(l launch) []string {
 	return env
 }
 
-// writes are the folders beside its own that a plugin may write to.
+// writes returns the folders beside its own that a plugin may write to.
 func writes(s Spec, env []string) []string {
 	write := s.plugin.Write
 	if filepath.Base(s.Executable) == "rbee-worker-openai" { // its servers fetch models
@@ -210,15 +210,15 @@ func writes(s Spec, env []string) []string {
 	return write
 }
 
-// clientConfig has go-plugin run the child in place of a command of its own.
+// clientConfig makes go-plugin run the child instead of a command that it starts itself.
 func (h *Host) clientConfig(kind sdk.Kind, c *child, runDir string) *goplugin.ClientConfig {
 	return &goplugin.ClientConfig{
 		HandshakeConfig:  sdk.Handshake(),
 		VersionedPlugins: h.versions(kind),
 		AllowedProtocols: []goplugin.Protocol{goplugin.ProtocolGRPC},
 		RunnerFunc: func(_ hclog.Logger, set *exec.Cmd, tempDir string) (runner.Runner, error) {
-			// go-plugin made a folder of its own for the socket. The private one is ours, and its
-			// path is shorter.
+			// go-plugin created a folder for the socket. Use our private one, which has a shorter
+			// path.
 			_ = os.Remove(tempDir)
 			c.cmd.Env = append(append(c.cmd.Env, set.Env...), goplugin.EnvUnixSocketDir+"="+runDir)
 			return c, nil
@@ -228,12 +228,12 @@ func (h *Host) clientConfig(kind sdk.Kind, c *child, runDir string) *goplugin.Cl
 		StartTimeout:     h.o.StartTimeout,
 		GRPCDialOptions:  dialOptions(),
 		AutoMTLS:         true,
-		Logger:           hclog.NewNullLogger(), // what it has to say comes back as errors
+		Logger:           hclog.NewNullLogger(), // go-plugin reports problems as errors
 	}
 }
 
-// connectTo starts the child and connects to it. The process is gone when it returns an error, also
-// when the caller gives up.
+// connectTo starts the child and connects to it. If it returns an error, including when the caller
+// cancels, the process has exited.
 func (h *Host) connectTo(ctx context.Context, p *process, settings *goplugin.ClientConfig, executable string) error {
 	c := p.run
 	stopWatch := context.AfterFunc(ctx, func() { _ = c.kill() })
@@ -269,7 +269,7 @@ func (h *Host) connectTo(ctx context.Context, p *process, settings *goplugin.Cli
 	return h.startError(p, err, late, c.out)
 }
 
-// fresh is the SHA-256 of what a spec launches, read anew.
+// fresh returns the SHA-256 of what a spec launches, read anew.
 func (h *Host) fresh(s Spec) (string, error) {
 	if s.Folder != "" {
 		sum, err := h.folderDigest(s.Folder, true)
@@ -279,7 +279,7 @@ func (h *Host) fresh(s Spec) (string, error) {
 	return sum, core.WithKind(err, core.Internal)
 }
 
-// versions are the protocols that this host speaks, for go-plugin to negotiate.
+// versions returns the protocols that this host speaks, for go-plugin to negotiate.
 func (h *Host) versions(kind sdk.Kind) map[int]goplugin.PluginSet {
 	sets := map[int]goplugin.PluginSet{}
 	for _, v := range h.o.Protocols {
@@ -288,8 +288,8 @@ func (h *Host) versions(kind sdk.Kind) map[int]goplugin.PluginSet {
 	return sets
 }
 
-// protocolProblem says in words why a plugin of a protocol version cannot be used, and what to do.
-// ok: it can.
+// protocolProblem explains why a plugin with a protocol version cannot be used, with a hint. ok
+// reports that it can be used.
 func (h *Host) protocolProblem(version int) (problem, hint string, ok bool) {
 	ours := h.o.Protocols
 	if slices.Contains(ours, version) {
@@ -306,7 +306,7 @@ func (h *Host) protocolProblem(version int) (problem, hint string, ok bool) {
 	return problem + "it is too old", "Install a newer version of the plugin, one that was built with the plugin SDK of this version of rbee or the one before.", false
 }
 
-// clientPlugin satisfies go-plugin; the clients of the SDK are made from the connection itself.
+// clientPlugin satisfies go-plugin; the clients of the SDK are created from the connection itself.
 type clientPlugin struct {
 	goplugin.NetRPCUnsupportedPlugin
 }
@@ -317,8 +317,8 @@ func (*clientPlugin) GRPCClient(context.Context, *goplugin.GRPCBroker, *grpc.Cli
 	return nil, sdk.ErrUnsupported
 }
 
-// dialOptions bound what a plugin can make the host hold: a message on the wire, which go-plugin's
-// own streams would take up to 2 GiB of, and what it takes decoded.
+// dialOptions bound the memory that a plugin's messages can take in the host: a message on the
+// wire, for which go-plugin's own streams allow 2 GiB, and its decoded form.
 func dialOptions() []grpc.DialOption {
 	return []grpc.DialOption{grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(sdk.MaxReplyBytes), grpc.ForceCodecV2(rpc.Codec()))}
 }
@@ -335,14 +335,14 @@ func (p *process) connect() error {
 	p.conn = grpcClient.Conn
 	p.run.mu.Lock()
 	defer p.run.mu.Unlock()
-	p.run.onGone = func() { _ = p.conn.Close() } // says only that it is closed already
+	p.run.onGone = func() { _ = p.conn.Close() } // fails only if it is already closed
 	if p.run.ended {
 		p.run.onGone()
 	}
 	return nil
 }
 
-// admitCode lets a plugin's user read what is started.
+// admitCode gives a plugin's user read access to the code that is started.
 func (h *Host) admitCode(u *confine.User, l launch) error {
 	for _, path := range []string{cmp.Or(l.spec.Folder, l.spec.Executable), l.spec.Executable, l.engine} {
 		if err := h.admit(u, path); err != nil {
@@ -352,11 +352,11 @@ func (h *Host) admitCode(u *confine.User, l launch) error {
 	return nil
 }
 
-// PrivateDir is the folder of a worker's sockets in its run folder. The rest of the run folder is
-// the host's: what it reads and writes there no plugin can replace.
+// PrivateDir returns the folder of a worker's sockets in its run folder. The rest of the run folder
+// belongs to the host: plugins cannot replace the files that it reads and writes there.
 func PrivateDir(runDir string) string { return filepath.Join(runDir, "p") }
 
-// runDir makes the private folder of the sockets, the user's own.
+// runDir creates the private folder of the sockets, owned by the user.
 func (h *Host) runDir(dir string, user *confine.User) (path string, cleanup func(), err error) {
 	const op = "run folder"
 	if dir == "" {
@@ -394,7 +394,7 @@ func (h *Host) runDir(dir string, user *confine.User) (path string, cleanup func
 	return path, cleanup, nil
 }
 
-// outputs says where the standard files of a child go.
+// outputs holds the standard files of a child.
 type outputs struct {
 	logFile  string
 	tethered bool
@@ -418,7 +418,7 @@ func (c *child) launch(o *outputs) error {
 	}
 	childEnds = append(childEnds, outW)
 	c.cmd.Stdout, c.stdout = outW, &firstBytes{f: outR}
-	var ours []*os.File // to be closed when nothing starts
+	var ours []*os.File // closed if the process does not start
 	ours = append(ours, outR)
 	fail := func(err error) error {
 		for _, f := range ours {
@@ -427,8 +427,9 @@ func (c *child) launch(o *outputs) error {
 		return err
 	}
 	if o.logFile != "" {
-		// The file itself and no pipe: the process writes on when this one is gone, and so do the C
-		// libraries in it. Appended, as whoever bounds the file truncates it under them.
+		// The child gets the file itself instead of a pipe: the process, including its C libraries,
+		// can write after this one has exited. It appends, since the file may be truncated to bound
+		// it.
 		f, err := os.OpenFile(o.logFile, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 		if err != nil {
 			return fail(err)
@@ -457,10 +458,10 @@ func (c *child) launch(o *outputs) error {
 	if err := o.start(c.cmd); err != nil {
 		return fail(err)
 	}
-	// Its number cannot be another process's before it is collected, which only watch does.
+	// The pid cannot be reused before the process is reaped, which only watch does.
 	id, err := hostinfo.Identify(c.cmd.Process.Pid)
 	if err != nil {
-		id = hostinfo.Identity{PID: c.cmd.Process.Pid} // it ended at once
+		id = hostinfo.Identity{PID: c.cmd.Process.Pid} // it exited at once
 	}
 	c.mu.Lock()
 	c.id = id
@@ -476,22 +477,22 @@ func (c *child) launch(o *outputs) error {
 	return nil
 }
 
-// watch waits for the end of the process, ends what it left behind, collects it and tells.
+// watch waits until the process exits, ends what it left behind, reaps it and signals done.
 func (c *child) watch() {
 	if !waitGone(c.id, c.released) && c.cmd == nil {
-		return // let go: somebody else's from now on
+		return // detached: others may own it from now on
 	}
 	if c.cmd != nil {
 		if c.id.BootID != "" || c.id.Start != 0 {
 			waitGone(c.id, nil)
 		}
-		// Not collected yet, so its number, and that of its group, is still its own.
+		// It is not reaped yet, so its pid and process group id are still its own.
 		_ = syscall.Kill(-c.id.PID, syscall.SIGKILL)
 		err := c.cmd.Wait()
 		c.mu.Lock()
 		c.exit = exitText(c.cmd.ProcessState, err)
 		c.mu.Unlock()
-		_ = c.stdout.f.SetReadDeadline(time.Now().Add(time.Second)) // a stranger may hold the other end
+		_ = c.stdout.f.SetReadDeadline(time.Now().Add(time.Second)) // an unrelated process may hold the other end
 		if c.logs != nil {
 			c.logs.finish(time.Second)
 		}
@@ -500,7 +501,7 @@ func (c *child) watch() {
 		}
 	}
 	if c.nonce != "" {
-		_, _ = hostinfo.KillMarked(markName+"="+c.nonce, c.user) // what changed its group
+		_, _ = hostinfo.KillMarked(markName+"="+c.nonce, c.user) // descendants that left the group
 	}
 	if c.cleanup != nil {
 		c.cleanup()
@@ -525,7 +526,7 @@ func exitText(state *os.ProcessState, err error) string {
 	return fmt.Sprintf("exit code %d", state.ExitCode())
 }
 
-// exitSaid says how the process ended, as far as it is known.
+// exitSaid returns how the process ended, as far as known.
 func (c *child) exitSaid() string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -546,13 +547,13 @@ func (c *child) kill() error {
 	if c.gone() {
 		return nil
 	}
-	// A caller may give up while the launch is still under way.
+	// A caller may cancel while the launch is still under way.
 	c.mu.Lock()
 	id := c.id
 	c.doomed = true
 	c.mu.Unlock()
 	if id.PID == 0 {
-		return nil // launch sees to it
+		return nil // launch kills it
 	}
 	p, err := hostinfo.Open(id, c.user)
 	if err == nil {
@@ -565,7 +566,7 @@ func (c *child) kill() error {
 	return err
 }
 
-// Start, Wait, Kill and the rest are go-plugin's view of the process.
+// Start, Wait, Kill and the rest implement go-plugin's view of the process.
 
 // Start starts the process.
 func (c *child) Start(context.Context) error {
@@ -574,7 +575,7 @@ func (c *child) Start(context.Context) error {
 	return c.startErr
 }
 
-// Wait returns when the process is gone.
+// Wait returns when the process has exited.
 func (c *child) Wait(ctx context.Context) error {
 	select {
 	case <-c.done:
@@ -587,19 +588,19 @@ func (c *child) Wait(ctx context.Context) error {
 // Kill ends the process and its group.
 func (c *child) Kill(context.Context) error { return c.kill() }
 
-// Stdout is where the handshake comes from.
+// Stdout returns the stream that carries the handshake.
 func (c *child) Stdout() io.ReadCloser { return c.stdout }
 
 // Stderr is empty for go-plugin: log lines are read by the pump, or go to a file.
 func (c *child) Stderr() io.ReadCloser { return io.NopCloser(strings.NewReader("")) }
 
-// Name is for messages.
+// Name returns a name for messages.
 func (c *child) Name() string { return "plugin" }
 
-// ID is the process id.
+// ID returns the process id.
 func (c *child) ID() string { return fmt.Sprint(c.id.PID) }
 
-// Diagnose has nothing to add: startError does.
+// Diagnose adds nothing: startError explains failures.
 func (c *child) Diagnose(context.Context) string { return "" }
 
 // PluginToHost is the identity: host and plugin see the same files.
@@ -612,11 +613,11 @@ func (c *child) HostToPlugin(network, address string) (pluginNetwork, pluginAddr
 	return network, address, nil
 }
 
-// letGo forgets the process, which goes on unless it is tethered. It is idempotent.
+// letGo detaches from the process, which keeps running unless it is tethered. It is idempotent.
 func (p *process) letGo() {
 	p.run.release.Do(func() {
 		close(p.run.released)
-		_ = p.conn.Close() // says only that it is closed already
+		_ = p.conn.Close() // fails only if it is already closed
 		if p.run.tether != nil {
 			_ = p.run.tether.Close()
 		}

@@ -16,12 +16,12 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/catalog"
 )
 
-// speaking makes a host of another version of rbee.
+// speaking simulates a host of another version of rbee.
 func speaking(versions ...int) func(*pluginhost.Options) {
 	return func(o *pluginhost.Options) { o.Protocols = versions }
 }
 
-// oldPlugins builds the plugins of the first publication of protocol 1.
+// oldPlugins builds the plugins from the first publication of protocol 1.
 func oldPlugins(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -46,8 +46,8 @@ func oldLaunch(t *testing.T, dir, serves string, change ...func(*pluginhost.Opti
 	})
 }
 
-// Plugins that were built from the first publication of protocol 1, and know nothing of what was
-// added since, work under today's host and under one that speaks the next version as well.
+// Plugins that were built from the first publication of protocol 1, and know nothing added since,
+// work under today's host and under one that also speaks the next version.
 func TestProtocol1(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {
@@ -74,7 +74,7 @@ func TestProtocol1(t *testing.T) {
 			st, err := w.Status(t.Context())
 			must.NoError(t, err)
 			must.Eq(t, int64(1), st.TokensTotal)
-			must.SliceEmpty(t, st.Capabilities) // it may be asked for anything
+			must.SliceEmpty(t, st.Capabilities) // so any feature may be requested
 			must.NoError(t, w.Drain(t.Context()))
 			_, err = ask(t.Context(), w, "bee")
 			must.ErrorContains(t, err, "503")
@@ -108,8 +108,8 @@ func TestProtocol1(t *testing.T) {
 	})
 }
 
-// Host and plugin agree on the newest version that both speak; where there is none, the host names
-// both and says what to do.
+// Host and plugin agree on the newest version that both speak; if there is none, the error names
+// both and has a hint.
 func TestProtocolNegotiation(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {
@@ -147,8 +147,8 @@ func TestProtocolNegotiation(t *testing.T) {
 	}
 }
 
-// An agent of the next version takes over the workers of the previous one: the same processes, none
-// ended. One that no longer speaks their version says so, and signals nobody.
+// An agent of the next version takes over the workers of the previous one: the same processes,
+// still running. One that no longer speaks their version reports so, and sends no signals.
 func TestReattachAcrossVersions(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {

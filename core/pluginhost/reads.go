@@ -18,7 +18,7 @@ import (
 // maxPaths bounds how many paths of a block or an environment a plugin may read.
 const maxPaths = 256
 
-// reads lists what a plugin may read since its user says so: paths in its block, and in the
+// reads lists what a plugin may read because its user configured it: paths in its block, and in the
 // variables that it sees.
 func (h *Host) reads(s Spec, env []string) []string {
 	paths := blockPaths(s)
@@ -58,9 +58,9 @@ func isCatalogFile(s Spec) bool {
 	return s.Kind == sdk.KindCatalog && filepath.Base(s.Executable) == "rbee-catalog-file"
 }
 
-// originFiles returns the variables, beside those that the user has set, by which plugins find what
-// the tools of their origin keep in the user's home folder: the plugin has another one. What is not
-// there has no variable: a closed home folder would be taken for a file that cannot be read.
+// originFiles returns variables, beside those that the user has set, that point plugins to files
+// that their origin's tools keep in the user's home folder, as the plugin has another home. A
+// missing file gets no variable: in a closed home folder it would look like an unreadable one.
 func originFiles(executable string, environ []string) []string {
 	get := func(name string) string { v, _ := lookup(environ, name); return v }
 	home := get("HOME")
@@ -79,7 +79,7 @@ func originFiles(executable string, environ []string) []string {
 		if get("HF_HOME") == "" {
 			add("HF_HOME", hub)
 		}
-	case "rbee-worker-openai": // what the servers that it starts keep
+	case "rbee-worker-openai": // caches of the servers that it starts
 		if get("HF_HOME") == "" {
 			add("HF_HOME", hub)
 		}
@@ -94,8 +94,8 @@ func originFiles(executable string, environ []string) []string {
 	return out
 }
 
-// venv lists what a program in a virtual environment of Python needs: the environment, and the
-// Python that it was made with.
+// venv lists what a program in a Python virtual environment needs: the environment, and the Python
+// that it was created with.
 func venv(program string) []string {
 	dir := filepath.Dir(filepath.Dir(program))
 	if _, err := os.Stat(filepath.Join(dir, "pyvenv.cfg")); err != nil || filepath.Base(filepath.Dir(program)) != "bin" {
@@ -107,13 +107,13 @@ func venv(program string) []string {
 	}
 	if at := filepath.Dir(python); filepath.Base(at) == "bin" {
 		if _, err := os.Stat(filepath.Join(filepath.Dir(at), "lib")); err == nil {
-			return []string{dir, python, filepath.Join(filepath.Dir(at), "lib")} // not what else is there, as in ~/.local
+			return []string{dir, python, filepath.Join(filepath.Dir(at), "lib")} // not their siblings, as in ~/.local
 		}
 	}
 	return []string{dir, python}
 }
 
-// lookup returns the last value of a variable, which is the one that counts.
+// lookup returns the last value of a variable, which is the effective one.
 func lookup(environ []string, name string) (string, bool) {
 	for _, e := range slices.Backward(environ) {
 		if v, ok := strings.CutPrefix(e, name+"="); ok {
@@ -123,8 +123,8 @@ func lookup(environ []string, name string) (string, bool) {
 	return "", false
 }
 
-// bodyStrings lists the strings of a config block, also those in lists, maps and nested blocks.
-// What cannot be evaluated is left out: the plugin's schema finds what is wrong with it.
+// bodyStrings lists the strings of a config block, including those in lists, maps and nested
+// blocks. It omits what cannot be evaluated: the plugin's schema reports what is wrong with it.
 func bodyStrings(body hcl.Body, p config.Plugin) []string {
 	var out []string
 	for _, e := range bodyExpressions(body) {
@@ -136,7 +136,7 @@ func bodyStrings(body hcl.Body, p config.Plugin) []string {
 		if diags.HasErrors() {
 			continue
 		}
-		// The function gives no error.
+		// The callback returns no error.
 		_ = cty.Walk(v, func(_ cty.Path, v cty.Value) (bool, error) {
 			if v.Type() == cty.String && v.IsKnown() && !v.IsNull() {
 				out = append(out, v.AsString())
@@ -153,7 +153,7 @@ func bodyExpressions(body hcl.Body) (out []hcl.Expression) {
 		if body == nil {
 			return nil
 		}
-		attributes, _ := body.JustAttributes() // as far as they can be read
+		attributes, _ := body.JustAttributes() // as far as they are readable
 		for _, a := range attributes {
 			out = append(out, a.Expr)
 		}

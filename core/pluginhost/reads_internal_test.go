@@ -8,7 +8,7 @@ import (
 	"github.com/shoenig/test/must"
 )
 
-// A plugin is told of what is in the user's home folder only if it is there.
+// A plugin gets a variable for a file in the user's home folder only if the file exists.
 func TestOriginFiles(t *testing.T) {
 	t.Parallel()
 	home := t.TempDir()

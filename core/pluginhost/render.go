@@ -95,7 +95,7 @@ func render(b *strings.Builder, s sdk.Schema, depth int) {
 	}
 }
 
-// example is a value of the type, to show its form.
+// example returns a value of the type, to show its form.
 func example(t cty.Type) cty.Value {
 	switch {
 	case t == cty.Number:

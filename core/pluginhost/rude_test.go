@@ -19,7 +19,7 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk"
 )
 
-// polite is a catalog plugin beside a rude one, which must not notice anything.
+// polite runs a catalog plugin beside a rude one; it must not be affected.
 func polite(t *testing.T, h *pluginhost.Host) (check func()) {
 	t.Helper()
 	dir := t.TempDir()
@@ -59,7 +59,7 @@ func TestACatalogThatFreezes(t *testing.T) {
 	must.NoError(t, c.Kill())
 	must.Eq(t, core.WorkerLost, core.KindOf(<-frozen))
 	<-c.Done()
-	must.NoError(t, c.Kill()) // one that is gone is no error
+	must.NoError(t, c.Kill()) // killing an exited process is not an error
 	check()
 }
 
@@ -78,8 +78,8 @@ func untilItIsSilent(t *testing.T, c *pluginhost.Catalog) {
 	t.Fatal("it still answers")
 }
 
-// A reply is refused that is too long on the wire, or takes too much memory decoded. Not parallel:
-// it looks at what the whole process allocates.
+// A reply that is too long on the wire, or takes too much memory decoded, is refused. Not parallel:
+// it measures the allocations of the whole process.
 func TestCatalogReplyBounds(t *testing.T) {
 	h := newHost(t)
 	check := polite(t, h)
@@ -93,7 +93,7 @@ func TestCatalogReplyBounds(t *testing.T) {
 		must.Less(t, 32<<20, after.TotalAlloc-before.TotalAlloc, must.Sprint(ref))
 	}
 	check()
-	_, err := c.Resolve(t.Context(), "none") // it goes on
+	_, err := c.Resolve(t.Context(), "none") // it still works
 	must.Eq(t, core.NotFound, core.KindOf(err))
 }
 
@@ -125,7 +125,7 @@ func TestACatalogThatFloodsTheLog(t *testing.T) {
 	log.mu.Lock()
 	defer log.mu.Unlock()
 	said := log.b.String()
-	// 200 lines a second and no more, of 50 000.
+	// At most 200 lines a second are passed on, of 50 000.
 	most := 250 * (int(time.Since(began)/time.Second) + 2)
 	must.Less(t, most, strings.Count(said, strings.Repeat("x", 1000)))
 	must.StrContains(t, said, "dropped_lines")

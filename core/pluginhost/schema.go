@@ -23,8 +23,8 @@ import (
 // maxSchemaDepth bounds the nesting of a plugin's blocks.
 const maxSchemaDepth = 16
 
-// decodeConfig decodes a plugin's config block by the plugin's schema into the JSON that Configure
-// is given. Diagnostics are the user's fault, an error is the plugin's: a schema that is none.
+// decodeConfig decodes a plugin's config block by the plugin's schema into the JSON for Configure.
+// Diagnostics are the user's fault, an error is the plugin's: an invalid schema.
 func decodeConfig(p config.Plugin, schema sdk.Schema) (json.RawMessage, hcl.Diagnostics, error) {
 	spec, err := decodeSpec(schema, 0)
 	if err != nil {
@@ -52,8 +52,8 @@ func decodeConfig(p config.Plugin, schema sdk.Schema) (json.RawMessage, hcl.Diag
 	return nil, place(p, schema, diags), nil
 }
 
-// place gives diagnostics without a place the block's header, and takes the source lines of secrets
-// out.
+// place gives diagnostics without a position the block's header, and removes the source lines of
+// secrets.
 func place(p config.Plugin, schema sdk.Schema, diags hcl.Diagnostics) hcl.Diagnostics {
 	secrets := sensitiveRanges(p.Body, schema)
 	for _, d := range diags {
@@ -69,7 +69,7 @@ func place(p config.Plugin, schema sdk.Schema, diags hcl.Diagnostics) hcl.Diagno
 			d.Subject, d.Context, d.Expression, d.EvalContext = nil, nil, nil, nil
 		}
 	}
-	// hcldec walks a map.
+	// hcldec iterates over a map, so sort.
 	slices.SortStableFunc(diags, func(a, b *hcl.Diagnostic) int {
 		switch {
 		case a.Subject == nil || b.Subject == nil:
@@ -100,7 +100,7 @@ func sensitiveRanges(body hcl.Body, s sdk.Schema) []hcl.Range {
 		return nil
 	}
 	var out []hcl.Range
-	content, _, _ := body.PartialContent(bodySchema(s)) // what is wrong with it was said before
+	content, _, _ := body.PartialContent(bodySchema(s)) // its errors have been reported
 	if content == nil {
 		return nil
 	}
@@ -117,7 +117,7 @@ func sensitiveRanges(body hcl.Body, s sdk.Schema) []hcl.Range {
 	return out
 }
 
-// decodeSpec turns a schema into hcl's own.
+// decodeSpec converts a schema into hcl's own.
 func decodeSpec(s sdk.Schema, depth int) (hcldec.ObjectSpec, error) {
 	if depth > maxSchemaDepth {
 		return nil, fmt.Errorf("blocks are nested more than %d deep", maxSchemaDepth)
@@ -203,7 +203,7 @@ func defaultValue(a sdk.Attribute, typ cty.Type) (cty.Value, error) {
 	return v, nil
 }
 
-// plainValue is a decoded value as encoding/json writes it.
+// plainValue returns a decoded value in the form that encoding/json writes.
 func plainValue(v cty.Value) (any, error) {
 	switch {
 	case !v.IsKnown():
@@ -254,7 +254,7 @@ func bodySchema(s sdk.Schema) *hcl.BodySchema {
 	return out
 }
 
-// pluginDiagnostics puts what the plugin says about its configuration at the lines of the
+// pluginDiagnostics attaches the plugin's complaints about its configuration to the lines of the
 // configuration.
 func pluginDiagnostics(p config.Plugin, schema sdk.Schema, name string, said sdk.Diagnostics) hcl.Diagnostics {
 	var out hcl.Diagnostics
@@ -278,7 +278,7 @@ func title(s string) string {
 	return string(s[0]-'a'+'A') + s[1:]
 }
 
-// rangeOf finds the place that a path leads to, or the last one on its way that is there.
+// rangeOf finds the place that a path leads to, or the last existing one on its way.
 func rangeOf(body hcl.Body, s sdk.Schema, path []any) (hcl.Range, bool) {
 	if body == nil || len(path) == 0 {
 		return hcl.Range{}, false
@@ -287,7 +287,7 @@ func rangeOf(body hcl.Body, s sdk.Schema, path []any) (hcl.Range, bool) {
 	if !ok {
 		return hcl.Range{}, false
 	}
-	content, _, _ := body.PartialContent(bodySchema(s)) // what is wrong with it was said before
+	content, _, _ := body.PartialContent(bodySchema(s)) // its errors have been reported
 	if content == nil {
 		return hcl.Range{}, false
 	}
@@ -343,7 +343,7 @@ func expressionRange(e hcl.Expression, path []any) hcl.Range {
 	return e.Range()
 }
 
-// SchemaOf is a plugin's schema as the API shows it.
+// SchemaOf returns a plugin's schema as the API shows it.
 func SchemaOf(s sdk.Schema) core.Schema {
 	out := core.Schema{Attributes: []core.SchemaAttribute{}, Blocks: []core.SchemaBlock{}}
 	for _, x := range s.Attributes {

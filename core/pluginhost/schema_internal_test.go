@@ -92,7 +92,7 @@ func TestRangeOfPaths(t *testing.T) {
 	}
 	for name, tc := range map[string]struct {
 		path []any
-		line int // 0: the header
+		line int // 0: that of the header
 	}{
 		"attribute":         {[]any{"a"}, 1},
 		"element":           {[]any{"a", 0}, 2},
@@ -161,8 +161,8 @@ func TestPickEnv(t *testing.T) {
 	must.Eq(t, []string{"PATH=a", "LC_ALL=b", "npm_config_registry=d", "https_proxy=e", "TOKEN=f", "USER=h"}, pickEnv(Spec{Kind: sdk.KindCatalog, Env: []string{"TOKEN"}}, environ))
 }
 
-// A plugin's schema and the block it describes may be anything: what comes out is JSON,
-// diagnostics, or an error, and the rendered schema never breaks.
+// For any plugin schema and any block, the result is JSON, diagnostics, or an error, and the
+// rendered schema always parses.
 func FuzzDecodeConfig(f *testing.F) {
 	f.Add("list(object({x = number}))", []byte(`[]`), "a = [{ x = 1 }]", false)
 	f.Add("any", []byte(`{"k":[1,null]}`), "a = env.X", true)

@@ -13,7 +13,7 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// launchError is for an executable that the operating system did not start.
+// launchError explains why the operating system did not start an executable.
 func launchError(name, path string, err error) error {
 	const op = opLaunch
 	switch {
@@ -24,14 +24,13 @@ func launchError(name, path string, err error) error {
 	case errors.Is(err, fs.ErrPermission):
 		return core.Errorf(core.Forbidden, "%s: %s: %s may not be executed: %w", op, name, path, err).Hint("Make it executable (chmod u+x), and see that its file system is not mounted noexec.")
 	case errors.Is(err, fs.ErrNotExist):
-		// The file was there a moment ago: it is its interpreter that is missing.
+		// The file existed a moment ago, so its interpreter is missing.
 		return core.Errorf(core.Unsupported, "%s: %s: what %s needs to run is missing: %w", op, name, path, err).Hint("Install the interpreter or the dynamic loader that it names.")
 	}
 	return core.Errorf(core.Internal, "%s: %s: %w", op, name, err)
 }
 
-// startError says why a process that was started is no plugin that can be used. The process is
-// gone.
+// startError explains why a started process is not a usable plugin. The process has exited.
 func (h *Host) startError(p *process, err error, late bool, out *outputs) error {
 	const op = opLaunch
 	first := p.run.stdout.firstLine()
@@ -76,7 +75,7 @@ func handshakeVersion(line string) (int, bool) {
 	return v, err == nil
 }
 
-// tail is the last that the process said, readable.
+// tail returns the last lines that the process wrote, formatted.
 func (p *process) tail(logFile string, from int64) []string {
 	if p.run.logs != nil {
 		return p.run.logs.last()

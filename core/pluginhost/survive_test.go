@@ -69,8 +69,8 @@ func otherHive(t *testing.T, tethered bool) (*exec.Cmd, pluginhost.Attachment) {
 	return cmd, a
 }
 
-// A hive that is killed leaves its worker running; it answers, logs, and is taken over by the next
-// hive.
+// A hive that is killed leaves its worker running; the worker answers, logs, and is taken over by
+// the next hive.
 func TestWorkerSurvivesItsHive(t *testing.T) {
 	t.Parallel()
 	hive, a := otherHive(t, false)
@@ -79,7 +79,7 @@ func TestWorkerSurvivesItsHive(t *testing.T) {
 
 	h := newHost(t)
 	t.Cleanup(func() { _, _ = h.EndAttachment(context.Background(), a) })
-	// It logs at every request; an orphan that logs into a dead pipe would die of it.
+	// It logs at every request; an orphan that logs into a broken pipe would die of it.
 	for range 20 {
 		_, err := askOver(t.Context(), a.DataSocket, a.DataOpening, "one two")
 		must.NoError(t, err)
@@ -105,7 +105,7 @@ func TestReattachScript(t *testing.T) {
 	if runtime.GOOS != "linux" {
 		t.Skip("not tested: only Linux tells what a process runs")
 	}
-	// What /proc says such a worker runs is the interpreter, which here is the fake worker itself.
+	// For such a worker /proc names the interpreter, which here is the fake worker itself.
 	script := filepath.Join(shortDir(t), "rbee-worker-fake")
 	must.NoError(t, os.WriteFile(script, []byte("#!"+filepath.Join(built, "rbee-worker-fake")+"\n"), 0o700))
 	h := newHost(t)
@@ -117,12 +117,12 @@ func TestReattachScript(t *testing.T) {
 	second, err := newHost(t).Reattach(t.Context(), a)
 	must.NoError(t, err)
 	must.NoError(t, second.Close())
-	// Another program in a process of the same number and start is another worker.
+	// Another program in a process with the same pid and start time is not this worker.
 	other := a
 	other.Runs = a.Digest
 	_, err = newHost(t).Reattach(t.Context(), other)
 	must.Eq(t, core.NotFound, core.KindOf(err))
-	// It can be ended as well.
+	// It can also be ended.
 	ended, err := newHost(t).EndAttachment(t.Context(), a)
 	must.NoError(t, err)
 	must.True(t, ended)

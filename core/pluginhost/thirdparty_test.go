@@ -23,7 +23,7 @@ import (
 
 const modulePath = "github.com/rbee-project/rbee"
 
-// forbidden are modules that a plugin must not get with the SDK.
+// forbidden lists modules that a plugin must not depend on through the SDK.
 func forbidden() []string {
 	return []string{
 		"github.com/hashicorp/hcl/v2", "github.com/zclconf/go-cty", "github.com/hashicorp/raft", "github.com/hashicorp/memberlist", "github.com/hashicorp/go-memdb",
@@ -31,7 +31,7 @@ func forbidden() []string {
 	}
 }
 
-// stranger is a module outside the repository.
+// stranger is a third-party module outside the repository.
 type stranger struct{ dir string }
 
 func newStranger(t *testing.T, source string) stranger {
@@ -61,7 +61,7 @@ func (s stranger) build(t *testing.T, name string) string {
 	return exe
 }
 
-// modules are the modules that the stranger's program is made of.
+// modules lists the modules that the third-party program is built from.
 func (s stranger) modules(t *testing.T) []string {
 	t.Helper()
 	var out []string
@@ -77,8 +77,8 @@ func (s stranger) modules(t *testing.T) []string {
 	return out
 }
 
-// A stranger's module outside the repository, which imports only plugins/sdk/…, builds a worker
-// that fulfils the contract and does not get rbee's own dependencies with it.
+// A third-party module outside the repository that imports only plugins/sdk/… builds a worker that
+// fulfils the contract, without rbee's own dependencies.
 func TestThirdPartyWorker(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {
@@ -101,7 +101,7 @@ func TestThirdPartyWorker(t *testing.T) {
 	})
 }
 
-// The smallest useful worker, used by a host the way a hive does.
+// This is the smallest useful worker, used by a host the way a hive does.
 func TestThirdPartyProxy(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {

@@ -11,9 +11,9 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk"
 )
 
-// Validate checks every plugin block of c: the executable is there and is a plugin, and the config
-// block fits the plugin's schema and the plugin itself. It launches each plugin for a moment, one
-// after the other, and starts nothing else. Print the result with c.Diagnostics.
+// Validate checks every plugin block of c: the executable exists and is a plugin, and the config
+// block fits the plugin's schema and the plugin itself. It launches each plugin briefly, one after
+// the other, and starts no worker. Print the result with c.Diagnostics.
 func (h *Host) Validate(ctx context.Context, c *config.Config) hcl.Diagnostics {
 	var out hcl.Diagnostics
 	for _, list := range [][]config.Plugin{c.Workers, c.Catalogs} {

@@ -10,7 +10,7 @@ import (
 
 const pollInterval = 100 * time.Millisecond
 
-// pollGone is waitGone where the operating system has no better way.
+// pollGone is waitGone for systems without a better way.
 func pollGone(id hostinfo.Identity, released <-chan struct{}) bool {
 	tick := time.NewTicker(pollInterval)
 	defer tick.Stop()

@@ -8,7 +8,7 @@ import (
 	"github.com/rbee-project/rbee/core/hostinfo"
 )
 
-// waitGone returns true when the process has ended, collected or not, and false when released is
+// waitGone returns true when the process has exited, reaped or not, and false when released is
 // closed first.
 func waitGone(id hostinfo.Identity, released <-chan struct{}) bool {
 	fd, err := unix.PidfdOpen(id.PID, unix.PIDFD_NONBLOCK)
@@ -19,7 +19,7 @@ func waitGone(id hostinfo.Identity, released <-chan struct{}) bool {
 	f := os.NewFile(uintptr(fd), "pidfd")
 	if !id.Alive() {
 		_ = f.Close()
-		return true // it ended before the descriptor took hold of its number
+		return true // it exited before the descriptor could be opened
 	}
 	conn, err := f.SyscallConn()
 	if err != nil {

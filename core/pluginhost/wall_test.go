@@ -16,8 +16,8 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/worker"
 )
 
-// Another process of the worker's user, such as another worker, reaches its sockets and is not
-// served on either.
+// Another process of the worker's user, such as another worker, can reach its sockets but is served
+// on neither.
 func TestSocketsServeTheHostOnly(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
@@ -48,7 +48,7 @@ func TestSocketsServeTheHostOnly(t *testing.T) {
 	must.NoError(t, err)
 }
 
-// The secrets of both sockets are kept by the host alone: the plugin's environment has none.
+// Only the host keeps the secrets of both sockets: the plugin's environment has none.
 func TestSocketSecretsOutlastTheHost(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)

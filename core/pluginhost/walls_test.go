@@ -14,7 +14,7 @@ import (
 	"github.com/rbee-project/rbee/core/pluginhost"
 )
 
-// tries launches the probe, which tries each of them, and returns what came of them in one text.
+// tries launches the probe, which makes each try, and returns the outcomes in one text.
 func tries(t *testing.T, h *pluginhost.Host, spec pluginhost.Spec) string {
 	t.Helper()
 	run := filepath.Join(shortDir(t), "w")
@@ -28,8 +28,8 @@ func tries(t *testing.T, h *pluginhost.Host, spec pluginhost.Spec) string {
 
 func joined(list ...string) string { return strings.Join(list, "\n") }
 
-// A plugin sees nothing of a home folder but what its block or its environment names, and has a
-// home of its own.
+// A plugin sees nothing of a home folder except what its block or its environment names, and has
+// its own home.
 func TestLaunchHidesHome(t *testing.T) {
 	t.Parallel()
 	if problem := confine.Problem(); problem != "" {
@@ -92,8 +92,8 @@ func TestLaunchHidesHome(t *testing.T) {
 	}
 }
 
-// As root, plugins run as another user, which reaches what is its own and what it is let through
-// to, and is signalled, called and found again as before.
+// As root, plugins run as another user, which can reach its own files and those it was given access
+// to; signals, calls and reattaching work as before.
 func TestLaunchAsAnotherUser(t *testing.T) {
 	t.Parallel()
 	if runtime.GOOS != "linux" || os.Geteuid() != 0 {
@@ -162,7 +162,7 @@ func TestLaunchAsAnotherUser(t *testing.T) {
 	gone(t, s.PID())
 }
 
-// A plugin that its user cannot read runs as root, and that is said.
+// A plugin that its user cannot read runs as root, and this is reported.
 func TestLaunchClosedPlugin(t *testing.T) {
 	t.Parallel()
 	if runtime.GOOS != "linux" || os.Geteuid() != 0 {
@@ -173,14 +173,14 @@ func TestLaunchClosedPlugin(t *testing.T) {
 	must.NoError(t, os.Link(filepath.Join(built, "rbee-worker-probe"), exe))
 	model := filepath.Join(models, "m.gguf")
 	must.NoError(t, os.WriteFile(model, []byte("x"), 0o600))
-	server := filepath.Join(data, "rbee-worker-openai") // it finds what servers keep in the home folder
+	server := filepath.Join(data, "rbee-worker-openai") // it gets access to what servers keep in the home folder
 	must.NoError(t, os.Link(filepath.Join(built, "rbee-worker-probe"), server))
 	empty, home := shortDir(t), shortDir(t)
 	kept := filepath.Join(home, ".ollama", "models")
 	must.NoError(t, os.MkdirAll(kept, 0o755))
 	for _, tc := range []struct {
 		name, block, executable, problem string
-		open                             bool // what the block names
+		open                             bool // paths that the block names
 		home                             string
 	}{
 		{"open", "", "", "", false, ""},

@@ -17,26 +17,26 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/worker"
 )
 
-// dataSocketName is the data socket in a worker's run folder.
+// dataSocketName is the name of the data socket in a worker's run folder.
 const dataSocketName = "data.sock"
 
-// stopMargin is how long after its grace a worker may take to end before it is killed.
+// stopMargin is how long past its grace a worker may take to exit before it is killed.
 const stopMargin = 5 * time.Second
 
-// WorkerLaunch says how to launch a worker plugin.
+// WorkerLaunch describes how to launch a worker plugin.
 type WorkerLaunch struct {
 	Spec       Spec
-	Executable string // overrides Spec.Executable: the installed worker binary's. It must be what the Spec's sha256 says as well, if that says anything
+	Executable string // overrides Spec.Executable with the installed worker binary; must also match the Spec's SHA256, if set
 	EngineDir  string // unpacked engine; empty: none
 	WorkerID   string // empty for a probe
 	Nonce      string // random per start; empty for a probe
-	RunDir     string // private folder of the sockets, made where it is missing; empty: a temporary one, removed when the process has ended
-	// LogFile takes everything the process writes to its standard error, appended (O_APPEND):
-	// truncated in place, it goes on at its new start. Nothing here bounds it. Empty: lines go to
-	// the host's logger.
+	RunDir     string // private folder of the sockets, created if missing; empty: a temporary one, removed when the process has exited
+	// LogFile receives everything that the process writes to its standard error, appended
+	// (O_APPEND): if truncated in place, the process continues at its new start. Its size is not
+	// bounded here. Empty: lines go to the host's logger.
 	LogFile string
-	// Tethered makes the process end with this one. Probes, and workers of an agent that keeps
-	// nothing, are tethered.
+	// Tethered makes the process end with this one. Probes are tethered, and so are workers of an
+	// agent that keeps nothing.
 	Tethered bool
 }
 
@@ -48,17 +48,17 @@ type Worker struct {
 	schema   sdk.Schema
 	at       Attachment
 	engine   string
-	logStart int64 // size of the log file before the launch; 0 for one that was re-attached
+	logStart int64 // size of the log file before the launch; 0 if reattached
 	guarded  atomic.Bool
 	// admitModel lets the plugin's user read the model.
 	admitModel func(path string) error
 }
 
 // LaunchWorker starts the plugin, decodes its configuration by its own schema and configures it.
-// Afterwards Fingerprint or Start may be called. ctx bounds the launch only. The process runs on
-// until Stop, Kill, or its own end. Errors: Invalid for the configuration (with source lines),
-// Unavailable for a plugin that does not start or answer, Unsupported for one that is not for this
-// machine or this rbee, Forbidden, NotFound, Integrity for a wrong digest.
+// Afterwards Fingerprint or Start may be called. ctx bounds the launch only. The process runs until
+// Stop, Kill, or its own end. Errors: Invalid for the configuration (with source lines),
+// Unavailable for a plugin that does not start or answer, Unsupported for one that does not fit
+// this machine or this rbee, Forbidden, NotFound, Integrity for a wrong digest.
 func (h *Host) LaunchWorker(ctx context.Context, l WorkerLaunch) (*Worker, error) {
 	const op = opLaunch
 	if l.Spec.Kind != sdk.KindWorker {
@@ -67,7 +67,7 @@ func (h *Host) LaunchWorker(ctx context.Context, l WorkerLaunch) (*Worker, error
 	if l.Executable != "" {
 		l.Spec.Executable = l.Executable
 		if l.Spec.Folder != "" {
-			l.Spec.SHA256 = "" // of the whole folder, of which this is a copy that its owner compares
+			l.Spec.SHA256 = "" // the digest is that of the whole folder; the owner of this copy verifies it
 		}
 	}
 	digest, err := h.digest(l.Spec.Executable, false)
@@ -110,16 +110,15 @@ func (h *Host) LaunchWorker(ctx context.Context, l WorkerLaunch) (*Worker, error
 	}, nil
 }
 
-// Info is what the plugin said of itself at launch.
+// Info returns the plugin's description from the launch.
 func (w *Worker) Info() sdk.Info { return w.info }
 
-// Schema is what may stand in the plugin's config block, as it said at launch; empty for one that
-// was re-attached.
+// Schema returns the schema of the plugin's config block from the launch; empty if reattached.
 func (w *Worker) Schema() core.Schema { return SchemaOf(w.schema) }
 
 // Fingerprint calls emit with every report until ctx ends or emit fails, and returns that error.
 func (w *Worker) Fingerprint(ctx context.Context, emit func(worker.Fingerprint) error) error {
-	var ours error // emit's own, passed on as it is
+	var ours error // emit's own, returned unchanged
 	err := w.client.Fingerprint(ctx, func(f worker.Fingerprint) error {
 		ours = emit(f)
 		return ours
@@ -150,8 +149,8 @@ func (w *Worker) FingerprintOnce(ctx context.Context) (worker.Fingerprint, error
 
 // Start loads the model and returns when the worker serves on DataSocket. WorkerID, Nonce and
 // EngineDir of spec are those of the launch and need not be set. progress may be nil; its error
-// ends the start and is returned. After an error, also ctx's, the process is of no more use: Kill
-// it. Errors: the backend's kind; WorkerLost when the process ended, with its last log lines.
+// ends the start and is returned. After an error, including ctx's, the process is unusable: Kill
+// it. Errors: the backend's kind; WorkerLost when the process exited, with its last log lines.
 func (w *Worker) Start(ctx context.Context, spec worker.StartSpec, progress func(worker.Progress) error) error {
 	const op = "start worker"
 	if w.at.WorkerID == "" || w.at.Nonce == "" {
@@ -186,27 +185,27 @@ func (w *Worker) Start(ctx context.Context, spec worker.StartSpec, progress func
 	return err
 }
 
-// Tail is the last that the process logged since its launch, one readable line each, oldest first;
-// of a log file that was truncated since, what came after.
+// Tail returns the last lines that the process logged since its launch, formatted, oldest first; if
+// its log file was truncated since, the lines after that.
 func (w *Worker) Tail() []string { return slices.Clone(w.p.tail(w.at.LogFile, w.logStart)) }
 
-// Share has each Status tell the worker how many workers compute with the machine's processor.
+// Share makes each Status tell the worker how many workers compute on the machine's processor.
 func (w *Worker) Share(cpuWorkers int) { w.client.Share(cpuWorkers) }
 
-// Status asks for the worker's state and load.
+// Status returns the worker's state and load.
 func (w *Worker) Status(ctx context.Context) (worker.Status, error) {
 	st, err := w.client.Status(ctx)
 	return st, w.p.explain("worker status", err)
 }
 
-// Drain makes the worker refuse new work and returns when the last running request is finished.
+// Drain makes the worker refuse new work and returns when the last running request has finished.
 func (w *Worker) Drain(ctx context.Context) error {
 	return w.p.explain("drain worker", w.client.Drain(ctx))
 }
 
-// Stop ends the work within grace, waits for the process to go, and kills its group when it does
-// not go within grace and 5 s more, or when ctx ends. forced says that it was killed. It is
-// idempotent; a process that is gone already is no error.
+// Stop ends the work within grace, waits for the process to exit, and kills its group if it does
+// not exit within grace plus 5 s, or when ctx ends. forced reports that it was killed. It is
+// idempotent; a process that has already exited is not an error.
 func (w *Worker) Stop(ctx context.Context, grace time.Duration) (forced bool, err error) {
 	if w.p.run.gone() {
 		return false, nil
@@ -214,7 +213,7 @@ func (w *Worker) Stop(ctx context.Context, grace time.Duration) (forced bool, er
 	ctx, cancel := context.WithTimeout(ctx, grace+stopMargin)
 	defer cancel()
 	err = w.client.Stop(ctx, grace) // ends with ctx, or with the process
-	// Whatever it answered, what counts is that it ends.
+	// Whatever it answered, only its exit counts.
 	if err == nil || errors.Is(err, sdk.ErrUnavailable) {
 		select {
 		case <-w.Done():
@@ -233,14 +232,14 @@ func (w *Worker) Stop(ctx context.Context, grace time.Duration) (forced bool, er
 	return true, nil
 }
 
-// PID is the process's id.
+// PID returns the process id.
 func (w *Worker) PID() int { return w.at.Process.PID }
 
-// DataSocket is the path of the unix socket that the worker serves HTTP on, once started.
+// DataSocket returns the path of the unix socket on which the worker serves HTTP, once started.
 func (w *Worker) DataSocket() string { return w.at.DataSocket }
 
-// DataOpening is what each connection to DataSocket must begin with, before HTTP, once the worker
-// is started. It is a secret. Empty: nothing.
+// DataOpening returns the secret that each connection to DataSocket must begin with, before HTTP,
+// once the worker is started. Empty: nothing.
 func (w *Worker) DataOpening() string {
 	if !w.guarded.Load() {
 		return ""
@@ -248,32 +247,32 @@ func (w *Worker) DataOpening() string {
 	return w.at.DataOpening
 }
 
-// newOpening makes the opening of a worker's data connections.
+// newOpening returns a new opening for a worker's data connections.
 func newOpening() string { return "rbee " + rand.Text() + "\n" }
 
-// Attachment is what Reattach needs. Write it to disk before Start.
+// Attachment returns what Reattach needs. Write it to disk before Start.
 func (w *Worker) Attachment() Attachment { return w.at }
 
-// Done is closed when the process is gone; one that this host launched is then collected, and what
+// Done is closed when the process has exited; one that this host launched is then reaped, and what
 // it left behind in its group is ended.
 func (w *Worker) Done() <-chan struct{} { return w.p.run.done }
 
-// Exit says how the process ended: "exit code 0", "signal killed"; empty while it runs and where it
-// cannot be known, which is so after Reattach.
+// Exit returns how the process ended: "exit code 0", "signal killed"; empty while it runs and if
+// unknown, as after Reattach.
 func (w *Worker) Exit() string { return w.p.run.exitSaid() }
 
-// Kill kills the process and its group at once; one that is gone already is no error. It does not
-// wait: Done does.
+// Kill kills the process and its group at once; if it has already exited, that is not an error. It
+// does not wait: use Done.
 func (w *Worker) Kill() error { return w.p.run.kill() }
 
-// Close lets go of the process, which goes on unless it is tethered. Done is not closed any more
-// for one that was re-attached. It is idempotent.
+// Close detaches from the process, which keeps running unless it is tethered. For a reattached
+// process, Done is no longer closed. It is idempotent.
 func (w *Worker) Close() error {
 	w.p.letGo()
 	return nil
 }
 
-// goneSoon waits a moment for the end of a process whose connection broke.
+// goneSoon waits a moment for a process to exit after its connection broke.
 func (p *process) goneSoon() bool {
 	select {
 	case <-p.run.done:

@@ -157,7 +157,7 @@ func TestLeftoversDieWithTheWorker(t *testing.T) {
 	}
 }
 
-// FAULTS C-32: children, double forks and what left its session are gone with the worker.
+// FAULTS C-32: children, double forks and processes that left its session end with the worker.
 func TestEscapedChildDiesWithTheWorker(t *testing.T) {
 	t.Parallel()
 	pidFile := filepath.Join(t.TempDir(), "pid")
@@ -182,7 +182,7 @@ func TestReattach(t *testing.T) {
 	h := newHost(t)
 	w := launched(t, h, "")
 	_, err := h.Reattach(t.Context(), w.Attachment())
-	must.Eq(t, core.Conflict, core.KindOf(err)) // not started: it does not know who it is
+	must.Eq(t, core.Conflict, core.KindOf(err)) // not started: it does not know its id
 	must.NoError(t, w.Start(t.Context(), startSpec(t), nil))
 	text, err := json.Marshal(w.Attachment())
 	must.NoError(t, err)
@@ -218,11 +218,11 @@ func TestReattach(t *testing.T) {
 			_, err := other.Reattach(t.Context(), a)
 			must.Eq(t, tc.want, core.KindOf(err), must.Sprintf("%v", err))
 			if tc.want == core.NotFound {
-				a.Nonce = "nobody's" // what carries the nonce in its environment is the worker's, whatever its identity
+				a.Nonce = "nobody's" // a process with the nonce in its environment belongs to the worker, whatever its identity
 				killed, _ := other.EndAttachment(t.Context(), a)
 				must.False(t, killed)
 			}
-			_, err = again.Status(t.Context()) // nobody was hurt
+			_, err = again.Status(t.Context()) // the worker is unharmed
 			must.NoError(t, err)
 		})
 	}
@@ -256,10 +256,10 @@ func TestEndAttachment(t *testing.T) {
 	h := newHost(t)
 	w := launched(t, h, `hang = ["status"]`)
 	a := w.Attachment()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second) // the patience is the caller's
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second) // the caller's patience counts
 	defer cancel()
 	_, err := h.Reattach(ctx, a)
-	must.Eq(t, core.Unavailable, core.KindOf(err)) // hangs
+	must.Eq(t, core.Unavailable, core.KindOf(err)) // it hangs
 	killed, err := h.EndAttachment(t.Context(), a)
 	must.NoError(t, err)
 	must.True(t, killed)
@@ -293,7 +293,7 @@ func TestCrash(t *testing.T) {
 	must.Eq(t, "exit code 3", w.Exit())
 }
 
-// Whatever a plugin prints lands in its log, and more than a pipe holds does not stop it.
+// Everything a plugin prints goes to its log, and more than a pipe holds does not block it.
 func TestPrintingDoesNotStopAWorker(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
@@ -307,7 +307,7 @@ func TestPrintingDoesNotStopAWorker(t *testing.T) {
 	must.Eq(t, 3000, strings.Count(string(log), "printed to standard error\n"))
 }
 
-// Whoever bounds the log of a worker truncates it while the worker lives.
+// The log of a worker may be truncated while the worker runs, to bound it.
 func TestLogMayBeTruncatedUnderAWorker(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)

@@ -1,5 +1,5 @@
-// Package scaffold writes the Go module of a new plugin: one that builds, and passes the
-// conformance suite.
+// Package scaffold writes the Go module of a new plugin, which builds and passes the conformance
+// suite.
 package scaffold
 
 import (
@@ -15,36 +15,37 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// Module is the module that has the SDK.
+// Module is the path of the module with the SDK.
 const Module = "github.com/rbee-project/rbee"
 
-// goVersion is what a module says where no checkout of the SDK tells.
+// goVersion is the go version of a module if no checkout of the SDK determines it.
 const goVersion = "1.26.0"
 
-// templates are the files of a module, with .txt behind their names; @NAME@ and the like stand for
-// what differs.
+// templates are the files of a module, with .txt appended to their names; @NAME@ and the like are
+// placeholders.
 //
 //go:embed all:worker all:catalog
 var templates embed.FS
 
-// Options say what to write.
+// Options describe the module to write.
 type Options struct {
 	Kind string // worker or catalog
 	Name string // of the plugin, as in rbee-<kind>-<name>
-	Dir  string // folder of the module; it must not be there, or be empty
+	Dir  string // folder of the module; it must not exist, or must be empty
 	Path string // of the module; empty: example.org/rbee-<kind>-<name>
 	// SDK is where the SDK comes from: a folder with a checkout of rbee, or a version, which may be
 	// a commit.
 	SDK string
 }
 
-// Result is what was written.
+// Result describes what was written.
 type Result struct {
 	Dir        string   `json:"dir"` // absolute
 	Module     string   `json:"module"`
 	Executable string   `json:"executable"`
 	Files      []string `json:"files"` // relative to Dir, sorted
-	// Complete says that the module builds as it is. Otherwise "go mod tidy" fetches the SDK first.
+	// Complete reports that the module builds as it is. Otherwise "go mod tidy" fetches the SDK
+	// first.
 	Complete bool `json:"complete"`
 }
 
@@ -55,7 +56,7 @@ var (
 )
 
 // Write writes the module. Errors: Invalid, NotFound for a folder without the SDK, Conflict for a
-// folder that has something in it, Internal.
+// folder that is not empty, Internal.
 func Write(o Options) (Result, error) {
 	const what = "write plugin"
 	if o.Kind != "worker" && o.Kind != "catalog" {
@@ -95,7 +96,7 @@ func Write(o Options) (Result, error) {
 	return r, err
 }
 
-// sdkFiles adds the files that say where the SDK is, and reports whether nothing is left to fetch.
+// sdkFiles adds the files that locate the SDK, and reports whether nothing is left to fetch.
 func sdkFiles(files map[string]string, module, sdk string) (complete bool, err error) {
 	const what = "find the SDK"
 	info, err := os.Stat(sdk)
@@ -122,14 +123,14 @@ func sdkFiles(files map[string]string, module, sdk string) (complete bool, err e
 	if err != nil {
 		return false, core.Wrap(err, core.NotFound, what)
 	}
-	// All that rbee requires, so that the go command asks nobody for another version. "go mod tidy"
-	// removes what the plugin has no use for.
+	// These are all of rbee's requirements, so that the go command looks up no other version. "go
+	// mod tidy" removes those that the plugin does not use.
 	files["go.mod"] = fmt.Sprintf("module %s\n%s\nrequire %s v0.0.0\n\nreplace %s => %s\n", module, requires, Module, Module, quoted(root))
 	files["go.sum"] = string(sums)
 	return true, nil
 }
 
-// quoted is a path for go.mod.
+// quoted returns a path in the form for go.mod.
 func quoted(path string) string {
 	if strings.ContainsAny(path, " \"'`(),") {
 		return fmt.Sprintf("%q", path)

@@ -23,8 +23,8 @@ func goTool(t *testing.T, dir string, args ...string) {
 	must.NoError(t, err, must.Sprintf("go %s: %s", strings.Join(args, " "), out))
 }
 
-// What is written beside a checkout of the SDK builds without a network, and passes the conformance
-// suite by its own test.
+// A module written beside a checkout of the SDK builds without a network, and passes the
+// conformance suite in its own test.
 func TestWrittenModulesPass(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {
@@ -48,7 +48,7 @@ func TestWrittenModulesPass(t *testing.T) {
 	}
 }
 
-// A stranger without a checkout gets a module that names the SDK's version, for "go mod tidy".
+// Without a checkout, the module names the SDK's version, for "go mod tidy".
 func TestWriteWithVersion(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "x")

@@ -11,8 +11,8 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// writeFiles makes the folder with the files, and returns their names. What went wrong leaves no
-// folder that was not there.
+// writeFiles creates the folder with the files, and returns their names. On failure it removes a
+// folder that it created.
 func writeFiles(dir string, files map[string]string) (names []string, err error) {
 	const what = "write plugin"
 	there, err := os.ReadDir(dir)

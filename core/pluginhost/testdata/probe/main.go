@@ -1,5 +1,5 @@
-// Command probe is a plugin that misbehaves as the environment variable PROBE says. It is built and
-// used by the tests of pluginhost.
+// Command probe is a plugin that misbehaves as the environment variable PROBE asks. The tests of
+// pluginhost build and use it.
 package main
 
 import (
@@ -46,7 +46,7 @@ func main() {
 		})
 		return
 	case "escape":
-		// A child in a session of its own: its group cannot be reached by the parent's.
+		// This is a child in its own session: a signal to the parent's group does not reach it.
 		child := exec.Command("sleep", "600")
 		child.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 		if err := child.Start(); err != nil {
@@ -55,7 +55,7 @@ func main() {
 		if err := os.WriteFile(arg, []byte(fmt.Sprint(child.Process.Pid)), 0o600); err != nil {
 			panic(err)
 		}
-	case "read": // a file, and tell in the run folder what came of it
+	case "read": // reads a file, and writes the outcome to the run folder
 		said := "read"
 		if _, err := os.ReadFile(arg); err != nil {
 			said = err.Error()
@@ -63,7 +63,7 @@ func main() {
 		if err := os.WriteFile(os.Getenv(goplugin.EnvUnixSocketDir)+"/said", []byte(said+"\n"+os.Getenv("TMPDIR")), 0o600); err != nil {
 			panic(err)
 		}
-	case "tries": // one a line, and tell in the run folder what came of each
+	case "tries": // one try a line; writes each outcome to the run folder
 		var said []string
 		for try := range strings.SplitSeq(arg, "\n") {
 			said = append(said, try+": "+outcome(try))
@@ -79,7 +79,7 @@ func main() {
 	worker.Serve(&plugin{mode: mode})
 }
 
-// outcome does what a try says, and tells what came of it.
+// outcome makes one try, and returns its outcome.
 func outcome(try string) string {
 	verb, arg, _ := strings.Cut(try, " ")
 	var err error

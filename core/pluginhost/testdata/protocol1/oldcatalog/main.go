@@ -1,5 +1,5 @@
-// Command oldcatalog is a catalog source that was built from the first publication of plugin
-// protocol 1. It has one model, "old".
+// Command oldcatalog is a catalog source built from the first publication of plugin protocol 1. It
+// has one model, "old".
 package main
 
 import (

@@ -1,5 +1,5 @@
-// Command oldworker is a worker type that was built from the first publication of plugin protocol
-// 1. The versions of the protocol that it serves are in OLD_PROTOCOLS, 1 unless it is set.
+// Command oldworker is a worker type built from the first publication of plugin protocol 1.
+// OLD_PROTOCOLS lists the versions of the protocol that it serves; the default is 1.
 package main
 
 import (

@@ -1,4 +1,4 @@
-// Command rbee-worker-bee is a worker type as somebody else would write it: it answers every prompt
+// Command rbee-worker-bee is a worker type as a third party would write it: it answers every prompt
 // with a hum.
 package main
 

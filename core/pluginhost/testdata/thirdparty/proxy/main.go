@@ -1,5 +1,5 @@
-// Command rbee-worker-proxy is a worker type in sixty lines: it passes requests on to an
-// OpenAI-compatible server that runs already.
+// Command rbee-worker-proxy is a worker type in sixty lines: it forwards requests to a running
+// OpenAI-compatible server.
 package main
 
 import (
