@@ -20,7 +20,7 @@ import (
 	"github.com/rbee-project/rbee/core/token"
 )
 
-// settingFlags are the flags of "rbee agent" and "rbee config" that stand for a setting of the
+// settingFlags are the flags of "rbee agent" and "rbee config" that set a setting of the
 // configuration.
 var settingFlags = [...]struct{ flag, setting, usage string }{
 	{"data-dir", "data_dir", "`FOLDER` for the state of the agent"},
@@ -36,7 +36,7 @@ var settingFlags = [...]struct{ flag, setting, usage string }{
 	{"log-json", "log_json", "`true|false`: log lines as JSON"},
 }
 
-// configSource is what the flags say about where the configuration comes from.
+// configSource holds the flags that select where the configuration comes from.
 type configSource struct {
 	dev       bool
 	paths     []string
@@ -49,7 +49,7 @@ func (s *configSource) flags(cmd *cobra.Command) {
 	s.fileFlags(cmd)
 }
 
-// fileFlags are those of commands that know no -dev.
+// fileFlags adds the flags of commands without -dev.
 func (s *configSource) fileFlags(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringArrayVar(&s.paths, "config", nil, "`FILE|FOLDER` with the configuration; may be repeated, merged in order")
@@ -66,7 +66,7 @@ func (s *configSource) fileFlags(cmd *cobra.Command) {
 	}
 }
 
-// check finds flags that do not go together.
+// check reports flags that conflict.
 func (s *configSource) check() error {
 	switch {
 	case s.dev && len(s.paths) > 0:
@@ -100,7 +100,8 @@ func (s *configSource) load(a *app, cmd *cobra.Command, dataDir string) (*config
 	if cfg == nil || cfg.TLS.Given() {
 		return cfg, diags
 	}
-	// A machine of a cluster is what it joined as, unless something else is said of that role.
+	// A machine of a cluster keeps the roles it joined with, unless a role is configured
+	// explicitly.
 	if id, err := pki.Load(cfg.DataDir); err == nil {
 		cfg.DefaultRoles(id.Has(core.RoleQueen), id.Has(core.RoleHive))
 	}
@@ -151,7 +152,7 @@ joined says so and goes on.`,
 	return cmd
 }
 
-// runAgent runs the agent until ctx ends, which is no error.
+// runAgent runs the agent until ctx ends, which is not an error.
 func runAgent(ctx context.Context, a *app, cmd *cobra.Command, source *configSource, join, record string) (err error) {
 	temp := ""
 	if source.dev && !cmd.Flags().Changed("data-dir") {
@@ -201,7 +202,7 @@ func runAgent(ctx context.Context, a *app, cmd *cobra.Command, source *configSou
 		return err
 	}
 	reload := make(chan struct{}, 1)
-	if !source.dev { // which ends with its terminal
+	if !source.dev { // a dev agent ends with its terminal
 		defer onHangup(a, reload)()
 	}
 	hurry, told := onSecondSignal(a)
@@ -223,15 +224,15 @@ func runAgent(ctx context.Context, a *app, cmd *cobra.Command, source *configSou
 		if source.dev && record == "" {
 			fmt.Fprintln(a.stderr, "The agent has ended.")
 		}
-		return nil // told to end, and did
+		return nil // an orderly end on request
 	}
 	return err
 }
 
-// onHangup has SIGHUP fill reload in place of ending the command. stop must be called; it waits for
-// the watching goroutine.
+// onHangup makes SIGHUP fill reload instead of ending the command. stop must be called; it waits
+// for the watching goroutine.
 func onHangup(a *app, reload chan<- struct{}) (stop func()) {
-	if signal.Ignored(syscall.SIGHUP) { // nohup keeps its promise
+	if signal.Ignored(syscall.SIGHUP) { // respect nohup
 		return func() {}
 	}
 	hangups := make(chan os.Signal, 1)
@@ -247,7 +248,7 @@ func onHangup(a *app, reload chan<- struct{}) (stop func()) {
 			case <-hangups:
 				select {
 				case reload <- struct{}{}:
-				default: // it is to be reloaded already
+				default: // a reload is pending already
 				}
 			}
 		}
@@ -259,8 +260,8 @@ func onHangup(a *app, reload chan<- struct{}) (stop func()) {
 	}
 }
 
-// onSecondSignal returns a channel that the second SIGINT or SIGTERM closes; a third one has its
-// usual effect. stop must be called; it waits for the watching goroutine.
+// onSecondSignal returns a channel that is closed on the second SIGINT or SIGTERM; a third one has
+// its usual effect. stop must be called; it waits for the watching goroutine.
 func onSecondSignal(a *app) (hurry <-chan struct{}, stop func()) {
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
@@ -298,7 +299,7 @@ func agentLogger(a *app, cfg *config.Config) hclog.Logger {
 	})
 }
 
-// writeBanner says what to do with an agent that was started to try rbee out.
+// writeBanner explains the next steps with an agent that was started to try rbee out.
 func writeBanner(a *app, address string) {
 	at := ""
 	if address != defaultHostPort {
@@ -317,10 +318,10 @@ In another terminal:
 `, a.build.Version, address, at, at, at)
 }
 
-// defaultHostPort is where the command line looks for an agent by itself.
+// defaultHostPort is where the command line looks for an agent by default.
 const defaultHostPort = "127.0.0.1:7833"
 
-// writeDiagnostics shows what is wrong with a configuration, with source lines, on stderr.
+// writeDiagnostics prints the problems of a configuration, with source lines, to stderr.
 func writeDiagnostics(a *app, d *config.Diagnostics) error {
 	width := uint(0)
 	if a.stderrTerminal {

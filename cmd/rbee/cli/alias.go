@@ -64,7 +64,7 @@ func aliasCommand(a *app) *cobra.Command {
 	return cmd
 }
 
-// changeAlias runs an operation on an alias and says what it did, in a format for name and model.
+// changeAlias runs an operation on an alias and reports it, in a format for name and model.
 func changeAlias(ctx context.Context, a *app, c *client.Client, r core.Request, format string) error {
 	job, err := a.runJob(ctx, c, r)
 	if err != nil {

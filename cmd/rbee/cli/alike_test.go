@@ -9,13 +9,13 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// The verbs are alike: what destroys asks and can be tried out, an argument that names something of
-// the cluster is completed, and everything says what it is.
+// The verbs are uniform: destructive ones ask first and have a dry run, arguments that name
+// something of the cluster are completed, and everything is described.
 func TestCommandsAreAlike(t *testing.T) {
 	t.Parallel()
 	destroys := []string{"delete", "rm", "retire", "stop", "remove", "revoke", "uninstall", "leave"}
-	mild := []string{"rbee agent stop", "rbee alias remove"} // ends what "rbee run" began by itself; is undone by "rbee alias set"
-	// What is a file or free text is completed by the shell or not at all.
+	mild := []string{"rbee agent stop", "rbee alias remove"} // one ends what "rbee run" started by itself; "rbee alias set" undoes the other
+	// The shell completes file names; free text is not completed.
 	free := []string{"[TEXT]", "FILE", "[FILE]", "FILE...", "[FILE...]", "FILE|DIR...", "[FILE|DIR...]", "PATH", "PATH|PLUGIN", "SOURCE", "TOKEN@HOST[:PORT]", "[PROMPT]"}
 	byName := []string{"rbee cluster join", "rbee infer", "rbee config fmt", "rbee config show", "rbee config validate"}
 	seen := 0

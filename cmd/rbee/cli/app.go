@@ -1,5 +1,5 @@
 // Package cli is the command line of rbee: a file for each noun (hive.go, worker.go, model.go), the
-// output, and what a terminal needs.
+// output, and terminal support.
 package cli
 
 import (
@@ -12,16 +12,16 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// app is what commands are given: a way to queens, which knows this machine and the terminal. A
+// app is passed to all commands: it connects to queens, and knows this machine and the terminal. A
 // command is a function over it, in the file of its noun.
 type app struct {
 	connector
 }
 
-// Program is what Main cannot know by itself.
+// Program holds what Main cannot find out by itself.
 type Program struct {
-	Version, Commit string // as the linker was told; empty: taken from the Go toolchain
-	StdoutClosed    bool   // before the Go runtime put /dev/null there
+	Version, Commit string // set by the linker; empty: taken from the Go toolchain
+	StdoutClosed    bool   // before the Go runtime opened /dev/null in its place
 }
 
 // Main runs the command line args, without the program's name, and returns the exit code.
@@ -47,10 +47,10 @@ func (a *app) run(args []string) int {
 	root.SetArgs(args)
 	root.SetIn(a.stdin)
 	root.SetErr(a.stderr)
-	// The one place where a context begins: everything below takes it.
+	// This is the only place where a context begins: everything below receives it.
 	cmd, err := root.ExecuteContextC(context.Background())
 	if err == nil {
-		err = out.err // help and completion scripts are written by those who look at no error
+		err = out.err // cobra ignores errors when it writes help and completion scripts
 	}
 	if err == nil {
 		return exitOK
@@ -62,7 +62,7 @@ func (a *app) run(args []string) int {
 // one ends the program at once.
 type action func(ctx context.Context, cmd *cobra.Command, args []string) error
 
-// do makes a command's RunE of an action.
+// do turns an action into a command's RunE.
 func do(f action) func(*cobra.Command, []string) error {
 	return func(cmd *cobra.Command, args []string) error {
 		ctx, stop := interruptible(cmd.Context())
@@ -82,7 +82,7 @@ type interruptError struct{ signal syscall.Signal }
 
 func (e interruptError) Error() string { return "interrupted by " + e.signal.String() }
 
-// Unwrap makes it a cancellation to everybody who classifies errors.
+// Unwrap makes it a cancellation wherever errors are classified.
 func (e interruptError) Unwrap() error { return context.Canceled }
 
 // interruptible returns a context that the first SIGINT, SIGTERM or SIGHUP cancels. From then on
@@ -91,7 +91,7 @@ func interruptible(parent context.Context) (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(parent)
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
-	if !signal.Ignored(syscall.SIGHUP) { // nohup keeps its promise
+	if !signal.Ignored(syscall.SIGHUP) { // respect nohup
 		signal.Notify(signals, syscall.SIGHUP)
 	}
 	done := make(chan struct{})

@@ -7,10 +7,10 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// normalizeArgs rewrites long flags with a single dash, such as -dev and -config=FILE, to the form
-// with two that the flag parser knows. What stands behind "--", and the value of a flag, are left
-// alone. More than one letter behind a single dash is always a long flag: -mod would otherwise be
-// -m with the value "od".
+// normalizeArgs rewrites long flags with a single dash, such as -dev and -config=FILE, to the
+// two-dash form that the flag parser understands. It leaves arguments after "--" and the values of
+// flags alone. More than one letter after a single dash is always a long flag: otherwise -mod would
+// be -m with the value "od".
 func normalizeArgs(root *cobra.Command, args []string) []string {
 	if len(args) > 0 && strings.HasPrefix(args[0], cobra.ShellCompRequestCmd) {
 		return args
@@ -47,8 +47,8 @@ func normalizeArgs(root *cobra.Command, args []string) []string {
 	return out
 }
 
-// flagTable lists the flags of all commands by long and by one-letter name, with whether they take
-// a value. A name means the same in every command; a test holds that.
+// flagTable lists the flags of all commands by long and by one-letter name, and whether they take a
+// value. A name means the same in every command, as a test checks.
 func flagTable(root *cobra.Command) (long, short map[string]bool) {
 	long = map[string]bool{"help": false, "version": false}
 	short = map[string]bool{"h": false}

@@ -57,7 +57,7 @@ func TestFlagsTakeValuesEverywhereOrNowhere(t *testing.T) {
 	must.MapContainsKey(t, seen, "config")
 }
 
-// Every command says what it does, and none prints an English default that cobra adds.
+// Every command has a description, and none prints an English default that cobra adds.
 func TestEveryCommandIsDescribed(t *testing.T) {
 	t.Parallel()
 	var visit func(cmd *cobra.Command)
@@ -77,7 +77,7 @@ func FuzzNormalizeArgs(f *testing.F) {
 	root := rootCommand(newApp(build{}))
 	f.Fuzz(func(t *testing.T, a, b, c string) {
 		got := normalizeArgs(root, []string{a, b, c})
-		must.Len(t, 3, got) // nothing is lost and nothing invented
+		must.Len(t, 3, got) // nothing is dropped or added
 	})
 }
 

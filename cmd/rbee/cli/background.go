@@ -22,15 +22,16 @@ import (
 )
 
 const (
-	// backgroundStart is how long a background agent may take until it can serve.
+	// backgroundStart is how long a background agent may take until it serves.
 	backgroundStart = 20 * time.Second
-	// backgroundStop is how long it may take to stop its workers and end.
+	// backgroundStop is how long it may take to stop its workers and exit.
 	backgroundStop = 90 * time.Second
-	// backgroundPoll is the time between two looks at it.
+	// backgroundPoll is the interval between checks of it.
 	backgroundPoll = 50 * time.Millisecond
 )
 
-// agentRecord says which agent runs in the background. The agent itself writes it, once it listens.
+// agentRecord identifies the agent that runs in the background. The agent itself writes it, once it
+// listens.
 type agentRecord struct {
 	Process   hostinfo.Identity `json:"process"`
 	Address   string            `json:"address"` // host:port of its HTTP API
@@ -38,7 +39,7 @@ type agentRecord struct {
 	StartedAt time.Time         `json:"started_at"`
 }
 
-// stateDir is the folder that remembers the background agent: $XDG_STATE_HOME/rbee or
+// stateDir is the folder with the record of the background agent: $XDG_STATE_HOME/rbee or
 // ~/.local/state/rbee.
 func (m *machine) stateDir() (string, error) {
 	if dir := m.getenv("XDG_STATE_HOME"); filepath.IsAbs(dir) {
@@ -106,8 +107,8 @@ func writeRecord(path, addr, version string, now time.Time) (err error) {
 	return os.Rename(temp.Name(), path)
 }
 
-// startBackground starts "rbee agent -dev" apart from this terminal, waits until ready(addr) is
-// nil, and returns its address. Two at once start one agent.
+// startBackground starts "rbee agent -dev" detached from this terminal, waits until ready(addr) is
+// nil, and returns its address. Concurrent calls start only one agent.
 func (m *machine) startBackground(ctx context.Context, ready func(ctx context.Context, addr string) error) (string, error) {
 	dir, err := m.stateDir()
 	if err != nil {
@@ -145,7 +146,7 @@ func (m *machine) startBackground(ctx context.Context, ready func(ctx context.Co
 		}, ready)
 	}
 	if err != nil {
-		// A half-started agent is of no use to anybody: end it, and collect it.
+		// A half-started agent is useless: end it, and reap it.
 		_ = cmd.Process.Signal(syscall.SIGTERM)
 		if ctx.Err() == nil || id.Alive() {
 			time.AfterFunc(backgroundStop, func() { _ = cmd.Process.Kill() })
@@ -161,8 +162,8 @@ func startFailed(err error) error {
 		"Start one yourself with \"rbee agent -dev\" in another terminal.")
 }
 
-// spawnAgent starts the agent in a session of its own, so that neither ^C nor the end of this
-// terminal reaches it.
+// spawnAgent starts the agent in its own session, so that neither ^C nor the end of this terminal
+// reaches it.
 func (m *machine) spawnAgent(dir string) (*exec.Cmd, error) {
 	self, err := os.Executable()
 	if err != nil {
@@ -185,8 +186,8 @@ func (m *machine) spawnAgent(dir string) (*exec.Cmd, error) {
 	return cmd, nil
 }
 
-// awaitReady polls until the agent listens and ready says so. An agent that ends meanwhile is an
-// error.
+// awaitReady polls until the agent listens and ready succeeds. It fails if the agent exits
+// meanwhile.
 func (m *machine) awaitReady(ctx context.Context, id hostinfo.Identity, addr func() string, ready func(context.Context, string) error) error {
 	tick := time.NewTicker(backgroundPoll)
 	defer tick.Stop()
@@ -240,7 +241,7 @@ func lockFile(ctx context.Context, path string) (unlock func(), err error) {
 	}
 }
 
-// logTail is the last lines of a log, indented under a heading, or the empty string.
+// logTail returns the last lines of a log, indented under a heading, or the empty string.
 func logTail(path string, lines int) string {
 	f, err := os.Open(path)
 	if err != nil {
@@ -262,8 +263,8 @@ func logTail(path string, lines int) string {
 	return "\nThe end of the log:\n  " + strings.Join(all, "\n  ")
 }
 
-// stopBackground ends the background agent and waits until it is gone. Without one it returns nil,
-// nil.
+// stopBackground ends the background agent and waits until it has exited. Without one it returns
+// nil, nil.
 func (m *machine) stopBackground(ctx context.Context) (*agentRecord, error) {
 	dir, err := m.stateDir()
 	if err != nil {
@@ -277,7 +278,7 @@ func (m *machine) stopBackground(ctx context.Context) (*agentRecord, error) {
 	if err != nil {
 		return nil, core.Errorf(core.Integrity, "stop the agent: %w", err).Hint("Remove the file, and end the agent by its process id if it still runs.")
 	}
-	// Opening by identity is what keeps the signal from a process that got the same pid later.
+	// Opening by identity prevents signalling a process that got the same pid later.
 	p, err := hostinfo.Open(r.Process)
 	if core.KindOf(err) == core.NotFound {
 		return nil, removeRecord(path)
@@ -313,7 +314,7 @@ func removeRecord(path string) error {
 	return nil
 }
 
-// otherAgent says how the agent of this machine is stopped that was not started in the background;
+// otherAgent explains how to stop an agent of this machine that was not started in the background;
 // nil: none runs.
 func (m *machine) otherAgent(ctx context.Context) error {
 	l := m.localAgent()
@@ -328,17 +329,17 @@ func (m *machine) otherAgent(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
 	if c.Healthy(ctx) != nil {
-		return nil // nobody is there, or no agent
+		return nil // nothing listens, or it is not an agent
 	}
 	return core.Errorf(core.InUse, "an agent at %s was not started in the background", c.Address()).Hint("Press ^C in its terminal, or end it as it was started.")
 }
 
 func cgroupOf(pid int) string {
-	b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid)) // without it the process id has to do
+	b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid)) // if that fails, the process id has to do
 	return string(b)
 }
 
-// howToStop says how an agent is stopped whose control group is told by /proc.
+// howToStop explains how to stop an agent, given its control group from /proc.
 func howToStop(pid int, cgroup string) string {
 	for line := range strings.Lines(cgroup) {
 		_, path, _ := strings.Cut(strings.TrimSpace(line), ":/")

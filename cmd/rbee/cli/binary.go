@@ -178,7 +178,7 @@ func checkLines(checks []core.Check) string {
 	return strings.Join(lines, "\n")
 }
 
-// schemaLines shows the settings of a plugin, one a line; "rbee plugin schema" has their
+// schemaLines lists the settings of a plugin, one a line; "rbee plugin schema" prints their
 // documentation.
 func schemaLines(text json.RawMessage) string {
 	var s core.Schema

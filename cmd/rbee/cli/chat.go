@@ -62,7 +62,7 @@ When stdin is no terminal, each of its lines is a message. What is missing is st
 	return cmd
 }
 
-// errInterrupted is what a prompter returns when ^C was typed.
+// errInterrupted is returned by a prompter when ^C was typed.
 var errInterrupted = errors.New("interrupted")
 
 // prompter reads messages: io.EOF at the end, errInterrupted after ^C.
@@ -103,14 +103,14 @@ func startChat(a *app, cmd *cobra.Command, model string, g *generation) error {
 	return conv.loop(cmd.Context(), &lineReader{r: bufio.NewReader(a.stdin)}, false)
 }
 
-// clear forgets the conversation but for the system message.
+// clear forgets the conversation except for the system message.
 func (v *conversation) clear() {
 	v.messages = v.g.messages("")
 	v.messages = v.messages[:len(v.messages)-1]
 }
 
-// loop reads and answers messages until the user has enough. Without a person at the terminal, an
-// error ends it.
+// loop reads and answers messages until the user quits. Without a person at the terminal, an error
+// ends it.
 func (v *conversation) loop(ctx context.Context, p prompter, person bool) error {
 	for {
 		text, err := v.message(p)
@@ -145,7 +145,7 @@ func (v *conversation) loop(ctx context.Context, p prompter, person bool) error 
 	}
 }
 
-// message reads one message, of several lines where it begins with """.
+// message reads one message, which spans several lines if it begins with """.
 func (v *conversation) message(p prompter) (string, error) {
 	const quotes = `"""`
 	line, err := p.read(">>> ")
@@ -166,7 +166,8 @@ func (v *conversation) message(p prompter) (string, error) {
 	return strings.Trim(strings.TrimSuffix(strings.TrimRight(rest, " \t"), quotes), "\n"), nil
 }
 
-// answer has the model answer text. ^C stops the answer; what came of it stays in the conversation.
+// answer makes the model answer text. ^C stops the answer; the part received stays in the
+// conversation.
 func (v *conversation) answer(parent context.Context, text string, person bool) error {
 	ctx, stop := interruptible(parent)
 	defer stop()
@@ -210,7 +211,7 @@ func (l *lineReader) read(string) (string, error) {
 }
 
 // lineEditor reads messages from a terminal with editing, history and paste. The terminal is raw
-// only while a line is edited, so that ^C is a signal while an answer is given.
+// only while a line is edited, so that ^C is a signal while an answer is generated.
 type lineEditor struct {
 	in      *os.File
 	out     io.Writer
@@ -223,7 +224,8 @@ func newLineEditor(in *os.File, out io.Writer) *lineEditor {
 	return &lineEditor{in: in, out: out, keys: &keyReader{r: in}}
 }
 
-// keyReader notes when ^C was the last key: the editor does not tell it from the end of the input.
+// keyReader records whether ^C was the last key, which the editor does not distinguish from the end
+// of the input.
 type keyReader struct {
 	r       io.Reader
 	pending []byte
@@ -239,8 +241,8 @@ func (k *keyReader) Read(p []byte) (int, error) {
 		}
 		k.pending = buf[:n]
 	}
-	// One key at a time up to a ^C, so that what was typed behind it is not lost with the editor's
-	// buffer.
+	// Return one key at a time up to a ^C, so that what was typed after it is not lost with the
+	// editor's buffer.
 	n := min(len(p), len(k.pending))
 	for i, b := range k.pending[:n] {
 		if b == 3 {
@@ -264,8 +266,8 @@ func (e *lineEditor) read(prompt string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	// A terminal that stays raw is of no use to the shell: put it right before the program dies of
-	// a signal.
+	// A terminal that stays raw is useless to the shell: restore it before a signal ends the
+	// program.
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGHUP)
 	done, stopped := make(chan struct{}), make(chan struct{})
@@ -311,7 +313,7 @@ func (e *lineEditor) read(prompt string) (string, error) {
 			continue
 		case err == io.EOF && e.keys.ctrlC: //nolint:errorlint // returned as it is
 			fmt.Fprint(e.out, "^C\r\n")
-			e.edit = nil // it keeps the line: begin anew
+			e.edit = nil // the editor keeps the line: start over
 			return "", errInterrupted
 		case err == io.EOF: //nolint:errorlint // returned as it is
 			fmt.Fprint(e.out, "\r\n")

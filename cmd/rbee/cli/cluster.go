@@ -33,7 +33,7 @@ func clusterCommand(a *app) *cobra.Command {
 	return cmd
 }
 
-// loadSettings reads the configuration and shows what is wrong with it.
+// loadSettings reads the configuration and prints its problems.
 func loadSettings(a *app, cmd *cobra.Command, source *configSource) (*config.Config, error) {
 	if err := source.check(); err != nil {
 		return nil, err
@@ -48,7 +48,7 @@ func loadSettings(a *app, cmd *cobra.Command, source *configSource) (*config.Con
 	return cfg, nil
 }
 
-// startHint is the command that starts the agent with the same settings.
+// startHint returns the command that starts the agent with the same settings.
 func startHint(cmd *cobra.Command, source *configSource) string {
 	words := []string{"rbee agent"}
 	for _, p := range source.paths {
@@ -116,7 +116,7 @@ Next:
 	return cmd
 }
 
-// named is a name with its id, or the id alone.
+// named returns a name with its id, or the id alone.
 func named(name, id string) string {
 	if name == "" || name == id {
 		return id
@@ -124,7 +124,7 @@ func named(name, id string) string {
 	return name + " (" + id + ")"
 }
 
-// roleList are the names of roles, the queen's first.
+// roleList returns the names of roles, the queen's first.
 func roleList(roles []core.Role) []string {
 	var names []string
 	for _, r := range []core.Role{core.RoleQueen, core.RoleHive} {
@@ -139,7 +139,7 @@ func rolesText(roles []core.Role) string {
 	return strings.Join(roleList(roles), " and ")
 }
 
-// joined says what this machine is in the cluster.
+// joined is this machine's membership in the cluster.
 type joined struct {
 	Cluster     string      `json:"cluster"`
 	ClusterName string      `json:"cluster_name"`
@@ -156,8 +156,8 @@ func joinedOf(id *pki.Identity) joined {
 	return joined{Cluster: id.Cluster(), ClusterName: id.ClusterName(), Node: n.ID, Name: n.Name, Roles: n.Roles, RPCAddress: id.RPCAddress(), Expires: n.NotAfter}
 }
 
-// joinCluster takes this machine into the cluster of tokenAtHost, and says so on stderr. One that
-// is in that cluster already is left as it is.
+// joinCluster makes this machine join the cluster of tokenAtHost, and reports it on stderr. It
+// leaves a machine that is already in that cluster as it is.
 func joinCluster(ctx context.Context, a *app, cfg *config.Config, tokenAtHost string) (joined, error) {
 	parsed, address, err := token.ParseJoin(tokenAtHost)
 	if err != nil {
@@ -240,12 +240,12 @@ fingerprint of the cluster's CA, so no stranger can answer in the queen's place.
 	return cmd
 }
 
-// clusterInfo is what "rbee cluster info" shows.
+// clusterInfo is the output of "rbee cluster info".
 type clusterInfo struct {
 	Cluster *core.Cluster `json:"cluster"` // null: no queen answered
 	Queens  []core.Queen  `json:"queens"`
 	Nodes   []core.Node   `json:"nodes"`
-	Local   *joined       `json:"local"` // null: this machine is in no cluster, or its files cannot be read
+	Local   *joined       `json:"local"` // null: this machine is in no cluster, or its files are unreadable
 }
 
 func clusterInfoCommand(a *app) *cobra.Command {
@@ -420,8 +420,8 @@ func forgetCluster(ctx context.Context, a *app, cmd *cobra.Command, source *conf
 	})
 }
 
-// findNode is the machine of the cluster that a person named by id, by a unique beginning of it, or
-// by name. A revoked one is found by its name only where no other machine has it.
+// findNode finds the machine of the cluster by id, by a unique prefix of it, or by name. A revoked
+// one is found by its name only if no other machine has it.
 func findNode(ctx context.Context, c *client.Client, wanted string) (core.Node, error) {
 	nodes, err := c.Nodes(ctx)
 	if err != nil {
@@ -479,7 +479,7 @@ func nodeTable(a *app, nodes []core.Node) *term.Table {
 	return t
 }
 
-// expiryText says until when a certificate is good.
+// expiryText returns when a certificate expires.
 func expiryText(a *app, t time.Time) string {
 	if t.IsZero() {
 		return ""

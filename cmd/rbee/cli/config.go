@@ -22,7 +22,7 @@ func configCommand(a *app) *cobra.Command {
 	return cmd
 }
 
-// diagnosticJSON is one complaint for programs.
+// diagnosticJSON is one diagnostic as JSON.
 type diagnosticJSON struct {
 	Severity string `json:"severity"` // "error" or "warning"
 	Summary  string `json:"summary"`
@@ -103,7 +103,7 @@ What is wrong is shown with its source lines on stderr. Exit code 1 when there a
 	return cmd
 }
 
-// settingJSON is one setting for programs.
+// settingJSON is one setting as JSON.
 type settingJSON struct {
 	Name   string `json:"name"`
 	Value  any    `json:"value"`
@@ -111,7 +111,7 @@ type settingJSON struct {
 	Where  string `json:"where,omitempty"` // file:line, or the variable or flag
 }
 
-// pluginBlockJSON is one worker or catalog block. Its config is not shown: it may hold secrets.
+// pluginBlockJSON is one worker or catalog block. Its config is not shown: it may contain secrets.
 type pluginBlockJSON struct {
 	Kind       string `json:"kind"`
 	Label      string `json:"label"`
@@ -177,8 +177,8 @@ func describeConfig(cfg *config.Config) ([]settingJSON, []pluginBlockJSON) {
 	return settings, blocks
 }
 
-// newPluginHost is the host of the plugins of a folder, for commands that start them for a moment.
-// Zero walls are none.
+// newPluginHost returns a host for the plugins of a folder, for commands that start them briefly.
+// Zero walls do not isolate.
 func newPluginHost(a *app, dir string, walls pluginhost.Walls) *pluginhost.Host {
 	return pluginhost.New(pluginhost.Options{PluginDir: dir, Logger: hclog.NewNullLogger(), Walls: walls})
 }

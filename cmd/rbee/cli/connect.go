@@ -29,24 +29,24 @@ type connector struct {
 	console
 	machine
 
-	build     build  // what this program is
+	build     build  // version of this program
 	addr      string // --addr
 	caCert    string // --cacert
 	tokenFile string // --token-file
 
-	warnInClear sync.Once // that a token is sent without encryption
+	warnInClear sync.Once // warns once that a token is sent without encryption
 }
 
-// target is which queens to ask, and how to know them.
+// target is which queens to ask, and how to verify them.
 type target struct {
 	addresses []string
-	named     bool   // by the user
+	named     bool   // addresses were named by the user
 	ca        []byte // PEM; empty: the system's
-	caNamed   bool   // by the user
+	caNamed   bool   // ca was named by the user
 	local     local
 }
 
-// target finds the queens to ask: those that the user names, else the agent of this machine.
+// target finds the queens to ask: those that the user names, otherwise the agent of this machine.
 func (cn *connector) target() (target, error) {
 	var t target
 	if path := cmp.Or(cn.caCert, cn.getenv("RBEE_CACERT")); path != "" {
@@ -79,7 +79,7 @@ func (cn *connector) target() (target, error) {
 		t.addresses = append([]string{"http://" + r.Address}, t.addresses...)
 	}
 	usual := t.local.usualAddress()
-	if t.caNamed { // who names a CA means a cluster
+	if t.caNamed { // naming a CA implies a cluster
 		usual = strings.Replace(usual, "http://", "https://", 1)
 	}
 	if t.local.identity == nil && !slices.Contains(t.addresses, usual) {
@@ -88,7 +88,7 @@ func (cn *connector) target() (target, error) {
 	return t, nil
 }
 
-// bearer is the token that is sent to queens.
+// bearer returns the token that is sent to queens.
 func (cn *connector) bearer(ctx context.Context) (string, error) {
 	if cn.tokenFile == "" {
 		return strings.TrimSpace(cn.getenv("RBEE_TOKEN")), nil
@@ -96,7 +96,7 @@ func (cn *connector) bearer(ctx context.Context) (string, error) {
 	return cn.secretFile(ctx, cn.tokenFile)
 }
 
-// connect returns a client of the named queens. Nothing is sent yet.
+// connect returns a client of the named queens. It sends nothing yet.
 func (cn *connector) connect(ctx context.Context) (*client.Client, error) {
 	t, err := cn.target()
 	if err != nil {
@@ -111,8 +111,8 @@ func (cn *connector) connectTo(ctx context.Context, t target) (*client.Client, e
 		return nil, err
 	}
 	c, err := client.New(client.Options{
-		// An agent without TLS needs no token. Who names an address with http:// may have a proxy
-		// there that takes one.
+		// An agent without TLS needs no token. At an address named with http:// there may be a
+		// proxy that takes one.
 		Addresses: t.addresses, Token: bearer, TokenInClear: t.named, CACert: t.ca, UserAgent: "rbee/" + cn.build.Version,
 	})
 	if err != nil {
@@ -129,7 +129,7 @@ func (cn *connector) connectTo(ctx context.Context, t target) (*client.Client, e
 // ask is the body of a command that needs an agent.
 type ask func(ctx context.Context, c *client.Client, args []string) error
 
-// asking makes a command's RunE of an ask.
+// asking turns an ask into a command's RunE.
 func (cn *connector) asking(f ask) func(*cobra.Command, []string) error {
 	return do(func(ctx context.Context, _ *cobra.Command, args []string) error {
 		c, err := cn.connect(ctx)
@@ -140,7 +140,7 @@ func (cn *connector) asking(f ask) func(*cobra.Command, []string) error {
 	})
 }
 
-// explainUnreachable says how to get an agent when err is that none answered.
+// explainUnreachable adds how to get an agent to an error that no agent answered.
 func (cn *connector) explainUnreachable(ctx context.Context, c *client.Client, err error) error {
 	if err == nil || ctx.Err() != nil {
 		return err
@@ -152,7 +152,7 @@ func (cn *connector) explainUnreachable(ctx context.Context, c *client.Client, e
 	if hint := certificateHint(err, t); hint != "" {
 		return core.WithHint(err, "%s", hint)
 	}
-	if strings.Contains(core.HintOf(err), "?consistency=") { // that is for programs
+	if strings.Contains(core.HintOf(err), "?consistency=") { // that hint is for programs
 		return core.WithHint(err, "Try again in a moment. If it stays so, no majority of the queens is there: \"rbee status\" says who is missing.")
 	}
 	if _, foreign := errors.AsType[*client.ForeignError](err); foreign && !t.named && t.local.identity == nil {
@@ -164,13 +164,13 @@ func (cn *connector) explainUnreachable(ctx context.Context, c *client.Client, e
 	probe, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
 	if c.Healthy(probe) == nil {
-		return err // somebody is there: the error is about something else
+		return err // something answers: the error has another cause
 	}
 	return unreachable(t, err)
 }
 
-// unreachable returns the error for queens that do not answer. A refused connection says no more
-// than that; any other cause is named.
+// unreachable returns the error for queens that do not answer. For a refused connection it gives no
+// cause; it names any other cause.
 func unreachable(t target, cause error) error {
 	where := strings.Join(t.addresses, ", ")
 	if op, ok := errors.AsType[*net.OpError](cause); ok && !errors.Is(cause, syscall.ECONNREFUSED) {
@@ -191,8 +191,7 @@ func unreachable(t target, cause error) error {
 		"Start one with \"rbee agent -dev\", or name one elsewhere with --addr or RBEE_ADDR.")
 }
 
-// certificateHint is what to do about a certificate that cannot be trusted; empty for every other
-// error.
+// certificateHint returns what to do about an untrusted certificate; empty for every other error.
 func certificateHint(err error, t target) string {
 	if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
 		if len(t.ca) == 0 {
@@ -210,7 +209,7 @@ func certificateHint(err error, t target) string {
 }
 
 // connectOrStart returns a client of an agent that can serve. When no address was named and no
-// agent runs on this machine, it starts one in the background and says so on stderr.
+// agent runs on this machine, it starts one in the background and reports that on stderr.
 func (cn *connector) connectOrStart(ctx context.Context) (*client.Client, error) {
 	t, err := cn.target()
 	if err != nil {
@@ -226,7 +225,7 @@ func (cn *connector) connectOrStart(ctx context.Context) (*client.Client, error)
 	if err == nil {
 		return c, cn.awaitServing(ctx, c)
 	}
-	// A machine of a cluster gets no second agent: its own has to be started.
+	// A machine of a cluster gets no second agent: start its own instead.
 	if t.named || t.local.identity != nil || ctx.Err() != nil || core.KindOf(err) != core.Unavailable {
 		return nil, cn.explainUnreachable(ctx, c, err)
 	}
@@ -247,7 +246,7 @@ func (cn *connector) connectOrStart(ctx context.Context) (*client.Client, error)
 	return cn.connectTo(ctx, target{addresses: []string{"http://" + addr}})
 }
 
-// serveTimeout is what is waited for an agent that answers but cannot serve yet, since it is just
+// serveTimeout is how long to wait for an agent that answers but cannot serve yet, because it is
 // starting or electing a leader.
 const serveTimeout = 10 * time.Second
 
@@ -268,11 +267,11 @@ func (cn *connector) awaitServing(ctx context.Context, c *client.Client) error {
 	}
 }
 
-// completeTimeout bounds what a person waits for after the tab key.
+// completeTimeout bounds the wait after the tab key.
 const completeTimeout = time.Second
 
-// names completes arguments or flags with live names, when an agent answers. It never complains:
-// there is nobody to read it.
+// names completes arguments or flags with live names, if an agent answers. It reports no errors:
+// the shell could not show them.
 func (cn *connector) names(f func(ctx context.Context, c *client.Client) ([]string, error)) cobra.CompletionFunc {
 	return func(cmd *cobra.Command, _ []string, prefix string) ([]string, cobra.ShellCompDirective) {
 		ctx, cancel := context.WithTimeout(cmd.Context(), completeTimeout)
@@ -338,7 +337,7 @@ func modelIDs(ctx context.Context, c *client.Client) ([]string, error) {
 	return ids, err
 }
 
-// modelsToUse are the models of the cluster and those of the catalog sources.
+// modelsToUse returns the models of the cluster and those of the catalog sources.
 func modelsToUse(ctx context.Context, c *client.Client) ([]string, error) {
 	ids, err := modelIDs(ctx, c)
 	if err != nil {
@@ -360,10 +359,10 @@ func (cn *connector) hiveFlag(cmd *cobra.Command, hive *string, value, usage str
 	_ = cmd.RegisterFlagCompletionFunc("hive", cn.names(hiveNames))
 }
 
-// maxSecretBytes bounds a file that is to have one secret in it.
+// maxSecretBytes bounds a file that contains one secret.
 const maxSecretBytes = 4096
 
-// secretFile reads a file, or stdin for "-", that has one secret in it.
+// secretFile reads a file, or stdin for "-", that contains one secret.
 func (cn *connector) secretFile(ctx context.Context, path string) (string, error) {
 	var (
 		b   []byte

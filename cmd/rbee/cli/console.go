@@ -16,14 +16,14 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// console is where commands read and write, and how.
+// console is where commands read and write, and in which format.
 type console struct {
 	stdin  io.Reader
 	stdout io.Writer
 	stderr io.Writer
 	now    func() time.Time
 
-	// Whether each is a terminal that a person sits at.
+	// These report whether each is a terminal with a person at it.
 	stdinTerminal  bool
 	stdoutTerminal bool
 	stdoutClosed   bool // since before this program began
@@ -54,7 +54,7 @@ func (con *console) show(v any, text func(w io.Writer) error) error {
 	return text(con.stdout)
 }
 
-// list is a slice for JSON: never null.
+// list returns a slice that is never null in JSON.
 func list[T any](s []T) []T {
 	if s == nil {
 		return []T{}
@@ -62,7 +62,7 @@ func list[T any](s []T) []T {
 	return s
 }
 
-// ago is how long before now t was: "5m ago". A zero t is empty.
+// ago returns how long before now t was: "5m ago". It is empty for a zero t.
 func (con *console) ago(t time.Time) string {
 	if t.IsZero() {
 		return ""
@@ -74,7 +74,7 @@ func (con *console) ago(t time.Time) string {
 	return term.Duration(d) + " ago"
 }
 
-// since is the time since t without "ago".
+// since returns the time since t without "ago".
 func (con *console) since(t time.Time) string {
 	if t.IsZero() {
 		return ""
@@ -82,7 +82,7 @@ func (con *console) since(t time.Time) string {
 	return term.Duration(max(0, con.now().Sub(t)))
 }
 
-// confirm asks a person whether to go on. Without a terminal, --yes must say so.
+// confirm asks a person whether to continue. Without a terminal, --yes is required.
 func (con *console) confirm(ctx context.Context, yes bool, question string) error {
 	if yes {
 		return nil
@@ -117,8 +117,8 @@ func (con *console) readLine(ctx context.Context) (string, error) {
 	return line, err
 }
 
-// reading does a read of stdin, which cannot be interrupted: when ctx ends first, its goroutine
-// ends with the program.
+// reading runs a read of stdin, which cannot be interrupted: if ctx ends first, its goroutine ends
+// with the program.
 func (con *console) reading(ctx context.Context, read func() (string, error)) (string, error) {
 	type answer struct {
 		text string
@@ -137,8 +137,8 @@ func (con *console) reading(ctx context.Context, read func() (string, error)) (s
 	}
 }
 
-// textWriter writes generated text. On a terminal it leaves out control characters: a model must
-// not move the cursor or set a title.
+// textWriter writes generated text. On a terminal it drops control characters: a model must not
+// move the cursor or set a title.
 type textWriter struct {
 	w        io.Writer
 	terminal bool
@@ -167,7 +167,7 @@ func (t *textWriter) write(s string) {
 	t.any, t.last = true, s[len(s)-1]
 }
 
-// end closes the last line.
+// end ends the last line.
 func (t *textWriter) end() error {
 	if t.err == nil && t.any && t.last != '\n' {
 		_, t.err = io.WriteString(t.w, "\n")

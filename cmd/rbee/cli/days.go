@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// days is a duration as a flag, which may be written in days: "30d", "90m", "0".
+// days is a duration flag that also accepts days: "30d", "90m", "0".
 type days time.Duration
 
 // String implements pflag.Value.

@@ -18,10 +18,10 @@ import (
 	"github.com/rbee-project/rbee/core/operation"
 )
 
-// exitPlanFailed is the exit code of a plan that could not be made: 1 says that there are changes.
+// exitPlanFailed is the exit code of a failed plan: 1 means that there are changes.
 const exitPlanFailed = 255
 
-// planError is why a plan could not be made.
+// planError is why a plan failed.
 type planError struct{ err error }
 
 func (e *planError) Error() string { return e.err.Error() }
@@ -106,7 +106,7 @@ It is refused where somebody has changed a deployment since the plan that is sho
 	return cmd
 }
 
-// deploymentSpecs reads the deployments of files, for a request.
+// deploymentSpecs reads the deployments from files, for a request.
 func deploymentSpecs(a *app, paths []string) (string, error) {
 	if len(paths) == 0 {
 		return "", usagef("FILE is missing: name the files, or folders of files, with the deployments")
@@ -180,7 +180,7 @@ func stepText(s core.DeploymentStep) string {
 	return text
 }
 
-// mebibytes is a size in MiB, rounded up.
+// mebibytes formats a size in MiB, rounded up.
 func mebibytes(n int64) string { return fmt.Sprintf("%d MiB", (n+1<<20-1)>>20) }
 
 func deploymentCommand(a *app) *cobra.Command {

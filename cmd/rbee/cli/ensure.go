@@ -14,11 +14,11 @@ import (
 	"github.com/rbee-project/rbee/core/client"
 )
 
-// ensureWorker returns the id of model, and has a worker started for it, with progress on stderr,
-// when none is ready. A token that may ask models and nothing else sees no workers: then the queen
-// starts one, if it must, for the request itself.
+// ensureWorker returns the id of model, and if none is ready starts a worker for it, with progress
+// on stderr. A token with only the right to use models sees no workers: then the queen starts one,
+// if necessary, for the request itself.
 func ensureWorker(ctx context.Context, a *app, c *client.Client, model string) (string, error) {
-	// A queen that hears of no leader answers all the same, and so do the workers that it knows.
+	// A queen that knows of no leader still answers, and so do the workers that it knows.
 	id, ready, _, err := workersOf(ctx, a, c, model, client.Consistency(core.ConsistencyStale))
 	if core.KindOf(err) == core.Forbidden && id != "" {
 		return id, nil
@@ -26,8 +26,7 @@ func ensureWorker(ctx context.Context, a *app, c *client.Client, model string) (
 	if err != nil || ready {
 		return id, err
 	}
-	// Several commands for one model at once start one worker: the first does, the others wait for
-	// it.
+	// Concurrent commands for one model start one worker: the first does, the others wait for it.
 	unlock, err := lockModel(ctx, a, c, model)
 	if err != nil {
 		return "", err
@@ -58,7 +57,7 @@ func ensureWorker(ctx context.Context, a *app, c *client.Client, model string) (
 	return result.Worker.Model, nil
 }
 
-// loadPoll is the time between two looks at a worker that loads its model.
+// loadPoll is the interval between checks of a worker that loads its model.
 const loadPoll = 250 * time.Millisecond
 
 func sleep(ctx context.Context, d time.Duration) error {
@@ -73,14 +72,14 @@ func sleep(ctx context.Context, d time.Duration) error {
 }
 
 // workersOf returns the id of model, and whether a worker of it is ready, or loading. The id is
-// there also with the error of a list of workers.
+// also set if listing the workers fails.
 func workersOf(ctx context.Context, a *app, c *client.Client, model string, read ...client.ReadOption) (id string, ready, loading bool, err error) {
 	id = model
 	m, err := c.Model(ctx, model)
 	switch {
 	case err == nil:
 		id = m.ID
-	case core.KindOf(err) != core.NotFound: // it may still be in a catalog: the hive will know
+	case core.KindOf(err) != core.NotFound: // it may still be in a catalog, which the hive asks
 		return "", false, false, err
 	}
 	workers, err := c.Workers(ctx, read...)
@@ -96,7 +95,7 @@ func workersOf(ctx context.Context, a *app, c *client.Client, model string, read
 	return id, ready, loading, nil
 }
 
-// lockModel makes the commands of this user that start a worker for one model wait for each other.
+// lockModel serializes the commands of this user that start a worker for the same model.
 func lockModel(ctx context.Context, a *app, c *client.Client, model string) (unlock func(), err error) {
 	dir, err := a.stateDir()
 	if err != nil {

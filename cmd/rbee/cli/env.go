@@ -15,13 +15,13 @@ import (
 // exported is one variable for the programs that a shell starts.
 type exported struct {
 	name  string
-	value string // as a shell reads it
+	value string // quoted for a shell
 }
 
-// noToken is the key for programs that insist on one where rbee needs none.
+// noToken is the key for programs that require one where rbee does not.
 const noToken = "rbee"
 
-// dialects are the APIs that "rbee env" knows, with the variables by which their clients find a
+// dialects maps the APIs that "rbee env" supports to the variables by which their clients find a
 // server.
 var dialects = map[string]func(base, token string) []exported{
 	"openai": func(base, token string) []exported {
@@ -75,7 +75,7 @@ The token is not printed: the variables take it from RBEE_TOKEN, or from the fil
 	}
 }
 
-// environmentOf returns the variables for programs of these APIs.
+// environmentOf returns the variables for programs that use these APIs.
 func environmentOf(ctx context.Context, a *app, names []string) ([]exported, error) {
 	c, err := a.connect(ctx)
 	if err != nil {
@@ -97,14 +97,14 @@ func environmentOf(ctx context.Context, a *app, names []string) ([]exported, err
 		vars = append(vars, dialects[name](c.Base(), token)...)
 	}
 	if ca := caFileOf(a); ca != "" && strings.HasPrefix(c.Base(), "https://") {
-		// Programs on Node take it beside the system's. Others have settings of their own, or the
-		// certificate belongs into the system's store.
+		// Programs on Node use it in addition to the system's. Others have their own settings, or
+		// need the certificate in the system's store.
 		vars = append(vars, exported{"NODE_EXTRA_CA_CERTS", quoteShell(ca)})
 	}
 	return vars, nil
 }
 
-// caFileOf is the file of the CA that signs the queens' certificates; empty: the system's.
+// caFileOf returns the file of the CA that signs the queens' certificates; empty: the system's.
 func caFileOf(a *app) string {
 	for _, path := range []string{a.caCert, a.getenv("RBEE_CACERT")} {
 		if path == "" {

@@ -19,10 +19,10 @@ const (
 	exitOK          = 0
 	exitFailed      = 1
 	exitUsage       = 2
-	exitInterrupted = 128 // plus the number of the signal, as shells do: 130 for ^C
+	exitInterrupted = 128 // plus the number of the signal, as in shells: 130 for ^C
 )
 
-// usageError says that the command line itself is wrong.
+// usageError reports that the command line itself is wrong.
 type usageError struct {
 	err  error
 	hint string // what to type instead; may be empty
@@ -31,12 +31,12 @@ type usageError struct {
 func (e *usageError) Error() string { return e.err.Error() }
 func (e *usageError) Unwrap() error { return e.err }
 
-// usagef is a usage error without a hint of its own.
+// usagef returns a usage error without a specific hint.
 func usagef(format string, args ...any) error {
 	return &usageError{err: fmt.Errorf(format, args...)}
 }
 
-// usageHint is a usage error with what to type instead.
+// usageHint returns a usage error with what to type instead.
 func usageHint(hint, format string, args ...any) error {
 	return &usageError{err: fmt.Errorf(format, args...), hint: hint}
 }
@@ -50,12 +50,11 @@ type interruptedError struct {
 func (e *interruptedError) Error() string { return e.err.Error() }
 func (e *interruptedError) Unwrap() error { return e.err }
 
-// errShown is returned by a command that has already said what is wrong; only the exit code is left
-// to give.
+// errShown is returned by a command that has already printed the problem; it only sets the exit
+// code.
 var errShown = errors.New("failed")
 
-// report tells the user about err on stderr and returns the exit code. It is the only place that
-// prints errors.
+// report prints err to stderr and returns the exit code. It is the only place that prints errors.
 func (a *app) report(cmd *cobra.Command, args []string, err error) int {
 	if errors.Is(err, errShown) {
 		return exitFailed
@@ -82,7 +81,7 @@ func (a *app) report(cmd *cobra.Command, args []string, err error) int {
 	if _, ok := errors.AsType[*planError](err); ok && code < exitInterrupted {
 		code = exitPlanFailed
 	}
-	// A wrong flag ends parsing before --format is known, hence the look at the arguments.
+	// A wrong flag ends parsing before --format is known, so look at the arguments.
 	if a.wantJSON() || asksJSON(args) {
 		_ = writeJSON(a.stderr, map[string]*core.Failure{"error": failure})
 		return code
@@ -107,7 +106,7 @@ func asksJSON(args []string) bool {
 	return false
 }
 
-// flagError turns what the flag parser says into a usage error with the nearest flag's name.
+// flagError turns an error of the flag parser into a usage error with the nearest flag's name.
 func flagError(cmd *cobra.Command, err error) error {
 	if unknown, ok := errors.AsType[*pflag.NotExistError](err); ok {
 		name := unknown.GetSpecifiedName()
@@ -124,7 +123,7 @@ func flagError(cmd *cobra.Command, err error) error {
 	return &usageError{err: err}
 }
 
-// nearest is the candidate that name is most likely a misspelling of, or the empty string.
+// nearest returns the candidate that name most likely misspells, or the empty string.
 func nearest(name string, candidates []string) string {
 	if near := core.Nearest(name, candidates); len(near) > 0 {
 		return near[0]

@@ -28,7 +28,7 @@ var (
 	_ gateway.Admin      = (*fakeQueen)(nil)
 )
 
-// fakeState is what a fakeQueen knows of its cluster.
+// fakeState returns what a fakeQueen knows of its cluster.
 func fakeState() fakecluster.State {
 	return fakecluster.State{
 		Status: core.Status{
@@ -98,7 +98,7 @@ func fakeState() fakecluster.State {
 
 var fakeCPU = core.Device{ID: "cpu", Kind: "cpu", Name: "Some CPU", TotalBytes: 8 << 30, FreeBytes: 6 << 30} // constant
 
-// details has the cluster answer with what its lists leave out.
+// details makes the cluster answer with what its lists omit.
 func (q *fakeQueen) details() {
 	model, binary := q.Answers[core.OpModelGet], q.Answers[core.OpWorkerBinaryGet]
 	operation.Answer(q.Answers, operation.DeploymentList, func(context.Context, core.Request) ([]core.DeploymentStatus, error) {
@@ -156,14 +156,14 @@ func wholeModel(m core.Model) core.Model {
 	return m
 }
 
-// Status is the cluster's, with the jobs.
+// Status returns the cluster's status, with the jobs.
 func (q *fakeQueen) Status(ctx context.Context) (core.Status, error) {
 	s, err := q.Cluster.Status(ctx)
 	s.Jobs = q.jobs.List()
 	return s, err
 }
 
-// trouble has the queen lose its leader.
+// trouble makes the queen lose its leader.
 func (q *fakeQueen) trouble(lost bool) {
 	q.Change(func(s *fakecluster.State) {
 		s.NotReady, s.NoLeader, s.Status.Leader, s.Status.Problems = nil, nil, "aaaaaaaa", []string{}
@@ -174,8 +174,8 @@ func (q *fakeQueen) trouble(lost bool) {
 	})
 }
 
-// secure has the queen serve a cluster: over TLS, and to tokens only. The identity is in the data
-// folder of the script, and agent.json says where.
+// secure makes the queen serve a cluster: over TLS, and only to tokens. The identity is in the data
+// folder of the script, and agent.json has the address.
 func (q *fakeQueen) secure(ts *testscript.TestScript) {
 	data := filepath.Join(ts.Getenv("XDG_DATA_HOME"), "rbee")
 	id, hash, text := token.New()
@@ -204,7 +204,7 @@ func (q *fakeQueen) secure(ts *testscript.TestScript) {
 	ts.Setenv("RBEE_ADDR", "")
 }
 
-// testApp is an app with that console and environment.
+// testApp returns an app with that console and environment.
 func testApp(con console, env func(string) (string, bool)) *app {
 	a := &app{}
 	a.console, a.env = con, env

@@ -7,7 +7,7 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// fakePlan plans deployments on two hives. The index 7 is the only one that is not stale.
+// fakePlan plans deployments on two hives. Only the index 7 is not stale.
 func fakePlan(r core.Request) (any, error) {
 	var specs []core.DeploymentSpec
 	if err := json.Unmarshal([]byte(r.Specs), &specs); err != nil {
@@ -32,7 +32,7 @@ func fakePlan(r core.Request) (any, error) {
 	return p, nil
 }
 
-// fakeDeployment is the deployment chat.
+// fakeDeployment returns the deployment chat.
 func fakeDeployment(name string, stopped bool) (core.DeploymentStatus, error) {
 	if name != "chat" {
 		return core.DeploymentStatus{}, core.Errorf(core.NotFound, "there is no deployment %q", name).Hint("Did you mean chat?")

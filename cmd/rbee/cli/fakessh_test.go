@@ -8,8 +8,8 @@ import (
 
 const fakeFingerprint = "SHA256:nThbg6kXUpJWGl7E1IGOCspRomTxdCARLviKw6E5SY8"
 
-// fakeOverSSH does the operations that reach other machines: "box" is one whose key is not known,
-// "gone" one that does not answer.
+// fakeOverSSH fakes the operations that reach other machines: the key of "box" is unknown, "gone"
+// does not answer.
 func fakeOverSSH(r core.Request) (any, error) {
 	ms := core.Duration(2 * time.Millisecond)
 	switch {

@@ -15,8 +15,8 @@ import (
 // it.
 const cancelTimeout = 10 * time.Second
 
-// runJob starts an operation, shows its events on stderr and returns the job once it succeeded.
-// When ctx ends, the job is cancelled and its end awaited.
+// runJob starts an operation, shows its events on stderr and returns the job once it has succeeded.
+// When ctx ends, it cancels the job and waits for its end.
 func (con *console) runJob(ctx context.Context, c *client.Client, r core.Request) (core.Job, error) {
 	job, err := c.Submit(ctx, r)
 	if err != nil {
@@ -62,7 +62,8 @@ func (con *console) followJob(ctx context.Context, c *client.Client, job core.Jo
 	return job, nil
 }
 
-// cancelJob ends the job of an interrupted command and waits, for a while, until it has ended.
+// cancelJob cancels the job of an interrupted command and waits for its end, for at most
+// cancelTimeout.
 func (con *console) cancelJob(ctx context.Context, c *client.Client, job core.Job, seq *int64, emit func(core.Event) error) error {
 	fmt.Fprintln(con.stderr, "Cancelling; once more ends this command without waiting.")
 	late, cancel := context.WithTimeout(context.WithoutCancel(ctx), cancelTimeout)
@@ -77,7 +78,7 @@ func (con *console) cancelJob(ctx context.Context, c *client.Client, job core.Jo
 }
 
 // submit starts an operation; with detach it only shows the job, otherwise done shows the result of
-// the job that succeeded.
+// the succeeded job.
 func (con *console) submit(ctx context.Context, c *client.Client, r core.Request, detach bool, done func(core.Job) error) error {
 	if !detach {
 		job, err := con.runJob(ctx, c, r)

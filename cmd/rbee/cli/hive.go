@@ -79,7 +79,7 @@ func hiveTable(a *app, hives []core.Hive, workers []core.Worker) *term.Table {
 	return t
 }
 
-// hiveState is the hive's status, and whether it is drained.
+// hiveState returns the hive's status, and whether it is drained.
 func hiveState(h core.Hive) string {
 	if h.Draining {
 		return string(h.Status) + ", draining"

@@ -14,13 +14,13 @@ import (
 	"github.com/rbee-project/rbee/core/client"
 )
 
-// sshHelp is what all commands over SSH have in common.
+// sshHelp is the help text common to all commands over SSH.
 const sshHelp = `
 HOST is an alias of ~/.ssh/config, a host name or an IP address, of which "rbee hive import-ssh" makes a list. The queen that is asked reaches it,
 with the SSH identity of whoever runs its agent: --addr names another queen. Its keys and known hosts are used; the key of an unknown host is
 shown to a person at a terminal, and refused elsewhere unless --host-key or --accept-new says otherwise. A changed key is always refused.`
 
-// sshFlags are those of all commands that reach a host.
+// sshFlags adds the flags of all commands that reach a host.
 func sshFlags(cmd *cobra.Command, r *core.Request) {
 	f := cmd.Flags()
 	f.StringVar(&r.User, "user", "", "`USER` to log in as (default: what ~/.ssh/config says)")
@@ -29,7 +29,7 @@ func sshFlags(cmd *cobra.Command, r *core.Request) {
 	f.BoolVar(&r.AcceptNew, "accept-new", false, "accept any unknown host key")
 }
 
-// sshCommand is a command about one host.
+// sshCommand returns a command about one host.
 func sshCommand(a *app, use, short, long string, r *core.Request, do func(ctx context.Context, c *client.Client) error) *cobra.Command {
 	cmd := &cobra.Command{Use: use + " HOST", Short: short, Long: long + "\n" + sshHelp, Args: exactly("HOST"), ValidArgsFunction: first(a.names(hostNames))}
 	cmd.RunE = a.asking(func(ctx context.Context, c *client.Client, args []string) error {
@@ -40,7 +40,7 @@ func sshCommand(a *app, use, short, long string, r *core.Request, do func(ctx co
 	return cmd
 }
 
-// hostNames are the hives and the machines that one can be installed on.
+// hostNames returns the hives and the machines on which one can be installed.
 func hostNames(ctx context.Context, c *client.Client) ([]string, error) {
 	hives, err := c.Hives(ctx)
 	var names []string
@@ -50,7 +50,8 @@ func hostNames(ctx context.Context, c *client.Client) ([]string, error) {
 	return names, err
 }
 
-// trustHost has a person at a terminal judge an unknown host key, so that the request can name it.
+// trustHost asks a person at a terminal to judge an unknown host key, so that the request can name
+// it.
 func trustHost(ctx context.Context, a *app, c *client.Client, r *core.Request) error {
 	if r.HostKey != "" || r.AcceptNew || !a.stdinTerminal || !a.stderrTerminal {
 		return nil
@@ -245,7 +246,7 @@ and service are removed from the machine. Nothing else is.`,
 	return cmd
 }
 
-// showRemoval says what hive_uninstall would do, as far as the registry tells.
+// showRemoval shows what hive_uninstall would do, as far as the registry knows.
 func showRemoval(ctx context.Context, a *app, c *client.Client, r core.Request, models string) error {
 	hives, err := c.Hives(ctx)
 	if err != nil {
@@ -257,7 +258,7 @@ func showRemoval(ctx context.Context, a *app, c *client.Client, r core.Request, 
 	}
 	plan := struct {
 		Host    string   `json:"host"`
-		Hive    string   `json:"hive"` // empty: the registry knows none of that name
+		Hive    string   `json:"hive"` // empty: the registry has none with that name
 		Workers []string `json:"workers"`
 		Keep    bool     `json:"keep_models"`
 	}{Host: r.Host, Workers: []string{}, Keep: r.KeepModels}

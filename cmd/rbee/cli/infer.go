@@ -17,8 +17,7 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
-// generation is what the user may say about how an answer is made. What is not said is left to the
-// worker.
+// generation holds the user's parameters of an answer. The worker decides those that are unset.
 type generation struct {
 	system      string
 	maxTokens   int
@@ -63,7 +62,7 @@ func (g *generation) read(cmd *cobra.Command) error {
 	return nil
 }
 
-// messages is a conversation with one question.
+// messages returns a conversation with one question.
 func (g *generation) messages(prompt string) []openai.Message {
 	var m []openai.Message
 	if g.system != "" {
@@ -177,7 +176,7 @@ loaded ("rbee ps" shows it, "rbee stop MODEL" ends it).`,
 	return cmd
 }
 
-// maxPromptBytes is what an agent takes in one request.
+// maxPromptBytes is the most that an agent accepts in one request.
 const maxPromptBytes = 32 << 20
 
 // readPrompt reads stdin to its end.
@@ -205,7 +204,7 @@ func isPiped(r io.Reader) bool {
 	return err == nil && (info.Mode().IsRegular() || info.Mode()&os.ModeNamedPipe != 0)
 }
 
-// answerPrompt asks model once and shows the answer on stdout.
+// answerPrompt asks model once and writes the answer to stdout.
 func answerPrompt(ctx context.Context, a *app, model, prompt string, g *generation, noStream, raw bool) error {
 	c, err := a.connectOrStart(ctx)
 	if err != nil {
@@ -242,7 +241,7 @@ func completeChat(ctx context.Context, a *app, c *client.Client, r openai.ChatRe
 	})
 }
 
-// streamChat shows the answer on stdout as it comes, and returns its text as far as it came.
+// streamChat writes the answer to stdout as it arrives, and returns the text received so far.
 func streamChat(ctx context.Context, a *app, c *client.Client, r openai.ChatRequest) (string, error) {
 	r.Stream = true
 	out := a.textWriter(a.stdout)
@@ -293,10 +292,10 @@ func completeRaw(ctx context.Context, a *app, c *client.Client, r openai.Complet
 	return errors.Join(err, out.end())
 }
 
-// defaultRawTokens is the longest text of --raw without --max-tokens.
+// defaultRawTokens bounds the text of --raw without --max-tokens.
 const defaultRawTokens = 512
 
-// showWaiting shows the progress that a queen tells in a comment of a stream while it starts a
+// showWaiting shows the progress that a queen sends in a comment of a stream while it starts a
 // worker.
 func showWaiting(a *app, m *term.Meter, comment string) {
 	if comment = strings.TrimSpace(comment); comment != "" {

@@ -21,7 +21,7 @@ import (
 	"github.com/rbee-project/rbee/core/hostinfo"
 )
 
-// buffer is a bytes.Buffer that may be looked at while it is written.
+// buffer is a bytes.Buffer that may be read while it is written.
 type buffer struct {
 	mu sync.Mutex // guards below
 	b  bytes.Buffer
@@ -39,7 +39,7 @@ func (b *buffer) String() string {
 	return b.b.String()
 }
 
-// running is the command line in a process of its own.
+// running is a command line in its own process.
 type running struct {
 	cmd    *exec.Cmd
 	out    buffer
@@ -56,7 +56,7 @@ func ownEnviron(dir string) []string {
 	return append(env, "HOME="+dir, "XDG_STATE_HOME="+dir, "XDG_DATA_HOME="+dir, "XDG_CACHE_HOME="+dir)
 }
 
-// start runs "rbee args" against addr, in folders of its own. It is killed when the test ends.
+// start runs "rbee args" against addr, in its own folders. It is killed when the test ends.
 func start(t *testing.T, addr, dir string, args ...string) *running {
 	t.Helper()
 	r := &running{cmd: exec.Command("rbee", args...), exited: make(chan struct{})}
@@ -79,7 +79,7 @@ func (r *running) begin(t *testing.T) {
 	})
 }
 
-// code waits for the end and returns the exit code.
+// code waits for the process to exit and returns the exit code.
 func (r *running) code(t *testing.T) int {
 	t.Helper()
 	select {
@@ -138,7 +138,7 @@ func TestInterruptedJobIsCancelled(t *testing.T) {
 	}
 }
 
-// Several commands that miss the same worker start it once.
+// Concurrent commands that miss the same worker start it once.
 func TestCommandsAtOnceStartOneWorker(t *testing.T) {
 	t.Parallel()
 	q := newFakeQueen(t)
@@ -154,7 +154,7 @@ func TestCommandsAtOnceStartOneWorker(t *testing.T) {
 	must.Len(t, 1, q.requests)
 }
 
-// An agent that is just starting is waited for.
+// The command waits for an agent that is just starting.
 func TestAgentThatIsNotReadyYet(t *testing.T) {
 	t.Parallel()
 	q := newFakeQueen(t)
@@ -172,7 +172,7 @@ func TestBackgroundAgentThatCannotStart(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	r := &running{cmd: exec.Command("rbee", "infer", "--model", "rbee-tiny", "--prompt", "hello"), exited: make(chan struct{})}
-	r.cmd.Env = append(ownEnviron(dir), "RBEE_BIND_HTTP_PORT=0", "RBEE_HIVE_SLOTS=many") // an agent on the default port is somebody else's
+	r.cmd.Env = append(ownEnviron(dir), "RBEE_BIND_HTTP_PORT=0", "RBEE_HIVE_SLOTS=many") // an agent on the default port is not the test's
 	r.cmd.Stdout, r.cmd.Stderr = &r.out, &r.err
 	r.begin(t)
 	must.Eq(t, 1, r.code(t))
@@ -199,7 +199,7 @@ func TestAgentStop(t *testing.T) {
 		must.NoError(t, os.WriteFile(recordPath(dir), b, 0o600))
 	}
 
-	// A process that has got the pid of an agent long gone is not the agent.
+	// A process that got the pid of an agent that exited long ago is not the agent.
 	other := id
 	other.Start++
 	record(other)
@@ -217,7 +217,7 @@ func TestAgentStop(t *testing.T) {
 	must.False(t, id.Alive())
 	must.FileNotExists(t, recordPath(dir))
 
-	// A record that cannot be read is told, and stays.
+	// An unreadable record is reported, and stays.
 	must.NoError(t, os.WriteFile(recordPath(dir), []byte("{"), 0o600))
 	stop = start(t, "127.0.0.1:1", state, "agent", "stop")
 	must.Eq(t, 1, stop.code(t))

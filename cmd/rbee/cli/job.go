@@ -75,7 +75,7 @@ func jobCommand(a *app) *cobra.Command {
 					if _, err := c.CancelJob(ctx, j.ID); err != nil {
 						return err
 					}
-					// Success is told once the effect is there.
+					// Report success once the job has ended.
 					if err := c.FollowJob(ctx, j.ID, 0, func(core.Event) error { return nil }); err != nil {
 						return err
 					}
@@ -132,7 +132,7 @@ func shorten(s string, n int) string {
 	return s
 }
 
-// jobTook is how long a job ran, or runs already.
+// jobTook returns how long a job ran, or has been running.
 func jobTook(a *app, j core.Job) string {
 	if j.EndedAt.IsZero() {
 		return a.since(j.CreatedAt)

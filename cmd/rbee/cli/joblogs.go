@@ -44,7 +44,7 @@ the job ends; then the exit code is 0 only if it succeeded. --format json writes
 	return cmd
 }
 
-// errSeen ends the listing of a job that goes on.
+// errSeen ends the listing of a job that is still running.
 var errSeen = errors.New("all events that there are")
 
 func jobLogs(ctx context.Context, a *app, c *client.Client, j core.Job, after int64, follow bool) error {
@@ -118,11 +118,11 @@ func eventText(e core.Event) string {
 	return string(e.Kind)
 }
 
-// tellSilentHives says whose jobs are missing in a list of them.
+// tellSilentHives reports whose jobs are missing in a list of them.
 func tellSilentHives(ctx context.Context, a *app, c *client.Client) {
 	hives, err := c.Hives(ctx)
 	if err != nil {
-		return // it is about what is shown beside the list, which is there
+		return // only this note is lost: the list has been printed
 	}
 	for _, h := range hives {
 		if h.Status != core.HiveReady {

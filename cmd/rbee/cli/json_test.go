@@ -28,7 +28,7 @@ const jsonFile = "../../../contributing/json.md"
 
 // printed is what a command prints with --format json.
 type printed struct {
-	command string // without "rbee", as it is run against a fake queen with the worker w1
+	command string // without "rbee", run against a fake queen with the worker w1
 	value   any    // of the type
 }
 
@@ -101,7 +101,7 @@ func TestJSON(t *testing.T) {
 	}
 }
 
-// The document is made from the types and their comments.
+// The document is generated from the types and their comments.
 func TestJSONDocument(t *testing.T) {
 	t.Parallel()
 	want := jsonDocument(t)
@@ -211,7 +211,7 @@ func typeText(rt reflect.Type) string {
 	return "number"
 }
 
-// fieldComments are what the sources say behind the fields of structs, by "Type.Field".
+// fieldComments returns the trailing comments of struct fields in the sources, by "Type.Field".
 func fieldComments(t *testing.T, dirs ...string) map[string]string {
 	t.Helper()
 	out := map[string]string{}

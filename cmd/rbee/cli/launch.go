@@ -22,15 +22,15 @@ import (
 	"github.com/rbee-project/rbee/core/client"
 )
 
-// launched is what a program is started with.
+// launched is how a program is started.
 type launched struct {
-	args []string          // before those of the person
-	env  map[string]string // beside this process's
+	args []string          // before the user's own
+	env  map[string]string // in addition to this process's
 }
 
-// launchers are the programs that "rbee launch" knows, by their executables. dir is a folder that
-// is there while the program runs: what a program reads its settings from is made in it, and no
-// file of the person is touched.
+// launchers are the programs that "rbee launch" supports, by their executables. dir is a folder
+// that exists while the program runs: the program's settings are written to it, and the user's
+// files are not touched.
 var launchers = map[string]func(l launch, dir string) (launched, error){
 	"claude":   launchClaude,
 	"codex":    launchCodex,
@@ -39,14 +39,14 @@ var launchers = map[string]func(l launch, dir string) (launched, error){
 
 func launcherNames() []string { return slices.Sorted(maps.Keys(launchers)) }
 
-// launch says where a program is pointed to.
+// launch is where a program is to connect.
 type launch struct {
 	base  string // of rbee's API, without /v1
 	token string
 	model string // Model.ID
 }
 
-// launchClaude points Claude Code here: it reads the server, the token and its models from the
+// launchClaude configures Claude Code: it reads the server, the token and its models from the
 // environment.
 func launchClaude(l launch, _ string) (launched, error) {
 	return launched{env: map[string]string{
@@ -57,7 +57,8 @@ func launchClaude(l launch, _ string) (launched, error) {
 	}}, nil
 }
 
-// launchCodex points Codex here by settings on its command line, which come before its file's.
+// launchCodex configures Codex by settings on its command line, which take precedence over its
+// file's.
 func launchCodex(l launch, _ string) (launched, error) {
 	settings := []string{
 		"model_provider=" + tomlString("rbee"), "model=" + tomlString(l.model), "model_providers.rbee.name=" + tomlString("rbee"),
@@ -71,14 +72,14 @@ func launchCodex(l launch, _ string) (launched, error) {
 	return out, nil
 }
 
-// tomlString is s as a basic string of TOML, whose escapes are those of JSON.
+// tomlString returns s as a basic string of TOML, whose escapes are those of JSON.
 func tomlString(s string) string {
 	b, _ := json.Marshal(s) // a string always marshals
 	return string(b)
 }
 
-// launchOpencode points opencode here by a configuration of its own, which it merges with the
-// person's.
+// launchOpencode configures opencode by a separate configuration file, which it merges with the
+// user's.
 func launchOpencode(l launch, dir string) (launched, error) {
 	config := map[string]any{
 		"$schema": "https://opencode.ai/config.json", "model": "rbee/" + l.model, "small_model": "rbee/" + l.model,
@@ -96,7 +97,7 @@ func launchOpencode(l launch, dir string) (launched, error) {
 	if err := os.WriteFile(path, append(b, '\n'), 0o600); err != nil {
 		return launched{}, err
 	}
-	// It would ask a server on the internet for all models that there are, and wait for it.
+	// Otherwise it would ask a server on the internet for a list of all models, and wait for it.
 	return launched{env: map[string]string{"OPENCODE_CONFIG": path, "RBEE_LAUNCH_KEY": l.token, "OPENCODE_DISABLE_MODELS_FETCH": "1"}}, nil
 }
 
@@ -144,7 +145,7 @@ yours is changed. What follows -- are the program's own arguments; its exit code
 			with.env["NODE_EXTRA_CA_CERTS"] = ca
 		}
 		fmt.Fprintf(a.stderr, "Starting %s with %s.\n", args[0], term.Line(to.model))
-		return runProgram(a, program, append(with.args, args[1:]...), with.env) // which signals are for
+		return runProgram(a, program, append(with.args, args[1:]...), with.env) // the signals are for the program
 	}
 	cmd.Flags().StringVarP(&model, "model", "m", "", "`MODEL` to use (default: the only one, or the only one that is loaded)")
 	_ = cmd.RegisterFlagCompletionFunc("model", a.names(modelsToUse))
@@ -167,8 +168,8 @@ func launchTo(ctx context.Context, a *app, model string) (launch, error) {
 	return to, a.explainUnreachable(ctx, c, err)
 }
 
-// launchModel returns the id of the model that a program is to use: the named one; else the only
-// one that is loaded, or that there is.
+// launchModel returns the id of the model that a program is to use: the named one; otherwise the
+// only loaded one, or the only one.
 func launchModel(ctx context.Context, c *client.Client, name string) (string, error) {
 	if name != "" {
 		m, err := c.Model(ctx, name)
@@ -195,7 +196,7 @@ func launchModel(ctx context.Context, c *client.Client, name string) (string, er
 	return "", usageHint("There are "+strings.Join(ids, ", ")+".", "say with --model which of %d models to use", len(models))
 }
 
-// runProgram runs a program in this one's place: with its terminal and its signals, until it ends.
+// runProgram runs a program in place of this one: with its terminal and its signals, until it ends.
 func runProgram(a *app, program string, args []string, env map[string]string) error {
 	cmd := exec.Command(program, args...) //nolint:noctx // it ends by itself, as the person tells it to
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = a.stdin, a.stdout, a.stderr
@@ -203,7 +204,7 @@ func runProgram(a *app, program string, args []string, env map[string]string) er
 	for _, name := range slices.Sorted(maps.Keys(env)) {
 		cmd.Env = append(cmd.Env, name+"="+env[name])
 	}
-	// A terminal sends ^C to the program as well, which knows what it means there.
+	// A terminal sends ^C to the program as well, which handles it.
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	defer signal.Stop(signals)
@@ -221,13 +222,14 @@ func runProgram(a *app, program string, args []string, env map[string]string) er
 			return err
 		case s := <-signals:
 			if s != syscall.SIGINT {
-				_ = cmd.Process.Signal(s) // it may have ended
+				_ = cmd.Process.Signal(s) // it may have exited
 			}
 		}
 	}
 }
 
-// launchedError ends rbee as the program ended that it started, which has said why.
+// launchedError ends rbee with the exit code of the program that it started, which has reported the
+// reason.
 type launchedError struct{ code int }
 
 func (e *launchedError) Error() string {

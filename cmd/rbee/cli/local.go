@@ -30,27 +30,27 @@ import (
 // background.
 type machine struct {
 	env func(string) (string, bool)
-	// environ lists all of the environment, as os.Environ does; nil: it is not known.
+	// environ lists the whole environment, as os.Environ does; nil: unknown.
 	environ func() []string
 }
 
-// getenv is the environment variable, or the empty string.
+// getenv returns the environment variable, or the empty string.
 func (m *machine) getenv(name string) string {
 	v, _ := m.env(name)
 	return v
 }
 
-// local is what the data folder of this machine's agent tells a person who may read it.
+// local is what the data folder of this machine's agent reveals to a user who may read it.
 type local struct {
-	dir      string        // the data folder; empty: none is known
-	identity *pki.Identity // nil: in no cluster, or not to be read
-	port     int           // of its API, unless its configuration says otherwise
-	queens   []string      // host:port of the queens that a hive knows, where machines talk to each other
-	address  string        // where the agent that runs serves its API, with the scheme; empty: none runs
+	dir      string        // the data folder; empty: unknown
+	identity *pki.Identity // nil: in no cluster, or unreadable
+	port     int           // of its API, unless its configuration sets another
+	queens   []string      // host:port of the queens' RPC ports that a hive knows
+	address  string        // where the running agent serves its API, with the scheme; empty: none runs
 }
 
-// localAgent looks at the default data folder, or the one that RBEE_DATA_DIR names. What cannot be
-// read is not there: the folder may belong to a service.
+// localAgent reads the default data folder, or the one that RBEE_DATA_DIR names. It treats
+// unreadable files as missing: the folder may belong to a service.
 func (m *machine) localAgent() local {
 	cfg, _ := config.Load(nil, func(name string) (string, bool) {
 		switch name {
@@ -69,14 +69,14 @@ func (m *machine) localAgent() local {
 	return l
 }
 
-// runningRecord returns what agent.json says, if that agent lives.
+// runningRecord returns the content of agent.json, if that agent is alive.
 func runningRecord(dir string) (r agent.Record, ok bool) {
 	b, err := os.ReadFile(filepath.Join(dir, "agent.json"))
 	if err != nil || json.Unmarshal(b, &r) != nil || r.PID <= 0 {
 		return r, false
 	}
-	// Asked only whether it lives: a process that got the same id later costs one connection that
-	// is refused.
+	// Only its existence is checked: a process that got the same id later costs one refused
+	// connection.
 	p, err := os.FindProcess(r.PID)
 	if err != nil {
 		return r, false
@@ -85,7 +85,7 @@ func runningRecord(dir string) (r agent.Record, ok bool) {
 	return r, err == nil || errors.Is(err, os.ErrPermission)
 }
 
-// runningAddress is where the agent serves its API of which agent.json tells, if it lives.
+// runningAddress returns where the agent in agent.json serves its API, if it is alive.
 func runningAddress(dir string, inCluster bool) string {
 	r, ok := runningRecord(dir)
 	if !ok || r.HTTPAddress == "" {
@@ -99,14 +99,14 @@ func runningAddress(dir string, inCluster bool) string {
 	if err != nil {
 		return ""
 	}
-	if ip, err := netip.ParseAddr(host); err == nil && ip.IsUnspecified() { // listens everywhere
+	if ip, err := netip.ParseAddr(host); err == nil && ip.IsUnspecified() { // it listens on all addresses
 		host = "127.0.0.1"
 	}
 	return cmp.Or(r.Scheme, scheme) + "://" + net.JoinHostPort(host, port)
 }
 
-// addresses are those at which the agent of this machine is to be looked for, the best guess first;
-// on a hive, those of the queens.
+// addresses returns where to look for the agent of this machine, the best guess first; on a hive,
+// those of the queens.
 func (l local) addresses() []string {
 	var out []string
 	if l.address != "" {
@@ -137,9 +137,9 @@ func (l local) addresses() []string {
 // port 0 an agent takes any free port and writes it only to agent.json; nothing answers at the
 // returned address then.
 func (l local) usualAddress() string {
-	const nobodys = 1 // needs root to listen on
+	const nobodys = 1 // a port that only root can listen on
 	switch {
-	case l.dir == "": // the configuration could not be read
+	case l.dir == "": // the configuration was unreadable
 		return client.DefaultAddress
 	case l.port == 0:
 		return "http://" + net.JoinHostPort("127.0.0.1", strconv.Itoa(nobodys))
@@ -147,7 +147,7 @@ func (l local) usualAddress() string {
 	return "http://" + net.JoinHostPort("127.0.0.1", strconv.Itoa(l.port))
 }
 
-// knownQueens are the RPC addresses of the queens that this machine's agent remembers.
+// knownQueens returns the RPC addresses of the queens that this machine's agent remembers.
 func knownQueens(dir string) []string {
 	b, err := os.ReadFile(filepath.Join(dir, pki.Folder, "queens.json"))
 	if err != nil {
@@ -158,7 +158,7 @@ func knownQueens(dir string) []string {
 			RPCAddress string `json:"rpc_address"`
 		} `json:"queens"`
 	}
-	_ = json.Unmarshal(b, &file) // what cannot be read is not there
+	_ = json.Unmarshal(b, &file) // unreadable counts as missing
 	var out []string
 	for _, q := range file.Queens {
 		out = append(out, q.RPCAddress)
@@ -180,7 +180,7 @@ func (l local) client() (*client.Client, error) {
 // folder.
 type proving struct {
 	to       http.RoundTripper
-	identity *pki.Identity // nil: there is nothing to prove
+	identity *pki.Identity // nil: no proof
 }
 
 func (p proving) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -197,8 +197,8 @@ func (p proving) RoundTrip(r *http.Request) (*http.Response, error) {
 	return p.to.RoundTrip(r)
 }
 
-// fromHive gets something of a hive from a queen. Where none answers and the hive is this
-// machine's, its agent is asked itself.
+// fromHive gets something of a hive from a queen. If no queen answers and the hive is this
+// machine's, it asks the agent itself.
 func fromHive[T any](ctx context.Context, a *app, c *client.Client, hive string, get func(*client.Client) (T, error)) (T, error) {
 	v, err := get(c)
 	if err == nil || hive != core.LocalHive || core.KindOf(err) != core.Unavailable {
@@ -214,7 +214,7 @@ func fromHive[T any](ctx context.Context, a *app, c *client.Client, hive string,
 	}
 	lv, lerr := get(l)
 	if core.KindOf(lerr) == core.Unavailable {
-		return v, err // there is no agent here either
+		return v, err // no agent runs here either
 	}
 	fmt.Fprintln(a.stderr, "No queen answers: this is what the agent of this machine says of itself.")
 	return lv, lerr

@@ -21,7 +21,7 @@ import (
 	"github.com/rbee-project/rbee/core/token"
 )
 
-// identityOf makes an identity with the roles in a new data folder.
+// identityOf creates an identity with the roles in a new data folder.
 func identityOf(t *testing.T, roles ...core.Role) (dir string, id *pki.Identity) {
 	t.Helper()
 	dir = t.TempDir()
@@ -86,7 +86,7 @@ func TestTargetOfAMachineInACluster(t *testing.T) {
 	must.Eq(t, id.CAPEM(), got.ca)
 	must.False(t, got.named)
 
-	// A hive has no API: the queens that it knows have.
+	// A hive has no API: use the queens that it knows.
 	dir, _ = identityOf(t, core.RoleHive)
 	must.NoError(t, os.WriteFile(filepath.Join(dir, pki.Folder, "queens.json"), []byte(`{"queens":[{"id":"b","rpc_address":"10.0.0.2:9"},{"id":"c","rpc_address":"[fd00::3]:7834"},{"id":"d"}]}`), 0o600))
 	env["RBEE_DATA_DIR"], env["RBEE_BIND_HTTP_PORT"] = dir, "9000"
@@ -95,7 +95,7 @@ func TestTargetOfAMachineInACluster(t *testing.T) {
 	must.Eq(t, []string{"https://10.0.0.2:9000", "https://[fd00::3]:9000"}, got.addresses)
 	must.StrContains(t, unreachable(got, nil).Error(), "this machine is a hive")
 
-	// What the user names wins; the CA of the cluster is still known.
+	// What the user names takes precedence; the CA of the cluster is still known.
 	env["RBEE_ADDR"] = " q1:1, ,q2:2 "
 	got, err = appWith(env).target()
 	must.NoError(t, err)
@@ -112,15 +112,15 @@ func TestTargetOfAMachineInACluster(t *testing.T) {
 	env["RBEE_BIND_HTTP_PORT"] = "0"
 	got, err = appWith(env).target()
 	must.NoError(t, err)
-	must.Eq(t, []string{"http://127.0.0.1:1"}, got.addresses) // nobody's: not the default port, where another agent may be
+	must.Eq(t, []string{"http://127.0.0.1:1"}, got.addresses) // an unused port: not the default one, where another agent may listen
 	delete(env, "RBEE_BIND_HTTP_PORT")
 	got, err = appWith(env).target()
 	must.NoError(t, err)
 	must.Eq(t, []string{"http://127.0.0.1:7833"}, got.addresses)
 }
 
-// A machine of a cluster is what it joined as, as far as nobody says otherwise: a block with
-// another setting says nothing of its role.
+// A machine of a cluster keeps the roles it joined with, unless they are configured: a block with
+// another setting does not set its role.
 func TestRolesAreTheIdentitys(t *testing.T) {
 	t.Parallel()
 	member, _ := identityOf(t, core.RoleHive)
@@ -168,7 +168,7 @@ func TestMissing(t *testing.T) {
 	must.Eq(t, []string{"hive eel (down)", "hive f (suspect)", "queen bat (gossip: failed)", "queen d (gossip: unknown)"}, missing(s))
 }
 
-// What is written down for a lost majority names who is left, and nobody else.
+// The instructions for a lost majority name the remaining queens, and no others.
 func TestRecoverHint(t *testing.T) {
 	t.Parallel()
 	servers := fakeState().Queens
@@ -179,7 +179,7 @@ func TestTokenRequestIsWhatTheFlagsSay(t *testing.T) {
 	t.Parallel()
 	r, err := tokenRequest("join", "", nil, nil, 0, false, core.TokenRequest{})
 	must.NoError(t, err)
-	must.Eq(t, core.TokenRequest{Kind: core.TokenJoin, Roles: []core.Role{core.RoleHive}}, r) // its life: the queen's default
+	must.Eq(t, core.TokenRequest{Kind: core.TokenJoin, Roles: []core.Role{core.RoleHive}}, r) // the queen's default lifetime
 	_, err = tokenRequest("api", "", []string{"admin", "amdin"}, nil, 0, false, core.TokenRequest{})
 	must.StrContains(t, err.Error(), "amdin")
 }
@@ -199,7 +199,7 @@ func TestTokensAreNotRepeated(t *testing.T) {
 	must.StrNotContains(t, err.Error(), text)
 }
 
-// Who names only a CA means a cluster: no request, and no token, goes to a port without TLS.
+// Naming only a CA implies a cluster: no request, and no token, goes to a port without TLS.
 func TestTargetWithOnlyACA(t *testing.T) {
 	t.Parallel()
 	ca, err := pki.NewCA("0123456789abcdef", "", time.Now())
@@ -216,8 +216,7 @@ func TestTargetWithOnlyACA(t *testing.T) {
 	must.NoError(t, err)
 	must.Eq(t, []string{client.DefaultSecureAddress}, got.addresses)
 
-	// Without a CA it is the agent that one tries rbee out with, which needs no token and gets
-	// none.
+	// Without a CA it is an agent to try rbee out with, which needs no token and gets none.
 	delete(env, "RBEE_CACERT")
 	c, err = a.connect(t.Context())
 	must.NoError(t, err)
@@ -253,7 +252,7 @@ func TestForeignServerOnThePort(t *testing.T) {
 	}
 }
 
-// An agent that runs otherwise is not stopped, but it is said how it is.
+// An agent that was started in another way is not stopped, but the error explains how to.
 func TestStopOfAnotherAgent(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

@@ -53,7 +53,7 @@ func lsCommand(a *app) *cobra.Command {
 			return err
 		}
 		hives, err := c.Hives(ctx)
-		if err != nil && core.KindOf(err) != core.Forbidden { // without their names they are shown by id
+		if err != nil && core.KindOf(err) != core.Forbidden { // without names, hives are shown by id
 			return err
 		}
 		models = slices.DeleteFunc(models, func(m core.Model) bool { return m.State == core.ModelOffered })
@@ -78,7 +78,7 @@ func modelTable(models []core.Model, hives []core.Hive) *term.Table {
 			status = "damaged"
 		case m.Progress != nil && m.Progress.Total > 0:
 			status += fmt.Sprintf(" (%s, %d %%)", m.Progress.Phase, 100*m.Progress.Done/m.Progress.Total)
-		case status == "": // one hive's own answer
+		case status == "": // a single hive's own answer
 			status = "ok"
 		}
 		t.Add(m.ID, strings.Join(m.Aliases, ","), term.Bytes(m.SizeBytes), m.Quantization, term.Count(m.Parameters), term.Number(m.ContextTokens),
@@ -87,7 +87,7 @@ func modelTable(models []core.Model, hives []core.Hive) *term.Table {
 	return t
 }
 
-// hiveNamesOf turns ids of hives into their names, as far as they are known.
+// hiveNamesOf returns the names of the hives with these ids, as far as they are known.
 func hiveNamesOf(ids []string, hives []core.Hive) []string {
 	names := slices.Clone(ids)
 	for i, id := range ids {
@@ -119,8 +119,8 @@ func showCommand(a *app) *cobra.Command {
 	return cmd
 }
 
-// getModel is a model as one hive has it, or as the cluster knows it, with its files and what it
-// takes on each device of the hives that have it.
+// getModel returns a model as one hive has it, or as the cluster knows it, with its files and what
+// it takes on each device of the hives that have it.
 func getModel(ctx context.Context, c *client.Client, hive, id string) (core.Model, []core.Hive, error) {
 	hives, err := c.Hives(ctx)
 	if err != nil {
@@ -137,7 +137,7 @@ func getModel(ctx context.Context, c *client.Client, hive, id string) (core.Mode
 	for _, h := range m.Hives {
 		one, err := c.HiveModel(ctx, h, m.ID)
 		if core.KindOf(err) == core.Unavailable || core.KindOf(err) == core.NotFound {
-			continue // what the others say is still worth showing
+			continue // the other hives' answers are still worth showing
 		}
 		if err != nil {
 			return core.Model{}, nil, err
@@ -182,7 +182,7 @@ func writeModel(a *app, w io.Writer, m core.Model, hives []core.Hive) error {
 	return errors.Join(f.Write(w), writeFits(w, m.Fits, hives), writeFiles(w, m.Files))
 }
 
-// writeFits says what a worker with a model would take of each device.
+// writeFits prints what a worker with a model would take of each device.
 func writeFits(w io.Writer, fits []core.ModelFit, hives []core.Hive) error {
 	if len(fits) == 0 {
 		return nil

@@ -87,7 +87,7 @@ type modelOn struct {
 	size  int64
 }
 
-// findModelOn finds a model by id or alias on the hive, or where none is named on the only one that
+// findModelOn finds a model by id or alias on the hive, or if none is named on the only one that
 // has it.
 func findModelOn(ctx context.Context, c *client.Client, hive, name string) (modelOn, error) {
 	if hive != "" {

@@ -10,8 +10,8 @@ import (
 	"github.com/rbee-project/rbee/core/operation"
 )
 
-// operationsCommand shows the table that everything else about operations comes from, as this
-// program knows it. No agent is asked.
+// operationsCommand prints the table that everything else about operations is derived from, as
+// compiled into this program. It asks no agent.
 func operationsCommand(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:   "operations",

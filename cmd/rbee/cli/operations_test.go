@@ -27,8 +27,8 @@ const (
 // contractRow is a row of the contract's prose: "| 7 | WorkerProcessList | …".
 var contractRow = regexp.MustCompile(`(?m)^\| (\d+) \| (\w+) \|`)
 
-// operationsTable is the table of contributing/operations.md: all 28 of the contract, then those
-// beyond it.
+// operationsTable returns the table of contributing/operations.md: all 28 of the contract, then
+// those beyond it.
 func operationsTable(titles map[int]string) string {
 	var b strings.Builder
 	b.WriteString("| # | Job | GET | CLI | Test |\n|---|---|---|---|---|\n")
@@ -65,8 +65,8 @@ func operationsTable(titles map[int]string) string {
 }
 
 // The table of operations, its copy in the contract, the contract's prose, the commands and the
-// end-to-end tests cannot disagree. core/gateway has the same for the routes, core/hive and
-// core/queen for the functions.
+// end-to-end tests agree. core/gateway checks the same for the routes, core/hive and core/queen for
+// the functions.
 func TestOperationsTable(t *testing.T) {
 	t.Parallel()
 	b, err := os.ReadFile(contractFile)
@@ -113,9 +113,9 @@ func TestOperationsTable(t *testing.T) {
 // namedTest is a test in contributing/edge-cases.md: a package and a function.
 var namedTest = regexp.MustCompile("`((?:core|cmd|plugins)[a-z0-9/-]*)\\.(Test[A-Za-z0-9]+)`")
 
-// Every operation has its edge cases in contributing/edge-cases.md. The tests that are named there
-// exist, and contributing/proofs.json says of each what was undone to see it fail, in code that is
-// still there, or that nobody has seen it.
+// Every operation has its edge cases in contributing/edge-cases.md. The tests named there exist,
+// and contributing/proofs.json states for each what was undone to make it fail, in code that still
+// exists, or that it was never seen to fail.
 func TestEdgeCases(t *testing.T) {
 	t.Parallel()
 	root := filepath.Join("..", "..", "..")
@@ -156,7 +156,7 @@ func TestEdgeCases(t *testing.T) {
 	}
 }
 
-// Every row of contributing/reports.md names tests that exist, or says that there is none.
+// Every row of contributing/reports.md names existing tests, or states that there are none.
 func TestReports(t *testing.T) {
 	t.Parallel()
 	root := filepath.Join("..", "..", "..")
@@ -220,7 +220,7 @@ func readProofs(t *testing.T, root string) map[string]proof {
 	return out
 }
 
-// testsOf are the names of the test functions in a folder.
+// testsOf returns the names of the test functions in a folder.
 func testsOf(t *testing.T, dir string) map[string]bool {
 	t.Helper()
 	files, err := filepath.Glob(filepath.Join(dir, "*_test.go"))

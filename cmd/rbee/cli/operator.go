@@ -48,7 +48,7 @@ func raftTable(servers []core.Queen) *term.Table {
 	return t
 }
 
-// findServer is the member of raft that a person named by raft id, node id or name.
+// findServer finds the raft member with a raft id, node id or name.
 func findServer(servers []core.Queen, id string) (core.Queen, error) {
 	var (
 		matches []core.Queen
@@ -134,8 +134,8 @@ is left; this is for those that are not. A queen that still runs joins again: en
 	return cmd
 }
 
-// recoverHint is what to do when a queen cannot be removed since there is no majority to agree to
-// it.
+// recoverHint explains what to do when a queen cannot be removed because there is no majority to
+// agree to it.
 func recoverHint(servers []core.Queen, gone core.Queen) string {
 	var left []string
 	for _, q := range servers {
@@ -165,7 +165,7 @@ func raftTransferCommand(a *app) *cobra.Command {
 		if err := c.TransferLeadership(ctx, to); err != nil {
 			return err
 		}
-		// The new leader says so itself: nothing is claimed before.
+		// Ask the new leader itself before reporting success.
 		servers, err := c.RaftServers(ctx)
 		if err != nil {
 			return err

@@ -15,7 +15,7 @@ const (
 	formatJSON  = "json"
 )
 
-// output is stdout. It remembers the first error of writing, which fails the command whatever
+// output is stdout. It remembers the first write error, which fails the command whichever code
 // wrote. It is not safe for concurrent use.
 type output struct {
 	to     io.Writer
@@ -39,7 +39,7 @@ func (o *output) Write(b []byte) (int, error) {
 	return n, o.err
 }
 
-// writeJSON writes v as the CLI shows JSON everywhere: indented, with a newline at the end.
+// writeJSON writes v in the JSON format of the whole CLI: indented, with a newline at the end.
 func writeJSON(w io.Writer, v any) error {
 	enc := json.NewEncoder(w)
 	enc.SetIndent("", "  ")

@@ -34,7 +34,7 @@ func TestTextWriter(t *testing.T) {
 		if terminal {
 			must.Eq(t, "a]0;title\tb1m\n", b.String())
 		} else {
-			must.Eq(t, "a\x1b]0;title\a\tb\u009b1m\n", b.String()) // a pipe gets what the model said
+			must.Eq(t, "a\x1b]0;title\a\tb\u009b1m\n", b.String()) // a pipe gets the model's output unchanged
 		}
 	}
 	var b bytes.Buffer
@@ -46,7 +46,7 @@ func TestTextWriter(t *testing.T) {
 	must.Eq(t, "x\n", b.String())
 }
 
-// fullDisk takes no byte.
+// fullDisk accepts no byte.
 type fullDisk struct{}
 
 func (fullDisk) Write([]byte) (int, error) {
@@ -79,7 +79,7 @@ func TestOutputThatCannotBeWritten(t *testing.T) {
 	}
 }
 
-// A hint is of the one who knows the cause: none is made up from the kind of an error.
+// Hints come from where the cause is known: none is made up from the kind of an error.
 func TestReportAddsNoHint(t *testing.T) {
 	t.Parallel()
 	for _, kind := range []core.Kind{core.Internal, core.Invalid, core.NotFound, core.Conflict, core.InUse, core.Unavailable, core.Overloaded, core.TooLarge, core.Integrity, core.Unsupported, core.Unauthenticated, core.Forbidden, core.Cancelled, core.DeadlineExceeded, core.WorkerLost} {

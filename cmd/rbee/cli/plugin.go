@@ -16,7 +16,7 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk"
 )
 
-// describeTimeout bounds what is waited for one plugin that is started for a moment.
+// describeTimeout bounds one plugin's brief start for its description.
 const describeTimeout = 15 * time.Second
 
 func pluginCommand(a *app) *cobra.Command {
@@ -29,7 +29,7 @@ func pluginCommand(a *app) *cobra.Command {
 	return cmd
 }
 
-// pluginJSON is one plugin for programs.
+// pluginJSON is one plugin as JSON.
 type pluginJSON struct {
 	pluginhost.Executable
 	Version      string   `json:"version"`
@@ -87,8 +87,8 @@ func pluginListCommand(a *app) *cobra.Command {
 	return cmd
 }
 
-// hostOf is the host of the plugins that an agent with this configuration would find. Without
-// -config, that of -dev.
+// hostOf returns a host of the plugins that an agent with this configuration would find. Without
+// -config, it is that of -dev.
 func hostOf(a *app, source *configSource, cmd *cobra.Command) (*pluginhost.Host, string, error) {
 	source.dev = source.dev || len(source.paths) == 0
 	cfg, diags := source.load(a, cmd, "/nonexistent")

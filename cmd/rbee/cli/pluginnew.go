@@ -63,8 +63,8 @@ var (
 	cleanCommit    = regexp.MustCompile(`^[0-9a-f]{7,40}$`)
 )
 
-// published is what the go command calls this build: a release's version, or a commit. Empty: it
-// has changes that nobody else has.
+// published returns the go command's version for this build: a release's version, or a commit.
+// Empty: it has unpublished changes.
 func (b build) published() string {
 	if m := releaseVersion.FindStringSubmatch(b.Version); m != nil {
 		return "v" + m[1]

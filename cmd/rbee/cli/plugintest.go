@@ -21,10 +21,10 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk"
 )
 
-// suiteCommandName is the hidden command that runs the conformance suite in a process of its own.
+// suiteCommandName is the hidden command that runs the conformance suite in its own process.
 const suiteCommandName = "run-suite"
 
-// suiteCommand is what core/plugintest starts: this program once more.
+// suiteCommand returns the command that core/plugintest starts: this program once more.
 func suiteCommand() ([]string, error) {
 	exe, err := os.Executable()
 	if err != nil {
@@ -135,7 +135,7 @@ skipped otherwise. A catalog source is asked for something only when --ref names
 // maxPluginConfig bounds the settings that are given for a test.
 const maxPluginConfig = 1 << 20
 
-// pluginConfig reads settings: a JSON object, or a file of one.
+// pluginConfig reads settings: a JSON object, or a file with one.
 func pluginConfig(arg string) (json.RawMessage, error) {
 	if arg == "" {
 		return nil, nil
@@ -162,7 +162,7 @@ func pluginConfig(arg string) (json.RawMessage, error) {
 func findPluginToTest(host *pluginhost.Host, o *plugintest.Options, arg, kind string) error {
 	if info, err := os.Stat(arg); err == nil && (info.Mode().IsRegular() || info.IsDir()) {
 		o.Executable = arg
-		if info.IsDir() { // what is started in it has its name
+		if info.IsDir() { // the executable in it has its name
 			o.Executable = filepath.Join(arg, filepath.Base(arg))
 		}
 		for _, k := range []sdk.Kind{sdk.KindWorker, sdk.KindCatalog} {
@@ -186,7 +186,7 @@ func findPluginToTest(host *pluginhost.Host, o *plugintest.Options, arg, kind st
 	return nil
 }
 
-// canStart decides whether a worker plugin is started with a model.
+// canStart decides whether to start a worker plugin with a model.
 func canStart(ctx context.Context, a *app, host *pluginhost.Host, o *plugintest.Options) error {
 	if o.Kind != sdk.KindWorker {
 		return nil

@@ -10,7 +10,7 @@ import (
 	"github.com/rbee-project/rbee/core/coretest/disktrace"
 )
 
-// C-08: a snapshot that was saved and keys that were written are on the disk when the command ends.
+// C-08: a saved snapshot and written keys are on disk when the command ends.
 func TestPowerLossFiles(t *testing.T) {
 	disktrace.Check(t, disktrace.Scenario{Run: func(t *testing.T, dir string, ack func(string)) {
 		for _, force := range []bool{false, true} {

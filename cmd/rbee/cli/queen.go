@@ -38,7 +38,7 @@ func sortQueens(queens []core.Queen) {
 	slices.SortFunc(queens, func(x, y core.Queen) int { return strings.Compare(x.Name+"\x00"+x.ID, y.Name+"\x00"+y.ID) })
 }
 
-// queenRole is what a queen is in raft.
+// queenRole returns a queen's role in raft.
 func queenRole(q core.Queen) string {
 	switch {
 	case q.Leader:
@@ -46,7 +46,7 @@ func queenRole(q core.Queen) string {
 	case q.Voter:
 		return "voter"
 	}
-	return "learner" // gets the log, and becomes a voter when it has kept up for a while
+	return "learner" // receives the log, and becomes a voter once it has kept up for a while
 }
 
 func queenTable(queens []core.Queen) *term.Table {

@@ -24,8 +24,8 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
-// fakeQueen is a cluster that exists only in memory, behind the real gateway. Its worker answers
-// with what it was asked.
+// fakeQueen is a cluster that exists only in memory, behind the real gateway. Its worker echoes its
+// requests.
 type fakeQueen struct {
 	*fakecluster.Cluster
 	jobs   *job.Manager
@@ -38,7 +38,7 @@ type fakeQueen struct {
 	asked     []openai.ChatRequest
 	raw       []openai.CompletionRequest
 	requests  []core.Request
-	cancelled int // inference requests that the client gave up
+	cancelled int // inference requests that the client cancelled
 }
 
 var (
@@ -84,7 +84,7 @@ func (q *fakeQueen) addWorker(w core.Worker) {
 	q.Change(func(s *fakecluster.State) { s.Workers = append(s.Workers, w) })
 }
 
-// serveWorker speaks OpenAI and does what the last message says.
+// serveWorker speaks OpenAI's API and does what the last message asks for.
 func (q *fakeQueen) serveWorker(w http.ResponseWriter, r *http.Request) {
 	body, _ := io.ReadAll(r.Body)
 	if r.URL.Path == "/v1/completions" {
@@ -163,7 +163,7 @@ func unknownModel(model string) error {
 	return core.Errorf(core.NotFound, "no model %q", model).Hint("Did you mean rbee-tiny?")
 }
 
-// Submit does the operations as a hive would, only faster.
+// Submit runs the operations like a hive, only faster.
 func (q *fakeQueen) Submit(_ context.Context, r core.Request, _ bool) (core.Job, error) {
 	q.mu.Lock()
 	q.requests = append(q.requests, r)
