@@ -1,7 +1,6 @@
-// Command rbee is the whole of rbee in one binary: the agent of a machine and the command line that
-// talks to it.
+// Command rbee is the agent of a machine and the command line that talks to it, in one binary.
 //
-// Exit codes: 0 it worked, 1 it failed, 2 it was called wrongly, 130 it was interrupted.
+// Exit codes: 0 success, 1 failure, 2 wrong usage, 130 interrupted.
 package main
 
 import (
@@ -10,15 +9,15 @@ import (
 	"github.com/rbee-project/rbee/cmd/rbee/cli"
 )
 
-// Set at build time: -ldflags "-X main.version=1.2.3 -X main.commit=abc".
+// These are set at build time: -ldflags "-X main.version=1.2.3 -X main.commit=abc".
 var (
 	version = ""
 	commit  = ""
 )
 
-// stdoutFlags is what fcntl(1, F_GETFD) answered before the Go runtime began: a negative errno
-// where stdout was closed. The runtime opens /dev/null in its place, so that nothing after it can
-// tell. It stays 0 in builds without the entry point of entry_linux_*.s.
+// stdoutFlags is the result of fcntl(1, F_GETFD) before the Go runtime began: a negative errno if
+// stdout was closed. The runtime opens /dev/null in its place, so that later code cannot tell. It
+// stays 0 in builds without the entry point of entry_linux_*.s.
 var stdoutFlags int64
 
 func main() {

@@ -80,7 +80,7 @@ func printedJSON() []printed {
 	return all
 }
 
-// What contributing/json.md says is what the commands print: each runs, and what it prints is read
+// The commands print what contributing/json.md documents: each runs, and its output is decoded
 // strictly into its type.
 func TestJSON(t *testing.T) {
 	t.Parallel()

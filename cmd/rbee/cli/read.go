@@ -15,17 +15,17 @@ import (
 	"github.com/rbee-project/rbee/core/operation"
 )
 
-// consistencies are the values of --consistency.
+// consistencies returns the values of --consistency.
 func consistencies() []string {
 	return []string{string(core.ConsistencyDefault), string(core.ConsistencyStale), string(core.ConsistencyLinearizable)}
 }
 
-// readAsk is the body of a command that reads the registry. It hands read to every call that takes
-// it.
+// readAsk is the body of a command that reads the registry. It passes read to every call that
+// accepts it.
 type readAsk func(ctx context.Context, c *client.Client, args []string, read ...client.ReadOption) error
 
-// reads makes cmd read the registry: it gets --consistency and --stale, and says on stderr how old
-// an answer is that may be old.
+// reads makes cmd read the registry: it adds --consistency and --stale, and reports on stderr how
+// old a possibly stale answer is.
 func (cn *connector) reads(cmd *cobra.Command, f readAsk) *cobra.Command {
 	var (
 		consistency string
@@ -63,7 +63,7 @@ func (cn *connector) reads(cmd *cobra.Command, f readAsk) *cobra.Command {
 	return cmd
 }
 
-// staleText says how old an answer may be.
+// staleText describes how old an answer may be.
 func staleText(r core.ReadInfo) string {
 	if r.Leader == "" {
 		return fmt.Sprintf("Stale: this queen knows no leader%s. What is shown is its own copy, at index %d.", contactText(" and last heard of one %s ago", r.LastContact), r.Index)
@@ -71,7 +71,7 @@ func staleText(r core.ReadInfo) string {
 	return fmt.Sprintf("Stale: the leader was not asked%s. What is shown is this queen's own copy, at index %d.", contactText("; this queen last heard of it %s ago", r.LastContact), r.Index)
 }
 
-// contactText is empty where nothing was ever heard, or just now.
+// contactText is empty if there was never any contact, or contact just now.
 func contactText(format string, d core.Duration) string {
 	if d <= 0 {
 		return ""
@@ -79,7 +79,7 @@ func contactText(format string, d core.Duration) string {
 	return fmt.Sprintf(format, shortDuration(time.Duration(d)))
 }
 
-// shortDuration is term.Duration that tells 30 ms from 900.
+// shortDuration is term.Duration, but distinguishes 30 ms from 900.
 func shortDuration(d time.Duration) string {
 	if d < 10*time.Second {
 		return d.Round(time.Millisecond).String()
@@ -87,9 +87,9 @@ func shortDuration(d time.Duration) string {
 	return term.Duration(d)
 }
 
-// readCommand makes cmd show what a hive answers an operation with. Where no queen answers, the
-// agent of this machine says it of its own hive. fill puts the arguments into the request; nil:
-// there are none.
+// readCommand makes cmd show a hive's answer to an operation. If no queen answers, the agent of
+// this machine answers for its own hive. fill puts the arguments into the request; nil: there are
+// none.
 func readCommand[R any](a *app, cmd *cobra.Command, o operation.Of[R], fill func(r *core.Request, args []string) error, show func(v R) error) *cobra.Command {
 	var r core.Request
 	cmd.RunE = a.asking(func(ctx context.Context, c *client.Client, args []string) error {

@@ -11,14 +11,14 @@ import (
 	"github.com/rbee-project/rbee/core/config"
 )
 
-// The groups of the commands in "rbee --help".
+// These are the groups of the commands in "rbee --help".
 const (
 	groupUse    = "use"
 	groupManage = "manage"
 	groupAgent  = "agent"
 )
 
-// rootCommand builds the tree of commands. It is cheap and has no effect outside.
+// rootCommand builds the tree of commands. It is cheap and has no side effects.
 func rootCommand(a *app) *cobra.Command {
 	root := &cobra.Command{
 		Use:   "rbee",
@@ -87,15 +87,15 @@ Long flags work with one dash, too: -dev is --dev.`,
 	_ = root.RegisterFlagCompletionFunc("format", cobra.FixedCompletions([]string{formatTable, formatJSON}, cobra.ShellCompDirectiveNoFileComp))
 	_ = root.RegisterFlagCompletionFunc("addr", cobra.NoFileCompletions)
 
-	root.SetOut(a.stdout) // before the command is made that writes completion scripts
+	root.SetOut(a.stdout) // before cobra creates the command that writes completion scripts
 	root.InitDefaultHelpCmd()
 	root.InitDefaultCompletionCmd()
 	classifyUsage(root)
 	return root
 }
 
-// classifyUsage makes usage errors of what is wrong with the arguments of any command, and of a
-// noun without a known verb.
+// classifyUsage turns errors in the arguments of any command, and a noun without a known verb, into
+// usage errors.
 func classifyUsage(cmd *cobra.Command) {
 	check := cmd.Args
 	switch {
@@ -150,7 +150,7 @@ func verbs(cmd *cobra.Command) []string {
 	return names
 }
 
-// exactly takes one argument for each name and says which one is missing.
+// exactly requires one argument for each name and reports which one is missing.
 func exactly(names ...string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		if len(args) < len(names) {
@@ -163,7 +163,7 @@ func exactly(names ...string) cobra.PositionalArgs {
 	}
 }
 
-// atLeast is exactly where the last argument may be repeated.
+// atLeast is exactly, but the last argument may be repeated.
 func atLeast(names ...string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		return exactly(names...)(cmd, args[:min(len(args), len(names))])

@@ -25,7 +25,7 @@ func TestMain(m *testing.M) {
 
 type queenKey struct{}
 
-// TestScript runs the command line against a cluster in memory, one for each script.
+// TestScript runs each script's command lines against its own in-memory cluster.
 func TestScript(t *testing.T) {
 	t.Parallel()
 	testscript.Run(t, testscript.Params{
@@ -51,7 +51,7 @@ func TestScript(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			// worker ID MODEL [STATE]: an active worker is there
+			// worker ID MODEL [STATE]: adds an active worker
 			"worker": func(ts *testscript.TestScript, _ bool, args []string) {
 				w := fakeWorker(args[0], args[1])
 				if len(args) > 2 {
@@ -59,7 +59,7 @@ func TestScript(t *testing.T) {
 				}
 				queenOf(ts).addWorker(w)
 			},
-			// prefix ID: PREFIX is the shortest beginning that only this job's id has
+			// prefix ID: sets PREFIX to the shortest unique prefix of this job's id
 			"prefix": func(ts *testscript.TestScript, _ bool, args []string) {
 				for n := 1; n <= len(args[0]); n++ {
 					if same := slices.DeleteFunc(queenOf(ts).jobs.List(), func(j core.Job) bool { return !strings.HasPrefix(j.ID, args[0][:n]) }); len(same) == 1 {
@@ -69,7 +69,7 @@ func TestScript(t *testing.T) {
 				}
 				ts.Fatalf("no job %s", args[0])
 			},
-			// waitlog JOB TEXT: the job has logged it
+			// waitlog JOB TEXT: waits until the job has logged TEXT
 			"waitlog": func(ts *testscript.TestScript, _ bool, args []string) {
 				found := errors.New("found")
 				ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
@@ -83,15 +83,15 @@ func TestScript(t *testing.T) {
 					ts.Fatalf("%q was not logged: %v", args[1], err)
 				}
 			},
-			// silent: the hive is down
+			// silent: takes the hive down
 			"silent": func(ts *testscript.TestScript, _ bool, _ []string) {
 				queenOf(ts).Change(func(s *fakecluster.State) { s.Hives[0].Status = core.HiveDown })
 			},
-			// trouble: the queen cannot serve
+			// trouble: makes the queen unable to serve
 			"trouble": func(ts *testscript.TestScript, _ bool, _ []string) {
 				queenOf(ts).trouble(true)
 			},
-			// asked TEXT: the last chat request, as JSON in one line, has TEXT in it
+			// asked TEXT: the last chat request, as JSON in one line, contains TEXT
 			"asked": func(ts *testscript.TestScript, neg bool, args []string) {
 				q := queenOf(ts)
 				q.mu.Lock()
@@ -101,7 +101,7 @@ func TestScript(t *testing.T) {
 				}
 				check(ts, neg, fakecluster.JSON(q.asked[len(q.asked)-1]), args[0])
 			},
-			// requested TEXT: an operation was requested, as JSON in one line, with TEXT in it
+			// requested TEXT: an operation was requested whose JSON in one line contains TEXT
 			"requested": func(ts *testscript.TestScript, neg bool, args []string) {
 				q := queenOf(ts)
 				q.mu.Lock()
@@ -112,7 +112,7 @@ func TestScript(t *testing.T) {
 				}
 				check(ts, neg, strings.Join(all, "\n"), args[0])
 			},
-			// changed TEXT: an administrator's change was asked for with TEXT in it
+			// changed TEXT: a change by an administrator was requested that contains TEXT
 			"changed": func(ts *testscript.TestScript, neg bool, args []string) {
 				check(ts, neg, strings.Join(queenOf(ts).State().Asked, "\n"), args[0])
 			},
@@ -123,26 +123,26 @@ func TestScript(t *testing.T) {
 					ts.Fatalf("reads were %v", reads)
 				}
 			},
-			// secure: the queen serves a cluster whose identity is in the data folder; $SECURE is
-			// its address
+			// secure: makes the queen serve a cluster whose identity is in the data folder; sets
+			// $SECURE to its address
 			"secure": func(ts *testscript.TestScript, _ bool, _ []string) { queenOf(ts).secure(ts) },
-			// setenv NAME FILE: the variable is what the file (or stdout) has, spaces around it
-			// taken off
+			// setenv NAME FILE: sets the variable to the content of the file (or stdout), without
+			// surrounding spaces
 			"setenv": func(ts *testscript.TestScript, _ bool, args []string) {
 				ts.Setenv(args[0], strings.TrimSpace(ts.ReadFile(args[1])))
 			},
-			// tofile FILE NAME: the file has the variable's value
+			// tofile FILE NAME: writes the variable's value to the file
 			"tofile": func(ts *testscript.TestScript, _ bool, args []string) {
 				ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte(ts.Getenv(args[1])+"\n"), 0o600))
 			},
-			// fingerprint FILE: FINGERPRINT is that of the first certificate that "rbee tls info"
-			// wrote to the file (or stdout)
+			// fingerprint FILE: sets FINGERPRINT to that of the first certificate in the output of
+			// "rbee tls info" in the file (or stdout)
 			"fingerprint": func(ts *testscript.TestScript, _ bool, args []string) {
 				var list []certificateJSON
 				ts.Check(json.Unmarshal([]byte(ts.ReadFile(args[0])), &list))
 				ts.Setenv("FINGERPRINT", list[0].Fingerprint)
 			},
-			// exit N COMMAND...: the command ends with that exit code
+			// exit N COMMAND...: runs the command, which must exit with that code
 			"exit": func(ts *testscript.TestScript, _ bool, args []string) {
 				err := ts.Exec(args[1], args[2:]...)
 				got := "0"
@@ -161,7 +161,8 @@ func TestScript(t *testing.T) {
 					ts.Fatalf("%s has %d lines, want fewer than %d", args[1], n, limit)
 				}
 			},
-			// setrequest FILE: REQUEST is the first request id in the JSON of the file (or stdout)
+			// setrequest FILE: sets REQUEST to the first request id in the JSON of the file (or
+			// stdout)
 			"setrequest": func(ts *testscript.TestScript, _ bool, args []string) {
 				_, rest, found := strings.Cut(ts.ReadFile(args[0]), `"request_id": "`)
 				id, _, _ := strings.Cut(rest, `"`)
@@ -170,7 +171,7 @@ func TestScript(t *testing.T) {
 				}
 				ts.Setenv("REQUEST", id)
 			},
-			// setjob FILE: JOB is the id in the file (or stdout)
+			// setjob FILE: sets JOB to the id in the file (or stdout)
 			"setjob": func(ts *testscript.TestScript, _ bool, args []string) {
 				ts.Setenv("JOB", strings.TrimSpace(ts.ReadFile(args[0])))
 			},

@@ -55,7 +55,8 @@ func snapshotSaveCommand(a *app) *cobra.Command {
 	return cmd
 }
 
-// saveSnapshot writes the snapshot beside path, looks into it, and only then gives it its name.
+// saveSnapshot writes the snapshot to a temporary file beside path, inspects it, and only then
+// renames it.
 func saveSnapshot(ctx context.Context, c *client.Client, path string, force bool) (info core.SnapshotInfo, err error) {
 	if _, err := os.Lstat(path); err == nil && !force {
 		return info, errExists(path)
@@ -86,7 +87,7 @@ func errExists(path string) error {
 	return core.Errorf(core.Conflict, "%s exists", path).Hint("Choose another name, or say --force.")
 }
 
-// publishSnapshot gives a temporary file its name, and has it on the disk.
+// publishSnapshot syncs a temporary file and gives it its final name.
 func publishSnapshot(f *os.File, path string, force bool) error {
 	if err := f.Sync(); err != nil {
 		return core.Wrap(err, core.Internal, "save the snapshot")
@@ -94,7 +95,7 @@ func publishSnapshot(f *os.File, path string, force bool) error {
 	if force {
 		return core.Wrap(disk.Rename(f.Name(), path), core.Internal, "save the snapshot")
 	}
-	if err := os.Link(f.Name(), path); err != nil { // unlike a rename it replaces nothing
+	if err := os.Link(f.Name(), path); err != nil { // unlike a rename, it replaces nothing
 		if errors.Is(err, os.ErrExist) {
 			return errExists(path)
 		}
@@ -147,7 +148,7 @@ A machine that lost its data_dir, too, needs the cluster's recovery key: see "rb
 	return cmd
 }
 
-// restoreSnapshot looks into a snapshot, asks, and has it restored.
+// restoreSnapshot inspects a snapshot, asks for confirmation, and restores it.
 func restoreSnapshot(ctx context.Context, a *app, path string, yes, dryRun bool, restore func(io.Reader) error) error {
 	f, info, err := inspectSnapshot(path)
 	if err != nil {
@@ -167,7 +168,7 @@ func restoreSnapshot(ctx context.Context, a *app, path string, yes, dryRun bool,
 	return restore(f)
 }
 
-// offlineRestore is how a snapshot is restored without a cluster.
+// offlineRestore restores a snapshot without a cluster.
 type offlineRestore struct {
 	on          bool
 	recoveryKey string // path; "-": stdin; empty: none
@@ -180,7 +181,7 @@ func (o *offlineRestore) flags(cmd *cobra.Command) {
 	o.source.fileFlags(cmd)
 }
 
-// given returns a flag that makes sense offline alone; empty: there is none.
+// given returns a flag that only makes sense offline; empty: none was given.
 func (o *offlineRestore) given(cmd *cobra.Command) string {
 	names := []string{"recovery-key", "config", "queen-only", "hive-only"}
 	for _, x := range settingFlags {
@@ -194,7 +195,7 @@ func (o *offlineRestore) given(cmd *cobra.Command) string {
 	return ""
 }
 
-// maxRecoveryKeyBytes bounds what is read as a recovery key.
+// maxRecoveryKeyBytes bounds the input that is read as a recovery key.
 const maxRecoveryKeyBytes = 4096
 
 func restoreOffline(ctx context.Context, a *app, cmd *cobra.Command, o *offlineRestore, snapshot io.Reader, path string) error {
@@ -294,7 +295,7 @@ func openSnapshot(path string) (*os.File, error) {
 	return f, nil
 }
 
-// inspectSnapshot opens a snapshot and looks into it. The caller closes it.
+// inspectSnapshot opens and inspects a snapshot. The caller closes it.
 func inspectSnapshot(path string) (*os.File, core.SnapshotInfo, error) {
 	f, err := openSnapshot(path)
 	if err != nil {

@@ -9,8 +9,8 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// A person at a terminal judges an unknown host key: yes installs with that fingerprint, anything
-// else installs nothing.
+// A person at a terminal judges an unknown host key: yes installs with that fingerprint, any other
+// answer installs nothing.
 func TestUnknownHostKeyOnATerminal(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {

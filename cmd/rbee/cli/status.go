@@ -16,7 +16,7 @@ import (
 	"github.com/rbee-project/rbee/core/client"
 )
 
-// How much of a long list the one screen shows.
+// These bound how much of a long list fits the one screen.
 const (
 	statusModels = 8
 	statusJobs   = 5
@@ -67,7 +67,7 @@ old that is. Where several addresses are named, each is asked whether it answers
 	return cmd
 }
 
-// standingOf is what the agent of this machine, if one runs that may be asked, knows of its
+// standingOf returns what the agent of this machine, if one runs and may be asked, knows of its
 // membership.
 func standingOf(ctx context.Context, a *app) core.Standing {
 	l := a.localAgent()
@@ -88,11 +88,11 @@ func standingOf(ctx context.Context, a *app) core.Standing {
 	return s
 }
 
-// answerTimeout is how long "rbee status" waits for each queen that was named.
+// answerTimeout is how long "rbee status" waits for each named queen.
 const answerTimeout = time.Second
 
-// whoAnswers asks every queen that the user named, where it is more than one, whether it is there:
-// one line for each that is not.
+// whoAnswers pings every queen that the user named, if more than one: one line for each that does
+// not answer.
 func whoAnswers(ctx context.Context, a *app, c *client.Client) (silent []string) {
 	t, err := a.target()
 	if err != nil || !t.named || len(t.addresses) < 2 {
@@ -201,7 +201,7 @@ func writeStatus(a *app, w io.Writer, s core.Status, address string, silent []st
 	)
 }
 
-// settingLines are the settings that somebody set, with why one does not count.
+// settingLines lists the settings that were changed, each with the reason if it has no effect.
 func settingLines(set []core.Setting) []string {
 	var out []string
 	for _, s := range set {
@@ -214,8 +214,8 @@ func settingLines(set []core.Setting) []string {
 	return out
 }
 
-// missing are the queens and hives of the registry that are not there: by gossip, and by their own
-// reports.
+// missing lists the queens and hives of the registry that are unreachable, by gossip and by their
+// own reports.
 func missing(s core.Status) []string {
 	var out []string
 	for _, q := range s.Queens {
@@ -232,7 +232,7 @@ func missing(s core.Status) []string {
 	return out
 }
 
-// unconfined lists the hives whose plugins are not confined as they can be.
+// unconfined lists the hives whose plugins are not confined as far as possible.
 func unconfined(hives []core.Hive) []string {
 	var out []string
 	for _, h := range hives {
@@ -244,7 +244,7 @@ func unconfined(hives []core.Hive) []string {
 	return out
 }
 
-// cut returns the first n of all and, where there are more, a line that says how to see them.
+// cut returns the first n of all and, if there are more, a line that explains how to see them.
 func cut[T any](all []T, n int, command string) (some []T, more string) {
 	if len(all) <= n {
 		return all, ""

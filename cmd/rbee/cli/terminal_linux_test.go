@@ -12,8 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// onTerminal runs "rbee args" with a terminal of its own as stdin, stdout and stderr. keys are what
-// a person types; screen is what it sees.
+// onTerminal runs "rbee args" with its own terminal as stdin, stdout and stderr. keys are what a
+// person types; screen is what they see.
 func onTerminal(t *testing.T, addr string, args ...string) (r *running, keys *os.File, screen *buffer) {
 	t.Helper()
 	fd, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
@@ -71,12 +71,12 @@ func TestChatOnATerminal(t *testing.T) {
 	}
 	see("Talking with rbee-tiny")
 	see(">>> ")
-	typed("hellp\x7fo\r") // a wrong letter is taken back
+	typed("hellp\x7fo\r") // deletes a wrong letter
 	see("1: hello")
-	typed("\x1b[A again\r") // the last line, and something behind it
+	typed("\x1b[A again\r") // the last line, with something appended
 	see("3: hello again")
 
-	// ^C stops the answer, not the program, and what came stays in the conversation.
+	// ^C stops the answer instead of the program, and the part received stays in the conversation.
 	typed("forever\r")
 	see("on on on ")
 	typed("\x03")
@@ -101,7 +101,7 @@ func TestChatOnATerminal(t *testing.T) {
 	must.Eq(t, 0, r.code(t))
 }
 
-// What is typed while an answer is given is there afterwards.
+// What is typed while an answer is generated is kept for the next prompt.
 func TestChatKeepsWhatIsTypedBehindInterrupt(t *testing.T) {
 	t.Parallel()
 	q := newFakeQueen(t)
@@ -126,7 +126,7 @@ func TestProgressAndQuestionsOnATerminal(t *testing.T) {
 	must.StrContains(t, screen.String(), "100%")
 	must.StrContains(t, screen.String(), "engine llama.cpp v0.5.0 installed")
 
-	// No is the answer that Enter gives.
+	// Enter answers no.
 	r, keys, screen := onTerminal(t, q.http.URL, "stop", "rbee-tiny")
 	eventually(t, contains(screen.String, "Retire worker w1 (rbee-tiny, 1 running request)? [y/N]"))
 	_, err := keys.WriteString("\r")
@@ -151,7 +151,7 @@ func TestProgressAndQuestionsOnATerminal(t *testing.T) {
 	must.Eq(t, 130, r.code(t))
 }
 
-// top draws until ^C, on a screen of its own, no wider and no higher than the terminal.
+// top draws until ^C, on the alternate screen, no wider and no higher than the terminal.
 func TestTopOnATerminal(t *testing.T) {
 	t.Parallel()
 	q := newFakeQueen(t)
@@ -165,13 +165,13 @@ func TestTopOnATerminal(t *testing.T) {
 	eventually(t, contains(screen.String, "41 requests running"))
 	must.StrContains(t, screen.String(), "more lines")
 	for picture := range strings.SplitSeq(screen.String(), screenHome) {
-		const ended = "\x1b[K\r\n" // as the terminal gets it
+		const ended = "\x1b[K\r\n" // as the terminal receives it
 		must.LessEq(t, 23, strings.Count(picture, ended))
 		for l := range strings.SplitSeq(picture, ended) {
 			must.LessEq(t, 100+len(screenRest)+len(screenBegin), len([]rune(l)))
 		}
 	}
-	// A queen that does not answer is no reason to end.
+	// A queen that does not answer does not end it.
 	q.http.CloseClientConnections()
 	_, err := keys.WriteString("\x03")
 	must.NoError(t, err)

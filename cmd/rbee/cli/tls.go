@@ -92,7 +92,7 @@ machine needs a new id to join again. A machine that still runs leaves better wi
 	return cmd
 }
 
-// files is what "rbee tls … create" wrote.
+// filesJSON is the output of "rbee tls … create".
 type filesJSON struct {
 	Cluster   string    `json:"cluster"`
 	Node      string    `json:"node,omitempty"`
@@ -284,7 +284,8 @@ func oldCertificate(certFile, keyFile string) (n pki.Node, hosts []string, keyPE
 	return n, hostsOf(certs[0]), keyPEM, nil
 }
 
-// hostsOf are the names and addresses that a certificate is for, without those that every one has.
+// hostsOf returns the names and addresses that a certificate is for, without those that every one
+// has.
 func hostsOf(c *x509.Certificate) []string {
 	var hosts []string
 	for _, name := range c.DNSNames {
@@ -300,14 +301,14 @@ func hostsOf(c *x509.Certificate) []string {
 	return hosts
 }
 
-// file is one that is to be written.
+// file is one to write.
 type file struct {
 	name string
 	data []byte
 	mode fs.FileMode
 }
 
-// writeNewFiles writes files that must not be there yet: keys are never replaced by accident.
+// writeNewFiles writes files that must not exist yet: keys are never replaced by accident.
 func writeNewFiles(dir string, files []file) ([]string, error) {
 	if err := disk.MakeFolder(dir); err != nil {
 		return nil, core.WithHint(core.Wrap(err, core.Invalid, "make the folder"), "Name another one with --out.")
@@ -419,7 +420,7 @@ func writeCertificates(a *app, w io.Writer, list []certificateJSON) error {
 	return nil
 }
 
-// certificates reads the certificates of a PEM file, and passes over what else is in it.
+// certificates reads the certificates of a PEM file, and skips other blocks.
 func certificates(b []byte) ([]*x509.Certificate, error) {
 	var out []*x509.Certificate
 	for block, rest := pem.Decode(b); block != nil; block, rest = pem.Decode(rest) {

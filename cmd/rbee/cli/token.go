@@ -19,7 +19,7 @@ import (
 	"github.com/rbee-project/rbee/core/token"
 )
 
-// maxJoinTTL bounds the life of a join token: anybody who has it can take a machine into the
+// maxJoinTTL bounds the lifetime of a join token: anybody who has it can join a machine to the
 // cluster.
 const maxJoinTTL = 24 * time.Hour
 
@@ -137,7 +137,7 @@ RBEE_ADDR is set, the queen of this machine is asked through its local socket. S
 	return cmd
 }
 
-// boundsOf reads the limits and the priority of an API token.
+// boundsOf parses the limits and the priority of an API token.
 func boundsOf(r *core.TokenRequest, limits []string, priority string) error {
 	for _, text := range limits {
 		l, err := core.ParseLimit(text)
@@ -156,7 +156,7 @@ func boundsOf(r *core.TokenRequest, limits []string, priority string) error {
 	return nil
 }
 
-// tokenRequest checks what the flags of "rbee token create" say. bounds are those of an API token.
+// tokenRequest validates the flags of "rbee token create". bounds are those of an API token.
 func tokenRequest(kind, name string, scopes, roles []string, ttl time.Duration, ttlGiven bool, bounds core.TokenRequest) (core.TokenRequest, error) {
 	r := bounds
 	r.Kind, r.Name, r.TTL = core.TokenKind(kind), name, core.Duration(ttl)
@@ -179,7 +179,7 @@ func tokenRequest(kind, name string, scopes, roles []string, ttl time.Duration, 
 				return r, usageHint("It is hive, or queen, which may be a hive as well.", "unknown role %q", role)
 			}
 		}
-		r.Roles = []core.Role{core.RoleHive} // said, as older queens make a queen's token of none
+		r.Roles = []core.Role{core.RoleHive} // explicit, as older queens default to a queen's token
 		if slices.Contains(roles, string(core.RoleQueen)) {
 			r.Roles = []core.Role{core.RoleQueen, core.RoleHive}
 		}
@@ -208,8 +208,8 @@ func tokenRequest(kind, name string, scopes, roles []string, ttl time.Duration, 
 	return r, nil
 }
 
-// tokenMaker returns a client of who makes a token. host is where machines join, if it is this
-// machine's queen, which is asked through its local socket; otherwise empty.
+// tokenMaker returns a client for creating a token. host is where machines join, if this machine's
+// queen creates it, through its local socket; otherwise empty.
 func tokenMaker(ctx context.Context, a *app, local bool) (c *client.Client, host string, err error) {
 	t, err := a.target()
 	if err != nil {
@@ -234,7 +234,7 @@ func tokenMaker(ctx context.Context, a *app, local bool) (c *client.Client, host
 	return c, joinAddress(id.RPCAddress()), err
 }
 
-// explainToken says on stderr what to do with a new token; host is where a machine joins.
+// explainToken explains on stderr what to do with a new token; host is where a machine joins.
 func explainToken(a *app, t core.NewToken, host string) {
 	until := "It does not expire"
 	if t.TTL > 0 {
@@ -253,7 +253,7 @@ func explainToken(a *app, t core.NewToken, host string) {
 		until, as, t.ID, t.Secret, host)
 }
 
-// joinHost is where a machine can join the cluster, as short as it can be said.
+// joinHost returns where a machine can join the cluster, in the shortest form.
 func joinHost(ctx context.Context, a *app, c *client.Client) string {
 	address := ""
 	queens, err := c.Queens(ctx, client.Consistency(core.ConsistencyStale))
@@ -272,7 +272,7 @@ func joinHost(ctx context.Context, a *app, c *client.Client) string {
 	return joinAddress(address)
 }
 
-// joinAddress is the address of an RPC port as short as it can be said.
+// joinAddress returns the address of an RPC port in the shortest form.
 func joinAddress(address string) string {
 	if host, port, err := net.SplitHostPort(address); err == nil && port == strconv.Itoa(token.DefaultPort) {
 		if strings.Contains(host, ":") {
@@ -337,7 +337,7 @@ func tokenTable(a *app, tokens []core.Token) *term.Table {
 	return t
 }
 
-// limitTexts says in a table what bounds a token.
+// limitTexts formats the bounds of a token for a table.
 func limitTexts(k core.Token) string {
 	var texts []string
 	for _, l := range k.Limits {
@@ -372,7 +372,7 @@ one after the other; with --overlap 0 every queen refuses it as soon as it has h
 	}
 	cmd.RunE = a.asking(func(ctx context.Context, c *client.Client, args []string) error {
 		id := args[0]
-		if p, err := token.Parse(id); err == nil { // somebody gave the whole token
+		if p, err := token.Parse(id); err == nil { // the whole token was given
 			id = p.ID
 		}
 		t, err := c.RotateToken(ctx, id, core.RotateRequest{Overlap: new(core.Duration(overlap))})
@@ -404,7 +404,7 @@ func tokenRevokeCommand(a *app) *cobra.Command {
 	}
 	cmd.RunE = a.asking(func(ctx context.Context, c *client.Client, args []string) error {
 		id := args[0]
-		if p, err := token.Parse(id); err == nil { // somebody gave the whole token
+		if p, err := token.Parse(id); err == nil { // the whole token was given
 			id = p.ID
 		}
 		tokens, err := c.Tokens(ctx)

@@ -30,12 +30,12 @@ type topView struct {
 	Workers         []core.Worker `json:"workers"` // the busiest first
 }
 
-// The escape sequences of a screen that is drawn again and again.
+// These are the escape sequences for a screen that is redrawn.
 const (
-	screenBegin = "\x1b[?1049h\x1b[?25l" // the other screen, no cursor
+	screenBegin = "\x1b[?1049h\x1b[?25l" // alternate screen, no cursor
 	screenEnd   = "\x1b[?25h\x1b[?1049l"
 	screenHome  = "\x1b[H"
-	lineEnd     = "\x1b[K\n" // a terminal goes to the first column by itself
+	lineEnd     = "\x1b[K\n" // the terminal adds the carriage return
 	screenRest  = "\x1b[J"
 )
 
@@ -91,8 +91,8 @@ func lookTop(ctx context.Context, a *app, c *client.Client) (topView, error) {
 	return v, nil
 }
 
-// watchTop draws until ^C, which is its ordinary end. A queen that does not answer for a while ends
-// nothing.
+// watchTop draws until ^C, its regular end. A queen that does not answer for a while does not end
+// it.
 func watchTop(ctx context.Context, a *app, c *client.Client, v topView, interval time.Duration) error {
 	fmt.Fprint(a.stdout, screenBegin)
 	defer fmt.Fprint(a.stdout, screenEnd)
@@ -126,7 +126,7 @@ func watchTop(ctx context.Context, a *app, c *client.Client, v topView, interval
 	}
 }
 
-// screenSize is that of the terminal at stdout, and what is usual where it does not say.
+// screenSize returns the size of the terminal at stdout, or the usual size if unknown.
 func (con *console) screenSize() (width, height int) {
 	out, _ := con.stdout.(*output)
 	if f, ok := out.to.(*os.File); ok {
@@ -137,7 +137,8 @@ func (con *console) screenSize() (width, height int) {
 	return 80, 24
 }
 
-// frame is text as one picture of so many columns and lines, over what was there.
+// frame returns text as one picture of that many columns and lines, which overwrites the previous
+// one.
 func frame(text string, width, height int) string {
 	lines := strings.Split(strings.TrimRight(text, "\n"), "\n")
 	if len(lines) > height-1 {
@@ -186,7 +187,7 @@ func writeTop(a *app, w io.Writer, v topView) error {
 	)
 }
 
-// gauge shows how much of a whole is used; empty where the whole is not known.
+// gauge shows how much of a whole is used; empty if the whole is unknown.
 func gauge(used, total int64) string {
 	if total <= 0 {
 		return ""

@@ -9,7 +9,7 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// build says what this program is.
+// build is the version of this program.
 type build struct {
 	Version string `json:"version"`
 	Commit  string `json:"commit"`
@@ -18,7 +18,7 @@ type build struct {
 	Arch    string `json:"arch"`
 }
 
-// buildOf takes what the linker was told, then what the Go toolchain noted.
+// buildOf prefers the linker's values to those that the Go toolchain recorded.
 func buildOf(version, commit string) build {
 	b := build{Version: version, Commit: commit, Go: runtime.Version(), OS: runtime.GOOS, Arch: runtime.GOARCH}
 	info, ok := debug.ReadBuildInfo()

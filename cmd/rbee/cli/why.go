@@ -123,7 +123,7 @@ func routeStateText(r core.RouteRecord) string {
 	return string(r.State)
 }
 
-// millis is a short time for people; empty for none.
+// millis formats a short time; empty for none.
 func millis(d core.Duration) string {
 	if d <= 0 {
 		return ""

@@ -74,8 +74,8 @@ func sortWorkers(workers []core.Worker) {
 	})
 }
 
-// workerTable is the table of "rbee ps". A worker of a silent hive shows what is known of the hive.
-// long adds what they can do.
+// workerTable returns the table of "rbee ps". For a worker of a silent hive it shows the state of
+// the hive. long adds the workers' capabilities.
 func workerTable(a *app, workers []core.Worker, hives []core.Hive, long bool) *term.Table {
 	columns := []string{"ID", "MODEL", "HIVE", "TYPE", "DEVICE", "STATE", "BUSY", "QUEUE", "TOKENS/S", "UNTIL", "SEEN"}
 	if long {
@@ -112,7 +112,7 @@ func workerTable(a *app, workers []core.Worker, hives []core.Hive, long bool) *t
 	return t
 }
 
-// untilText is when a worker unloads by itself.
+// untilText returns when a worker unloads by itself.
 func untilText(a *app, w core.Worker) string {
 	at, unloads := w.Load.UnloadsAt()
 	switch {
@@ -347,8 +347,8 @@ func destructiveFlags(cmd *cobra.Command, yes, dryRun *bool) {
 	cmd.Flags().BoolVar(dryRun, "dry-run", false, "only show what would be done")
 }
 
-// findWorkers resolves ids, prefixes of ids and models to workers, each once, in the order of the
-// arguments.
+// findWorkers resolves ids, prefixes of ids and models to workers, without duplicates, in the order
+// of the arguments.
 func findWorkers(ctx context.Context, c *client.Client, args []string) ([]core.Worker, error) {
 	var found []core.Worker
 	for _, arg := range args {
@@ -377,7 +377,7 @@ func findWorker(ctx context.Context, c *client.Client, arg string) ([]core.Worke
 	switch m, merr := c.Model(ctx, arg); {
 	case merr == nil:
 		id = m.ID
-	case core.KindOf(merr) == core.Invalid: // of several models
+	case core.KindOf(merr) == core.Invalid: // a prefix of several models
 		return nil, merr
 	}
 	workers, werr := c.Workers(ctx)
@@ -406,7 +406,7 @@ func describeWorkers(workers []core.Worker) string {
 	return fmt.Sprintf("%d workers, %s, with %s", len(workers), strings.Join(names, ", "), term.Plural(active, "running request"))
 }
 
-// writeExits says how each worker ended.
+// writeExits prints how each worker ended.
 func writeExits(out io.Writer, results []core.ExitResult) error {
 	for _, r := range results {
 		text := fmt.Sprintf("Worker %s ended", r.WorkerID)

@@ -24,7 +24,7 @@ import (
 	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
 )
 
-// peak is the most memory that a process has held.
+// peak returns the peak memory of a process.
 func peak(t testing.TB, pid int) int64 {
 	t.Helper()
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
@@ -40,8 +40,8 @@ func peak(t testing.TB, pid int) int64 {
 	return 0
 }
 
-// A hundred bodies of almost 16 MiB, none of which ends, stay within the budget of memory; a small
-// request is answered meanwhile.
+// A hundred unfinished bodies of almost 16 MiB stay within the memory budget; a small request is
+// answered meanwhile.
 func TestBodiesStayWithinMemory(t *testing.T) {
 	t.Parallel()
 	a := startAgent(t, agentOptions{})
@@ -71,11 +71,11 @@ func TestBodiesStayWithinMemory(t *testing.T) {
 	resp.Body.Close()
 	after := peak(t, a.cmd.Process.Pid)
 	t.Logf("before %d MiB, at most %d MiB", before>>20, after>>20)
-	must.Less(t, 1<<30, after) // the budget of 256 MiB, what is copied, and what is not yet collected; without one, 3 GB
+	must.Less(t, 1<<30, after) // the budget of 256 MiB, copies, and garbage; without the budget, 3 GB
 }
 
-// Idle connections, more than the agent may have files, do not take the API away, and the log has a
-// line.
+// More idle connections than the agent may have open files do not take the API down, and are
+// logged.
 func TestIdleConnectionsWithFewFiles(t *testing.T) {
 	t.Parallel()
 	a := startAgent(t, agentOptions{files: 256})
@@ -92,7 +92,7 @@ func TestIdleConnectionsWithFewFiles(t *testing.T) {
 	must.StrContains(t, a.log.String(), "too many connections")
 }
 
-// Strangers with unfinished calls take next to no memory of a queen.
+// Unauthenticated clients with unfinished calls take next to no memory of a queen.
 func TestStrangersTakeNoMemory(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t)
@@ -108,7 +108,7 @@ func TestStrangersTakeNoMemory(t *testing.T) {
 		must.NoError(t, err)
 		t.Cleanup(func() { _ = cc.Close() })
 		for range 16 {
-			wg.Go(func() { // a whole message, and never the end of the call
+			wg.Go(func() { // a whole message, but never the end of the call
 				s, err := cc.NewStream(ctx, &grpc.StreamDesc{ClientStreams: true}, queenv1.JoinService_Join_FullMethodName)
 				if err == nil {
 					_ = s.SendMsg(&queenv1.JoinRequest{CertificateRequest: make([]byte, 15<<20)})
@@ -123,7 +123,7 @@ func TestStrangersTakeNoMemory(t *testing.T) {
 	must.Less(t, before+64<<20, after)
 }
 
-// The descriptors of connections to a worker go with the worker.
+// The descriptors of connections to a worker are closed when the worker exits.
 func TestConnectionsGoWithWorker(t *testing.T) {
 	t.Parallel()
 	a := startAgent(t, agentOptions{})

@@ -16,9 +16,9 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
-// actor is a server of OpenAI's chat that says what a capable model would: coding agents send more
-// instructions than a small model can read. A question gets an answer, a request to count a call of
-// the agent's shell, and the shell's output the answer that repeats it.
+// actor is a server of OpenAI's chat API that answers like a capable model would: coding agents
+// send more instructions than a small model can read. It answers a question with text, a request to
+// count with a call of the agent's shell, and the shell's output with an answer that repeats it.
 func actor(t testing.TB) *httptest.Server {
 	t.Helper()
 	mux := http.NewServeMux()
@@ -35,7 +35,7 @@ func actor(t testing.TB) *httptest.Server {
 			http.Error(w, `{"error":{"message":"a chat is needed","type":"invalid_request_error"}}`, http.StatusBadRequest)
 			return
 		}
-		// Some agents put reminders of their own behind what a person or a tool said.
+		// Some agents append reminders to what a person or a tool said.
 		var last openai.Message
 		said, counting := "", false
 		for _, m := range in.Messages {
@@ -72,7 +72,7 @@ func actor(t testing.TB) *httptest.Server {
 	return s
 }
 
-// shellCall is a call of the shell among an agent's tools; nil: it has none.
+// shellCall returns a call of the shell among an agent's tools; nil: it has none.
 func shellCall(tools []openai.Tool) any {
 	const command = "echo bees-$((3+4))"
 	for _, tool := range tools {
@@ -90,8 +90,8 @@ func shellCall(tools []openai.Tool) any {
 	return nil
 }
 
-// TestCodingAgents has coding agents answer a prompt and run a command, started by "rbee launch"
-// with nothing of their own configured. `make conformance` installs them.
+// TestCodingAgents makes coding agents answer a prompt and run a command, started by "rbee launch"
+// without any configuration. `make conformance` installs them.
 func TestCodingAgents(t *testing.T) {
 	t.Parallel()
 	dir := os.Getenv("RBEE_TEST_AGENTS")
@@ -100,10 +100,10 @@ func TestCodingAgents(t *testing.T) {
 	}
 	a := startAgent(t, agentOptions{config: oneMachine + fmt.Sprintf("worker \"actor\" {\n  plugin = \"rbee-worker-openai\"\n  config {\n    url = [%q]\n    capabilities = [\"chat\", \"tools\", \"tokenize\"]\n  }\n}\n", actor(t).URL)})
 	for name, how := range map[string]struct {
-		program string   // below node_modules: what its package would link is made by a script that npm does not run
+		program string   // below node_modules: a script that npm does not run would create its package's links
 		args    []string // the prompt follows
 	}{
-		// The test's own folder is no place to keep a shell in.
+		// The sandbox is off: confining the shell to the test's own folder gains nothing.
 		"codex":    {".bin/codex", []string{"exec", "--skip-git-repo-check", "--sandbox", "danger-full-access"}},
 		"opencode": {"opencode-linux-" + npmArch() + "/bin/opencode", []string{"run"}},
 		"claude":   {"@anthropic-ai/claude-code-linux-" + npmArch() + "/claude", []string{"--allowedTools", "Bash", "-p"}},
@@ -133,7 +133,7 @@ func TestCodingAgents(t *testing.T) {
 	}
 }
 
-// npmArch is this machine's processor as npm's packages are named.
+// npmArch returns this machine's processor as npm's packages name it.
 func npmArch() string {
 	if runtime.GOARCH == "amd64" {
 		return "x64"

@@ -24,14 +24,14 @@ import (
 	"github.com/rbee-project/rbee/core/pluginhost"
 )
 
-// run of one streamed request, as its client saw it.
+// timing is one streamed request, as measured by its client.
 type timing struct {
 	first  time.Duration // until the first event with content
 	total  time.Duration
 	tokens int
 }
 
-// ask streams tokens from a worker, through whatever the client dials, and times it.
+// ask streams tokens from a worker, over whatever the client dials, and times it.
 func ask(ctx context.Context, c *http.Client, base string, tokens int) (timing, error) {
 	body := fmt.Sprintf(`{"model":"rbee-tiny","stream":true,"ignore_eos":true,"temperature":0,"max_tokens":%d,"messages":[{"role":"user","content":"What is a queen?"}]}`, tokens)
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, base+"/v1/chat/completions", strings.NewReader(body))
@@ -62,7 +62,7 @@ func ask(ctx context.Context, c *http.Client, base string, tokens int) (timing, 
 		}
 	}
 	t.total = time.Since(start)
-	if t.tokens < tokens*9/10 { // some tokens are half a character and come with the next
+	if t.tokens < tokens*9/10 { // some tokens are half a character and arrive with the next
 		return t, fmt.Errorf("%d events for %d tokens", t.tokens, tokens)
 	}
 	return t, nil
@@ -73,11 +73,11 @@ func median[T int64 | float64 | time.Duration](list []T) T {
 	return list[len(list)/2]
 }
 
-// echoSocket is the variable by which bareHop has this test binary answer on a socket instead of
+// echoSocket is the variable by which bareHop makes this test binary echo on a socket instead of
 // running tests.
 const echoSocket = "RBEE_E2E_ECHO_SOCKET"
 
-// echo sends back what comes on the first connection to a socket.
+// echo echoes what it receives on the first connection to a socket.
 func echo(socket string) error {
 	l, err := net.Listen("unix", socket)
 	if err != nil {
@@ -93,9 +93,9 @@ func echo(socket string) error {
 	return err
 }
 
-// bareHop is what this machine charges for one more Go process on the way, whatever it does: the
-// round trip of a byte through one that echoes it, after as long a pause as a first token takes. On
-// a virtual machine, waking a sleeping processor is most of it.
+// bareHop measures the cost of one more Go process on the path on this machine: the round trip of a
+// byte through one that echoes it, after as long a pause as a first token takes. On a virtual
+// machine, most of it is waking a sleeping processor.
 func bareHop(b *testing.B) time.Duration {
 	b.Helper()
 	socket := filepath.Join(shortDir(b), "echo")
@@ -152,11 +152,11 @@ func reverseProxy(b *testing.B, worker pluginhost.Attachment, mode ...string) pr
 }
 
 // BenchmarkRelay compares a stream through the queen with the same stream from the worker's own
-// socket, in turn, on the same worker. Goals: ratio of tokens/s at least 0.99, added time to the
-// first token at most 200 µs (medians). What of it is the machine's say two others in the same
-// rounds, each in a process of its own: a bare net/http/httputil.ReverseProxy (peer_), and one that
-// copies bytes between the two connections and knows no HTTP (copy_); and, on an idle machine, a
-// process that echoes a byte (bare_hop_).
+// socket, by turns, on the same worker. Goals: ratio of tokens/s at least 0.99, added time to the
+// first token at most 200 µs (medians). Two others in the same rounds, each in a separate process,
+// show the machine's share: a bare net/http/httputil.ReverseProxy (peer_), and one that copies
+// bytes between the two connections without HTTP (copy_); and, on an idle machine, a process that
+// echoes a byte (bare_hop_).
 func BenchmarkRelay(b *testing.B) {
 	a := startAgent(b, agentOptions{})
 	a.spawn("--threads", "1")
@@ -171,7 +171,7 @@ func BenchmarkRelay(b *testing.B) {
 		{&http.Client{Transport: &http.Transport{}}, reverseProxy(b, worker, "copy").base},
 	}
 	const direct, through, peer, bare, n = 0, 1, 2, 3, 4
-	orders := [][n]int{{0, 1, 2, 3}, {1, 3, 0, 2}, {2, 0, 3, 1}, {3, 2, 1, 0}} // each once in each place, none always behind the same
+	orders := [][n]int{{0, 1, 2, 3}, {1, 3, 0, 2}, {2, 0, 3, 1}, {3, 2, 1, 0}} // each once in each position, none always after the same
 	const tokens, rounds, short, shortRounds = 400, 40, 4, 400
 	measure := func(tokens, rounds int) [n][]timing {
 		var all [n][]timing
@@ -233,7 +233,7 @@ func BenchmarkAgentStart(b *testing.B) {
 			start := time.Now()
 			must.NoError(b, cmd.Start())
 			for {
-				if _, err := os.Stat(record); err == nil { // written when it can serve
+				if _, err := os.Stat(record); err == nil { // written once it can serve
 					break
 				}
 				must.Less(b, patience, time.Since(start))
@@ -252,7 +252,7 @@ func BenchmarkAgentStart(b *testing.B) {
 	b.ReportMetric(0, "ns/op")
 }
 
-// BenchmarkCancel measures from ^C of a running `rbee infer` until its worker is idle. Goal: 100
+// BenchmarkCancel measures from ^C in a running `rbee infer` until its worker is idle. Goal: 100
 // ms.
 func BenchmarkCancel(b *testing.B) {
 	a := startAgent(b, agentOptions{config: configured(b)})
@@ -280,7 +280,7 @@ func BenchmarkCancel(b *testing.B) {
 	b.ReportMetric(0, "ns/op")
 }
 
-// BenchmarkSize reports the size of the stripped program. Goal: 30 MB; TestSize holds it.
+// BenchmarkSize reports the size of the stripped program. Goal: 30 MB; TestSize enforces it.
 func BenchmarkSize(b *testing.B) {
 	for b.Loop() {
 		b.ReportMetric(float64(programSize(b))/1e6, "MB")
@@ -295,15 +295,16 @@ func programSize(t testing.TB) int64 {
 	return info.Size()
 }
 
-// The stripped program has at most 30 MB. It grows by millions of bytes at once when something in
-// it may call methods by name, as text/template does: then the linker keeps all methods of all
-// types. `go build -ldflags=-dumpdep ./cmd/rbee 2>&1 | grep ReflectMethod` shows what it is.
+// The stripped program has at most 30 MB. It grows by several MB at once when something in it may
+// call methods by name, as text/template does: then the linker keeps all methods of all types. `go
+// build -ldflags=-dumpdep ./cmd/rbee 2>&1 | grep ReflectMethod` shows the cause.
 func TestSize(t *testing.T) {
 	t.Parallel()
 	must.LessEq(t, 30_000_000, programSize(t))
 }
 
-// residentBytes is the resident memory of a process on Linux; elsewhere the benchmark reports 0.
+// residentBytes returns the resident memory of a process on Linux; elsewhere the benchmark reports
+// 0.
 func residentBytes(t testing.TB, pid int) int64 {
 	t.Helper()
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", pid))

@@ -15,7 +15,7 @@ import (
 	"github.com/rbee-project/rbee/core/coretest"
 )
 
-// buildEnv lets hives build, offline, with the caches of whoever runs the tests.
+// buildEnv lets hives build, offline, with the caches of the user who runs the tests.
 func buildEnv(t testing.TB) []string {
 	t.Helper()
 	dir := t.TempDir()
@@ -27,9 +27,9 @@ func buildEnv(t testing.TB) []string {
 	return []string{"RBEE_HIVE_BUILD_ENABLED=true", "RBEE_HIVE_BUILD_CACHE_DIR=" + dir, "GOPROXY=off"}
 }
 
-// tidyParrot is the parrot as somebody would have it in a repository of their own, with what it
-// needs in its go.mod. That is asked of the go command offline, by what is built: "go mod tidy"
-// also wants what only the tests of others need, which a machine that built rbee need not have.
+// tidyParrot returns the parrot as a separate repository would contain it, with its requirements in
+// go.mod. They are derived offline from what is built: "go mod tidy" would also need what only the
+// tests of dependencies import, which a machine that built rbee may lack.
 func tidyParrot(t testing.TB) string {
 	t.Helper()
 	dir := parrotModule(t)
@@ -66,7 +66,7 @@ func (o *contract) workerBinaryDelete() {
 	must.Eq(o.t, core.NotFound, core.KindOf(o.fails(core.Request{Operation: core.OpWorkerBinaryDelete, Binary: "../..", Hive: "hive-1"})))
 }
 
-// The process table of a machine is there when no queen can be reached: its own agent is asked.
+// The process table of a machine is available when no queen can be reached: its own agent answers.
 func TestProcessListWithoutAQueen(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t)
@@ -79,7 +79,7 @@ func TestProcessListWithoutAQueen(t *testing.T) {
 		cmd.Env = append([]string{"RBEE_TOKEN=" + c.token, "RBEE_DATA_DIR=" + hive.dir}, hive.env...)
 		var out, talk bytes.Buffer
 		cmd.Stdout, cmd.Stderr = &out, &talk
-		_ = cmd.Run() // the exit code says it
+		_ = cmd.Run() // the exit code reports it
 		return out.String(), talk.String(), cmd.ProcessState.ExitCode()
 	}
 	out, talk, code := local("worker", "process", "list")
@@ -94,7 +94,7 @@ func TestProcessListWithoutAQueen(t *testing.T) {
 	must.StrContains(t, out, spawned.Worker.ID)
 	_, _, code = local("worker", "process", "get", "1")
 	must.Eq(t, 1, code)
-	// Only the agent's user can open the socket, and it goes with the agent.
+	// Only the agent's user can open the socket, and it is removed with the agent.
 	info, err := os.Lstat(filepath.Join(hive.dir, "run", "agent.sock"))
 	must.NoError(t, err)
 	must.Eq(t, os.FileMode(0o600), info.Mode().Perm())

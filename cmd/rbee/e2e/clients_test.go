@@ -11,7 +11,7 @@ import (
 	"github.com/shoenig/test/must"
 )
 
-// TestNodeClients tries rbee with the client libraries that people use from Node. One agent serves
+// TestNodeClients tests rbee with the client libraries that people use from Node. One agent serves
 // all. `make conformance` installs the libraries; their cases are in testdata/clients.
 func TestNodeClients(t *testing.T) {
 	t.Parallel()
@@ -24,10 +24,10 @@ func TestNodeClients(t *testing.T) {
 	a := startAgent(t, agentOptions{config: oneMachine + fileCatalog(filepath.Dir(embeds)), store: ownStore(t)})
 	a.must("pull", "file:"+embeds)
 	a.spawn("--slots", "4")
-	// What every library must be tried with; those that have no such thing say so here.
+	// These are the cases that every library must pass; exceptions state what a library lacks.
 	needed := map[string]string{
 		"openai":    "chat stream tools structured embeddings errors abort models completions responses",
-		"anthropic": "chat stream tools structured errors abort models count", // the API has no embeddings
+		"anthropic": "chat stream tools structured errors abort models count", // this API has no embeddings
 		"ollama":    "chat stream tools structured embeddings errors abort models pull",
 		"langchain": "chat stream tools structured embeddings errors abort", // it lists no models
 		"vercel":    "chat stream tools structured embeddings errors abort", // it lists no models
@@ -43,7 +43,7 @@ func TestNodeClients(t *testing.T) {
 			for line := range strings.Lines(r.stdout) {
 				var c struct{ Case, Error string }
 				if json.Unmarshal([]byte(line), &c) != nil || c.Case == "" {
-					continue // a library's own talk
+					continue // the library's own output
 				}
 				failed[c.Case] = c.Error
 			}

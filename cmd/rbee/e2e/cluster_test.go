@@ -29,8 +29,8 @@ import (
 	"github.com/rbee-project/rbee/core/pki"
 )
 
-// cluster is several agents of one cluster on this machine, each with a loopback address of its own
-// and the default ports there.
+// cluster is several agents of one cluster on this machine, each with its own loopback address and
+// the default ports on it.
 type cluster struct {
 	t      testing.TB
 	net    string // the first three numbers of the addresses
@@ -38,16 +38,16 @@ type cluster struct {
 	lan    *lan   // nil: all nodes are on loopback addresses
 	thread *thread
 	bin    string // name of the program, in the folder of the built one
-	token  string // the operator's
+	token  string // the operator's token
 	ca     []byte // PEM
 	signer *pki.CA
 	nodes  []*node
 	slots  int
-	extra  string // of every node's configuration
-	// ownStores gives every node a store of its own, without an engine, in its data folder.
+	extra  string // added to every node's configuration
+	// ownStores gives every node its own store, without an engine, in its data folder.
 	ownStores bool
 	env       []string    // of agents and commands, beside the usual
-	disk      func(*node) // makes the data folder of a node special; nil: it is none
+	disk      func(*node) // mounts a special disk as a node's data folder; nil: none
 }
 
 // node is one machine of a cluster: its folders and, while it runs, its agent.
@@ -62,26 +62,26 @@ type node struct {
 	hive  bool
 	log   *lockedBuffer
 
-	process atomic.Pointer[process] // the latest; nil: none yet
+	process atomic.Pointer[process] // the latest run; nil: none yet
 }
 
 // process is one run of an agent.
 type process struct {
 	cmd  *exec.Cmd
-	done chan struct{} // closed when it has ended
+	done chan struct{} // closed when it has exited
 }
 
-// newCluster is a cluster without nodes, on loopback addresses.
+// newCluster returns a cluster without nodes, on loopback addresses.
 func newCluster(t testing.TB) *cluster {
 	t.Helper()
 	binDir(t)
-	// Any address of 127.0.0.0/8 is this machine's, so that tests at the same time do not meet.
+	// Any address of 127.0.0.0/8 is this machine's, so that concurrent tests do not clash.
 	c := &cluster{t: t, net: fmt.Sprintf("127.%d.%d", 1+rand.IntN(254), rand.IntN(256)), thread: newThread(), bin: "rbee", slots: 8}
 	t.Cleanup(c.thread.close)
 	return c
 }
 
-// newLANCluster is a cluster whose nodes have cables that can be pulled.
+// newLANCluster returns a cluster whose nodes' network cables can be unplugged.
 func newLANCluster(t testing.TB) *cluster {
 	t.Helper()
 	c := newCluster(t)
@@ -116,7 +116,7 @@ func (c *cluster) add(name string, queen, hive bool) *node {
 	return n
 }
 
-// start makes a cluster of queens and hives as a person would: init, agent, and for each further
+// start creates a cluster of queens and hives as a person would: init, agent, and for each further
 // machine a join token and its agent.
 func (c *cluster) start(queens, hives int) {
 	c.t.Helper()
@@ -129,8 +129,8 @@ func (c *cluster) start(queens, hives int) {
 	c.join(queens, hives)
 }
 
-// join starts the agents of the nodes that were added, the first of which begins the cluster, and
-// waits until all are there.
+// join starts the agents of the added nodes, the first of which starts the cluster, and waits until
+// all have joined.
 func (c *cluster) join(queens, hives int) {
 	c.t.Helper()
 	first := c.nodes[0]
@@ -148,7 +148,7 @@ func (c *cluster) join(queens, hives int) {
 	c.keepSigner()
 	first.start()
 	first.awaitAnswer()
-	c.await(func(core.Status) error { return nil }) // it takes the token: the cluster is in the registry
+	c.await(func(core.Status) error { return nil }) // it accepts the token: the cluster is in the registry
 	for _, n := range c.nodes[1:] {
 		n.start("-join", first.joinToken(n)+"@"+first.ip)
 	}
@@ -176,7 +176,7 @@ func (c *cluster) join(queens, hives int) {
 	})
 }
 
-// keepSigner takes the CA from the first queen's disk, where it waits for the registry.
+// keepSigner copies the CA from the first queen's disk, where it waits for the registry.
 func (c *cluster) keepSigner() {
 	c.t.Helper()
 	id, err := pki.Load(c.nodes[0].dir)
@@ -188,7 +188,7 @@ func (c *cluster) keepSigner() {
 	must.NoError(c.t, err)
 }
 
-// await waits until the status that some queen gives satisfies check.
+// await waits until some queen's status satisfies check.
 func (c *cluster) await(check func(core.Status) error) {
 	c.t.Helper()
 	cl := c.client(c.queens()...)
@@ -201,7 +201,7 @@ func (c *cluster) await(check func(core.Status) error) {
 	})
 }
 
-// queens are the nodes that run a queen now.
+// queens returns the nodes that currently run a queen.
 func (c *cluster) queens() []*node {
 	var out []*node
 	for _, n := range c.nodes {
@@ -212,7 +212,7 @@ func (c *cluster) queens() []*node {
 	return out
 }
 
-// leader is the queen that leads now.
+// leader returns the current leader.
 func (c *cluster) leader() *node {
 	c.t.Helper()
 	var leader *node
@@ -230,7 +230,7 @@ func (c *cluster) leader() *node {
 	return leader
 }
 
-// httpClient trusts the cluster's CA.
+// httpClient returns a client that trusts the cluster's CA.
 func (c *cluster) httpClient() *http.Client {
 	roots := x509.NewCertPool()
 	must.True(c.t, roots.AppendCertsFromPEM(c.ca))
@@ -240,7 +240,7 @@ func (c *cluster) httpClient() *http.Client {
 	}}
 }
 
-// dial connects to a node, whatever became of its cable.
+// dial connects to a node, even if its cable is unplugged.
 func (c *cluster) dial(ctx context.Context, address string) (net.Conn, error) {
 	if c.lan != nil {
 		return c.lan.dial(ctx, "tcp", address)
@@ -249,7 +249,7 @@ func (c *cluster) dial(ctx context.Context, address string) (net.Conn, error) {
 	return d.DialContext(ctx, "tcp", address)
 }
 
-// client is a client with the operator's token that knows only these queens.
+// client returns a client with the operator's token that knows only these queens.
 func (c *cluster) client(queens ...*node) *client.Client {
 	c.t.Helper()
 	var addresses []string
@@ -297,7 +297,7 @@ func (n *node) must(args ...string) string {
 	return r.stdout
 }
 
-// joinToken makes a token that takes another machine in.
+// joinToken creates a token with which another machine can join.
 func (n *node) joinToken(other *node) string {
 	n.c.t.Helper()
 	var made core.NewToken
@@ -316,7 +316,7 @@ func (n *node) start(args ...string) {
 	must.NoError(n.c.t, n.launch(args...))
 }
 
-// launch is start for any goroutine.
+// launch is start for use in any goroutine.
 func (n *node) launch(args ...string) error {
 	cmd := exec.Command(filepath.Join(os.Getenv("RBEE_TEST_BIN"), n.c.bin), append([]string{"agent", "-config", n.file}, args...)...)
 	cmd.Env = n.env
@@ -334,7 +334,7 @@ func (n *node) launch(args ...string) error {
 	return nil
 }
 
-// kill ends the agent as a power cut would, and is for any goroutine.
+// kill ends the agent as a power cut would. It may be called from any goroutine.
 func (n *node) kill() {
 	if p := n.process.Load(); p != nil {
 		_ = p.cmd.Process.Kill()
@@ -351,7 +351,7 @@ func (n *node) signal(sig syscall.Signal) error {
 	return p.cmd.Process.Signal(sig)
 }
 
-// pid is the agent's process id; 0: it never ran.
+// pid returns the agent's process id; 0: it never ran.
 func (n *node) pid() int {
 	p := n.process.Load()
 	if p == nil {
@@ -360,7 +360,7 @@ func (n *node) pid() int {
 	return p.cmd.Process.Pid
 }
 
-// id is the node's, which it has from its first start on.
+// id returns the node's id, which exists from its first start on.
 func (n *node) id() string {
 	b, err := os.ReadFile(filepath.Join(n.dir, "node-id"))
 	if err != nil {
@@ -369,7 +369,7 @@ func (n *node) id() string {
 	return strings.TrimSpace(string(b))
 }
 
-// awaitAnswer waits until the queen answers at all; it need not know a leader.
+// awaitAnswer waits until the queen answers; it need not know a leader.
 func (n *node) awaitAnswer() {
 	n.c.t.Helper()
 	hc := n.c.httpClient()
@@ -403,7 +403,7 @@ func (n *node) running() bool {
 	}
 }
 
-// stop sends a signal and waits for the end of the agent.
+// stop sends a signal and waits until the agent has exited.
 func (n *node) stop(sig syscall.Signal) {
 	n.c.t.Helper()
 	if !n.running() {

@@ -11,8 +11,8 @@ import (
 	"github.com/shoenig/test/must"
 )
 
-// conversationsStay has conversations with a model of several workers: each goes on at the worker
-// that has read it, which reads only what is new.
+// conversationsStay holds conversations with a model of several workers: each continues at the
+// worker that has read it, which reads only what is new.
 func conversationsStay(t *testing.T, a *agent) {
 	t.Helper()
 	type message struct {

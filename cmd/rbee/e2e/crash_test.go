@@ -18,14 +18,14 @@ import (
 	"github.com/rbee-project/rbee/core/coretest"
 )
 
-// configured is an agent with a registry on disk, whose workers outlive it, and which may load the
-// slow model.
+// configured returns the configuration of an agent with a registry on disk, whose workers outlive
+// it, and which may load the slow model.
 func configured(t testing.TB) string {
 	return oneMachine + fileCatalog(slowDir(t))
 }
 
-// stream asks for an answer of so many tokens and returns the lines of the event stream as they
-// come.
+// stream requests an answer of so many tokens and returns the lines of the event stream as they
+// arrive.
 func (a *agent) stream(model string, tokens int) (*http.Response, *bufio.Reader) {
 	a.t.Helper()
 	body := fmt.Sprintf(`{"model":%q,"stream":true,"ignore_eos":true,"max_tokens":%d,"temperature":0,"messages":[{"role":"user","content":"Tell me a story."}]}`, model, tokens)
@@ -60,7 +60,7 @@ func TestKilledWorker(t *testing.T) {
 	must.NoError(t, syscall.Kill(spawned.PID, syscall.SIGKILL))
 	killed := time.Now()
 	rest, err := io.ReadAll(r)
-	must.Error(t, err) // cut, not ended: no client takes it for a whole answer
+	must.Error(t, err) // cut, not ended: clients recognize an incomplete answer
 	must.StrNotContains(t, string(rest), "[DONE]")
 	var last struct {
 		Error struct {
@@ -90,7 +90,7 @@ func TestKilledWorker(t *testing.T) {
 	must.Len(t, 0, jsonOf[[]core.Worker](a, "ps"))
 	must.Len(t, 0, jsonOf[[]core.Process](a, "worker", "process", "list", "--hive", "localhost"))
 
-	// The next request just works: a new worker is started for it.
+	// The next request works: a new worker is started for it.
 	must.StrContains(t, a.must("infer", "--model", "rbee-tiny", "--prompt", "What is a queen?"), "queen")
 	again := a.spawnModel(spawned.Worker.Model)
 	must.NotEq(t, spawned.PID, again.PID)
@@ -108,7 +108,7 @@ func TestKilledAgentFindsItsWorkerAgain(t *testing.T) {
 	a.stop(syscall.SIGKILL)
 	_, err := io.ReadAll(r)
 	must.Error(t, err)
-	must.NoError(t, syscall.Kill(spawned.PID, 0)) // it lives on
+	must.NoError(t, syscall.Kill(spawned.PID, 0)) // it keeps running
 
 	b := startAgent(t, agentOptions{config: config, dir: dir})
 	workers := jsonOf[[]core.Worker](b, "ps")
@@ -119,9 +119,9 @@ func TestKilledAgentFindsItsWorkerAgain(t *testing.T) {
 	must.Len(t, 1, processes)
 	must.Eq(t, spawned.PID, processes[0].PID)
 	must.Eq(t, answer, b.must("infer", "--model", spawned.Worker.Model, "--temperature", "0", "--max-tokens", "8", "--prompt", "hello"))
-	must.Len(t, 1, jsonOf[[]core.Worker](b, "ps")) // served by the old worker, not by a new one
+	must.Len(t, 1, jsonOf[[]core.Worker](b, "ps")) // the old worker served it, not a new one
 
-	// It dies unseen by any agent: the next one tells the truth.
+	// It dies while no agent runs: the next agent reports the current state.
 	b.stop(syscall.SIGKILL)
 	must.NoError(t, syscall.Kill(spawned.PID, syscall.SIGKILL))
 	c := startAgent(t, agentOptions{config: config, dir: dir})
@@ -149,8 +149,8 @@ func TestEndedAgent(t *testing.T) {
 	})
 }
 
-// The first TERM waits for running streams as long as the configuration says, a second one no
-// longer; the stream is told why it ends.
+// The first TERM waits for running streams as long as configured, a second one no longer; streams
+// end with a reason.
 func TestSecondTermTellsStreams(t *testing.T) {
 	t.Parallel()
 	a := startAgent(t, agentOptions{config: configured(t), env: []string{"RBEE_HIVE_STOP_GRACE=10m"}})
@@ -182,7 +182,7 @@ func TestRetire(t *testing.T) {
 	events(t, r, 2)
 	job, err := a.client().Submit(t.Context(), core.Request{Operation: core.OpActiveWorkerRetire, Worker: spawned.Worker.ID})
 	must.NoError(t, err)
-	// The running request is finished, not cut, though the worker takes no new one.
+	// The running request finishes uncut, though the worker accepts no new ones.
 	w, err := a.client().Worker(t.Context(), spawned.Worker.ID)
 	must.NoError(t, err)
 	must.Eq(t, core.WorkerRetiring, w.State)
@@ -205,7 +205,7 @@ func TestProcessDelete(t *testing.T) {
 	must.Len(t, 0, jsonOf[[]core.Worker](a, "ps"))
 }
 
-// spawnModel has a worker started for a model.
+// spawnModel starts a worker for a model.
 func (a *agent) spawnModel(model string) core.SpawnResult {
 	a.t.Helper()
 	out := a.must("worker", "spawn", "--model", model, "--threads", "1", "--format", "json")

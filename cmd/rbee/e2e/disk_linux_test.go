@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// smallDisk makes a folder a file system of its own with little space.
+// smallDisk mounts a separate file system with little space at a folder.
 func smallDisk(t testing.TB, dir string, bytes string) {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -23,7 +23,7 @@ func smallDisk(t testing.TB, dir string, bytes string) {
 	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
 }
 
-// fill uses up the space of a small disk and returns what gives it back.
+// fill uses up the space of a small disk and returns a function that frees it.
 func fill(dir string) (free func() error, err error) {
 	path := filepath.Join(dir, "filler")
 	f, err := os.Create(path)
@@ -43,7 +43,7 @@ func fill(dir string) (free func() error, err error) {
 	return func() error { return os.Remove(path) }, nil
 }
 
-// frozenDisk makes a folder a disk that can be stopped: writes to it wait, reads do not.
+// frozenDisk mounts at a folder a disk that can be frozen: writes to it block, reads do not.
 func frozenDisk(t testing.TB, dir string) *disk {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -73,7 +73,7 @@ func frozenDisk(t testing.TB, dir string) *disk {
 	return d
 }
 
-// disk is a file system that can be stopped.
+// disk is a file system that can be frozen.
 type disk struct{ dir string }
 
 func (d *disk) freeze(stop bool) error {
@@ -90,7 +90,7 @@ func (d *disk) freeze(stop bool) error {
 	return unix.IoctlSetInt(int(f.Fd()), request, 0) //nolint:gosec // a file descriptor fits
 }
 
-// The disks do what they are for.
+// The disks do what the other tests rely on.
 func TestDisks(t *testing.T) {
 	t.Parallel()
 	small := t.TempDir()

@@ -29,15 +29,15 @@ type engineArm struct {
 	client            *http.Client
 }
 
-// overSocket returns a client whose requests all go to a unix socket. Each has a connection of its
-// own: llama-server closes one after a stream without saying so.
+// overSocket returns a client whose requests all go to a unix socket. Each uses a new connection,
+// as llama-server closes one after a stream without announcing it.
 func overSocket(dial func(context.Context) (net.Conn, error)) *http.Client {
 	return &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return dial(ctx)
 	}}}
 }
 
-// engineAnswer is one streamed answer, as its client saw it.
+// engineAnswer is one streamed answer, as measured by its client.
 type engineAnswer struct {
 	text             string
 	first            time.Duration
@@ -52,7 +52,7 @@ func (e engineArm) chat(ctx context.Context, tokens int, messages ...map[string]
 	return e.stream(ctx, "/v1/chat/completions", map[string]any{"messages": messages}, tokens)
 }
 
-// post sends a request, whose answer the caller closes.
+// post sends a request; the caller closes the response.
 func (e engineArm) post(ctx context.Context, path string, fields map[string]any) (*http.Response, error) {
 	body, err := json.Marshal(fields)
 	if err != nil {
@@ -78,7 +78,7 @@ func (e engineArm) stream(ctx context.Context, path string, own map[string]any, 
 		return a, err
 	}
 	defer resp.Body.Close()
-	last, other := a.started, "" // other: what is no event, such as an error
+	last, other := a.started, "" // other: the last line that is not an event, such as an error
 	for r := bufio.NewReader(resp.Body); ; {
 		line, err := r.ReadString('\n')
 		if errors.Is(err, io.EOF) {
@@ -133,7 +133,7 @@ func (e engineArm) stream(ctx context.Context, path string, own map[string]any, 
 	return a, nil
 }
 
-// words returns a text of n words that begins like no other one.
+// words returns a text of n words with a unique beginning.
 func words(seed, n int) string {
 	var b strings.Builder
 	for i := range n {
@@ -200,7 +200,7 @@ func (e engineArm) measure(ctx context.Context, seed, scale int, f engineFigures
 		f.add(fmt.Sprintf("between tokens p99 at %d, ms", width), ms(percentile(gaps, 0.99)))
 	}
 
-	// A second turn after a long first one.
+	// A second turn follows a long first one.
 	question := user(words(seed+500, 220/scale))
 	a, err := e.chat(ctx, 16, question)
 	if err != nil {
@@ -214,8 +214,8 @@ func (e engineArm) measure(ctx context.Context, seed, scale int, f engineFigures
 	f.add("first token of a second turn, ms", ms(b.first))
 	f.add("its tokens that were not cached", float64(b.prompt-b.cached))
 
-	// JSON, longer than the answer may be. Not a conversation: llama-server has its grammar read
-	// what the template writes in front of an answer, and refuses where the vocabulary puts a space
+	// JSON, longer than the answer may be. It is not a conversation: llama-server makes its grammar
+	// read what the template puts before an answer, and refuses if the vocabulary adds a space
 	// there.
 	list := map[string]any{"type": "array", "minItems": 20, "items": map[string]any{"type": "object", "properties": map[string]any{"name": map[string]any{"type": "string", "maxLength": 8}, "age": map[string]any{"type": "integer"}}, "required": []string{"name", "age"}, "additionalProperties": false}}
 	start := time.Now()
@@ -254,9 +254,9 @@ func (e engineArm) measure(ctx context.Context, seed, scale int, f engineFigures
 // BenchmarkEngine compares a worker's data socket, the same worker through the queen, and
 // llama-server (RBEE_BENCH_LLAMA_SERVER is its path; without it there is no peer) on the same model
 // (RBEE_BENCH_MODEL, or a synthetic one of 135 M parameters) with one thread and 16 slots each, by
-// turns for RBEE_BENCH_ROUNDS (7), with texts shorter by RBEE_BENCH_SCALE (1). Embeddings are of an
-// encoder beside it. It prints a table of medians, with the quartiles and the median of the rounds'
-// ratios to the peer. What the queen holds is the whole agent.
+// turns for RBEE_BENCH_ROUNDS (7), with texts shortened by the factor RBEE_BENCH_SCALE (1).
+// Embeddings use a separate encoder. It prints a table of medians, with the quartiles and the
+// median of the rounds' ratios to the peer. The queen's memory is that of the whole agent.
 func BenchmarkEngine(b *testing.B) {
 	const slots, contextTokens = 16, 2048
 	number := func(name string, value int) int {
@@ -297,7 +297,7 @@ func BenchmarkEngine(b *testing.B) {
 	for b.Loop() {
 		for round := range rounds {
 			for i := range arms {
-				arm := (i + round) % len(arms) // none always behind the same
+				arm := (i + round) % len(arms) // none always after the same
 				began := time.Now()
 				seed := round*100000 + arm*10000
 				must.NoError(b, arms[arm].measure(b.Context(), seed, scale, figures[arm]))
@@ -337,6 +337,6 @@ func BenchmarkEngine(b *testing.B) {
 		}
 		table.WriteByte('\n')
 	}
-	// Not to the benchmark's log, which would be cut.
+	// Do not print to the benchmark's log, which would be truncated.
 	fmt.Printf("one thread, %d slots of %d tokens, %d rounds at scale %d; medians (quartiles), × median ratio to llama-server\n%s", slots, contextTokens, rounds, scale, table.String())
 }

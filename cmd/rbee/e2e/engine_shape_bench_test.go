@@ -23,14 +23,14 @@ import (
 	"github.com/rbee-project/rbee/core/coretest"
 )
 
-// engineShape is a model and how much of it BenchmarkEngine loads, with one thread.
+// engineShape is a model and how BenchmarkEngine loads it, with one thread.
 type engineShape struct {
 	model         string // path
-	slots, tokens int    // tokens of a slot
+	slots, tokens int    // tokens per slot
 }
 
-// spawn loads the model in a worker of the agent. It says what the worker is, how its data socket
-// is reached, and how long it took from the request to the end of the operation.
+// spawn loads the model in a worker of the agent. It returns the worker, how to reach its data
+// socket, and the time from the request to the end of the operation.
 func (s engineShape) spawn(b *testing.B, a *agent) (core.SpawnResult, *http.Client, time.Duration) {
 	b.Helper()
 	before := a.handles()
@@ -53,7 +53,7 @@ func (s engineShape) spawn(b *testing.B, a *agent) (core.SpawnResult, *http.Clie
 type enginePeer struct {
 	engineArm
 	pid  int
-	took time.Duration // from its start until it says that it is ready
+	took time.Duration // from its start until it reports that it is ready
 	stop func()
 }
 
@@ -71,7 +71,7 @@ func (s engineShape) peer(b *testing.B, exe string, more ...string) enginePeer {
 	stopped := false
 	p := enginePeer{pid: cmd.Process.Pid, stop: func() {
 		if !stopped {
-			_ = cmd.Process.Signal(syscall.SIGKILL) // it holds nothing
+			_ = cmd.Process.Signal(syscall.SIGKILL) // it has no state to lose
 			_ = cmd.Wait()
 		}
 		stopped = true
@@ -93,8 +93,8 @@ func (s engineShape) peer(b *testing.B, exe string, more ...string) enginePeer {
 	return p
 }
 
-// load loads the model once more, in a worker or a peer that ends at once, and says how long it
-// took and what it holds then. The worker's figures belong to the queen, through which it starts.
+// load loads the model once more, in a worker or a peer that ends at once, and returns how long it
+// took and the memory held then. The worker's figures count for the queen, through which it starts.
 func (s engineShape) load(b *testing.B, a *agent, exe string, arm int, f engineFigures) {
 	b.Helper()
 	var took time.Duration
@@ -116,7 +116,7 @@ func (s engineShape) load(b *testing.B, a *agent, exe string, arm int, f engineF
 	end()
 }
 
-// residentMiB is what a process holds in memory, pages of files among it.
+// residentMiB returns the resident memory of a process, including file pages.
 func residentMiB(b *testing.B, pid int) float64 {
 	b.Helper()
 	p, err := psutil.NewProcess(int32(pid))
@@ -126,7 +126,7 @@ func residentMiB(b *testing.B, pid int) float64 {
 	return float64(mem.RSS) / (1 << 20)
 }
 
-// readerModel makes an encoder of the shape of MiniLM, whose embeddings are measured.
+// readerModel creates an encoder of the shape of MiniLM, for measuring embeddings.
 func readerModel(b *testing.B) string {
 	b.Helper()
 	return generate(b, "synthetic-encoder.gguf", "-arch", "bert", "-type", "q8_0", "-layers", "6", "-embd", "384", "-heads", "12", "-kv-heads", "12", "-ffn", "1536", "-vocab", "30522", "-ctx", "512", "-pooling", "mean")

@@ -12,7 +12,8 @@ import (
 	"github.com/shoenig/test/must"
 )
 
-// The examples for authors are as short as the documents say, and pass the conformance suite.
+// The examples for authors are as short as the documentation claims, and pass the conformance
+// suite.
 func TestExamples(t *testing.T) {
 	t.Parallel()
 	root, err := filepath.Abs(filepath.Join("..", "..", ".."))

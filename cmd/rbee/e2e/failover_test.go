@@ -20,7 +20,7 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// envOr is a number that `make cluster` sets, for a longer run than that of the tests.
+// envOr returns a number that `make cluster` sets, for a longer run than that of the tests.
 func envOr(t testing.TB, name string, short int) int {
 	t.Helper()
 	v := os.Getenv(name)
@@ -32,14 +32,14 @@ func envOr(t testing.TB, name string, short int) int {
 	return n
 }
 
-// load is inference and registry writes against the queens of a cluster, each queen's outcome
-// counted apart.
+// load is inference and registry writes against the queens of a cluster, with outcomes counted per
+// queen.
 type load struct {
 	c    *cluster
 	http *http.Client
 
 	mu       sync.Mutex         // guards below
-	complete map[*node]int      // streams and requests that ended as they should
+	complete map[*node]int      // streams and requests that ended properly
 	broken   map[*node][]string // why the others did not
 	open     int                // streams that have begun and not ended
 	acks     []time.Time        // of registry writes
@@ -165,8 +165,8 @@ func (l *load) requests(wg *sync.WaitGroup, stop <-chan struct{}, perSecond int,
 	})
 }
 
-// writes changes the registry through one queen, one write after the other, and notes when each was
-// acknowledged.
+// writes changes the registry through one queen, one write after the other, and records when each
+// was acknowledged.
 func (l *load) writes(wg *sync.WaitGroup, stop <-chan struct{}, q *node) {
 	cl := l.c.client(q)
 	wg.Go(func() {
@@ -195,7 +195,7 @@ func (l *load) ack() {
 	l.acks = append(l.acks, time.Now())
 }
 
-// gap is the longest time without an acknowledged write that began or ended after at.
+// gap returns the longest time without an acknowledged write that ended after at.
 func (l *load) gap(at time.Time) time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -208,7 +208,7 @@ func (l *load) gap(at time.Time) time.Duration {
 	return longest
 }
 
-// serve has workers with rbee-tiny started on every hive.
+// serve starts workers with rbee-tiny on every hive.
 func (c *cluster) serve() {
 	c.t.Helper()
 	for _, n := range c.nodes {
@@ -218,8 +218,8 @@ func (c *cluster) serve() {
 	}
 }
 
-// The leader is killed under load: what runs through the other queens does not notice. `make
-// cluster` runs it with 50 streams and 50 requests a second.
+// The leader is killed under load: requests through the other queens are unaffected. `make cluster`
+// runs it with 50 streams and 50 requests a second.
 func TestKilledLeader(t *testing.T) {
 	streams, perSecond, seconds := envOr(t, "RBEE_CLUSTER_STREAMS", 6), envOr(t, "RBEE_CLUSTER_RPS", 5), envOr(t, "RBEE_CLUSTER_SECONDS", 4)
 	c := newCluster(t)
@@ -275,7 +275,7 @@ func TestKilledLeader(t *testing.T) {
 	must.Positive(t, gap)
 	must.NotEq(t, leader, c.leader())
 
-	// It comes back as one of the others.
+	// It rejoins as a follower.
 	leader.start()
 	leader.awaitAnswer()
 	c.await(func(s core.Status) error {

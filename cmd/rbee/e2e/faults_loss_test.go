@@ -15,7 +15,7 @@ import (
 	"github.com/rbee-project/rbee/core/coretest"
 )
 
-// lose loses a share of the packets, in percent, that go to and from a machine, each for itself.
+// lose drops a percentage of the packets to and from a machine, independently in each direction.
 func (l *lan) lose(t testing.TB, address string, percent int) {
 	t.Helper()
 	if _, err := exec.LookPath("nft"); err != nil {
@@ -37,7 +37,7 @@ func (l *lan) lose(t testing.TB, address string, percent int) {
 	}
 }
 
-// dropUDP drops all UDP from one machine to another, or with free all that was dropped no longer.
+// dropUDP drops all UDP from one machine to another; with free, it removes all drops.
 func (l *lan) dropUDP(t testing.TB, from, to string, free bool) {
 	t.Helper()
 	if _, err := exec.LookPath("nft"); err != nil {
@@ -61,8 +61,9 @@ func (l *lan) dropUDP(t testing.TB, from, to string, free bool) {
 	}
 }
 
-// A firewall that lets TCP through and no UDP is named by the status of every queen and in the logs
-// of both machines, with the port, for as long as it is there. Nobody is taken for dead for it.
+// A firewall that lets TCP through but no UDP is reported by the status of every queen and in the
+// logs of both machines, with the port, as long as it lasts. No node is taken for dead because of
+// it.
 func TestBlockedUDPIsNamed(t *testing.T) {
 	t.Parallel()
 	c := newLANCluster(t)
@@ -102,7 +103,7 @@ func TestBlockedUDPIsNamed(t *testing.T) {
 		t.Logf("%v after %s", want, time.Since(began).Round(time.Second))
 	}
 	until()
-	c.lan.dropUDP(t, q1.ip, q2.ip, false) // one direction is enough
+	c.lan.dropUDP(t, q1.ip, q2.ip, false) // blocking one direction is enough
 	c.lan.dropUDP(t, hive.ip, q2.ip, false)
 	port := " is blocked, so that gossip is slow: open port 7835 for UDP"
 	until("UDP between queen-1 and queen-2"+port, "UDP between hive-1 and queen-2"+port)
@@ -137,8 +138,8 @@ func busy(wg *sync.WaitGroup, stop <-chan struct{}, share float64) {
 	}
 }
 
-// C-25: a network that loses 30 % of all packets, each way, and processors that are busy for 80 %
-// of the time, are not the death of a hive.
+// C-25: a network that loses 30 % of all packets in each direction, and processors that are busy
+// for 80 % of the time, do not make a hive count as dead.
 func TestFaultC25NetworkLosesPackets(t *testing.T) {
 	slowFault(t)
 	seconds := envOr(t, "RBEE_FAULT_LOSS_SECONDS", 60)
@@ -168,9 +169,9 @@ func TestFaultC25NetworkLosesPackets(t *testing.T) {
 	fmt.Printf("C-25: 30 %% of the packets from and to %d hives are lost for %d s, the processors are busy\n", len(hives), seconds)
 	figure("hives that were taken for dead: %d; suspicions, at any queen: %d", falsely, suspected)
 	must.Zero(t, falsely)
-	must.Positive(t, suspected) // so the loss was there
+	must.Positive(t, suspected) // so packets were lost
 
-	// Death is still seen.
+	// Real death is still detected.
 	cut := time.Now()
 	must.NoError(t, c.lan.plug(hives[0].ip, false))
 	cl := c.client(c.queens()...)

@@ -18,9 +18,9 @@ import (
 	"github.com/rbee-project/rbee/core/coretest"
 )
 
-// The faults of networks and disks. They need root.
+// These are the faults of networks and disks. They need root.
 
-// replica is the registry as one queen has it, without what every queen sees for itself.
+// replica returns the registry as one queen has it, without what every queen observes for itself.
 func (c *cluster) replica(hc *http.Client, q *node) (string, error) {
 	var all []string
 	for _, path := range []string{"hives", "workers"} {
@@ -60,7 +60,7 @@ func (c *cluster) replica(hc *http.Client, q *node) (string, error) {
 	return strings.Join(all, "\n"), nil
 }
 
-// converged waits until all queens have the same registry, and says how long that took.
+// converged waits until all queens have the same registry, and returns how long that took.
 func (c *cluster) converged() time.Duration {
 	c.t.Helper()
 	hc := c.httpClient()
@@ -109,7 +109,7 @@ func TestFaultC06LeaderIsCutOff(t *testing.T) {
 	promised(t, "write gap of the majority", gap, 2*time.Second)
 	promised(t, "the minority refuses a write and a consistent read after", r.refused(leader, "minority"), 7*time.Second)
 
-	// Its own replica goes on being good for inference, and it says that it is old.
+	// Its own replica still serves inference, and reports that it is stale.
 	seconds := envOr(t, "RBEE_FAULT_PARTITION_SECONDS", 30)
 	l := newLoad(c)
 	asked, stale := 0, 0
@@ -288,7 +288,7 @@ func TestFaultC12DiskIsFull(t *testing.T) {
 	r.linear()
 }
 
-// patienceOfLoad is how long the load may take to need space that is not there.
+// patienceOfLoad is how long the load may take until it needs space that the disk lacks.
 const patienceOfLoad = 10 * time.Second
 
 func TestFaultC20DiskStands(t *testing.T) {
@@ -318,7 +318,7 @@ func TestFaultC20DiskStands(t *testing.T) {
 			wg.Go(func() {
 				for {
 					sleep(200 * time.Millisecond)
-					_ = disks[leader].freeze(false) // who waits writes; freezing waits for it, and whatever comes next waits again
+					_ = disks[leader].freeze(false) // a waiting process writes; freezing waits for it, and later writes block again
 					select {
 					case <-stop:
 						return
@@ -347,7 +347,8 @@ func TestFaultC20DiskStands(t *testing.T) {
 		}
 		must.Positive(t, moved)
 		promised(t, "its disk "+kind+": another queen leads after", moved, 10*time.Second)
-		// A slow disk still takes writes: it is left for its slowness, not for standing still.
+		// A slow disk still accepts writes: the queen steps down for slowness, not for a blocked
+		// disk.
 		must.Eq(t, kind == "takes 200 ms", strings.Contains(leader.log.String(), "half of the writes take"), must.Sprint(leader.log))
 		figure("write gap %s; requests through it: p50 %s, p99 %s", gap.Round(time.Millisecond), quantile(latency, 0.5), quantile(latency, 0.99))
 		w.end()

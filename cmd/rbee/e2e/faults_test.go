@@ -18,11 +18,11 @@ import (
 	"github.com/rbee-project/rbee/core/coretest"
 )
 
-// The faults of queens whose processes are killed, paused or robbed of their disks. `make faults`
-// runs those that are skipped by `make test`, and holds the times that are promised; `make soak`
-// runs the long forms.
+// These are the faults of queens whose processes are killed, paused or lose their disks. `make
+// faults` runs those that `make test` skips, and enforces the promised times; `make soak` runs the
+// long forms.
 
-// faultRun says whether the times count: `make test` runs beside much else.
+// faultRun reports whether the times count: `make test` runs beside many other tests.
 func faultRun() bool { return os.Getenv("RBEE_FAULTS") != "" }
 
 // slowFault skips a test outside of `make faults` and `make soak`.
@@ -37,7 +37,7 @@ func slowFault(t testing.TB) {
 // figure prints what a test measured.
 func figure(format string, args ...any) { fmt.Printf("  "+format+"\n", args...) }
 
-// promised fails the test if something took longer than promised, in a run where that counts.
+// promised fails the test if something took longer than promised, in a run in which times count.
 func promised(t testing.TB, what string, took, limit time.Duration) {
 	t.Helper()
 	figure("%s: %d ms (promised: %d ms)", what, took.Milliseconds(), limit.Milliseconds())
@@ -46,7 +46,7 @@ func promised(t testing.TB, what string, took, limit time.Duration) {
 	}
 }
 
-// quantile is the value that a share of the list, which it sorts, is not above.
+// quantile returns the quantile of the list at a share from 0 to 1. It sorts the list.
 func quantile(list []time.Duration, share float64) time.Duration {
 	slices.Sort(list)
 	return list[min(len(list)-1, int(float64(len(list))*share))]
@@ -99,7 +99,7 @@ func (w *writer) end() {
 	w.wg.Wait()
 }
 
-// acked is the first acknowledgement after a moment.
+// acked returns the first acknowledgement after a moment.
 func (w *writer) acked(after time.Time) (time.Time, bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -126,7 +126,7 @@ func (w *writer) await(t testing.TB, after time.Time) time.Time {
 	return at
 }
 
-// gap is the longest time without an acknowledged write that ended after a moment.
+// gap returns the longest time without an acknowledged write that ended after a moment.
 func (w *writer) gap(after time.Time) time.Duration {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -139,7 +139,7 @@ func (w *writer) gap(after time.Time) time.Duration {
 	return longest
 }
 
-// mustWrite has a write acknowledged through a queen.
+// mustWrite retries a write through a queen until it is acknowledged.
 func (r *registry) mustWrite(q *node, key string) string {
 	r.c.t.Helper()
 	var value string
@@ -152,7 +152,7 @@ func (r *registry) mustWrite(q *node, key string) string {
 	return value
 }
 
-// mustBe reads a key through a queen until that works, and checks what it says.
+// mustBe reads a key through a queen until that works, and checks the value.
 func (r *registry) mustBe(q *node, key, want string) {
 	r.c.t.Helper()
 	coretest.Eventually(r.c.t, patience, func() error {
@@ -166,8 +166,8 @@ func (r *registry) mustBe(q *node, key, want string) {
 	})
 }
 
-// refused has a queen refuse a write and a linearizable read, and says how long it thought about
-// it.
+// refused checks that a queen refuses a write and a linearizable read, and returns how long that
+// took.
 func (r *registry) refused(q *node, key string) time.Duration {
 	r.c.t.Helper()
 	ctx, cancel := context.WithTimeout(r.c.t.Context(), 20*time.Second)
@@ -193,7 +193,7 @@ func (r *registry) linear() {
 	must.SliceEmpty(r.c.t, v.violations)
 }
 
-// followers are the running queens without the leader, which may be nil.
+// followers returns the running queens without the leader, which may be nil.
 func (c *cluster) followers(leader *node) []*node {
 	return slices.DeleteFunc(c.queens(), func(n *node) bool { return n == leader })
 }
@@ -204,7 +204,7 @@ func (c *cluster) calm(r *registry) {
 	must.NoError(c.t, newNemesis(c, 0).calm(r))
 }
 
-// open waits until a node's RPC port takes connections, and returns when that was.
+// open waits until a node's RPC port accepts connections, and returns when it did.
 func (n *node) open() time.Time {
 	n.c.t.Helper()
 	coretest.Eventually(n.c.t, patience, func() error {
@@ -237,7 +237,7 @@ func TestFaultC01LeadersAreKilled(t *testing.T) {
 		sleep(500*time.Millisecond + time.Duration(rng.IntN(1000))*time.Millisecond)
 		killed := time.Now()
 		leader.kill()
-		w.await(t, w.await(t, killed.Add(time.Second))) // it may have been on its way
+		w.await(t, w.await(t, killed.Add(time.Second))) // a write may have been in flight
 		w.end()
 		gaps = append(gaps, w.gap(killed))
 		leader.start()
@@ -272,7 +272,7 @@ func TestFaultC02TwoOfThreeAreKilled(t *testing.T) {
 		}
 		key := fmt.Sprintf("two-%d", round)
 		value := r.mustWrite(left, key)
-		r.mustBe(left, key, value) // its replica has it too
+		r.mustBe(left, key, value) // its replica has it as well
 		var wg sync.WaitGroup
 		wg.Go(leader.kill)
 		wg.Go(other.kill)
@@ -348,9 +348,9 @@ func max2(a, b time.Time) time.Time {
 	return b
 }
 
-// resume pauses the leader until another queen leads and has written, resumes it, and looks at its
-// answers to reads that waited for it: each is of the history. It returns how many of them it
-// answered, and how many with what was before.
+// resume pauses the leader until another queen leads and has written, resumes it, and checks its
+// answers to reads that were waiting: each must be part of the history. It returns how many of them
+// it answered, and how many with an old value.
 func (r *registry) resume(key string, pause time.Duration, readers int) (answered, old int, gap time.Duration) {
 	t := r.c.t
 	t.Helper()
@@ -367,7 +367,7 @@ func (r *registry) resume(key string, pause time.Duration, readers int) (answere
 			})
 		}
 	}
-	read(func(string, error) {}) // so that all have a connection
+	read(func(string, error) {}) // so that all are connected
 	wg.Wait()
 	w := r.writer(1, other, key+"-gap")
 	w.await(t, time.Now())
@@ -393,7 +393,7 @@ func (r *registry) resume(key string, pause time.Duration, readers int) (answere
 			}
 		}
 	})
-	sleep(50 * time.Millisecond) // for them to lie in the paused queen's sockets
+	sleep(50 * time.Millisecond) // so that they wait in the paused queen's sockets
 	must.NoError(t, leader.signal(syscall.SIGCONT))
 	wg.Wait()
 	w.await(t, time.Now())
@@ -417,8 +417,8 @@ func TestFaultC04LeaderIsPaused(t *testing.T) {
 	r.linear()
 }
 
-// C-05: a leader that is paused in the midst of reads, for about its lease, never answers with what
-// was.
+// C-05: a leader that is paused during reads, for about its lease, never answers with an outdated
+// value.
 func TestFaultC05ReadsDuringPauses(t *testing.T) {
 	rounds := envOr(t, "RBEE_FAULT_PAUSES", 1)
 	c := newCluster(t)
@@ -437,8 +437,8 @@ func TestFaultC05ReadsDuringPauses(t *testing.T) {
 	r.linear()
 }
 
-// The proof that the checker is able to fail: RBEE_STALE_READS_BIN names a build in which reads
-// skip the leader check.
+// This proves that the checker can fail: RBEE_STALE_READS_BIN names a build in which reads skip the
+// leader check.
 func TestStaleReadsAreFound(t *testing.T) {
 	name := os.Getenv("RBEE_STALE_READS_BIN")
 	if name == "" {
@@ -491,7 +491,8 @@ func TestFaultC15QueenForgets(t *testing.T) {
 	leader.kill()
 	forgetful.kill()
 	must.NoError(t, os.RemoveAll(filepath.Join(forgetful.dir, "raft")))
-	// The one that forgot and the one that never knew must not make a majority without the value.
+	// The queen that lost its disk and the one that never had the value must not form a majority
+	// without it.
 	forgetful.start()
 	behind.start()
 	forgetful.awaitAnswer()

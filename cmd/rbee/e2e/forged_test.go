@@ -20,8 +20,8 @@ import (
 	"github.com/rbee-project/rbee/core/pki"
 )
 
-// forge runs a member of the cluster's gossip pool that no queen made, with the keys that a hive
-// has on its disk. It says of itself what m says.
+// forge runs a member of the cluster's gossip pool that is not a real queen, with the keys that a
+// hive has on its disk. It announces m.
 func forge(t *testing.T, from, seed *node, ip string, m gossip.Member) *gossip.Pool {
 	t.Helper()
 	id, err := pki.Load(from.dir)
@@ -41,7 +41,7 @@ func forge(t *testing.T, from, seed *node, ip string, m gossip.Member) *gossip.P
 	return p
 }
 
-// seen counts the real queens that a pool takes for alive.
+// seen counts the real queens that a pool considers alive.
 func seen(p *gossip.Pool) int {
 	n := 0
 	for _, m := range p.Members() {
@@ -53,8 +53,8 @@ func seen(p *gossip.Pool) int {
 }
 
 // A hive whose machine was taken over forges queens in gossip: one of an old version, and two with
-// the raft ids of real followers. The registry goes on, raft keeps its addresses, a dead leader is
-// followed by another, and with the hive's revocation its key is worth nothing.
+// the raft ids of real followers. The registry keeps working, raft keeps its addresses, a dead
+// leader is replaced, and revoking the hive makes its key useless.
 func TestForgedMembers(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t)
@@ -98,7 +98,7 @@ func TestForgedMembers(t *testing.T) {
 		must.Eq(t, before, addresses())
 	}
 
-	// The hive is revoked: who has its key hears nothing any more.
+	// The hive is revoked: its gossip key no longer receives anything.
 	leader.must("tls", "revoke", hive.name, "--yes")
 	for _, p := range forged {
 		coretest.Eventually(t, patience, func() error {
@@ -126,7 +126,7 @@ func TestForgedMembers(t *testing.T) {
 }
 
 // Three queens lose their addresses at once, as when a router is replaced. They find each other
-// again, since they prove to each other who they are wherever they are.
+// again, since they prove their identities to each other wherever they are.
 func TestAllQueensMove(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t)
@@ -137,7 +137,8 @@ func TestAllQueensMove(t *testing.T) {
 	for _, n := range c.nodes {
 		n.readdress()
 	}
-	// They can find the pool again, as by a name that is looked up anew, and that is all.
+	// They can find the pool again, as through a name that is looked up anew, but get no other
+	// help.
 	first := c.nodes[0]
 	for _, n := range c.nodes[1:] {
 		n.configure("gossip {\n  retry_join = [\"" + first.ip + "\"]\n}\n")

@@ -1,5 +1,5 @@
 // Package e2e drives the real binary with the real plugins and the real engine, as a person would.
-// `make test` builds them and says where they are (RBEE_TEST_BIN); without that these tests are
+// `make test` builds them and sets their location (RBEE_TEST_BIN); without that these tests are
 // skipped.
 package e2e
 
@@ -26,11 +26,11 @@ import (
 	"github.com/rbee-project/rbee/core/coretest"
 )
 
-// patience is how long a step may take on a busy machine of two cores. What a test claims to be
-// fast is measured apart from it.
+// patience is how long a step may take on a busy machine of two cores. Claimed speeds are measured
+// separately.
 const patience = 60 * time.Second
 
-// binDir is the folder of the built program; the test is skipped without one.
+// binDir returns the folder of the built program; the test is skipped without one.
 func binDir(t testing.TB) string {
 	t.Helper()
 	dir := os.Getenv("RBEE_TEST_BIN")
@@ -40,14 +40,14 @@ func binDir(t testing.TB) string {
 	return dir
 }
 
-// sharedStore is a store folder that has the engine already, so that only the tests of the download
-// download.
+// sharedStore returns a store folder that already has the engine, so that only the tests of the
+// download download it.
 func sharedStore(t testing.TB) string { return filepath.Join(binDir(t), "test-store") }
 
-// oneMachine is the configuration of queen and hive in one process.
+// oneMachine configures queen and hive in one process.
 const oneMachine = "queen {\n  enabled = true\n}\nhive {\n  enabled = true\n}\n"
 
-// fileCatalog allows the models of a folder.
+// fileCatalog returns a configuration that allows the models of a folder.
 func fileCatalog(dir string) string {
 	return fmt.Sprintf("catalog \"file\" {\n  config {\n    paths = [%q]\n  }\n}\n", dir)
 }
@@ -60,23 +60,23 @@ type agent struct {
 	addr string
 	cmd  *exec.Cmd
 	log  *lockedBuffer
-	done chan struct{} // closed when the process has ended
+	done chan struct{} // closed when the process has exited
 	env  []string
 }
 
-// agentOptions say how to start an agent. The zero value is a dev agent on a fresh data folder and
-// the shared store.
+// agentOptions describe how to start an agent. The zero value is a dev agent on a fresh data folder
+// and the shared store.
 type agentOptions struct {
 	dir    string // data folder; empty: a new one
 	store  string // store folder; empty: the shared one
-	config string // HCL text: a configured agent instead of -dev
+	config string // HCL of a configured agent; empty: -dev
 	env    []string
 	args   []string
-	files  int // that the agent may have open; 0: as many as the test
+	files  int // limit of open files; 0: the test's own
 }
 
-// startAgent starts an agent and waits until it can serve. The test ends it and every worker it
-// left behind.
+// startAgent starts an agent and waits until it can serve. It is ended with the test, as is every
+// worker it left behind.
 func startAgent(t testing.TB, o agentOptions) *agent {
 	t.Helper()
 	bin := binDir(t)
@@ -106,7 +106,7 @@ func startAgent(t testing.TB, o agentOptions) *agent {
 	}
 	a.cmd.Env = a.env
 	a.cmd.Stdout, a.cmd.Stderr = a.log, a.log
-	// A worker that outlives the agent inherits no pipe of the test, but be sure not to wait for
+	// A worker that outlives the agent inherits no pipe of the test, but make sure not to wait for
 	// one.
 	a.cmd.WaitDelay = time.Second
 	_ = os.Remove(filepath.Join(o.dir, "agent.json"))
@@ -146,8 +146,8 @@ func startAgent(t testing.TB, o agentOptions) *agent {
 	return a
 }
 
-// shortDir is a temporary folder with a short path: the path of a unix socket may have about 100
-// bytes.
+// shortDir returns a temporary folder with a short path: the path of a unix socket may have about
+// 100 bytes.
 func shortDir(t testing.TB) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "rb") //nolint:usetesting // t.TempDir has the name of the test in its path
@@ -167,7 +167,7 @@ func (a *agent) cleanup() {
 	}
 }
 
-// stop sends a signal to the agent and waits for its end.
+// stop sends a signal to the agent and waits until it has exited.
 func (a *agent) stop(sig syscall.Signal) {
 	a.t.Helper()
 	_ = a.cmd.Process.Signal(sig)
@@ -180,7 +180,7 @@ func (a *agent) stop(sig syscall.Signal) {
 	}
 }
 
-// handlePIDs are the process ids in the handle files of the agent's data folder.
+// handlePIDs returns the process ids in the handle files of the agent's data folder.
 func (a *agent) handlePIDs() []int {
 	files, _ := filepath.Glob(filepath.Join(a.dir, "hive", "workers", "*.json"))
 	var pids []int
@@ -196,7 +196,7 @@ func (a *agent) handlePIDs() []int {
 	return pids
 }
 
-// findPID looks for a member "pid" anywhere in a JSON document.
+// findPID finds a member "pid" anywhere in a JSON document.
 func findPID(doc []byte) int {
 	var v any
 	if json.Unmarshal(doc, &v) != nil {
@@ -221,7 +221,7 @@ func findPID(doc []byte) int {
 	return walk(v)
 }
 
-// client is a client of the agent's HTTP API.
+// client returns a client of the agent's HTTP API.
 func (a *agent) client() *client.Client {
 	a.t.Helper()
 	c, err := client.New(client.Options{Addresses: []string{a.addr}})
@@ -235,7 +235,7 @@ type result struct {
 	code           int
 }
 
-// command is `rbee args…` against this agent.
+// command returns `rbee args…` against this agent.
 func (a *agent) command(ctx context.Context, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, filepath.Join(binDir(a.t), "rbee"), args...)
 	cmd.Env = append([]string{"RBEE_ADDR=" + a.addr}, a.env...)
@@ -270,7 +270,7 @@ func run(t testing.TB, cmd *exec.Cmd) result {
 	return result{out.String(), talk.String(), cmd.ProcessState.ExitCode()}
 }
 
-// spawn has a worker started for rbee-tiny and returns it.
+// spawn starts a worker for rbee-tiny and returns it.
 func (a *agent) spawn(args ...string) core.SpawnResult {
 	a.t.Helper()
 	out := a.must(append([]string{"worker", "spawn", "--model", "rbee-tiny", "--format", "json"}, args...)...)
@@ -279,7 +279,7 @@ func (a *agent) spawn(args ...string) core.SpawnResult {
 	return r
 }
 
-// jsonOf runs a command with --format json and decodes what it prints.
+// jsonOf runs a command with --format json and decodes its output.
 func jsonOf[T any](a *agent, args ...string) T {
 	a.t.Helper()
 	var v T

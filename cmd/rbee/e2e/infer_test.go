@@ -29,8 +29,8 @@ import (
 	"github.com/rbee-project/rbee/plugins/llamacpp/llamatest"
 )
 
-// recorded is one prompt of plugins/llamacpp/testdata/prompts.json: a question and the tokens that
-// it is to the model.
+// recorded is one prompt of plugins/llamacpp/testdata/prompts.json: a question and its tokens for
+// the model.
 type recorded struct {
 	Prompt string            `json:"question"`
 	Tokens []llamatest.Token `json:"tokens"`
@@ -46,7 +46,7 @@ func recordings(t testing.TB) []recorded {
 	return list
 }
 
-// said is an answer to be compared with the plain loop's.
+// said is an answer to compare with the plain loop's.
 type said struct {
 	Tokens []llamatest.Token // of the prompt
 	Limit  int
@@ -55,9 +55,9 @@ type said struct {
 
 const plainLoopVariable = "RBEE_TEST_PLAIN_LOOP"
 
-// asThePlainLoop checks answers against llama.cpp's own loop over rbee-tiny, which says what a
-// worker should answer on this machine. It runs in a process of its own: C libraries are no guests
-// for one that starts processes in other namespaces.
+// asThePlainLoop checks answers against llama.cpp's own loop over rbee-tiny, which determines what
+// a worker should answer on this machine. It runs in a separate process, because C libraries do not
+// belong in one that starts processes in other namespaces.
 func asThePlainLoop(t testing.TB, answers ...said) {
 	t.Helper()
 	b, err := json.Marshal(answers)
@@ -70,7 +70,7 @@ func asThePlainLoop(t testing.TB, answers ...said) {
 	must.StrContains(t, r.stdout, fmt.Sprintf("%d answers are the plain loop's", len(answers)))
 }
 
-// TestPlainLoop is what asThePlainLoop starts.
+// TestPlainLoop is the process that asThePlainLoop starts.
 func TestPlainLoop(t *testing.T) {
 	if os.Getenv(plainLoopVariable) == "" {
 		t.Skip("other tests start it")
@@ -85,7 +85,7 @@ func TestPlainLoop(t *testing.T) {
 	t.Logf("%d answers are the plain loop's", len(answers))
 }
 
-// engineDir is the folder of the engine's libraries; the test is skipped without one.
+// engineDir returns the folder of the engine's libraries; the test is skipped without one.
 func engineDir(t testing.TB) string {
 	t.Helper()
 	dir := os.Getenv("RBEE_TEST_ENGINE_DIR")
@@ -104,7 +104,7 @@ func TestInferAnswersAsLlamaCppDoes(t *testing.T) {
 	var answers []said
 	for _, r := range recordings(t) {
 		got := a.must("infer", "--model", "rbee-tiny", "--temperature", "0", "--max-tokens", "200", "--prompt", r.Prompt)
-		text, ended := strings.CutSuffix(got, "\n") // the command ends its line
+		text, ended := strings.CutSuffix(got, "\n") // the command adds a final newline
 		must.True(t, ended)
 		answers = append(answers, said{r.Tokens, 200, text})
 	}
@@ -240,7 +240,7 @@ func TestOpenAISDK(t *testing.T) {
 		must.True(t, ok, must.Sprint(err))
 		must.Eq(t, http.StatusNotFound, api.StatusCode)
 		must.Eq(t, "model_not_found", api.Code)
-		must.StrContains(t, api.RawJSON(), "rbee-tiny") // the nearest name
+		must.StrContains(t, api.RawJSON(), "rbee-tiny") // suggests the nearest name
 
 		p = question("hello")
 		p.Temperature = openaisdk.Float(-1)
@@ -276,7 +276,7 @@ func TestOpenAISDK(t *testing.T) {
 	})
 }
 
-// llamaServerRoutes asks as llama-server's clients do, which name no model.
+// llamaServerRoutes sends requests like llama-server's clients, which name no model.
 func llamaServerRoutes(t *testing.T, addr string) {
 	t.Helper()
 	ask := func(method, path, body string) (int, string) {
@@ -317,8 +317,8 @@ func llamaServerRoutes(t *testing.T, addr string) {
 	}
 }
 
-// anthropicLoop asks with a tool that must be called, whole and streamed, sends the result and gets
-// an answer.
+// anthropicLoop makes requests with a tool that must be called, both plain and streamed, sends the
+// result and gets an answer.
 func anthropicLoop(t *testing.T, addr string) {
 	t.Helper()
 	client := anthropic.NewClient(anthropicoption.WithBaseURL("http://"+addr), anthropicoption.WithAPIKey("any"), anthropicoption.WithMaxRetries(0))
@@ -384,8 +384,8 @@ func TestInterruptOfInferStopsTheGeneration(t *testing.T) {
 	_ = cmd.Wait()
 	must.Eq(t, 130, cmd.ProcessState.ExitCode(), must.Sprint(out.String()))
 	t.Logf("the worker was idle %s after the interrupt", took)
-	// The promise is 100 ms; on a machine that runs all tests at once a multiple is granted, and
-	// the benchmark measures it alone.
+	// The promise is 100 ms; a machine that runs all tests at once gets a multiple, and the
+	// benchmark measures it alone.
 	must.Less(t, 5*time.Second, took)
 }
 
@@ -413,7 +413,7 @@ func TestInferStartsAnAgentInTheBackground(t *testing.T) {
 	a := &agent{t: t, home: t.TempDir(), dir: shortDir(t)}
 	a.env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + a.home, "TMPDIR=" + a.dir, "RBEE_STORE_DIR=" + sharedStore(t), "RBEE_BIND_HTTP_PORT=0"}
 	rbee := func(args ...string) result {
-		// Not the test's context, which has ended when the clean-up stops the agent.
+		// Do not use the test's context, which has ended when the clean-up stops the agent.
 		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()
 		cmd := a.command(ctx, args...)

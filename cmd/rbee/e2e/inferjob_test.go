@@ -13,7 +13,7 @@ import (
 	"github.com/rbee-project/rbee/core/client"
 )
 
-// A prompt is answered as a job, too, and neither it nor the answer is on the disk or in the log
+// A prompt can also be answered as a job, and neither it nor the answer is on disk or in the log
 // afterwards.
 func TestInferAsJob(t *testing.T) {
 	t.Parallel()

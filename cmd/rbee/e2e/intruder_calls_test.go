@@ -29,7 +29,7 @@ import (
 	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
 )
 
-// nodeMethods are the methods that nodes serve to each other.
+// nodeMethods returns the methods that nodes serve to each other.
 func nodeMethods() []protoreflect.MethodDescriptor {
 	var out []protoreflect.MethodDescriptor
 	for _, f := range []protoreflect.FileDescriptor{hivev1.File_hive_v1_hive_proto, jobv1.File_job_v1_job_proto, queenv1.File_queen_v1_queen_proto} {
@@ -43,8 +43,8 @@ func nodeMethods() []protoreflect.MethodDescriptor {
 	return out
 }
 
-// hiveMethods are those that a hive may call. A method is added here by hand: whatever its rule
-// says, the test wants to hear of it.
+// hiveMethods returns those that a hive may call. Methods are added here by hand: whatever its
+// rule, the test must know a new one.
 func hiveMethods() []string {
 	return []string{
 		"/rbee.queen.v1.RegistryService/Link", "/rbee.queen.v1.BlobService/Claim", "/rbee.queen.v1.JoinService/Renew",
@@ -56,7 +56,7 @@ func nameOf(m protoreflect.MethodDescriptor) string {
 	return fmt.Sprintf("/%s/%s", m.Parent().FullName(), m.Name())
 }
 
-// wholeMessage is a message with something in each field, as a caller sends that means it.
+// wholeMessage returns a message with every field set, as a serious caller would send it.
 func wholeMessage(d protoreflect.MessageDescriptor, depth int) *dynamicpb.Message {
 	m := dynamicpb.NewMessage(d)
 	for i := range d.Fields().Len() {
@@ -104,7 +104,7 @@ func something(f protoreflect.FieldDescriptor) protoreflect.Value {
 	return protoreflect.ValueOfString("eeeeeeee")
 }
 
-// call makes a whole call and returns how it ended: the message is sent and the answer read.
+// call makes a complete call and returns how it ended: it sends the message and reads the answer.
 func call(ctx context.Context, address string, m protoreflect.MethodDescriptor, certificates ...tls.Certificate) error {
 	conn, err := grpc.NewClient("passthrough:///"+address, grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{
 		InsecureSkipVerify: true, NextProtos: []string{rpc.ProtocolGRPC}, MinVersion: tls.VersionTLS13, //nolint:gosec // it is the server that is tested
@@ -126,7 +126,7 @@ func call(ctx context.Context, address string, m protoreflect.MethodDescriptor, 
 	if err != nil {
 		return err
 	}
-	// Its error says only that the other end has ended the call, and RecvMsg says how.
+	// SendMsg's error only reports that the peer has ended the call; RecvMsg returns the reason.
 	if err := stream.SendMsg(proto.Message(request)); err == nil {
 		_ = stream.CloseSend()
 	}
@@ -136,8 +136,8 @@ func call(ctx context.Context, address string, m protoreflect.MethodDescriptor, 
 	return nil
 }
 
-// Each call that nodes make to each other, as a whole message, is refused to everybody who has no
-// right to it, and for that reason.
+// Each call between nodes, as a whole message, is refused to everybody who has no right to it, for
+// the right reason.
 func TestIntruderCalls(t *testing.T) {
 	t.Parallel()
 	c, first, in := withInsider(t)
@@ -155,7 +155,7 @@ func TestIntruderCalls(t *testing.T) {
 	must.NoError(t, err)
 	ports := map[string]string{"the queen": first.ip + ":7834", "a hive": second.ip + ":7834"}
 	methods := nodeMethods()
-	must.Greater(t, 15, len(methods)) // or they are not found
+	must.Greater(t, 15, len(methods)) // fewer: the listing is broken
 
 	counted := func(reason rpc.Reason, before int) {
 		t.Helper()
@@ -168,9 +168,9 @@ func TestIntruderCalls(t *testing.T) {
 	}
 	for name, intruder := range map[string]struct {
 		certificates []tls.Certificate
-		codes        []codes.Code // one of them
+		codes        []codes.Code // any of them
 		reason       rpc.Reason   // counted; empty: the method is refused, not the connection
-		may          []string     // methods that are for it
+		may          []string     // methods it may call
 		headers      []string
 	}{
 		"anonymous":  {nil, []codes.Code{codes.Unauthenticated, codes.Unavailable}, rpc.ReasonNoCertificate, []string{"/rbee.queen.v1.JoinService/Join", "/rbee.queen.v1.JoinService/Standing"}, nil},
@@ -199,13 +199,13 @@ func TestIntruderCalls(t *testing.T) {
 		}
 	}
 
-	// The two calls for everybody demand a join token, and proof of a certificate's key.
+	// The two calls open to everybody demand a join token, and proof of a certificate's key.
 	for _, name := range []string{"Join", "Standing"} {
 		m := methods[slices.IndexFunc(methods, func(m protoreflect.MethodDescriptor) bool { return string(m.Name()) == name })]
 		must.SliceContains(t, []codes.Code{codes.Unauthenticated, codes.InvalidArgument}, status.Code(call(t.Context(), ports["the queen"], m)), must.Sprint(name))
 	}
 
-	// A revoked hive is not even let in for what it could call before.
+	// A revoked hive cannot even make the calls that it could make before.
 	first.must("tls", "revoke", "hive-2", "--yes")
 	second.stop(9)
 	before := first.refusals()[string(rpc.ReasonRevoked)]

@@ -21,13 +21,13 @@ import (
 	"github.com/rbee-project/rbee/core/coretest"
 )
 
-// Whole requests to the public API are refused to every token that is not one of this cluster now,
-// and to a hive's certificate, which is no token.
+// Whole requests to the public API are refused to every token that is not currently one of this
+// cluster, and to a hive's certificate, which is not a token.
 func TestIntruderRequests(t *testing.T) {
 	t.Parallel()
 	c, first, in := withInsider(t)
 	var foreign struct{ Token string }
-	elsewhere := c.add("elsewhere", true, true) // a cluster of its own, which is never started
+	elsewhere := c.add("elsewhere", true, true) // a separate cluster, which is never started
 	out := elsewhere.run("cluster", "init", "--config", elsewhere.file, "--format", "json")
 	must.Eq(t, 0, out.code, must.Sprint(out.stderr))
 	must.NoError(t, json.Unmarshal([]byte(out.stdout), &foreign))
@@ -54,7 +54,7 @@ func TestIntruderRequests(t *testing.T) {
 	defer hc.CloseIdleConnections()
 	must.Eq(t, http.StatusOK, ask(hc, http.MethodGet, "/v1/hives", "", revoked.Secret))
 	first.must("token", "revoke", revoked.ID, "--yes")
-	coretest.Eventually(t, patience, func() error { // its time is over
+	coretest.Eventually(t, patience, func() error { // it has expired
 		if code := ask(hc, http.MethodGet, "/v1/hives", "", short.Secret); code != http.StatusUnauthorized {
 			return fmt.Errorf("the token with a life of 2 s is answered with %d", code)
 		}
@@ -101,7 +101,7 @@ func TestIntruderRequests(t *testing.T) {
 	must.Positive(t, counted["bad_token"], must.Sprint(counted))
 }
 
-// A request that makes a token through the local socket cannot be sent again by somebody who has
+// A request that creates a token through the local socket cannot be replayed by somebody who has
 // seen it, to that socket or to the public port.
 func TestLocalRequestIsNotReplayed(t *testing.T) {
 	t.Parallel()

@@ -33,14 +33,15 @@ import (
 	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
 )
 
-// insider has the CA of a cluster, which nobody outside the registry has once the first queen has
-// started.
+// insider has the CA of a cluster. Once the first queen has started, nobody outside the registry
+// has it.
 type insider struct {
 	t  *testing.T
 	ca *pki.CA
 }
 
-// certificate is a certificate of the cluster's CA, as a node with these roles has it.
+// certificate returns a certificate signed by the cluster's CA, like that of a node with these
+// roles.
 func (i insider) certificate(id string, notAfter time.Duration, roles ...core.Role) tls.Certificate {
 	i.t.Helper()
 	return signed(i.t, i.ca, id, notAfter, roles...)
@@ -63,8 +64,8 @@ func signed(t *testing.T, ca *pki.CA, id string, ttl time.Duration, roles ...cor
 	return pair
 }
 
-// knock shakes hands with an RPC port and says how that ended: nil when the port took the
-// connection and waits for more.
+// knock performs a handshake with an RPC port and returns how that ended: nil when the port
+// accepted the connection and waits for more.
 func knock(address, protocol string, version uint16, certificates ...tls.Certificate) error {
 	conn, err := tls.DialWithDialer(&net.Dialer{Timeout: patience}, "tcp", address, &tls.Config{
 		InsecureSkipVerify: true, NextProtos: []string{protocol}, MinVersion: tls.VersionTLS12, MaxVersion: version, //nolint:gosec // it is the server that is tested
@@ -88,7 +89,8 @@ func knock(address, protocol string, version uint16, certificates ...tls.Certifi
 	return err
 }
 
-// refusals are the counters of refused connections and requests by reason, from a queen's metrics.
+// refusals returns the counts of refused connections and requests by reason, from a queen's
+// metrics.
 func (n *node) refusals() map[string]int {
 	n.c.t.Helper()
 	req, err := http.NewRequestWithContext(n.c.t.Context(), http.MethodGet, n.url()+"/metrics", http.NoBody)
@@ -108,7 +110,7 @@ func (n *node) refusals() map[string]int {
 	return found
 }
 
-// withInsider starts a cluster of one queen, which is a hive too, whose CA the test keeps.
+// withInsider starts a cluster of one queen, which is also a hive, and keeps its CA for the test.
 func withInsider(t *testing.T) (*cluster, *node, insider) {
 	t.Helper()
 	c := newCluster(t)
@@ -134,13 +136,13 @@ func withInsider(t *testing.T) (*cluster, *node, insider) {
 		return nil
 	})
 	_, err = os.Stat(first.dir + "/cluster/init.json")
-	must.ErrorIs(t, err, os.ErrNotExist) // the sealed key is in the registry alone
+	must.ErrorIs(t, err, os.ErrNotExist) // the sealed key is only in the registry
 
 	return c, first, insider{t, ca}
 }
 
-// Whoever should not come in does not, and is counted: on the RPC port without the right
-// certificate, with the token of another time, after being revoked.
+// Intruders are refused and counted: on the RPC port without the right certificate, with a token
+// after its time, after being revoked.
 func TestIntruders(t *testing.T) {
 	t.Parallel()
 	c, first, in := withInsider(t)
@@ -180,9 +182,9 @@ func TestIntruders(t *testing.T) {
 		})
 	}
 
-	// A join token takes one machine in, once.
+	// A join token admits one machine, once.
 	second := c.add("hive-2", false, true)
-	joinToken := asJSON[core.NewToken](first, "token", "create", "--type", "join", "--role", "queen").Secret // which it does not make full use of
+	joinToken := asJSON[core.NewToken](first, "token", "create", "--type", "join", "--role", "queen").Secret // it uses only a part of the token
 	second.start("-join", joinToken+"@"+first.ip)
 	hives := func(want int) func(core.Status) error {
 		return func(s core.Status) error {
@@ -193,7 +195,7 @@ func TestIntruders(t *testing.T) {
 		}
 	}
 	c.await(hives(2))
-	for _, role := range []core.Role{core.RoleHive, core.RoleQueen} { // with the key of its own, which no other machine has
+	for _, role := range []core.Role{core.RoleHive, core.RoleQueen} { // with its own key, which no other machine has
 		resp, err := second.joinAgain(joinToken, first.ip+":7834", core.RoleHive, role)
 		if role == core.RoleHive {
 			must.NoError(t, err)
@@ -203,8 +205,8 @@ func TestIntruders(t *testing.T) {
 		must.Eq(t, core.Unauthenticated, core.KindOf(err), must.Sprint(err))
 		must.Nil(t, resp)
 	}
-	// A hive that answers at a queen's address gets no token, even with a certificate of an earlier
-	// release, which names hosts.
+	// A hive that answers at a queen's address receives no token, even with a certificate of an
+	// earlier release, which names hosts.
 	own, err := pki.Load(second.dir)
 	must.NoError(t, err)
 	for _, certificate := range []tls.Certificate{*own.Certificate(), withHosts(t, ca, hive)} {
@@ -226,7 +228,7 @@ func TestIntruders(t *testing.T) {
 	wrong := third.run("cluster", "join", strings.TrimSuffix(joinToken, joinToken[len(joinToken)-4:])+"aaaa@"+first.ip, "--config", third.file)
 	must.Eq(t, 1, wrong.code) // the server's CA is not the token's
 
-	// A token without the scope, none, a wrong one.
+	// A token without the scope, no token, and a wrong token.
 	var reader core.NewToken
 	must.NoError(t, json.Unmarshal([]byte(first.must("token", "create", "--type", "api", "--scope", "read", "--format", "json")), &reader))
 	as := func(tok string, args ...string) result {
@@ -239,8 +241,8 @@ func TestIntruders(t *testing.T) {
 	for _, r := range []result{as(reader.Secret, "token", "list"), as(reader.Secret, "infer", "--model", "rbee-tiny", "--prompt", "x"), as("", "hive", "list"), as(otherSecret(reader.Secret), "hive", "list")} {
 		must.Eq(t, 1, r.code, must.Sprint(r.stdout, r.stderr))
 	}
-	// The operator's token is lost: who may read the queen's data folder makes another one, and it
-	// is logged. A plugin, which can reach the socket but not read the folder, cannot.
+	// The operator's token is lost: a user who may read the queen's data folder creates another
+	// one, which is logged. A plugin, which can reach the socket but not read the folder, cannot.
 	lost := c.token
 	c.token = ""
 	for _, n := range []*node{first, second} {
@@ -251,17 +253,17 @@ func TestIntruders(t *testing.T) {
 	must.StrContains(t, first.log.String(), "token made through the local socket")
 	must.StrContains(t, first.log.String(), fmt.Sprintf("user %d, process ", os.Getuid()))
 	must.Eq(t, http.StatusForbidden, postToSocket(t, filepath.Join(first.dir, "run", "agent.sock"), "/v1/tokens", `{"kind":"api","scopes":["admin"]}`))
-	must.Eq(t, 1, second.run("token", "create", "--type", "api", "--scope", "admin", "--local").code) // a hive makes none
+	must.Eq(t, 1, second.run("token", "create", "--type", "api", "--scope", "admin", "--local").code) // a hive creates no tokens
 	c.token = lost
 	first.must("token", "revoke", made2.ID, "--yes")
 	first.must("token", "revoke", reader.ID, "--yes")
-	must.Eq(t, 1, as(reader.Secret, "hive", "list").code) // at once on the queen that was asked
+	must.Eq(t, 1, as(reader.Secret, "hive", "list").code) // takes effect at once on the queen that was asked
 
-	// A revoked node is out within a second, with what it had open.
+	// A revoked node is disconnected within a second, including its open connections.
 	revoked := time.Now()
 	first.must("tls", "revoke", "hive-2", "--yes")
 	c.await(hives(1))
-	t.Logf("a revoked hive is out %s after the command began", time.Since(revoked)) // promised: 1 s, on a machine that does nothing else
+	t.Logf("a revoked hive is out %s after the command began", time.Since(revoked)) // promised: 1 s, on an otherwise idle machine
 	must.Less(t, 10*time.Second, time.Since(revoked))
 	coretest.Eventually(t, patience, func() error {
 		if r := first.refusals(); r[string(rpc.ReasonRevoked)] == 0 {
@@ -276,7 +278,7 @@ func TestIntruders(t *testing.T) {
 	t.Logf("refused: %v", counted)
 	second.stop(syscall.SIGTERM)
 
-	// Not a word of a secret in the logs.
+	// The logs contain no secret.
 	for _, n := range c.nodes {
 		for _, secret := range []string{c.token, joinToken, reader.Secret} {
 			must.StrNotContains(t, n.log.String(), secret[strings.LastIndex(secret, "_")+1:])
@@ -285,7 +287,7 @@ func TestIntruders(t *testing.T) {
 	}
 }
 
-// withHosts signs a certificate again, for 127.0.0.1 too.
+// withHosts re-signs a certificate for 127.0.0.1 as well.
 func withHosts(t *testing.T, ca *pki.CA, old tls.Certificate) tls.Certificate {
 	t.Helper()
 	signer, err := tls.X509KeyPair(ca.CertPEM(), ca.KeyPEM())
@@ -298,7 +300,7 @@ func withHosts(t *testing.T, ca *pki.CA, old tls.Certificate) tls.Certificate {
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: old.PrivateKey}
 }
 
-// joinAgain repeats the call with which a node joined, with its own id, key, name and address, in
+// joinAgain repeats the call with which a node joined, with its own id, key, name and address, but
 // these roles.
 func (n *node) joinAgain(joinToken, queen string, roles ...core.Role) (*queenv1.JoinResponse, error) {
 	t := n.c.t
@@ -338,7 +340,7 @@ func postToSocket(t *testing.T, socket, path, body string) int {
 	return resp.StatusCode
 }
 
-// otherSecret is a token with the same id and another secret.
+// otherSecret returns a token with the same id and another secret.
 func otherSecret(token string) string {
 	last := "a"
 	if strings.HasSuffix(token, last) {

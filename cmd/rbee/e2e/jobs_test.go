@@ -16,7 +16,7 @@ import (
 	"github.com/rbee-project/rbee/core/job"
 )
 
-// command is a command that runs while the test goes on, and knows all queens.
+// command is a command that runs in parallel with the test, and knows all queens.
 type command struct {
 	t    testing.TB
 	cmd  *exec.Cmd
@@ -43,7 +43,7 @@ func (c *cluster) begin(args ...string) *command {
 	return x
 }
 
-// events are those that the command has written so far, a JSON object a line.
+// events returns those that the command has written so far, a JSON object a line.
 func (x *command) events() []core.Event {
 	x.t.Helper()
 	var events []core.Event
@@ -67,7 +67,7 @@ func (x *command) await(n int) {
 	})
 }
 
-// end waits for the end of the command and returns its exit code.
+// end waits until the command has exited and returns its exit code.
 func (x *command) end() int {
 	x.t.Helper()
 	coretest.Eventually(x.t, 2*patience, func() error {
@@ -81,8 +81,8 @@ func (x *command) end() int {
 	return x.cmd.ProcessState.ExitCode()
 }
 
-// whole fails the test unless the events are those of one job from its beginning to its end: none
-// missing, none twice.
+// whole checks that the events are those of one job from beginning to end, without gaps or
+// duplicates.
 func whole(t *testing.T, events []core.Event, state core.JobState) {
 	t.Helper()
 	must.NotEq(t, 0, len(events))
@@ -102,8 +102,8 @@ func whole(t *testing.T, events []core.Event, state core.JobState) {
 	}
 }
 
-// Jobs survive what happens to queens and hives: three queens without a hive of their own, and a
-// hive whose downloads take their time.
+// Jobs survive the loss of queens and hives: three queens that are not hives, and a hive with slow
+// downloads.
 func TestJobs(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t)
@@ -117,7 +117,8 @@ func TestJobs(t *testing.T) {
 	queens := c.queens()
 	hive := c.nodes[3]
 
-	// What only reads is a job of the queen that is asked, and any other queen knows it.
+	// Operations that only read are jobs of the queen that is asked, and any other queen finds
+	// them.
 	for i, r := range []core.Request{
 		{Operation: core.OpWorkerBinaryList, Hive: "hive-1"},
 		{Operation: core.OpWorkerProcessList, Hive: "hive-1"},
@@ -146,14 +147,14 @@ func TestJobs(t *testing.T) {
 		must.NotEq(t, 0, len(again.Result))
 	}
 
-	// A person whose queen dies in the middle of a download goes on through another one, and misses
-	// nothing.
+	// If a queen dies in the middle of a download, the client continues through another one, and
+	// misses no event.
 	download := []string{"worker", "download", "cpu", "--hive", "hive-1", "--format", "json"}
 	id := strings.TrimSpace(queens[1].must(append(download, "--detach", "--format", "table")...))
 	reader, follower := c.begin("job", "logs", "-f", id, "--format", "json"), c.begin(download...)
 	reader.await(5)
 	seen := len(reader.events())
-	queens[0].kill() // the first that both of them know
+	queens[0].kill() // the first in both commands' lists
 	reader.await(seen + 5)
 	must.Eq(t, 0, reader.end(), must.Sprint(reader.talk.String()))
 	must.Eq(t, 0, follower.end(), must.Sprint(follower.talk.String()))
@@ -165,8 +166,8 @@ func TestJobs(t *testing.T) {
 	must.NoError(t, json.Unmarshal([]byte(follower.out.String()), &b), must.Sprint(follower.out.String()))
 	must.Eq(t, "cpu", b.Type)
 
-	// A job whose hive is killed is found as failed, with all that was seen of it, and its request
-	// is still the same one.
+	// A job whose hive is killed is found as failed, with every event seen so far, and its request
+	// id still finds it.
 	r := core.Request{Operation: core.OpWorkerDownload, Type: "cpu", Force: true, Hive: "hive-1", RequestID: "killed"}
 	j, err := c.client(queens[1]).Submit(t.Context(), r)
 	must.NoError(t, err)
@@ -186,7 +187,7 @@ func TestJobs(t *testing.T) {
 	must.Eq(t, core.JobFailed, again.State)
 	must.StrContains(t, again.Error.Hint, "Submit the request again")
 
-	// One that is stopped in order ends as cancelled, and says why.
+	// One whose hive is stopped in an orderly way ends as cancelled, with the reason.
 	r.RequestID = "stopped"
 	j, err = c.client(queens[1]).Submit(t.Context(), r)
 	must.NoError(t, err)

@@ -14,7 +14,7 @@ import (
 	"github.com/rbee-project/rbee/core/coretest"
 )
 
-// noticed bounds how long a machine may stay unfound whose address changes while it runs.
+// noticed bounds how long a machine may stay unreachable after its address changed while it runs.
 const noticed = 15 * time.Second
 
 // readdressed gives a machine another address while its agent runs.
@@ -22,7 +22,7 @@ func (n *node) readdressed() {
 	t := n.c.t
 	t.Helper()
 	before := n.ip
-	to := strings.Replace(n.ip, ".77.0.", ".77.0.1", 1) // .1 is .11 then
+	to := strings.Replace(n.ip, ".77.0.", ".77.0.1", 1) // .1 becomes .11
 	must.NoError(t, n.c.lan.readdress(before, to, 300*time.Millisecond))
 	n.ip = to
 }

@@ -16,13 +16,13 @@ import (
 	"github.com/rbee-project/rbee/core/coretest"
 )
 
-// fileCluster is a cluster whose certificates were made by hand.
+// fileCluster is a cluster whose certificates were created by hand.
 type fileCluster struct {
 	*cluster
 	pki string // folder
 }
 
-// addWithFiles makes a certificate for another machine and writes its configuration.
+// addWithFiles creates a certificate for another machine and writes its configuration.
 func (c *fileCluster) addWithFiles(name string, queen bool, settings string) *node {
 	c.t.Helper()
 	n := c.add(name, queen, !queen)
@@ -38,12 +38,12 @@ func (c *fileCluster) addWithFiles(name string, queen bool, settings string) *no
 		"gossip {\n  key_file = %q\n  retry_join = [%q, %q]\n}\ntls {\n  ca_file = %q\n  cert_file = %q\n  key_file = %q\n}\n",
 		file("gossip.key"), c.net+".1", c.net+".2", file("ca.pem"), file(name+".pem"), file(name+".key"))
 	must.NoError(c.t, os.WriteFile(n.file, []byte(changed), 0o600))
-	n.env = append(n.env, "RBEE_CACERT="+file("ca.pem")) // the last one counts
+	n.env = append(n.env, "RBEE_CACERT="+file("ca.pem")) // the last entry takes effect
 	return n
 }
 
-// Three queens with certificates from files find each other and begin one cluster; a fourth and a
-// hive come in the same way, and no token takes anybody in.
+// Three queens with certificates from files find each other and start one cluster; a fourth and a
+// hive join in the same way, and tokens admit no machine.
 func TestClusterOfFiles(t *testing.T) {
 	t.Parallel()
 	c := &fileCluster{newCluster(t), t.TempDir()}
@@ -58,7 +58,7 @@ func TestClusterOfFiles(t *testing.T) {
 	for i := range 3 {
 		c.addWithFiles(fmt.Sprintf("queen-%d", i+1), true, expect)
 	}
-	// Two of three wait.
+	// Two of three wait for the third.
 	c.nodes[0].start()
 	c.nodes[1].start()
 	coretest.Eventually(t, patience, func() error {
@@ -89,17 +89,17 @@ func TestClusterOfFiles(t *testing.T) {
 	c.nodes[0].must("worker", "spawn", "--model", "rbee-tiny", "--hive", "hive-1")
 	must.StrContains(t, c.nodes[1].must("infer", "--model", "rbee-tiny", "--prompt", "What is a queen?"), "coordinates")
 
-	// No join tokens here, and it is said what to do instead.
+	// There are no join tokens here, and the error explains what to do instead.
 	refused(t, c.nodes[1].run("token", "create", "--type", "join"), 1, "no machine can join by token", "rbee tls cert create")
 	refused(t, c.nodes[1].run("operator", "keyring", "install"), 1)
 
-	// A fourth one that expects nobody is added, and does not begin a cluster of its own.
+	// A fourth queen that expects no others is added, and does not start a separate cluster.
 	fourth := c.addWithFiles("queen-4", true, "")
 	fourth.start()
 	c.awaitVoters(4, 1)
 
-	// The operator's token is the registry's from now on: a queen that starts again does not bring
-	// it back.
+	// From now on the operator's token is the registry's: a restarted queen does not restore the
+	// old one.
 	second := asJSON[core.NewToken](c.nodes[0], "token", "create", "--type", "api", "--scope", "admin", "--scope", "read")
 	c.nodes[0].must("token", "revoke", strings.Split(c.token, "_")[1], "--yes")
 	c.nodes[0].stop(syscall.SIGTERM)

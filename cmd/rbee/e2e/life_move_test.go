@@ -30,18 +30,18 @@ func (n *node) move(sig syscall.Signal) {
 	n.start()
 }
 
-// readdress gives the machine of a node that does not run another address.
+// readdress gives the machine of a stopped node another address.
 func (n *node) readdress() {
 	t := n.c.t
 	t.Helper()
 	before := n.ip
-	n.ip += "7" // .1 is .17 then
+	n.ip += "7" // .1 becomes .17
 	text, err := os.ReadFile(n.file)
 	must.NoError(t, err)
 	must.NoError(t, os.WriteFile(n.file, []byte(strings.ReplaceAll(string(text), fmt.Sprintf("%q", before), fmt.Sprintf("%q", n.ip))), 0o600))
 }
 
-// configure adds to the configuration of a node.
+// configure appends to the configuration of a node.
 func (n *node) configure(text string) {
 	t := n.c.t
 	t.Helper()

@@ -25,7 +25,7 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
-// answer is an answer to an HTTP request, whole.
+// answer is a complete HTTP response.
 type answer struct {
 	code   int
 	header http.Header
@@ -33,7 +33,7 @@ type answer struct {
 	took   time.Duration
 }
 
-// get asks a queen.
+// get sends a queen a GET request.
 func (n *node) get(path string) answer { return n.ask(http.MethodGet, path, "", 10*time.Second) }
 
 // ask sends a queen a request.
@@ -55,19 +55,19 @@ func (n *node) ask(method, path, body string, limit time.Duration) answer {
 	return answer{resp.StatusCode, resp.Header, string(got), time.Since(began)}
 }
 
-// A hive that drains gets no new request and finishes what runs; a hive whose agent is frozen is
-// shown with the paths that fail.
+// A hive that drains gets no new request and finishes the running ones; a hive whose agent is
+// frozen is shown with the failing paths.
 func TestDrainAndStatusOfHives(t *testing.T) {
 	c := newCluster(t)
 	c.start(3, 2)
 	c.serve()
 	first, hive := c.nodes[0], c.nodeNamed("hive-1")
 	cl := c.allClient()
-	workers := map[string]string{} // hive of a worker
+	workers := map[string]string{} // worker to its hive
 	for _, w := range asJSON[[]core.Worker](first, "ps") {
 		workers[w.ID] = w.Hive
 	}
-	// Streams on both hives, of which those of the drained one run on.
+	// Streams run on both hives; those of the drained hive run on.
 	began, proceed := make(chan string, 8), make(chan struct{})
 	ended := make(chan error, 8)
 	for range 6 {
@@ -126,7 +126,7 @@ func TestDrainAndStatusOfHives(t *testing.T) {
 	refresh := asJSON[core.RefreshResult](first, "hive", "refresh", "hive-1")
 	must.SliceNotEmpty(t, refresh.After)
 
-	// Frozen: nobody reaches it, all queens say so, and each says since when.
+	// It is frozen and unreachable: all queens report it, each with the time since when.
 	health := asJSON[core.HiveHealth](first, "hive", "status", "hive-1")
 	must.True(t, health.Reachable)
 	must.SliceLen(t, 3, health.Queens)
@@ -161,8 +161,8 @@ func (c *cluster) streamSlowly(ctx context.Context, cl *client.Client, tokens in
 	}, client.OnAnswer(func(a client.Answer) { *worker = a.Worker }))
 }
 
-// The gossip keys are rotated under load: nobody is lost and nothing fails. A hive and a queen that
-// were away meanwhile come back.
+// The gossip keys are rotated under load: no node is lost and no request fails. A hive and a queen
+// that were away meanwhile rejoin.
 func TestKeyRotation(t *testing.T) {
 	c := newCluster(t)
 	c.start(3, 2)
@@ -189,7 +189,7 @@ func TestKeyRotation(t *testing.T) {
 	must.SliceEmpty(t, tr.failed)
 	must.Positive(t, tr.done["answer"])
 
-	// The keys on their disks are those of before.
+	// Their disks still have the old keys.
 	for _, n := range away {
 		n.start()
 	}
@@ -202,7 +202,7 @@ func TestKeyRotation(t *testing.T) {
 		}
 		must.Eq(t, fresh, asJSON[core.Keyring](q, "operator", "keyring", "list").Primary)
 	}
-	// And now on disk, for the next start.
+	// Now they are on disk, for the next start.
 	for _, n := range c.nodes {
 		b, err := os.ReadFile(filepath.Join(n.dir, "cluster", "gossip.key"))
 		if errors.Is(err, os.ErrNotExist) {
@@ -213,7 +213,7 @@ func TestKeyRotation(t *testing.T) {
 	}
 }
 
-// watchMembers looks for a while whether all of these are there.
+// watchMembers checks for a while that all of these are alive.
 func (c *cluster) watchMembers(d time.Duration, names ...string) {
 	c.t.Helper()
 	cl := c.client(c.nodes[0])
@@ -272,7 +272,7 @@ func TestConsistency(t *testing.T) {
 		refused(t, q.run("hive", "list", "--consistency", "eventual"), 2, "linearizable")
 	}
 
-	// A minority of one: what it was told last, and nothing that must be newer.
+	// A minority of one answers from its old replica, but refuses reads that must be current.
 	for _, q := range c.queens() {
 		if q != follower {
 			must.NoError(t, q.signal(syscall.SIGSTOP))
@@ -314,8 +314,8 @@ func TestConsistency(t *testing.T) {
 	c.awaitHealth(3, 1)
 }
 
-// A worker is retired, and while its last request runs the leader dies: the retirement is brought
-// to its end all the same.
+// A worker is retired, and the leader dies while the worker's last request runs: the retirement
+// still completes.
 func TestRetireSurvivesTheLeader(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t)
@@ -337,7 +337,7 @@ func TestRetireSurvivesTheLeader(t *testing.T) {
 	case err := <-ended:
 		t.Fatal(err)
 	}
-	must.NoError(t, syscall.Kill(worker.PID, syscall.SIGSTOP)) // it is in the midst of its answer, and stays there
+	must.NoError(t, syscall.Kill(worker.PID, syscall.SIGSTOP)) // freezes it in the middle of its answer
 	killed := make(chan error, 1)
 	go func() {
 		defer func() { _ = syscall.Kill(worker.PID, syscall.SIGCONT) }()

@@ -22,8 +22,8 @@ import (
 	"github.com/rbee-project/rbee/core/pki"
 )
 
-// Two of three queens are gone for good. The one that is left says so, goes on answering, becomes
-// the cluster by the peers file, and takes a new queen in.
+// Two of three queens are lost for good. The remaining one reports it, keeps answering, becomes the
+// cluster through the peers file, and admits a new queen.
 func TestLostQuorum(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t)
@@ -53,7 +53,7 @@ func TestLostQuorum(t *testing.T) {
 	must.StrContains(t, r.stdout, "Majority")
 	must.StrContains(t, r.stdout, "stale: ")
 	must.StrContains(t, survivor.must("infer", "--model", "rbee-tiny", "--prompt", "What is a queen?"), "coordinates")
-	// What would change the registry says how to recover.
+	// Commands that would change the registry explain how to recover.
 	r, _ = survivor.runFor(20*time.Second, "operator", "raft", "remove", "queen-2", "--yes")
 	refused(t, r, 1, "raft/peers.json")
 	peers := regexp.MustCompile(`\[\{.*\}\]`).FindString(r.stderr)
@@ -72,14 +72,14 @@ func TestLostQuorum(t *testing.T) {
 	})
 	fmt.Printf("a leader %d ms after the start with %s\n", time.Since(began).Milliseconds(), peers)
 	_, err := os.Stat(filepath.Join(survivor.dir, "raft", "peers.json"))
-	must.ErrorIs(t, err, os.ErrNotExist) // it counts once
+	must.ErrorIs(t, err, os.ErrNotExist) // it is applied once
 	must.SliceLen(t, 1, asJSON[[]core.Worker](survivor, "ps"))
 	must.StrContains(t, survivor.must("infer", "--model", "rbee-tiny", "--prompt", "What is a queen?"), "coordinates")
 	for _, q := range gone {
 		survivor.must("tls", "revoke", q.name, "--yes")
 	}
 
-	// A machine with the name of a lost one comes in its place.
+	// A machine with the name of a lost one replaces it.
 	fresh := c.add("queen-4", true, false)
 	fresh.start("-join", survivor.joinToken(fresh)+"@"+survivor.ip)
 	fresh.awaitAnswer()
@@ -97,8 +97,7 @@ func TestLostQuorum(t *testing.T) {
 	})
 }
 
-// A snapshot brings the registry back as it was, in its own cluster only, and tells nobody a
-// secret.
+// A snapshot restores the registry as it was, only in its own cluster, and reveals no secret.
 func TestSnapshots(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t)
@@ -115,7 +114,7 @@ func TestSnapshots(t *testing.T) {
 	must.Eq(t, 1, saved.Workers)
 	refused(t, first.run("operator", "snapshot", "save", file), 1, "exists")
 
-	// Nothing in it opens anything.
+	// Nothing in it grants access.
 	data, err := os.ReadFile(file)
 	must.NoError(t, err)
 	block, _ := pem.Decode(c.signer.KeyPEM())
@@ -137,10 +136,10 @@ func TestSnapshots(t *testing.T) {
 		must.Greater(t, 8, len(secret), must.Sprint(what))
 		must.False(t, bytes.Contains(data, secret), must.Sprint(what))
 	}
-	must.True(t, bytes.Contains(data, []byte("hive-1"))) // it is not just all encrypted
+	must.True(t, bytes.Contains(data, []byte("hive-1"))) // not everything is encrypted
 
-	// What was made since is gone afterwards, what was revoked stays revoked, and the cluster goes
-	// on with the keys that it has now.
+	// What was created since is gone afterwards, what was revoked stays revoked, and the cluster
+	// keeps its current keys.
 	revoked := asJSON[core.NewToken](first, "token", "create", "--type", "api", "--scope", "read", "--name", "revoked")
 	must.NoError(t, os.Remove(file))
 	first.must("operator", "snapshot", "save", file)
@@ -175,7 +174,7 @@ func TestSnapshots(t *testing.T) {
 	must.StrContains(t, c.nodes[1].must("infer", "--model", "rbee-tiny", "--prompt", "What is a queen?"), "coordinates")
 	first.must("token", "create", "--type", "api", "--scope", "read")
 
-	// Not in another cluster, and nothing that is damaged.
+	// It cannot be restored in another cluster, or if damaged.
 	other := newCluster(t)
 	other.start(1, 0)
 	refused(t, other.nodes[0].run("operator", "snapshot", "restore", file, "--yes"), 1, "of cluster")
@@ -197,13 +196,13 @@ func readNodeKey(t testing.TB, n *node) []byte {
 	return block.Bytes
 }
 
-// copyFolder copies what a backup would: folders and files, and no sockets, while an agent writes
+// copyFolder copies what a backup would: folders and files, but no sockets, while an agent writes
 // there.
 func copyFolder(t testing.TB, from, to string) {
 	t.Helper()
 	must.NoError(t, filepath.WalkDir(from, func(path string, d os.DirEntry, err error) error {
 		if errors.Is(err, fs.ErrNotExist) {
-			return nil // it was there a moment ago
+			return nil // removed since the listing
 		}
 		if err != nil {
 			return err
@@ -223,8 +222,8 @@ func copyFolder(t testing.TB, from, to string) {
 	}))
 }
 
-// Two agents with one identity, from a copy of a data folder: the second one is refused and says
-// so, the first goes on as if nothing were.
+// Two agents have one identity, from a copy of a data folder: the second one is refused and reports
+// it, the first is unaffected.
 func TestCopiedDataFolder(t *testing.T) {
 	t.Parallel()
 	for _, role := range []string{"queen", "hive"} {

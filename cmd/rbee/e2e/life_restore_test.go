@@ -16,7 +16,7 @@ import (
 	"github.com/rbee-project/rbee/core/coretest"
 )
 
-// ended waits until the node's agent has ended by itself, and returns what it said.
+// ended waits until the node's agent has exited by itself, and returns its output.
 func (n *node) ended() string {
 	n.c.t.Helper()
 	select {
@@ -29,7 +29,7 @@ func (n *node) ended() string {
 }
 
 // awaitHive waits until the cluster has its leader and one hive that answers. A restored registry
-// says that the hive is ready before it has come back.
+// lists the hive as ready before it has reconnected.
 func (c *cluster) awaitHive(q *node) {
 	c.t.Helper()
 	coretest.Eventually(c.t, patience, func() error {
@@ -44,9 +44,9 @@ func (c *cluster) awaitHive(q *node) {
 	})
 }
 
-// The only queen of a cluster loses its registry, then all of its data folder. A snapshot brings
-// the cluster back each time: with what is left of the registry, with the identity alone, and with
-// nothing but the recovery key.
+// The only queen of a cluster loses its registry, then its whole data folder. A snapshot restores
+// the cluster each time: with the rest of the registry, with the identity alone, and with only the
+// recovery key.
 func TestOfflineRestore(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t)
@@ -102,17 +102,17 @@ func TestOfflineRestore(t *testing.T) {
 	q.start()
 	q.awaitAnswer()
 	c.awaitHive(q)
-	must.True(t, hasRevoked()) // nobody was left who knew
+	must.True(t, hasRevoked()) // nothing was left that recorded the revocation
 	again := c.add("hive-2", false, true)
-	again.start("-join", q.joinToken(again)+"@"+q.ip) // the CA is back
+	again.start("-join", q.joinToken(again)+"@"+q.ip) // the CA is restored
 	c.await(func(s core.Status) error {
 		if len(s.Hives) != 2 {
 			return errors.New("the new hive is missing")
 		}
 		return nil
 	})
-	// Leaving rotates the gossip key, which nobody but the registry and the nodes have: a snapshot
-	// of before is of no use then.
+	// Leaving rotates the gossip key, which only the registry and the nodes have: an earlier
+	// snapshot is useless then.
 	keyring := func() string { return asJSON[core.Keyring](q, "operator", "keyring", "list").Primary }
 	old := keyring()
 	q.must("cluster", "leave", "hive-2", "--yes")

@@ -29,7 +29,7 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
-// asJSON runs `rbee args… --format json` at the node and reads what it prints.
+// asJSON runs `rbee args… --format json` at the node and decodes its output.
 func asJSON[T any](n *node, args ...string) T {
 	n.c.t.Helper()
 	var v T
@@ -38,7 +38,7 @@ func asJSON[T any](n *node, args ...string) T {
 	return v
 }
 
-// nodeNamed is the node with this name.
+// nodeNamed returns the node with this name.
 func (c *cluster) nodeNamed(name string) *node {
 	c.t.Helper()
 	at := slices.IndexFunc(c.nodes, func(n *node) bool { return n.name == name })
@@ -46,7 +46,7 @@ func (c *cluster) nodeNamed(name string) *node {
 	return c.nodes[at]
 }
 
-// awaitHealth waits until a cluster of this size has no problem.
+// awaitHealth waits until a cluster of this size reports no problems.
 func (c *cluster) awaitHealth(queens, hives int) {
 	c.t.Helper()
 	c.await(func(s core.Status) error {
@@ -66,8 +66,7 @@ func (c *cluster) awaitHealth(queens, hives int) {
 	})
 }
 
-// allClient is a client with its own connections that knows all queens, as a program far away would
-// be.
+// allClient returns a client with its own connections that knows all queens, like a remote program.
 func (c *cluster) allClient() *client.Client {
 	c.t.Helper()
 	var addresses []string
@@ -82,14 +81,14 @@ func (c *cluster) allClient() *client.Client {
 	return cl
 }
 
-// tinyQuestion is one that rbee-tiny knows the answer to.
+// tinyQuestion returns one that rbee-tiny can answer.
 func tinyQuestion(maxTokens int) openai.ChatRequest {
 	return openai.ChatRequest{
 		Model: "rbee-tiny", MaxCompletionTokens: new(openai.Int(maxTokens)), Messages: []openai.Message{{Role: "user", Content: openai.TextContent("What is a queen?")}},
 	}
 }
 
-// traffic is steady work through a client: answers, streams and registry writes, until it is
+// traffic is steady load through a client: answers, streams and registry writes, until it is
 // stopped.
 type traffic struct {
 	cl   *client.Client
@@ -119,7 +118,7 @@ func (tr *traffic) note(what string, err error) {
 	}
 }
 
-// repeat does something every so often.
+// repeat runs a function at an interval.
 func (tr *traffic) repeat(every time.Duration, what string, f func(ctx context.Context) error) {
 	tr.wg.Go(func() {
 		tick := time.NewTicker(every)
@@ -153,7 +152,7 @@ func (tr *traffic) streams(every time.Duration) {
 	})
 }
 
-// writes drains a hive and ends that, which may be repeated where an answer is lost.
+// writes drains a hive and ends the drain, which can be repeated if an answer is lost.
 func (tr *traffic) writes(every time.Duration, hive string) {
 	drain := false
 	tr.repeat(every, "write", func(ctx context.Context) error {
@@ -163,13 +162,13 @@ func (tr *traffic) writes(every time.Duration, hive string) {
 	})
 }
 
-// end stops the traffic and waits for what runs.
+// end stops the traffic and waits for running requests.
 func (tr *traffic) end() {
 	close(tr.stop)
 	tr.wg.Wait()
 }
 
-// gap is the longest time between two acknowledged writes.
+// gap returns the longest time between two acknowledged writes.
 func (tr *traffic) gap() time.Duration {
 	tr.mu.Lock()
 	defer tr.mu.Unlock()
@@ -180,7 +179,7 @@ func (tr *traffic) gap() time.Duration {
 	return longest
 }
 
-// Every queen is restarted once, under load: nobody notices, and no write waits for an election.
+// Every queen is restarted once, under load: no request fails, and no write waits for an election.
 func TestRollingRestart(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t)
@@ -189,7 +188,7 @@ func TestRollingRestart(t *testing.T) {
 	tr := newTraffic(c.allClient())
 	tr.answers(150 * time.Millisecond)
 	tr.streams(200 * time.Millisecond)
-	tr.writes(20*time.Millisecond, "hive-2") // which has no worker
+	tr.writes(20*time.Millisecond, "hive-2") // it has no worker
 	for _, q := range slices.Clone(c.queens()) {
 		led := c.leader() == q
 		ended := time.Now()
@@ -216,8 +215,8 @@ func TestRollingRestart(t *testing.T) {
 	}
 }
 
-// A queen and a hive leave for good. The others see nothing wrong, what left is let in no more, and
-// comes back with a new token as a new node.
+// A queen and a hive leave for good. The others report no problem; the machines that left are
+// refused, and rejoin with a new token as new nodes.
 func TestLeave(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t)
@@ -232,7 +231,7 @@ func TestLeave(t *testing.T) {
 	for _, leaver := range []*node{hive, queen} {
 		certificates[leaver.id()] = keptCertificate(t, leaver)
 		began := time.Now()
-		if leaver == queen { // asked for by name elsewhere, or where the machine stands
+		if leaver == queen { // removed by name from another machine, or on the machine itself
 			leaver.must("cluster", "leave", "--yes", "--config", leaver.file)
 		} else {
 			stays.must("cluster", "leave", leaver.name, "--yes")
@@ -286,7 +285,7 @@ func TestLeave(t *testing.T) {
 		return nil
 	})
 
-	// The last queen that votes stays.
+	// The last voting queen stays.
 	for _, q := range []string{"queen-3", "queen-2"} {
 		stays.must("cluster", "leave", q, "--yes")
 	}
@@ -296,9 +295,9 @@ func TestLeave(t *testing.T) {
 	must.True(t, stays.running())
 }
 
-// Everything is killed at once. All that the registry knew is there again, and requests find their
-// workers, without anybody's help. A kill takes back nothing that was written: what a loss of power
-// would is for the TestPowerLoss… of the packages that write.
+// Everything is killed at once. The registry is restored completely, and requests find their
+// workers, without manual steps. A kill does not undo writes: the TestPowerLoss… tests of the
+// packages that write cover a loss of power.
 func TestEverythingIsKilled(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t)
@@ -343,7 +342,7 @@ func TestEverythingIsKilled(t *testing.T) {
 	}
 }
 
-// keptCertificate is the certificate of a node, as somebody who copied its disk has it.
+// keptCertificate returns the certificate of a node, as a copy of its disk contains it.
 func keptCertificate(t testing.TB, n *node) tls.Certificate {
 	t.Helper()
 	pair, err := tls.LoadX509KeyPair(filepath.Join(n.dir, "cluster", "node.pem"), filepath.Join(n.dir, "cluster", "node.key"))
@@ -351,7 +350,7 @@ func keptCertificate(t testing.TB, n *node) tls.Certificate {
 	return pair
 }
 
-// runFor is n.run that gives up after a while, for what must not wait.
+// runFor is n.run with a timeout, for what must not wait.
 func (n *node) runFor(limit time.Duration, args ...string) (result, time.Duration) {
 	n.c.t.Helper()
 	ctx, cancel := context.WithTimeout(n.c.t.Context(), limit)
@@ -370,8 +369,8 @@ func (n *node) runFor(limit time.Duration, args ...string) (result, time.Duratio
 	return result{out.String(), talk.String(), cmd.ProcessState.ExitCode()}, time.Since(began)
 }
 
-// conversation asks one queen something and goes on from its answer at another one, which finds it
-// by its id.
+// conversation asks one queen something and continues from its answer at another one, which finds
+// it by its id.
 func conversation(t *testing.T, first, second *node) {
 	t.Helper()
 	post := func(n *node, body string) (id string) {
@@ -387,8 +386,8 @@ func conversation(t *testing.T, first, second *node) {
 	must.Eq(t, http.StatusNotFound, first.get("/v1/responses/"+id).code)
 }
 
-// Every operation works through every queen, whoever leads, and at once after another queen
-// acknowledged the one before.
+// Every operation works through every queen, whichever leads, and at once after another queen
+// acknowledged the previous one.
 func TestOperationsThroughEveryQueen(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t)
@@ -414,8 +413,8 @@ func TestOperationsThroughEveryQueen(t *testing.T) {
 	limitedToken(t, queens)
 }
 
-// limitedToken floods all queens with one token and sees its limit hold over them together; then
-// the token gets a new secret, which every queen knows.
+// limitedToken floods all queens with one token and checks that its limit holds across them; then
+// the token gets a new secret, which every queen accepts.
 func limitedToken(t *testing.T, queens []*node) {
 	t.Helper()
 	const limit = 20

@@ -29,8 +29,8 @@ import (
 	"github.com/rbee-project/rbee/raft/fsm"
 )
 
-// op is one operation on a register: a write of a value that is written once in the whole history,
-// or a read of what it gave. "" is what a register holds that was never written.
+// op is one operation on a register: a write of a value that is unique in the whole history, or a
+// read with its result. "" is the value of a register that was never written.
 type op struct {
 	client  int
 	key     string
@@ -41,7 +41,7 @@ type op struct {
 	unknown bool // the write may have happened, may happen yet, or never
 }
 
-// history is what clients did and saw. A read that failed is not in it: it says nothing.
+// history is what clients did and saw. It omits failed reads, which prove nothing.
 type history struct {
 	began time.Time
 
@@ -59,7 +59,7 @@ func (h *history) add(o op) {
 	h.ops = append(h.ops, o)
 }
 
-// known is how many operations have an answer.
+// known returns how many operations have a known outcome.
 func (h *history) known() int {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -72,7 +72,7 @@ func (h *history) known() int {
 	return n
 }
 
-// registers is the model of one key.
+// registers returns the model of one key.
 func registers() porcupine.Model {
 	return porcupine.Model{
 		Init: func() any { return "" },
@@ -93,17 +93,17 @@ func registers() porcupine.Model {
 	}
 }
 
-// verdict is what checking a history found.
+// verdict is the result of checking a history.
 type verdict struct {
 	keys       int
-	violations []string // keys whose history no register could have
-	undecided  []string // keys whose history took too long
+	violations []string // keys with an impossible history
+	undecided  []string // keys whose check took too long
 }
 
 // check looks for an order of the operations on each key that a register could have had, each
-// operation somewhere between its call and its return. A history without such an order and with
-// many operations at once may take for ever to refute: after patience only its telling operations
-// count.
+// operation taking effect between its call and its return. Refuting a history without such an order
+// and with many concurrent operations may take practically unlimited time: after patience only its
+// telling operations count.
 func (h *history) check(patience time.Duration) verdict {
 	var v verdict
 	for key, ops := range settle(h.ops) {
@@ -135,10 +135,10 @@ func operations(ops []op) []porcupine.Operation {
 	return list
 }
 
-// telling leaves out reads that say nothing new. A register has a value for one stretch of time,
-// since each is written once; a read of it fits if it returned after the stretch began and was
-// called before it ended. So of all reads of a value, the one that returned first and the one that
-// was called last say all.
+// telling omits redundant reads. A register has a value for one stretch of time, since each is
+// written once; a read of it fits if it returned after the stretch began and was called before it
+// ended. So of all reads of a value, the one that returned first and the one that was called last
+// suffice.
 func telling(ops []op) []op {
 	first, last := map[string]int{}, map[string]int{}
 	for i, o := range ops {
@@ -161,10 +161,10 @@ func telling(ops []op) []op {
 	return list
 }
 
-// settle sorts the operations by key and says when each write of unknown outcome ended. One whose
-// value nobody ever read may as well have happened after everything else, or never: it is left out.
-// One whose value was read happened before the first of those reads returned. This is no more and
-// no less strict than leaving them open to the end, and far cheaper to check.
+// settle groups the operations by key and sets when each write of unknown outcome ended. One whose
+// value was never read may have happened after everything else, or never: it is omitted. One whose
+// value was read happened before the first of those reads returned. This is exactly as strict as
+// leaving them open to the end, and far cheaper to check.
 func settle(ops []op) map[string][]op {
 	seen := map[string]int64{} // by key and value: when the first read of it returned
 	for _, o := range ops {
@@ -181,14 +181,14 @@ func settle(ops []op) map[string][]op {
 			if !ok {
 				continue
 			}
-			o.ret = max(first, o.call) // a value read before it was written: the reader is the one who is refused
+			o.ret = max(first, o.call) // a value read before it was written: let the read be refuted
 		}
 		keys[o.key] = append(keys[o.key], o)
 	}
 	return keys
 }
 
-// explain finds a read that cannot be, for a person.
+// explain describes an impossible read.
 func explain(ops []op) string {
 	writes := map[string]op{"": {ret: -1}}
 	for _, o := range ops {
@@ -209,7 +209,7 @@ func explain(ops []op) string {
 			if other.value == r.value || other.ret >= r.call {
 				continue
 			}
-			// Something that was surely later than w, and surely over before the read began.
+			// This happened entirely after w, and entirely before the read.
 			if other.write && other.call > w.ret || !other.write && writes[other.value].call > w.ret {
 				return fmt.Sprintf("client %d read %q at %s, after %q was there at %s", r.client, r.value,
 					time.Duration(r.call).Round(time.Millisecond), other.value, time.Duration(other.ret).Round(time.Millisecond))
@@ -219,7 +219,7 @@ func explain(ops []op) string {
 	return "no order of its operations is possible"
 }
 
-// The checker finds what it is there to find.
+// The checker finds what it is meant to find.
 func TestChecker(t *testing.T) {
 	t.Parallel()
 	w := func(client int, value string, call, ret int64) op {
@@ -318,17 +318,17 @@ func TestChecker(t *testing.T) {
 	})
 }
 
-// registry is a cluster's registry used as registers, one for each hive id: the version of the hive
-// is the value.
+// registry uses a cluster's registry as registers, one for each hive id: the version of the hive is
+// the value.
 type registry struct {
 	c       *cluster
 	history *history
 	pool    *rpc.Pool
 	http    *http.Client
-	count   atomic.Int64 // of values
+	count   atomic.Int64 // number of values
 }
 
-// newRegistry uses the cluster as one more queen, with a certificate of its own.
+// newRegistry accesses the cluster like one more queen, with its own certificate.
 func newRegistry(c *cluster) *registry {
 	c.t.Helper()
 	key, err := pki.NewKey()
@@ -354,7 +354,7 @@ func (r *registry) put(ctx context.Context, q *node, key, value string) error {
 	if err != nil {
 		return err
 	}
-	// The same incarnation each time: the last write wins, as in a register.
+	// The incarnation is always the same, so the last write wins, as in a register.
 	command, err := proto.Marshal(fsm.SyncHive(core.Hive{ID: key, Name: key, Version: value, Incarnation: 1}, nil))
 	if err != nil {
 		return err
@@ -397,7 +397,7 @@ func (r *registry) get(ctx context.Context, q *node, key string, consistency cor
 	return h.Version, nil
 }
 
-// write is put as part of the history. Whatever error comes, the write may have happened.
+// write is put as part of the history. After any error, the write may have happened.
 func (r *registry) write(ctx context.Context, client int, q *node, key string) (value string, err error) {
 	o := op{client: client, key: key, write: true, value: fmt.Sprintf("%d.%d", client, r.count.Add(1)), call: r.history.now()}
 	err = r.put(ctx, q, key, o.value)
@@ -412,7 +412,7 @@ func (r *registry) write(ctx context.Context, client int, q *node, key string) (
 	return o.value, err
 }
 
-// errWrong is of an answer that no fault explains.
+// errWrong marks an answer that no fault explains.
 var errWrong = fmt.Errorf("this must not be")
 
 // read is a linearizable get as part of the history.
@@ -427,7 +427,7 @@ func (r *registry) read(ctx context.Context, client int, q *node, key string) (s
 	return o.value, nil
 }
 
-// workload is clients that read and write at all queens.
+// workload is a set of clients that read and write at all queens.
 type workload struct {
 	r        *registry
 	clients  int
@@ -442,7 +442,7 @@ type workload struct {
 
 func (w *workload) key(i int) string { return fmt.Sprintf("reg-%03d", i%w.keys) }
 
-// run has the clients work until stop.
+// run makes the clients work until stop.
 func (w *workload) run(wg *sync.WaitGroup, stop <-chan struct{}) {
 	var queens []*node
 	for _, n := range w.r.c.nodes {
@@ -455,7 +455,7 @@ func (w *workload) run(wg *sync.WaitGroup, stop <-chan struct{}) {
 	for client := range w.clients {
 		rng := rand.New(rand.NewPCG(w.seed, uint64(client)))
 		wg.Go(func() {
-			avoid := make([]time.Time, len(queens)) // until when: it did not answer just now
+			avoid := make([]time.Time, len(queens)) // until when to avoid each queen that did not answer
 			for {
 				select {
 				case <-stop:
@@ -494,7 +494,7 @@ func (w *workload) run(wg *sync.WaitGroup, stop <-chan struct{}) {
 	}
 }
 
-// finish reads every key through every queen, so that no lost write stays unseen.
+// finish reads every key through every queen, so that no lost write goes unnoticed.
 func (w *workload) finish() {
 	w.r.c.t.Helper()
 	for i := range w.keys {
@@ -507,7 +507,7 @@ func (w *workload) finish() {
 	}
 }
 
-// seedOf is the seed of a test's random choices: RBEE_SEED, or a new one.
+// seedOf returns the seed of a test's random choices: RBEE_SEED, or a new one.
 func seedOf(t testing.TB) uint64 {
 	t.Helper()
 	seed := uint64(envOr(t, "RBEE_SEED", int(time.Now().UnixNano()%1_000_000_000))) //nolint:gosec // not negative
@@ -515,8 +515,8 @@ func seedOf(t testing.TB) uint64 {
 	return seed
 }
 
-// The registry is linearizable while queens are killed, paused and cut off. `make linear` runs it
-// with 200,000 operations and all faults.
+// The registry is linearizable while queens are killed, paused and disconnected. `make linear` runs
+// it with 200,000 operations and all faults.
 func TestLinear(t *testing.T) {
 	operations := envOr(t, "RBEE_LINEAR_OPS", 0)
 	short := operations == 0
@@ -572,7 +572,7 @@ func TestLinear(t *testing.T) {
 	must.GreaterEq(t, known/5, writes)
 }
 
-// newLinearCluster is a cluster for faults: with cables where that is possible, and wanted.
+// newLinearCluster returns a cluster for faults: with network cables where possible and wanted.
 func newLinearCluster(t testing.TB, cables bool) *cluster {
 	t.Helper()
 	if cables && os.Geteuid() == 0 {

@@ -14,7 +14,7 @@ import (
 	"github.com/rbee-project/rbee/core/gguf"
 )
 
-// resident is what a process holds: memory of its own, and pages of files.
+// resident returns the memory of a process: its own, and that of file pages.
 func resident(t testing.TB, pid int) (own, files int64) {
 	t.Helper()
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
@@ -35,9 +35,9 @@ func resident(t testing.TB, pid int) (own, files int64) {
 	return own, files
 }
 
-// The estimate is held against what a worker with the real engine holds after it has read a prompt
-// as long as a step of the engine: within 10 % and 16 MiB. Where the engine has repacked the
-// weights, the mapped file does not count: the system takes its pages back when it needs memory.
+// The estimate matches the memory of a worker with the real engine that has read a prompt as long
+// as a step of the engine: within 10 % and 16 MiB. If the engine has repacked the weights, the
+// mapped file does not count: the system reclaims its pages when it needs memory.
 func TestMemoryEstimateIsWhatTheEngineTakes(t *testing.T) {
 	t.Parallel()
 	tiny, err := filepath.Abs("../../../plugins/catalog-builtin/rbee-tiny.gguf")
@@ -54,7 +54,7 @@ func TestMemoryEstimateIsWhatTheEngineTakes(t *testing.T) {
 	}{{tiny, 1, 512}, {tiny, 8, 1024}, {small, 1, 512}, {small, 4, 2048}, {wide, 1, 1024}, {wide, 6, 4096}} {
 		holdsWhatIsEstimated(t, a, c.file, c.slots, c.context, 0)
 	}
-	// With a draft model beside it.
+	// Then with a draft model beside it.
 	draft := generate(t, "draft.gguf", "-preset", "135m", "-type", "q4_0", "-layers", "2")
 	b := startAgent(t, agentOptions{config: oneMachine + "worker \"cpu\" {\n  config {\n    draft = " + strconv.Quote(draft) + "\n  }\n}\ncatalog \"file\" {\n  config {\n    paths = [" + folders[2] + "]\n  }\n}\n", store: ownStore(t)})
 	holdsWhatIsEstimated(t, b, wide, 2, 1024, headerOf(t, draft).EstimateDraft(2, 1024).Total())
@@ -73,7 +73,7 @@ func headerOf(t testing.TB, file string) *gguf.File {
 	return header
 }
 
-// holdsWhatIsEstimated spawns a worker and compares.
+// holdsWhatIsEstimated spawns a worker and compares its memory with the estimate.
 func holdsWhatIsEstimated(t *testing.T, a *agent, file string, slots, context int, beside int64) {
 	t.Helper()
 	header := headerOf(t, file)

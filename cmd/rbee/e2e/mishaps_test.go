@@ -23,7 +23,7 @@ import (
 	"github.com/rbee-project/rbee/core/coretest"
 )
 
-// asked is how one request ended.
+// asked is the outcome of one request.
 type asked struct {
 	status     int
 	code       string
@@ -55,7 +55,7 @@ func askRaw(ctx context.Context, c *http.Client, a *agent, prompt string, tokens
 	return asked{resp.StatusCode, failed.Error.Code, resp.Header.Get("Retry-After"), string(b), time.Since(start)}, err
 }
 
-// metric is the value of one metric without labels.
+// metric returns the value of one metric without labels.
 func (a *agent) metric(name string) string {
 	a.t.Helper()
 	resp, err := http.Get("http://" + a.addr + "/metrics")
@@ -69,7 +69,8 @@ func (a *agent) metric(name string) string {
 	return ""
 }
 
-// Many more clients than two workers can serve: the workers stay trusted, and the log stays short.
+// There are far more clients than two workers can serve: the workers stay trusted, and the log
+// stays short.
 func TestOverload(t *testing.T) {
 	if testing.Short() {
 		t.Skip("it takes half a minute")
@@ -102,7 +103,7 @@ func TestOverload(t *testing.T) {
 						t.Errorf("status %d, code %q, Retry-After %q", r.status, r.code, r.retryAfter)
 					}
 					mu.Unlock()
-					if r.status != http.StatusOK { // as clients do
+					if r.status != http.StatusOK { // clients back off
 						select {
 						case <-time.After(time.Second):
 						case <-ctx.Done():
@@ -129,7 +130,7 @@ func TestOverload(t *testing.T) {
 	}
 }
 
-// mortals is an agent with n workers that die of a request which says so.
+// mortals returns an agent with n workers that die when a request asks for it.
 func mortals(t *testing.T, n int) *agent {
 	t.Helper()
 	plugins := t.TempDir()
@@ -167,7 +168,7 @@ func TestDeadlyRequest(t *testing.T) {
 		return nil
 	})
 
-	// The client tries again and again; other requests are answered.
+	// The client retries again and again; other requests are answered.
 	for range 5 {
 		r, err = askRaw(t.Context(), c, a, "die", 1, false)
 		must.NoError(t, err)
@@ -181,8 +182,7 @@ func TestDeadlyRequest(t *testing.T) {
 	t.Logf("%d of %d workers are left", workers(), all)
 }
 
-// A worker that hangs costs its requests seconds, not for ever: they go to another one, and it is
-// killed.
+// A worker that hangs delays its requests by seconds only: they are rerouted, and it is killed.
 func TestHungWorker(t *testing.T) {
 	t.Parallel()
 	a := startAgent(t, agentOptions{env: []string{"RBEE_HIVE_WORKER_TIMEOUT=8s"}})

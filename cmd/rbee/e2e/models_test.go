@@ -22,8 +22,8 @@ func generate(t testing.TB, name string, args ...string) string {
 	return out
 }
 
-// ownStore is a store folder with the engine of the shared one, for a test that counts or deletes
-// models.
+// ownStore returns a store folder with the engine of the shared one, for a test that counts or
+// deletes models.
 func ownStore(t testing.TB) string {
 	t.Helper()
 	dir := t.TempDir()

@@ -12,7 +12,7 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// nemesis breaks a cluster in ways drawn from a seed, one after the other, and mends what it broke.
+// nemesis breaks a cluster in ways drawn from a seed, one after the other, and repairs each.
 type nemesis struct {
 	c    *cluster
 	rng  *rand.Rand
@@ -22,7 +22,7 @@ type nemesis struct {
 	longest                   time.Duration // until all queens answered again
 }
 
-// fault breaks something, waits, and mends it.
+// fault breaks something, waits, and repairs it.
 type fault func() error
 
 func newNemesis(c *cluster, seed uint64) *nemesis {
@@ -35,7 +35,7 @@ func (n *nemesis) String() string {
 	return fmt.Sprintf("%d kills, %d pauses, %d partitions, all queens answered again after at most %.1f s", n.kills, n.pauses, n.partitions, n.longest.Seconds())
 }
 
-// run does the given faults, or random ones, until enough says so.
+// run injects the given faults, or random ones, until enough returns true.
 func (n *nemesis) run(r *registry, given []fault, enough func() bool) error {
 	for i := 0; ; i++ {
 		n.wait(time.Second, 3*time.Second)
@@ -64,7 +64,7 @@ func (n *nemesis) run(r *registry, given []fault, enough func() bool) error {
 	return nil
 }
 
-// random is any fault that this cluster allows.
+// random returns any fault that this cluster supports.
 func (n *nemesis) random() fault {
 	list := []fault{n.killLeader, n.killAny, n.killTwo, n.pauseLeader, n.pauseLeader, n.pauseAny}
 	if n.c.lan != nil {
@@ -73,7 +73,7 @@ func (n *nemesis) random() fault {
 	return list[n.rng.IntN(len(list))]
 }
 
-// between is a random duration.
+// between returns a random duration.
 func (n *nemesis) between(from, to time.Duration) time.Duration {
 	return from + time.Duration(n.rng.Int64N(int64(to-from)))
 }
@@ -83,7 +83,7 @@ func (n *nemesis) wait(from, to time.Duration) {
 	<-timer.C
 }
 
-// queens are all queens, running or not.
+// queens returns all queens, running or not.
 func (n *nemesis) queens() []*node {
 	var list []*node
 	for _, q := range n.c.nodes {
@@ -99,7 +99,7 @@ func (n *nemesis) any() *node {
 	return list[n.rng.IntN(len(list))]
 }
 
-// leader is the queen that most others take for the leader, or any.
+// leader returns the queen that most others consider the leader, or any.
 func (n *nemesis) leader() *node {
 	if l := n.c.leaderNow(n.http); l != nil {
 		return l
@@ -107,7 +107,7 @@ func (n *nemesis) leader() *node {
 	return n.any()
 }
 
-// leaderNow is the queen that leads as far as a majority of the queens knows; nil: none.
+// leaderNow returns the queen that a majority of the queens considers the leader; nil: none.
 func (c *cluster) leaderNow(hc *http.Client) *node {
 	votes, queens := map[string]int{}, 0
 	for _, q := range c.nodes {
@@ -127,7 +127,7 @@ func (c *cluster) leaderNow(hc *http.Client) *node {
 	return nil
 }
 
-// leaderAt is the id of the node that a queen takes for the leader; empty: none, or it does not
+// leaderAt returns the node id of the leader as a queen knows it; empty: none, or it does not
 // answer.
 func (c *cluster) leaderAt(hc *http.Client, q *node) string {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
@@ -188,7 +188,7 @@ func (n *nemesis) killTwo() error {
 	return n.kill(list[:2]...)
 }
 
-// pause stops a queen for a part of its lease, or for long enough that another one leads.
+// pause stops a queen for a part of its lease, or long enough for another one to lead.
 func (n *nemesis) pause(q *node) error {
 	n.pauses++
 	if err := q.signal(syscall.SIGSTOP); err != nil {
@@ -205,7 +205,7 @@ func (n *nemesis) pause(q *node) error {
 func (n *nemesis) pauseLeader() error { return n.pause(n.leader()) }
 func (n *nemesis) pauseAny() error    { return n.pause(n.any()) }
 
-// unplug cuts a queen off from all others.
+// unplug disconnects a queen from all others.
 func (n *nemesis) unplug(q *node) error {
 	n.partitions++
 	if err := n.c.lan.plug(q.ip, false); err != nil {
@@ -218,7 +218,7 @@ func (n *nemesis) unplug(q *node) error {
 func (n *nemesis) unplugLeader() error { return n.unplug(n.leader()) }
 func (n *nemesis) unplugAny() error    { return n.unplug(n.any()) }
 
-// cutPair has the leader and another queen not hear each other, while the third hears both.
+// cutPair cuts the connection between the leader and another queen, while the third reaches both.
 func (n *nemesis) cutPair() error {
 	n.partitions++
 	a := n.leader()
@@ -228,7 +228,7 @@ func (n *nemesis) cutPair() error {
 	return errors.Join(err, n.c.lan.cut(a.ip, b.ip, false), n.c.lan.cut(b.ip, a.ip, false))
 }
 
-// cutOneWay has the leader hear nobody, or nobody hear the leader.
+// cutOneWay drops everything sent to the leader, or everything that it sends.
 func (n *nemesis) cutOneWay() error {
 	n.partitions++
 	a, deaf := n.leader(), n.rng.IntN(2) == 0

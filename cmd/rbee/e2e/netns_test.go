@@ -19,9 +19,9 @@ import (
 	"github.com/shoenig/test/must"
 )
 
-// lan is a network of machines, each a network namespace of its own with one cable to a bridge in
-// yet another namespace. None of them has a name: the kernel takes it all away with the last
-// process and file that holds it, however the test ends.
+// lan is a network of machines, each a separate network namespace with one cable to a bridge in yet
+// another namespace. The namespaces have no names: the kernel removes them with the last process
+// and file that holds them, however the test ends.
 type lan struct {
 	hub   *netns
 	hosts map[string]*netns // by address
@@ -56,7 +56,7 @@ func (t *thread) do(f func() error) error {
 
 func (t *thread) close() { close(t.work) }
 
-// newLAN makes an empty network. The test is skipped where that is not allowed.
+// newLAN creates an empty network. The test is skipped where that is not permitted.
 func newLAN(t testing.TB) *lan {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -102,7 +102,7 @@ func (n *netns) ip(args ...string) error {
 	})
 }
 
-// add puts another machine on the network.
+// add connects another machine to the network.
 func (l *lan) add(t testing.TB, address string) {
 	t.Helper()
 	n, port := newNetns(t), fmt.Sprintf("port%d", len(l.hosts))
@@ -115,7 +115,7 @@ func (l *lan) add(t testing.TB, address string) {
 	must.NoError(t, n.ip("link", "set", "eth0", "up"))
 }
 
-// plug pulls a machine's cable, or puts it back.
+// plug plugs in or unplugs a machine's cable.
 func (l *lan) plug(address string, in bool) error {
 	state := "down"
 	if in {
@@ -124,8 +124,8 @@ func (l *lan) plug(address string, in bool) error {
 	return l.hub.ip("link", "set", l.ports[address], state)
 }
 
-// readdress takes a machine's address away and, after a pause, gives it another one, as a router
-// does. The machine can be named by either.
+// readdress removes a machine's address and, after a pause, assigns another one, as a router does.
+// The machine can be named by either.
 func (l *lan) readdress(from, to string, pause time.Duration) error {
 	n := l.hosts[from]
 	if err := n.ip("address", "del", from+"/24", "dev", "eth0"); err != nil {
@@ -136,11 +136,11 @@ func (l *lan) readdress(from, to string, pause time.Duration) error {
 	return n.ip("address", "add", to+"/24", "dev", "eth0")
 }
 
-// nobody is a hardware address that no machine has: what is sent to it is lost without a sign, as
-// in a broken network.
+// nobody is a hardware address that no machine has: packets to it are lost silently, as in a broken
+// network.
 const nobody = "02:00:00:00:00:99"
 
-// cut loses everything that one machine sends to another, or no longer.
+// cut starts or stops dropping everything that one machine sends to another.
 func (l *lan) cut(from, to string, lost bool) error {
 	if lost {
 		return l.hosts[from].ip("neighbour", "replace", to, "lladdr", nobody, "nud", "permanent", "dev", "eth0")
@@ -160,8 +160,7 @@ func (t *thread) start(cmd *exec.Cmd) error {
 	return t.do(cmd.Start)
 }
 
-// dial connects to a machine as a program on that machine would, so that no broken cable is in the
-// way.
+// dial connects to a machine from within it, so that a broken cable does not matter.
 func (l *lan) dial(ctx context.Context, network, address string) (net.Conn, error) {
 	host, _, err := net.SplitHostPort(address)
 	if err != nil {
@@ -171,7 +170,7 @@ func (l *lan) dial(ctx context.Context, network, address string) (net.Conn, erro
 	if !ok {
 		return nil, errors.New("no machine has the address " + address)
 	}
-	t := newThread() // of its own: a dial may take long
+	t := newThread() // a separate thread: a dial may take long
 	defer t.close()
 	var conn net.Conn
 	err = t.do(func() error {
@@ -218,7 +217,7 @@ func TestLAN(t *testing.T) {
 				if err != nil {
 					break
 				}
-				if string(buf[:n]) == own { // others are late ones of an earlier try
+				if string(buf[:n]) == own { // skip late replies to an earlier try
 					return true
 				}
 			}

@@ -10,7 +10,7 @@ import (
 	"github.com/shoenig/test/must"
 )
 
-// A service manager learns when the agent serves, and when it begins to end.
+// A service manager is notified when the agent serves, and when it begins to end.
 func TestServiceManagerIsTold(t *testing.T) {
 	t.Parallel()
 	socket := filepath.Join(shortDir(t), "notify")

@@ -25,7 +25,7 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
-// installedLlamaServer is the path of a real llama-server.
+// installedLlamaServer returns the path of a real llama-server.
 func installedLlamaServer(t testing.TB) string {
 	t.Helper()
 	path := os.Getenv("RBEE_TEST_LLAMA_SERVER")
@@ -35,7 +35,7 @@ func installedLlamaServer(t testing.TB) string {
 	return path
 }
 
-// llamaBlock is a worker block that has the plugin run a llama-server.
+// llamaBlock returns a worker block that makes the plugin run a llama-server.
 func llamaBlock(t testing.TB, name string) string {
 	t.Helper()
 	template, err := filepath.Abs("../../../plugins/worker-openai/testdata/tools.jinja")
@@ -54,7 +54,7 @@ func llamaBlock(t testing.TB, name string) string {
 `, name, installedLlamaServer(t), template)
 }
 
-// long is a stream of which the first event has come.
+// long is a stream whose first event has arrived.
 type long struct {
 	resp   *http.Response
 	events *openai.EventReader
@@ -73,7 +73,7 @@ func startLong(t *testing.T, a *agent, model string) long {
 	return l
 }
 
-// end reads the rest and says how it ended: with [DONE], or why not.
+// end reads the rest and returns how it ended: with [DONE], or the reason why not.
 func (l long) end() error {
 	for {
 		e, err := l.events.Next()
@@ -89,7 +89,7 @@ func (l long) end() error {
 	}
 }
 
-// promptTokens is what an answer says that its prompt was.
+// promptTokens returns the prompt's token count from an answer.
 func promptTokens(t *testing.T, body string) int {
 	t.Helper()
 	var r openai.ChatResponse
@@ -98,8 +98,8 @@ func promptTokens(t *testing.T, body string) int {
 	return r.Usage.PromptTokens
 }
 
-// A real llama-server under a real agent: everything that it can do passes through, its refusals
-// too, while its workers are killed, drained and replaced.
+// A real llama-server runs under a real agent: all its features are available, its refusals are
+// passed on, and its workers are killed, drained and replaced.
 func TestLlamaServerWorker(t *testing.T) {
 	t.Parallel()
 	plugins := t.TempDir()
@@ -122,7 +122,7 @@ func TestLlamaServerWorker(t *testing.T) {
 	status, body := chat(nil)
 	must.Eq(t, 200, status, must.Sprint(body))
 	must.StrContains(t, body, `"model":"rbee-tiny"`)
-	must.StrContains(t, body, `"timings"`) // llama-server's own words, as they are
+	must.StrContains(t, body, `"timings"`) // llama-server's own fields are passed on unchanged
 	must.NoError(t, startLong(t, a, "rbee-tiny").end())
 	status, body = chat(map[string]any{"response_format": map[string]any{"type": "json_schema", "json_schema": map[string]any{"name": "x", "schema": map[string]any{"enum": []string{"maybe"}}}}})
 	must.Eq(t, 200, status, must.Sprint(body))
@@ -133,7 +133,7 @@ func TestLlamaServerWorker(t *testing.T) {
 	_, without := chat(nil)
 	status, body = chat(map[string]any{"tools": tool, "tool_choice": "auto"})
 	must.Eq(t, 200, status, must.Sprint(body))
-	must.Greater(t, promptTokens(t, without)+20, promptTokens(t, body)) // its template has written the tool down
+	must.Greater(t, promptTokens(t, without)+20, promptTokens(t, body)) // its template has rendered the tool
 	status, _, body = postJSON(t, a, "/v1/embeddings", map[string]any{"model": "rbee-tiny", "input": []string{"a", "b"}})
 	must.Eq(t, 200, status, must.Sprint(body))
 	must.Eq(t, 2, strings.Count(body, `"embedding":[`))
@@ -167,7 +167,7 @@ func TestLlamaServerWorker(t *testing.T) {
 	exe := filepath.Join(plugins, "rbee-worker-openai")
 	data, err := os.ReadFile(exe)
 	must.NoError(t, err)
-	must.NoError(t, os.WriteFile(exe+".new", append(data, 0), 0o755)) // other code, as far as its digest goes
+	must.NoError(t, os.WriteFile(exe+".new", append(data, 0), 0o755)) // other code, by its digest
 	must.NoError(t, os.Rename(exe+".new", exe))
 	stream := startLong(t, a, "rbee-tiny")
 	upgraded := make(chan result, 1)
@@ -198,7 +198,7 @@ func TestLlamaServerWorker(t *testing.T) {
 	}
 }
 
-// Servers that run already are used by their addresses: two replicas, of which one goes away.
+// Servers that run already are used by their addresses: two replicas, of which one disappears.
 func TestLlamaServerByURL(t *testing.T) {
 	t.Parallel()
 	owner := startAgent(t, agentOptions{store: shortDir(t), config: oneMachine + llamaBlock(t, "llama")})
@@ -220,7 +220,7 @@ func TestLlamaServerByURL(t *testing.T) {
 		})
 		must.Eq(t, 200, status, must.Sprint(body))
 	}
-	// It is started by the first request that names a model which the servers list.
+	// The first request that names a model of the servers' lists starts it.
 	ask()
 	workers := jsonOf[[]core.Worker](a, "worker", "list")
 	must.Len(t, 1, workers)
@@ -233,7 +233,7 @@ func TestLlamaServerByURL(t *testing.T) {
 	}
 }
 
-// serverOf is the server of a worker, found by the socket in its command line.
+// serverOf returns a worker's server, found by the socket in its command line.
 func serverOf(t *testing.T, a *agent, w core.SpawnResult) http.Handler {
 	t.Helper()
 	p := jsonOf[core.Process](a, "worker", "process", "get", fmt.Sprint(w.PID), "--hive", "localhost")

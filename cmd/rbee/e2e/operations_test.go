@@ -21,31 +21,31 @@ import (
 	"github.com/rbee-project/rbee/core/operation"
 )
 
-// contract runs the operations of the contract on one cluster, each step through other queens than
-// the one before.
+// contract runs the operations of the contract on one cluster, each step through queens other than
+// the previous one's.
 type contract struct {
 	c    *cluster
-	t    *testing.T // of the step that runs
+	t    *testing.T // of the running step
 	turn int        // counts the queens
 	done map[core.Operation]bool
 
-	key     ssh.PublicKey // of the person whose home the first queen runs in
-	reached bool          // there is an SSH server on this machine
+	key     ssh.PublicKey // of the user whose home the first queen runs in
+	reached bool          // this machine has an SSH server
 
 	first, second core.Worker // on hive-1 and hive-2, once they are spawned
 	model         core.Model
 	binary        core.WorkerBinary
 }
 
-// queen is the next one.
+// queen returns the next one.
 func (o *contract) queen() *node {
 	queens := o.c.queens()
 	o.turn++
 	return queens[o.turn%len(queens)]
 }
 
-// asJob runs a request as a job through the next queen, looks at its events, and has another queen
-// tell the same.
+// asJob runs a request as a job through the next queen, checks its events, and compares another
+// queen's view of it.
 func asJob[T any](o *contract, r core.Request) T {
 	o.t.Helper()
 	return asJobAt[T](o, o.queen(), r)
@@ -79,7 +79,7 @@ func asJobAt[T any](o *contract, q *node, r core.Request) T {
 	return v
 }
 
-// fails runs a request as a job that must fail, and gives the error.
+// fails runs a request as a job that must fail, and returns the error.
 func (o *contract) fails(r core.Request) error {
 	o.t.Helper()
 	_, err := o.c.client(o.queen()).Run(o.t.Context(), r, nil)
@@ -88,7 +88,7 @@ func (o *contract) fails(r core.Request) error {
 	return err
 }
 
-// got is the answer to a plain GET; a list is unwrapped.
+// got returns the answer to a plain GET; a list is unwrapped.
 func got[T any](o *contract, route string) T {
 	o.t.Helper()
 	a := o.queen().get(route)
@@ -156,7 +156,7 @@ func TestOperations(t *testing.T) {
 			o.t = t
 			step.run(o)
 		}) {
-			t.FailNow() // the next ones build on it
+			t.FailNow() // later steps depend on it
 		}
 	}
 	for _, spec := range operation.All() {
@@ -166,7 +166,7 @@ func TestOperations(t *testing.T) {
 	}
 }
 
-// questions asks a hive all that it answers without being told more, in the three ways.
+// questions asks a hive everything that needs no arguments, in all three ways.
 func (o *contract) questions() {
 	for _, s := range operation.All() {
 		if !s.AsksOnlyHive() || s.Get == "" {
@@ -248,7 +248,7 @@ func (o *contract) hives() {
 }
 
 func (o *contract) workerDownload() {
-	must.SliceEmpty(o.t, got[[]core.WorkerBinary](o, "/v1/hives/hive-1/binaries")) // empty is no error
+	must.SliceEmpty(o.t, got[[]core.WorkerBinary](o, "/v1/hives/hive-1/binaries")) // an empty list is not an error
 	b := asJob[core.WorkerBinary](o, core.Request{Operation: core.OpWorkerDownload, Type: "cpu", Hive: "hive-1"})
 	must.Eq(o.t, "cpu", b.Type)
 	must.Eq(o.t, "", b.Problem)
@@ -308,7 +308,7 @@ func (o *contract) workerSpawn() {
 	again := asJob[core.SpawnResult](o, r) // through another queen, and still one worker
 	must.Eq(o.t, o.first.ID, again.Worker.ID)
 	o.second = cli[core.SpawnResult](o, "worker", "spawn", "--model", "rbee-tiny", "--hive", "hive-2", "--threads", "1").Worker
-	// Their plugin is the one that they run: nothing is replaced.
+	// They already run their current plugin: nothing is replaced.
 	must.SliceEmpty(o.t, asJob[core.UpgradeResult](o, core.Request{Operation: core.OpWorkerUpgrade, Type: "cpu", Hive: "hive-1"}).Replaced)
 	must.SliceEmpty(o.t, cli[core.UpgradeResult](o, "worker", "upgrade", "cpu", "--hive", "hive-2").Replaced)
 	must.ErrorContains(o.t, o.fails(core.Request{Operation: core.OpWorkerSpawn, Model: "rbee-tiny", Hive: "hive-1", Slots: 1024, ContextTokens: 1 << 24}), "trained for")
@@ -361,7 +361,7 @@ func (o *contract) infer() {
 	}
 }
 
-// inUse: what a worker needs is not taken away under it.
+// inUse checks that what a worker needs cannot be removed while it runs.
 func (o *contract) inUse() {
 	err := o.fails(core.Request{Operation: core.OpModelDelete, Model: "rbee-tiny", Hive: "hive-1"})
 	must.Eq(o.t, core.InUse, core.KindOf(err))
@@ -398,7 +398,7 @@ func (o *contract) workerProcessDelete() {
 func (o *contract) storeVerifyAndGC() {
 	must.SliceEmpty(o.t, asJob[core.StoreVerifyResult](o, core.Request{Operation: core.OpStoreVerify, Hive: "hive-1"}).Damaged)
 	asJob[core.StoreGCResult](o, core.Request{Operation: core.OpStoreGC, Hive: "hive-1"})
-	must.Len(o.t, 1, got[[]core.Model](o, "/v1/hives/hive-1/models")) // what somebody may want stays
+	must.Len(o.t, 1, got[[]core.Model](o, "/v1/hives/hive-1/models")) // what may still be wanted stays
 }
 
 func (o *contract) modelDelete() {
@@ -406,13 +406,13 @@ func (o *contract) modelDelete() {
 	must.Positive(o.t, r.FreedBytes)
 	o.queen().must("rm", "rbee-tiny", "--hive", "hive-2", "--yes")
 	must.SliceEmpty(o.t, got[[]core.Model](o, "/v1/hives/hive-2/models"))
-	// Names that lead out of the store are names of no model.
+	// Names that lead out of the store name no model.
 	for _, name := range []string{"../models/rbee-tiny", "..", path.Join("/", "etc", "passwd"), "a:b"} {
 		must.True(o.t, slices.Contains([]core.Kind{core.NotFound, core.Invalid}, core.KindOf(o.fails(core.Request{Operation: core.OpModelDelete, Model: name, Hive: "hive-2"}))))
 	}
 }
 
-// overSSH: the first queen's person takes another machine in, and gives it back.
+// overSSH makes the first queen's user add another machine, and remove it again.
 func (o *contract) overSSH() {
 	t, q := o.t, o.c.nodeNamed("queen-1")
 	server := startSSHD(t, o.key)

@@ -9,7 +9,7 @@ import (
 )
 
 // A closed stdout fails a command that has something to print; a discarded one does not, however it
-// is opened.
+// was opened.
 func TestClosedStdout(t *testing.T) {
 	t.Parallel()
 	for redirect, code := range map[string]int{">&-": 1, ">/dev/full": 1, ">/dev/null": 0, "1<>/dev/null": 0} {

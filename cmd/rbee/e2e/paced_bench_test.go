@@ -17,10 +17,10 @@ import (
 	"github.com/rbee-project/rbee/core/coretest"
 )
 
-// BenchmarkPacedStreams compares what an event of a stream costs in the queen and in a bare
-// net/http/httputil.ReverseProxy, in processor time of each process, with 100 streams at once whose
-// events are 30 ms apart: too slowly to wait for one another. They take turns on the same worker.
-// Goal: ratio at most 1. A queen is an agent that has other things to do, which idle_ counts.
+// BenchmarkPacedStreams compares the cost of a stream event in the queen and in a bare
+// net/http/httputil.ReverseProxy, in processor time of each process, with 100 concurrent streams
+// whose events are 30 ms apart: too slow to contend with one another. They take turns on the same
+// worker. Goal: ratio at most 1. A queen is an agent with other duties, which idle_ counts.
 func BenchmarkPacedStreams(b *testing.B) {
 	const streams, tokens, rounds, pace = 100, 200, 4, 30 * time.Millisecond
 	plugins := b.TempDir()
@@ -60,7 +60,7 @@ func BenchmarkPacedStreams(b *testing.B) {
 		}
 		return used / time.Duration(max(all, 1))
 	}
-	// What an agent does beside streams, for as long as a round of them takes.
+	// This measures an agent's other duties, for as long as a round of streams takes.
 	before := processorTime(b, a.cmd.Process.Pid)
 	time.Sleep(2 * tokens * pace)
 	idle := (processorTime(b, a.cmd.Process.Pid) - before) / 2 / (streams * tokens)
@@ -84,7 +84,7 @@ func BenchmarkPacedStreams(b *testing.B) {
 	b.ReportMetric(0, "ns/op")
 }
 
-// processorTime is what a process has used so far, to a hundredth of a second.
+// processorTime returns the processor time of a process so far, in steps of 10 ms.
 func processorTime(b *testing.B, pid int) time.Duration {
 	b.Helper()
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))

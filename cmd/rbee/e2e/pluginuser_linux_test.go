@@ -15,7 +15,7 @@ import (
 	"github.com/rbee-project/rbee/core/coretest"
 )
 
-// uidOf is the user that a process runs as.
+// uidOf returns the uid that a process runs as.
 func uidOf(t *testing.T, pid int) int {
 	t.Helper()
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
@@ -28,9 +28,9 @@ func uidOf(t *testing.T, pid int) int {
 	return uid
 }
 
-// An agent that runs as root runs its plugins as another user, loads models and engines all the
-// same, and the next agent takes over what runs. In a folder that is closed to others plugins run
-// as root, and the status says so.
+// An agent that runs as root runs its plugins as another user, still loads models and engines, and
+// the next agent takes over its workers. In a folder that is closed to others, plugins run as root,
+// and the status reports it.
 func TestPluginUser(t *testing.T) {
 	t.Parallel()
 	if os.Geteuid() != 0 {

@@ -13,8 +13,8 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// Models that only read go the whole way: they are placed, say what they can, answer through the
-// queen, and refuse there what they cannot.
+// Models without generation work end to end: they are placed, report their capabilities, answer
+// through the queen, and refuse what they cannot do.
 func TestReadersThroughQueen(t *testing.T) {
 	t.Parallel()
 	shape := []string{"-preset", "15m", "-layers", "2", "-embd", "64", "-heads", "2", "-kv-heads", "2", "-ffn", "128", "-vocab", "600", "-ctx", "256", "-type", "f32", "-arch", "bert"}

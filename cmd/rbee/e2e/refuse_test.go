@@ -27,8 +27,7 @@ import (
 	"github.com/rbee-project/rbee/core/coretest"
 )
 
-// refused is what a command that is refused must look like: one clear error, what to do next, no
-// panic.
+// refused checks the output of a refused command: one clear error, what to do next, no panic.
 func refused(t testing.TB, r result, code int, says ...string) {
 	t.Helper()
 	must.Eq(t, code, r.code, must.Sprint(r.stderr))
@@ -39,7 +38,7 @@ func refused(t testing.TB, r result, code int, says ...string) {
 	must.StrNotContains(t, r.stderr, "goroutine ")
 }
 
-// tinyModel is the project's own model.
+// tinyModel returns the project's own model.
 func tinyModel(t testing.TB) []byte {
 	t.Helper()
 	b, err := os.ReadFile(filepath.Join("..", "..", "..", "plugins", "catalog-builtin", "rbee-tiny.gguf"))
@@ -51,7 +50,7 @@ func TestBadModels(t *testing.T) {
 	t.Parallel()
 	good := tinyModel(t)
 	lying := bytes.Clone(good)
-	binary.LittleEndian.PutUint64(lying[8:], 1<<60) // tensors that are not there
+	binary.LittleEndian.PutUint64(lying[8:], 1<<60) // tensors that do not exist
 	dir := t.TempDir()
 	for name, data := range map[string][]byte{
 		"truncated": good[:len(good)/2],
@@ -90,7 +89,7 @@ func TestBadModels(t *testing.T) {
 }
 
 // fakeRegistry is an npm registry that serves one archive for every package, with the digest of
-// another when it lies.
+// digestOf, which may be another one.
 func fakeRegistry(t testing.TB, archive []byte, digestOf []byte) *httptest.Server {
 	t.Helper()
 	sum := sha512.Sum512(digestOf)
@@ -113,7 +112,7 @@ func fakeRegistry(t testing.TB, archive []byte, digestOf []byte) *httptest.Serve
 			versions[v] = version(v)
 		}
 		doc := any(map[string]any{"name": name, "versions": versions, "dist-tags": map[string]string{"latest": "3.22.1"}})
-		if len(parts) == 3 { // one version was asked for
+		if len(parts) == 3 { // a specific version was requested
 			doc = version(parts[2])
 		}
 		_ = json.NewEncoder(w).Encode(doc)
@@ -122,7 +121,7 @@ func fakeRegistry(t testing.TB, archive []byte, digestOf []byte) *httptest.Serve
 	return server
 }
 
-// archiveOf is a package archive with the given entries.
+// archiveOf returns a package archive with the given entries.
 func archiveOf(t testing.TB, entries ...tar.Header) []byte {
 	t.Helper()
 	var b bytes.Buffer
@@ -192,7 +191,7 @@ func TestMissingDevices(t *testing.T) {
 	refused(t, a.rbee("worker", "spawn", "--model", "rbee-tiny", "--type", "cuda"), 1, "NVIDIA")
 	refused(t, a.rbee("worker", "spawn", "--model", "rbee-tiny", "--type", "metal"), 1, "Apple")
 	refused(t, a.rbee("worker", "spawn", "--model", "rbee-tiny", "--device", "cuda:0"), 1, "cuda")
-	must.Len(t, 0, jsonOf[[]core.Worker](a, "ps")) // no silent fall back to the CPU
+	must.Len(t, 0, jsonOf[[]core.Worker](a, "ps")) // no silent fallback to the CPU
 }
 
 // stray runs the binary without any agent.
@@ -209,7 +208,7 @@ func TestBadConfigurations(t *testing.T) {
 	for _, c := range []struct {
 		name, config string
 		says         []string
-		start        bool // only the start of an agent can tell: it depends on whether the machine is in a cluster
+		start        bool // only the agent's start detects it: it depends on whether the machine is in a cluster
 	}{
 		{"unknown block", "quen {\n  enabled = true\n}\n", []string{"rbee.hcl line 1", "queen"}, false},
 		{"wrong type", "bind {\n  http_port = \"many\"\n}\n", []string{"rbee.hcl line 2", "number"}, false},
@@ -269,7 +268,7 @@ func TestProcessDeleteTouchesNoStranger(t *testing.T) {
 	t.Parallel()
 	a := startAgent(t, agentOptions{})
 	a.spawn()
-	// A stranger that notes any signal it gets.
+	// This unrelated process records any signal it gets.
 	stranger := exec.Command("sh", "-c", "trap 'echo signalled; exit 9' TERM INT HUP; echo up; while :; do sleep 0.05; done")
 	var out lockedBuffer
 	stranger.Stdout = &out

@@ -25,8 +25,8 @@ func TestReloadOnHangup(t *testing.T) {
 	put("rbee-worker-cpu", "rbee-worker-cpu")
 	put("rbee-catalog-builtin", "rbee-catalog-builtin")
 	put("rbee-catalog-npm", "rbee-catalog-npm")
-	// Under nohup the agent would inherit that the signal is ignored. What is caught here has its
-	// default there.
+	// Under nohup the agent would inherit the ignored signal. A signal caught here has its default
+	// action there.
 	hangups := make(chan os.Signal, 1)
 	signal.Notify(hangups, syscall.SIGHUP)
 	defer signal.Stop(hangups)

@@ -8,9 +8,8 @@ import (
 	"github.com/rbee-project/rbee/core/coretest/apischema"
 )
 
-// validateAnswers has all that tests read by Go's default transport, as the SDKs do, checked
-// against the schemas of the APIs. wrong returns what was not as they say, each kind of answer
-// once.
+// validateAnswers makes Go's default transport, which the SDKs use, validate everything that tests
+// read against the schemas of the APIs. wrong returns the violations, each kind of answer once.
 func validateAnswers() (wrong func() []string, err error) {
 	schemas, err := apischema.New()
 	if err != nil {

@@ -24,7 +24,7 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/catalog"
 )
 
-// countedOrigin is a server with one model that counts the bytes of it that it gives.
+// countedOrigin is a server with one model that counts the bytes it sends.
 type countedOrigin struct {
 	url    string
 	data   []byte
@@ -32,10 +32,10 @@ type countedOrigin struct {
 	rate   int  // bytes per second of each connection
 	direct bool // the hive fetches by HTTP itself, several parts at once; otherwise the catalog source does, in one piece
 	given  atomic.Int64
-	half   chan struct{} // closed once half of it was given
+	half   chan struct{} // closed once half of it was sent
 }
 
-// bigModel is a GGUF file of more than 32 MiB.
+// bigModel returns a GGUF file of more than 32 MiB.
 func bigModel(t testing.TB) []byte {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "big.gguf")
@@ -101,8 +101,8 @@ func (o *countedOrigin) file(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// newSeedingCluster is three queens that are hives as well, and one more hive, each with a store of
-// its own, and an origin that counts.
+// newSeedingCluster returns three queens that are also hives, and one more hive, each with its own
+// store, and an origin that counts.
 func newSeedingCluster(t testing.TB, o *countedOrigin) *cluster {
 	t.Helper()
 	c := newCluster(t)
@@ -121,8 +121,7 @@ func newSeedingCluster(t testing.TB, o *countedOrigin) *cluster {
 	return c
 }
 
-// download has all nodes download the model at once. each is called with what a job says, as it
-// does.
+// download makes all nodes download the model at once. It calls each with every event of a job.
 func (c *cluster) download(nodes []*node, each func(n *node, said string)) map[*node]core.Job {
 	c.t.Helper()
 	cl := c.client(c.queens()...)
@@ -135,7 +134,7 @@ func (c *cluster) download(nodes []*node, each func(n *node, said string)) map[*
 			defer cancel()
 			wg.Go(func() {
 				select {
-				case <-n.process.Load().done: // nobody tells of the jobs of a hive that is gone
+				case <-n.process.Load().done: // no queen reports the jobs of a dead hive
 					cancel()
 				case <-ctx.Done():
 				}
@@ -166,8 +165,8 @@ func (n *node) has(o *countedOrigin) {
 	must.Eq(n.c.t, o.digest, fmt.Sprintf("sha256:%x", sha256.Sum256(data)), must.Sprint(n.name))
 }
 
-// Four hives are asked for one model at once: its origin gives every byte once. A fifth download
-// needs the origin for nothing.
+// Four hives download one model at once: its origin sends every byte once. A fifth download does
+// not use the origin.
 func TestSeedingDownloadsOnce(t *testing.T) {
 	t.Parallel()
 	o := newCountedOrigin(t, 4<<20, true)
@@ -180,7 +179,7 @@ func TestSeedingDownloadsOnce(t *testing.T) {
 	}
 	must.Eq(t, int64(len(o.data)), o.given.Load())
 
-	// Gone from one, it comes back from the others.
+	// If one loses it, it gets it back from the others.
 	must.NoError(t, os.RemoveAll(filepath.Join(nodes[1].dir, "store", "models")))
 	must.NoError(t, os.Mkdir(filepath.Join(nodes[1].dir, "store", "models"), 0o700))
 	must.NoError(t, os.Remove(filepath.Join(nodes[1].dir, "store", "blobs", strings.Replace(o.digest, ":", "-", 1))))
@@ -193,9 +192,9 @@ func TestSeedingDownloadsOnce(t *testing.T) {
 	must.Eq(t, int64(len(o.data)), o.given.Load())
 }
 
-// The hive that fetches the model from its origin is killed in the middle: all others have it in
-// the end, and the origin gives again only what that hive had not passed on. Where the leader is
-// killed with it, so does the next leader.
+// The hive that fetches the model from its origin is killed halfway: all others get it in the end,
+// and the origin resends only what that hive had not passed on. This also holds for the next leader
+// if the leader is killed with it.
 func TestSeedingHiveIsKilled(t *testing.T) {
 	t.Parallel()
 	o := newCountedOrigin(t, 6<<20, false)

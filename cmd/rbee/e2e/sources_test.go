@@ -26,13 +26,13 @@ const (
 	hubCommit = "0123456789abcdef0123456789abcdef01234567"
 )
 
-// fakeHub has rbee-tiny in a gated repository. Its files are at another host, which is given no
+// fakeHub has rbee-tiny in a gated repository. Its files are on another host, which receives no
 // token.
 type fakeHub struct {
 	hub, cdn *httptest.Server
 	model    []byte
 	digest   string
-	asked    atomic.Int64 // of the files' host
+	asked    atomic.Int64 // requests to the files' host
 }
 
 func newFakeHub(t testing.TB) *fakeHub {
@@ -83,7 +83,7 @@ func newFakeHub(t testing.TB) *fakeHub {
 
 const loopbackAllowed = "queen {\n  enabled = true\n}\nhive {\n  enabled = true\n  download {\n    allow_addresses = [\"127.0.0.0/8\"]\n  }\n}\n"
 
-// From a reference on the Hub to an answer. The token is nowhere but in the requests to the Hub.
+// From a reference on the Hub to an answer. The token appears only in the requests to the Hub.
 func TestPullFromHuggingFace(t *testing.T) {
 	t.Parallel()
 	h := newFakeHub(t)
@@ -94,7 +94,7 @@ func TestPullFromHuggingFace(t *testing.T) {
 	must.StrContains(t, pulled.stderr, "Q4_K_M is chosen of Q4_K_M, F16")
 	var m core.Model
 	must.NoError(t, json.Unmarshal([]byte(a.must("show", "rbee-tiny-Q4_K_M", "--format", "json")), &m))
-	must.EqOp(t, "hf.co/org/Tiny-GGUF:Q4_K_M", m.ID) // and its file's name is another name of it
+	must.EqOp(t, "hf.co/org/Tiny-GGUF:Q4_K_M", m.ID) // and its file's name is an alias
 	must.Eq(t, "huggingface:org/Tiny-GGUF/rbee-tiny-Q4_K_M.gguf@"+hubCommit, m.Ref)
 	must.Eq(t, "sha256:"+h.digest, m.Files[0].Digest)
 	must.Eq(t, "apache-2.0", m.License)

@@ -30,8 +30,8 @@ import (
 	"github.com/rbee-project/rbee/core/coretest"
 )
 
-// sshd is an OpenSSH server of the test's own, whose users have another home folder: another
-// machine, as far as SSH tells.
+// sshd is a private OpenSSH server whose users have another home folder: to SSH, it is another
+// machine.
 type sshd struct {
 	home        string
 	port        int
@@ -40,14 +40,14 @@ type sshd struct {
 }
 
 // startSSHD starts the server for a key. It is Debian's package openssh-server; the test is skipped
-// where there is none.
+// without it.
 func startSSHD(t *testing.T, key ssh.PublicKey) *sshd {
 	t.Helper()
 	program := "/usr/sbin/sshd"
 	if _, err := os.Stat(program); err != nil {
 		t.Skip("there is no OpenSSH server here: the Debian package openssh-server has it")
 	}
-	if os.Getuid() == 0 { // its first process confines itself to this folder, which a service would have made
+	if os.Getuid() == 0 { // its first process confines itself to this folder, which a service would have created
 		must.NoError(t, os.MkdirAll("/run/sshd", 0o755))
 	}
 	s := &sshd{home: filepath.Join(shortDir(t), "home"), log: &lockedBuffer{}}
@@ -62,7 +62,7 @@ func startSSHD(t *testing.T, key ssh.PublicKey) *sshd {
 	s.fingerprint = ssh.FingerprintSHA256(signer.PublicKey())
 	must.NoError(t, os.WriteFile(filepath.Join(dir, "host"), pem.EncodeToMemory(block), 0o600))
 	must.NoError(t, os.WriteFile(filepath.Join(dir, "authorized_keys"), ssh.MarshalAuthorizedKey(key), 0o600))
-	for range 5 { // somebody else may take the port first
+	for range 5 { // another process may take the port first
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		must.NoError(t, err)
 		s.port = l.Addr().(*net.TCPAddr).Port
@@ -121,7 +121,7 @@ SetEnv HOME=%s XDG_RUNTIME_DIR=%s/none
 	return nil
 }
 
-// identity writes a key of a person into a home folder.
+// identity writes a user's key into a home folder.
 func identity(t *testing.T, home string) ssh.PublicKey {
 	t.Helper()
 	_, private, err := ed25519.GenerateKey(rand.Reader)
@@ -146,8 +146,8 @@ func tree(t *testing.T, dir string) []string {
 	return list
 }
 
-// releaseOf makes a folder with a release of another build: the built program and one byte more,
-// which no loader minds.
+// releaseOf creates a folder with a release of another build: the built program plus one byte,
+// which loaders ignore.
 func releaseOf(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -224,10 +224,10 @@ func TestHivesOverSSH(t *testing.T) {
 	must.StrHasPrefix(t, s.home, first.Path)
 	again := resultOf[core.InstallResult](q, "hive", "install", "box", "--service", "none")
 	must.True(t, again.Already)
-	// The token that took it in is in no file, here or there.
+	// The join token is in no file, here or there.
 	for _, dir := range []string{s.home, q.dir} {
 		for _, file := range tree(t, dir) {
-			if info, err := os.Stat(file); err == nil && info.Mode().IsRegular() && info.Size() < 1<<20 { // the program knows how tokens begin
+			if info, err := os.Stat(file); err == nil && info.Mode().IsRegular() && info.Size() < 1<<20 { // the program contains the prefix of tokens
 				b, err := os.ReadFile(file)
 				must.NoError(t, err)
 				must.False(t, strings.Contains(string(b), "rbeejoin_"), must.Sprint(file))
@@ -238,7 +238,7 @@ func TestHivesOverSSH(t *testing.T) {
 	stopped := resultOf[core.InstallResult](q, "hive", "stop", "box", "--yes")
 	must.False(t, stopped.Already)
 	must.True(t, resultOf[core.InstallResult](q, "hive", "stop", "box", "--yes").Already)
-	// So that the test needs no network: the engine is there already.
+	// The engine is installed already, so that the test needs no network.
 	must.NoError(t, os.CopyFS(filepath.Join(s.home, ".cache", "rbee"), os.DirFS(sharedStore(t))))
 	must.False(t, resultOf[core.InstallResult](q, "hive", "start", "box").Already)
 	must.True(t, resultOf[core.InstallResult](q, "hive", "start", "box").Already)
@@ -252,7 +252,7 @@ func TestHivesOverSSH(t *testing.T) {
 	}
 	infer()
 
-	// Another build takes over the worker, which goes on.
+	// Another build takes over the worker, which keeps running.
 	up := resultOf[core.InstallResult](q, "hive", "install", "box", "--service", "none", "--from", releaseOf(t))
 	must.Eq(t, first.Build, up.Before)
 	must.StrHasPrefix(t, "9.9.9-", up.Build)
@@ -284,14 +284,13 @@ func TestHivesOverSSH(t *testing.T) {
 	must.StrContains(t, r.stderr, "the host key has changed")
 }
 
-// runs says whether a process runs. One that has ended, and that nobody has asked for its status
-// yet, does not.
+// runs reports whether a process runs. A zombie does not.
 func runs(pid int) bool {
 	out, err := exec.Command("ps", "-o", "stat=", "-p", fmt.Sprint(pid)).Output()
 	return err == nil && !strings.HasPrefix(strings.TrimSpace(string(out)), "Z")
 }
 
-// endAgentsOf ends what an installation that failed left running.
+// endAgentsOf ends what a failed installation left running.
 func endAgentsOf(t *testing.T, home string) {
 	t.Helper()
 	if b, err := os.ReadFile(filepath.Join(home, ".local/lib/rbee/agent.log")); err == nil && t.Failed() {

@@ -15,8 +15,8 @@ import (
 	"github.com/rbee-project/rbee/core/rpc"
 )
 
-// A machine that the cluster took out says so itself, once, and how it comes back; and it leaves
-// the others alone.
+// A machine that was removed from the cluster reports so once, with how to rejoin, and does not
+// disturb the others.
 func TestOutcastsKnowIt(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t)
@@ -24,7 +24,7 @@ func TestOutcastsKnowIt(t *testing.T) {
 	leader := c.leader()
 	revoked, removed, queen := c.nodeNamed("hive-1"), c.nodeNamed("hive-2"), c.followers(leader)[0]
 
-	// One is revoked while it runs, one leaves while it is off, and a queen is revoked.
+	// One hive is revoked while it runs, one leaves while it is off, and a queen is revoked.
 	removed.stop(syscall.SIGTERM)
 	for _, step := range []struct {
 		n    *node
@@ -54,7 +54,7 @@ func TestOutcastsKnowIt(t *testing.T) {
 			return nil
 		})
 	}
-	// None knocks any more, and none says it again.
+	// None tries to connect any more, and none reports it again.
 	refused := func() int { return leader.refusals()[string(rpc.ReasonRevoked)] }
 	before := refused()
 	<-time.After(12 * time.Second)
@@ -62,7 +62,7 @@ func TestOutcastsKnowIt(t *testing.T) {
 	for _, n := range []*node{revoked, removed, queen} {
 		must.Eq(t, 1, strings.Count(n.log.String(), line), must.Sprint(n.name))
 	}
-	// It comes back as it was told to.
+	// It rejoins as instructed.
 	revoked.stop(syscall.SIGTERM)
 	revoked.must("cluster", "leave", "--forget", "--config", revoked.file, "--yes")
 	revoked.start("-join", leader.joinToken(revoked)+"@"+leader.ip)

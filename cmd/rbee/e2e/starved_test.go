@@ -13,8 +13,8 @@ import (
 	"github.com/shoenig/test/must"
 )
 
-// starve gives a process a share of one core, in percent, until the test ends. It needs root and a
-// cgroup file system that can be written.
+// starve limits a process to a percentage of one core until the test ends. It needs root and a
+// writable cgroup file system.
 func starve(t *testing.T, pid, percent int) {
 	t.Helper()
 	const periodMicros = 100_000
@@ -27,7 +27,7 @@ func starve(t *testing.T, pid, percent int) {
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		t.Skipf("no cgroup can be made here: %v", err)
 	}
-	t.Cleanup(func() { // a group can only be removed when it is empty
+	t.Cleanup(func() { // a group must be empty to be removed
 		_ = os.WriteFile(filepath.Join(filepath.Dir(dir), "cgroup.procs"), []byte(strconv.Itoa(pid)), 0o600)
 		_ = os.Remove(dir)
 	})
@@ -39,7 +39,7 @@ func starve(t *testing.T, pid, percent int) {
 	must.NoError(t, os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0o600))
 }
 
-// changes counts how often a queen of the cluster began to lead.
+// changes counts how often a queen of the cluster became the leader.
 func (c *cluster) changes() int {
 	n := 0
 	for _, q := range c.nodes {
@@ -49,8 +49,8 @@ func (c *cluster) changes() int {
 }
 
 // A leader that gets a twentieth of a core may lose the leadership once, to one that has more; then
-// it is quiet (C-21). With timeouts that do not suit such a node, it and the others would go on
-// electing each other.
+// leadership is stable (C-21). With unsuitable timeouts for such a node, it and the others would
+// keep electing each other.
 func TestStarvedLeader(t *testing.T) {
 	if os.Getenv("RBEE_FAULTS") == "" {
 		t.Skip("RBEE_FAULTS is not set: `make faults` runs it, with nothing else beside it that takes the processor")

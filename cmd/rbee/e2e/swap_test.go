@@ -22,8 +22,8 @@ import (
 	"github.com/rbee-project/rbee/core/gguf"
 )
 
-// twoModels writes rbee-tiny and a copy that counts as another model, and returns what a worker
-// with either takes.
+// twoModels writes rbee-tiny and a copy that counts as another model, and returns the memory of a
+// worker with either.
 func twoModels(t *testing.T, dir string) (need int64) {
 	t.Helper()
 	b, err := os.ReadFile(filepath.Join("..", "..", "..", "plugins", "catalog-builtin", "rbee-tiny.gguf"))
@@ -35,8 +35,8 @@ func twoModels(t *testing.T, dir string) (need int64) {
 	return header.EstimateBytes(4, min(4096, header.ContextTokens))
 }
 
-// Twenty clients ask for two models of which only one fits: every request is answered, and the
-// models are loaded far less often than the requests change between them. Then they unload.
+// Twenty clients use two models of which only one fits: every request is answered, and the models
+// are loaded far less often than the requests alternate between them. Then they unload.
 func TestModelsTakeTurns(t *testing.T) {
 	t.Parallel()
 	models := t.TempDir()
@@ -99,7 +99,7 @@ func TestModelsTakeTurns(t *testing.T) {
 	must.GreaterEq(t, 2, loads)
 	must.LessEq(t, 0.4*float64(inOrder), float64(loads))
 
-	// Somebody waited for room, and says so.
+	// At least one request waited for room, and its route reports it.
 	why := ""
 	for _, id := range waits {
 		why += fmt.Sprintln(jsonOf[core.RouteRecord](a, "why", id).WaitedFor)
@@ -109,7 +109,7 @@ func TestModelsTakeTurns(t *testing.T) {
 	}
 	must.StrContains(t, why, "wait for room on cpu")
 
-	// What is left unloads after five minutes, or when a request says so.
+	// The remaining worker unloads after five minutes, or when a request asks for it.
 	workers := jsonOf[[]core.Worker](a, "ps")
 	must.Len(t, 1, workers)
 	must.True(t, workers[0].Load.Unloads)
@@ -140,7 +140,7 @@ func TestModelsTakeTurns(t *testing.T) {
 	must.StrContains(t, body, "keep_alive")
 }
 
-// postJSON asks the agent and returns the status, the request's id and the body.
+// postJSON posts to the agent and returns the status, the request's id and the body.
 func postJSON(t *testing.T, a *agent, path string, request any) (status int, id, body string) {
 	b, err := json.Marshal(request)
 	if err != nil {

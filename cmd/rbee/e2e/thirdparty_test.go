@@ -13,8 +13,8 @@ import (
 	"github.com/rbee-project/rbee/core/coretest"
 )
 
-// parrotModule is the example for authors as a module outside the repository, which imports only
-// plugins/sdk/…: a worker type in a few lines.
+// parrotModule returns the example for authors as a module outside the repository, which imports
+// only plugins/sdk/…: a worker type in a few lines.
 func parrotModule(t testing.TB) string {
 	t.Helper()
 	source := filepath.Join("..", "..", "..", "contributing", "examples", "worker-go", "main.go")
@@ -24,8 +24,8 @@ func parrotModule(t testing.TB) string {
 	return coretest.Module(t, filepath.Join("..", "..", ".."), "example.org/parrot", source)
 }
 
-// A module outside the repository that imports only plugins/sdk/… makes a worker type that the real
-// agent runs.
+// A module outside the repository that imports only plugins/sdk/… builds a worker type that the
+// real agent runs.
 func TestWorkerTypeOfAThirdParty(t *testing.T) {
 	t.Parallel()
 	dir := parrotModule(t)
@@ -51,7 +51,7 @@ func TestWorkerTypeOfAThirdParty(t *testing.T) {
 	}
 	must.LessEq(t, 20, len(modules))
 
-	// Beside the plugins that are there anyway, it is used like any of them.
+	// Beside the existing plugins, it is used like any of them.
 	own, err := filepath.Glob(filepath.Join(binDir(t), "plugins", "rbee-*"))
 	must.NoError(t, err)
 	for _, p := range own {

@@ -21,7 +21,7 @@ import (
 	workerv1 "github.com/rbee-project/rbee/proto/worker/v1"
 )
 
-// handle is what these tests read of a worker's handle file.
+// handle is the part of a worker's handle file that these tests read.
 type handle struct {
 	Attachment pluginhost.Attachment `json:"attachment"`
 }
@@ -35,7 +35,7 @@ func dialWorker(ctx context.Context, a pluginhost.Attachment) (net.Conn, error) 
 	return c, err
 }
 
-// handles are the handle files of the agent's workers.
+// handles returns the handle files of the agent's workers.
 func (a *agent) handles() []handle {
 	a.t.Helper()
 	files, err := filepath.Glob(filepath.Join(a.dir, "hive", "workers", "*.json"))
@@ -54,8 +54,8 @@ func (a *agent) handles() []handle {
 	return list
 }
 
-// workerStatus asks the agent's only worker itself, past queen and hive, how many requests it works
-// on.
+// workerStatus asks the agent's only worker directly, bypassing queen and hive, how many requests
+// it works on.
 func workerStatus(t testing.TB, a *agent) func(testing.TB) int {
 	t.Helper()
 	list := a.handles()
@@ -82,15 +82,15 @@ var slow struct {
 	err  error
 }
 
-// slowModel is a GGUF file with random weights that generates for many seconds where rbee-tiny is
-// done in half a one.
+// slowModel returns a GGUF file with random weights that generates for many seconds where rbee-tiny
+// takes half a second.
 func slowModel(t testing.TB) string {
 	t.Helper()
 	slow.once.Do(func() {
 		if slow.dir, slow.err = os.MkdirTemp("", "rbee-slow"); slow.err != nil { //nolint:usetesting // several tests share it
 			return
 		}
-		// A test that asks for it waits for it; the folder is removed in TestMain.
+		// The first test that needs it waits for it; TestMain removes the folder.
 		cmd := exec.Command("go", "run", "../../../core/coretest/ggufgen", "-preset", "15m", "-layers", "12", "-ctx", "8192", "-out", filepath.Join(slow.dir, "slow.gguf"))
 		cmd.Stderr = os.Stderr
 		slow.err = cmd.Run()
@@ -99,7 +99,7 @@ func slowModel(t testing.TB) string {
 	return filepath.Join(slow.dir, "slow.gguf")
 }
 
-// slowDir is the folder of the slow model.
+// slowDir returns the folder of the slow model.
 func slowDir(t testing.TB) string {
 	t.Helper()
 	return filepath.Dir(slowModel(t))
@@ -128,7 +128,7 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// patient is a timeout for what a test waits for beside the thing it measures.
+// patient returns a context that bounds the waits beside what the test measures.
 func patient(t testing.TB) context.Context {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience+30*time.Second)

@@ -23,17 +23,17 @@ type Meter struct {
 	current *phase // the one whose bar is on the screen
 }
 
-// phase is how far one phase of a job is, and what has been shown of it.
+// phase is the progress of one phase of a job, and what has been shown of it.
 type phase struct {
 	name    string
 	bar     *progressbar.ProgressBar
 	total   int64
-	quarter int // the last one that was shown in a line
+	quarter int // the last one shown as a line
 	shownAt time.Time
 	ended   bool
 }
 
-// plainInterval is the time between two lines of a phase whose end is not known.
+// plainInterval is the time between two lines of a phase with an unknown total.
 const plainInterval = 15 * time.Second
 
 // NewMeter returns a meter that writes to w: a bar if that is a terminal.
@@ -41,7 +41,7 @@ func NewMeter(w io.Writer, terminal bool, now func() time.Time) *Meter {
 	return &Meter{w: w, terminal: terminal, now: now, phases: make(map[string]*phase)}
 }
 
-// Show takes in one progress event.
+// Show shows one progress event.
 func (m *Meter) Show(p core.Progress) {
 	if m.Quiet {
 		return
@@ -101,14 +101,14 @@ func (m *Meter) newBar(name string, p core.Progress) *progressbar.ProgressBar {
 		progressbar.OptionThrottle(65*time.Millisecond),
 		progressbar.OptionUseANSICodes(true),
 		progressbar.OptionSetRenderBlankState(true),
-		// Rendered at events only: no goroutine that outlives the Meter.
+		// The bar is rendered only at events, without a goroutine that outlives the Meter.
 		progressbar.OptionSetSpinnerChangeInterval(0),
 		progressbar.OptionSpinnerType(14),
 	)
 }
 
-// leave takes the bar of an unfinished phase off the screen, so that another one or a line can be
-// shown.
+// leave removes the bar of an unfinished phase from the screen, so that another one or a line can
+// be shown.
 func (m *Meter) leave() {
 	if m.current == nil {
 		return
@@ -153,7 +153,7 @@ func (m *Meter) line(name, text string) {
 	fmt.Fprintf(m.w, "%s: %s\n", name, text)
 }
 
-// Amount returns how much is done where the total is not known.
+// Amount formats how much is done when the total is unknown.
 func Amount(done int64, unit string) string {
 	switch {
 	case done == 0:
@@ -175,7 +175,7 @@ func (m *Meter) Log(message string) {
 	fmt.Fprintln(m.w, Text(strings.TrimRight(message, "\n")))
 }
 
-// Close takes an unfinished bar off the screen. The Meter can be used again.
+// Close removes an unfinished bar from the screen. The Meter can be used again.
 func (m *Meter) Close() {
 	m.leave()
 	for _, ph := range m.phases {

@@ -66,7 +66,7 @@ func TestMeterInAPipe(t *testing.T) {
 		m.Show(core.Progress{Phase: "download x", Done: done, Total: total, Unit: "bytes"})
 	}
 	m.Show(core.Progress{Phase: "unpack"})
-	m.Show(core.Progress{Phase: "unpack", Done: 5}) // nothing new to say at the same moment
+	m.Show(core.Progress{Phase: "unpack", Done: 5}) // nothing new at the same moment
 	m.Log("hello\x1b[0m")
 	m.Show(core.Progress{Phase: "load", Done: 100, Total: 100, Unit: "percent"})
 	must.Eq(t, `download x: 0% of 1000 B
@@ -104,7 +104,7 @@ func TestMeterOnATerminal(t *testing.T) {
 	must.StrContains(t, out, "download x")
 	must.StrContains(t, out, "100%")
 	must.StrContains(t, out, "load")
-	must.StrContains(t, out, "\r\x1b[Ka line\n") // the line does not stand behind a bar
+	must.StrContains(t, out, "\r\x1b[Ka line\n") // the line does not follow a bar
 	must.Eq(t, 2, strings.Count(out, "\n"))      // the finished bar and the line
 }
 

@@ -1,5 +1,5 @@
-// Package term writes for people: tables, facts, sizes and times as text, and the progress of jobs.
-// What comes from other machines has its control characters replaced.
+// Package term formats output for people: tables, facts, sizes and times as text, and the progress
+// of jobs. It replaces control characters in text from other machines.
 package term
 
 import (
@@ -17,10 +17,10 @@ import (
 type Table struct {
 	header []string
 	rows   [][]string
-	empty  string // said instead of a table without rows
+	empty  string // printed instead of a table without rows
 }
 
-// NewTable returns a table; empty is said in place of one without rows.
+// NewTable returns a table; empty is printed instead of one without rows.
 func NewTable(empty string, header ...string) *Table {
 	return &Table{header: header, empty: empty}
 }
@@ -28,7 +28,7 @@ func NewTable(empty string, header ...string) *Table {
 // Add adds a row.
 func (t *Table) Add(cells ...string) { t.rows = append(t.rows, cells) }
 
-// Write aligns and writes the table. Control characters in cells are replaced: names come from
+// Write aligns and writes the table. It replaces control characters in cells, as names come from
 // other machines.
 func (t *Table) Write(w io.Writer) error {
 	if len(t.rows) == 0 {
@@ -57,8 +57,8 @@ func (t *Table) Write(w io.Writer) error {
 	return err
 }
 
-// Facts prints a list of names and values, one a line, for a single thing. Empty values are left
-// out.
+// Facts prints a list of names and values, one a line, that describe a single thing. Empty values
+// are omitted.
 type Facts struct{ rows [][2]string }
 
 // Add adds a fact, unless it is empty.
@@ -91,7 +91,7 @@ func (f *Facts) Write(w io.Writer) error {
 	return nil
 }
 
-// Line makes text from elsewhere fit for one line of a terminal.
+// Line makes foreign text safe for one line of a terminal.
 func Line(s string) string {
 	return strings.Map(func(r rune) rune {
 		if unicode.IsControl(r) || unicode.Is(unicode.Bidi_Control, r) {
@@ -101,7 +101,7 @@ func Line(s string) string {
 	}, s)
 }
 
-// Text does what Line does, for text of several lines.
+// Text is Line for text of several lines.
 func Text(s string) string {
 	lines := strings.Split(s, "\n")
 	for i, line := range lines {
@@ -110,7 +110,7 @@ func Text(s string) string {
 	return strings.Join(lines, "\n")
 }
 
-// Bytes returns a size for people: "2.8 MiB". Zero is empty: unknown.
+// Bytes formats a size: "2.8 MiB". Zero is empty: unknown.
 func Bytes(n int64) string {
 	if n == 0 {
 		return ""
@@ -118,7 +118,7 @@ func Bytes(n int64) string {
 	return Size(n)
 }
 
-// Size does what Bytes does; zero is a size.
+// Size is Bytes, but zero is a size.
 func Size(n int64) string {
 	if n < 0 {
 		return "-" + Size(-n)
@@ -128,7 +128,7 @@ func Size(n int64) string {
 	}
 	v, units := float64(n), "KMGTPE"
 	i := -1
-	// 999.95 and more would be shown with four digits before the unit: go on to the next one.
+	// 999.95 and more would need four digits before the unit: use the next unit.
 	for v >= 999.95 && i < len(units)-1 || i < 0 {
 		v /= 1024
 		i++
@@ -136,7 +136,7 @@ func Size(n int64) string {
 	return fmt.Sprintf("%.1f %ciB", v, units[i])
 }
 
-// Count returns a number of parameters or tokens for people: "2.8M", "7.2B".
+// Count formats a number of parameters or tokens: "2.8M", "7.2B".
 func Count(n int64) string {
 	switch {
 	case n == 0:
@@ -151,7 +151,7 @@ func Count(n int64) string {
 	return fmt.Sprintf("%.1fB", float64(n)/1e9)
 }
 
-// Number returns n as text, or empty for zero.
+// Number returns n as text; empty for zero.
 func Number(n int) string {
 	if n == 0 {
 		return ""
@@ -159,7 +159,7 @@ func Number(n int) string {
 	return fmt.Sprint(n)
 }
 
-// Duration shows the two greatest units of d.
+// Duration shows the two largest units of d.
 func Duration(d time.Duration) string {
 	switch {
 	case d < time.Minute:
@@ -172,7 +172,7 @@ func Duration(d time.Duration) string {
 	return fmt.Sprintf("%dd%dh", int(d/(24*time.Hour)), int(d%(24*time.Hour)/time.Hour))
 }
 
-// Digest cuts a digest to what tells two files apart in a table.
+// Digest shortens a digest to what distinguishes two files in a table.
 func Digest(digest string) string {
 	algorithm, hex, ok := strings.Cut(digest, ":")
 	if !ok || len(hex) <= 12 {

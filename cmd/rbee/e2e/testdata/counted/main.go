@@ -1,5 +1,5 @@
-// Command rbee-catalog-counted is a catalog source with one model, at an HTTP server of the test
-// that counts what is fetched from it.
+// Command rbee-catalog-counted is a catalog source with one model, on an HTTP server of the test
+// that counts what is fetched.
 package main
 
 import (

@@ -1,4 +1,4 @@
-// Command rbee-worker-mortal is a worker type that dies of a request which says so.
+// Command rbee-worker-mortal is a worker type that dies when a request asks for it.
 package main
 
 import (

@@ -1,7 +1,7 @@
-// Command reverseproxy is what BenchmarkRelay compares rbee with: in front of the unix socket that
-// is its first argument, on which connections begin with its second, a bare httputil.ReverseProxy,
-// or, with "copy" as third argument, no HTTP at all: bytes are passed on as they come. It prints
-// the address where it listens, and ends when its input does.
+// Command reverseproxy is the peer that BenchmarkRelay compares rbee with: a bare
+// httputil.ReverseProxy in front of the unix socket in its first argument, on which connections
+// begin with its second; or, with "copy" as third argument, a relay without HTTP that passes bytes
+// on as they arrive. It prints the address where it listens, and ends when its input does.
 package main
 
 import (
@@ -31,7 +31,7 @@ func main() {
 		Rewrite: func(r *httputil.ProxyRequest) {
 			r.Out.URL.Scheme, r.Out.URL.Host = "http", "worker"
 		},
-		FlushInterval: -1, // each read is passed on at once
+		FlushInterval: -1, // flush after each read
 		Transport: &http.Transport{DisableCompression: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return dial(ctx)
 		}},
@@ -39,9 +39,9 @@ func main() {
 	srv := &http.Server{
 		ReadHeaderTimeout: 5 * time.Second,
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			// Otherwise the server closes the request's body with the answer's header, maybe before
-			// the transport has read its end, and the transport gives up the connection under the
-			// answer.
+			// Otherwise the server closes the request's body with the response header, maybe before
+			// the transport has read its end, and the transport abandons the connection in the
+			// middle of the response.
 			_ = http.NewResponseController(w).EnableFullDuplex()
 			proxy.ServeHTTP(w, r)
 		}),
@@ -50,7 +50,7 @@ func main() {
 		_, _ = io.Copy(io.Discard, os.Stdin)
 		_ = srv.Close()
 	}()
-	_ = srv.Serve(l) // its end is asked for
+	_ = srv.Serve(l) // ends when the input does
 }
 
 func dial(ctx context.Context) (net.Conn, error) {
