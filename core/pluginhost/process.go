@@ -106,8 +106,8 @@ func (h *Host) start(ctx context.Context, l launch) (*process, error) {
 	return p, nil
 }
 
-// checkCode rejects a file that cannot be executed, and code whose digest the configuration does not
-// expect.
+// checkCode rejects a file that cannot be executed, and code whose digest differs from the
+// configuration.
 func (h *Host) checkCode(name string, s Spec) error {
 	if err := checkExecutable(s.Executable); err != nil {
 		return err
