@@ -224,7 +224,7 @@ func TestHandleFlippedBit(t *testing.T) {
 	r.nothingLeft()
 }
 
-func TestRetirementGoesOnUnderTheNextAgent(t *testing.T) {
+func TestRetirementContinuesUnderNextAgent(t *testing.T) {
 	t.Parallel()
 	gate := filepath.Join(t.TempDir(), "gate")
 	slow := fmt.Sprintf(`
@@ -305,7 +305,7 @@ func TestReplacedExecutableIsNotTakenOver(t *testing.T) {
 	must.True(t, exit.AlreadyGone)
 }
 
-func TestLoadingWorkerOfADeadAgentIsEnded(t *testing.T) {
+func TestLoadingWorkerOfDeadAgentEnded(t *testing.T) {
 	t.Parallel()
 	const slow = `
 worker "slow" {

@@ -229,7 +229,7 @@ func TestChangesAreToldAtOnceAndTogether(t *testing.T) {
 
 // A change of load is reported soon, but a busy hive of a large cluster does not report all the
 // time.
-func TestLoadIsToldSoon(t *testing.T) {
+func TestLoadReportedSoon(t *testing.T) {
 	r := &recorder{next: time.Second}
 	beating(t, func(t *testing.T, b *beater, _ *fleet) {
 		time.Sleep(600 * time.Millisecond)
@@ -279,7 +279,7 @@ func TestReadyWithTheFirstRegisteredReport(t *testing.T) {
 }
 
 // Every queen has its own line: an unreachable one does not disturb the others.
-func TestALineToEveryQueen(t *testing.T) {
+func TestLinePerQueen(t *testing.T) {
 	leader, follower, dead := &recorder{next: time.Second}, &recorder{next: 2 * time.Second, follower: true}, &recorder{err: core.Errorf(core.Unavailable, "no")}
 	beating(t, func(t *testing.T, b *beater, f *fleet) {
 		synctest.Wait()
@@ -328,7 +328,7 @@ func TestALineToEveryQueen(t *testing.T) {
 	}, leader, follower, dead)
 }
 
-func TestASilentQueenIsDialledAnew(t *testing.T) {
+func TestSilentQueenRedialled(t *testing.T) {
 	r := &recorder{next: time.Second, delay: time.Hour}
 	beating(t, func(t *testing.T, b *beater, f *fleet) {
 		time.Sleep(answerTimeout + 100*time.Millisecond)
@@ -341,7 +341,7 @@ func TestASilentQueenIsDialledAnew(t *testing.T) {
 	}, r)
 }
 
-func TestTheEndIsTold(t *testing.T) {
+func TestEndReported(t *testing.T) {
 	leader, follower, mute := &recorder{next: time.Minute, late: 100 * time.Millisecond}, &recorder{next: time.Minute, follower: true}, &recorder{delay: time.Hour}
 	t.Cleanup(func() {
 		for _, r := range []*recorder{leader, follower} {

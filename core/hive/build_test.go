@@ -142,7 +142,7 @@ func TestWorkerBuildIsOffByDefault(t *testing.T) {
 	must.StrContains(t, f.Hint, "build { enabled = true }")
 }
 
-func TestWorkerBuildThatFailsLeavesNothing(t *testing.T) {
+func TestFailedWorkerBuildLeavesNothing(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
 		script string

@@ -21,7 +21,7 @@ func good() catalog.Manifest {
 	return catalog.Manifest{Ref: "x", Name: "x", Files: []catalog.File{{Path: "x.gguf"}}}
 }
 
-func TestACatalogThatHangsIsEndedAndTheOthersAreNot(t *testing.T) {
+func TestHungCatalogEndedAlone(t *testing.T) {
 	t.Parallel()
 	offers := map[string]*shop{"hangs": {deaf: true, wait: time.Hour}, "slow": {wait: time.Minute, manifest: good()}}
 	selling(t, offers, []string{"hangs", "slow"}, func(t *testing.T, c *catalogs, s *shops) {
@@ -43,7 +43,7 @@ func TestACatalogThatHangsIsEndedAndTheOthersAreNot(t *testing.T) {
 	})
 }
 
-func TestAReferenceThatTakesForEverIsGivenUp(t *testing.T) {
+func TestResolveTimeout(t *testing.T) {
 	t.Parallel()
 	selling(t, map[string]*shop{"slow": {wait: time.Hour}}, []string{"slow"}, func(t *testing.T, c *catalogs, s *shops) {
 		start := time.Now()
@@ -55,7 +55,7 @@ func TestAReferenceThatTakesForEverIsGivenUp(t *testing.T) {
 	})
 }
 
-func TestACatalogThatEndsByItselfIsRestedLongerEachTime(t *testing.T) {
+func TestCrashingCatalogBacksOff(t *testing.T) {
 	t.Parallel()
 	selling(t, map[string]*shop{"bad": {err: core.Errorf(core.WorkerLost, "it ended")}, "good": {manifest: good()}}, []string{"bad", "good"}, func(t *testing.T, c *catalogs, s *shops) {
 		crash := func() error {
@@ -96,7 +96,7 @@ func TestACatalogThatEndsByItselfIsRestedLongerEachTime(t *testing.T) {
 	})
 }
 
-func TestWhatACatalogSaysIsBounded(t *testing.T) {
+func TestCatalogOutputBounded(t *testing.T) {
 	t.Parallel()
 	long := strings.Repeat("x", maxTextBytes+1)
 	for name, spoil := range map[string]func(*catalog.Manifest){
@@ -138,7 +138,7 @@ func TestWhatACatalogSaysIsBounded(t *testing.T) {
 	})
 }
 
-func TestATransferThatBringsNothingIsGivenUp(t *testing.T) {
+func TestStalledTransferAborted(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		// The time that the writer takes does not count, however long.

@@ -354,7 +354,7 @@ func TestDataStart(t *testing.T) {
 }
 
 // A real worker, asked by a queen on another machine, and killed while it answers.
-func TestDataOfAWorkerProcess(t *testing.T) {
+func TestDataWorkerProcess(t *testing.T) {
 	t.Parallel()
 	r := run(t, setup{})
 	w := r.spawn("fake")

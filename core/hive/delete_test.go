@@ -71,7 +71,7 @@ func TestModelDeleteNeverLeavesTheStore(t *testing.T) {
 	must.NoError(t, err)
 }
 
-func TestModelThatIsLoadingIsNotDeleted(t *testing.T) {
+func TestLoadingModelNotDeleted(t *testing.T) {
 	t.Parallel()
 	r := run(t, setup{workers: `
 worker "slow" {

@@ -56,7 +56,7 @@ func TestModelDownload(t *testing.T) {
 	must.Eq(t, "", again.Damaged)
 }
 
-func TestModelsThatCannotBeHad(t *testing.T) {
+func TestModelsNotFetchable(t *testing.T) {
 	t.Parallel()
 	r := run(t, setup{})
 	must.NoError(t, os.WriteFile(filepath.Join(r.dir, "catalog", "junk.gguf"), []byte("not a model"), 0o600))
@@ -236,7 +236,7 @@ func TestChangedFilesDoNotRun(t *testing.T) {
 	must.Eq(t, core.Integrity, f.Kind)
 }
 
-func TestBinaryThatCannotStart(t *testing.T) {
+func TestBinaryCannotStart(t *testing.T) {
 	t.Parallel()
 	exe := filepath.Join(shortDir(t), "rbee-worker-fake")
 	plugins, err := pluginDir()

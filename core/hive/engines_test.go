@@ -42,7 +42,7 @@ func (r *rig) toldProblem(texts ...string) {
 
 // An engine that cannot be fetched is reported before a request needs it, and again when its bytes
 // turn out to be wrong; the report ends once it is installed.
-func TestEngineThatCannotBeFetched(t *testing.T) {
+func TestEngineFetchFails(t *testing.T) {
 	t.Parallel()
 	r := run(t, setup{workers: "worker \"engined\" {\n  config {}\n}"})
 	r.toldProblem("engined cannot be installed", "words@2")

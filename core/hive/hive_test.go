@@ -367,7 +367,7 @@ worker "small" {
 	r.spawn("small")
 }
 
-func TestModelThatDoesNotFit(t *testing.T) {
+func TestModelDoesNotFit(t *testing.T) {
 	t.Parallel()
 	r := run(t, setup{workers: `
 worker "tight" {

@@ -16,7 +16,7 @@ import (
 
 // The inventory is in the first report of every link and in the first one after a change; other
 // reports omit it.
-func TestInventoryIsToldWhenItChanged(t *testing.T) {
+func TestInventoryReportedOnChange(t *testing.T) {
 	one, two := &recorder{next: time.Second}, &recorder{next: time.Second}
 	told := func(r *recorder) (at []int) {
 		r.mu.Lock()

@@ -83,7 +83,7 @@ func TestLogIsRotated(t *testing.T) {
 }
 
 // Lines written while a log is copied are not lost.
-func TestLinesThatComeDuringARotation(t *testing.T) {
+func TestRotationKeepsLinesWrittenMeanwhile(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "worker.log")
 	w := appendTo(t, path)
@@ -104,7 +104,7 @@ func TestLinesThatComeDuringARotation(t *testing.T) {
 }
 
 // A process continues at the new start of its log: there is no hole before what it writes.
-func TestWriterGoesOnAtTheStartOfARotatedLog(t *testing.T) {
+func TestRotationWriterContinuesAtNewStart(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "worker.log")
 	cmd := exec.Command("sh", "-c", `while read -r line; do echo "$line" >&2; echo; done`)
@@ -132,7 +132,7 @@ func TestWriterGoesOnAtTheStartOfARotatedLog(t *testing.T) {
 	must.Eq(t, " rotation\n", content(t, olderLog(path)))
 }
 
-func TestLogThatCannotBeCopiedIsTruncated(t *testing.T) {
+func TestRotationTruncatesWithoutCopy(t *testing.T) {
 	t.Parallel()
 	for name, obstruct := range map[string]func(t *testing.T, older string){
 		"full disk": func(t *testing.T, older string) {
@@ -164,7 +164,7 @@ func TestLogThatCannotBeCopiedIsTruncated(t *testing.T) {
 }
 
 // A failure is logged once for each worker, and once more if rotations had succeeded in between.
-func TestFailedRotationIsSaidOnce(t *testing.T) {
+func TestFailedRotationLoggedOnce(t *testing.T) {
 	t.Parallel()
 	var said bytes.Buffer
 	sv := &supervisor{

@@ -43,7 +43,7 @@ func FuzzLogLine(f *testing.F) {
 }
 
 // The tail of a recently rotated log begins in the older piece, possibly in the middle of a line.
-func TestTailOfARotatedLog(t *testing.T) {
+func TestTailRotatedLog(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "log")
 	tail := func(n int, want ...string) {

@@ -10,7 +10,7 @@ import (
 )
 
 // Every operation in the table has a function, and every function is in the table.
-func TestEveryOperationOfAHiveHasItsFunction(t *testing.T) {
+func TestHiveOperationsHaveFunctions(t *testing.T) {
 	t.Parallel()
 	have := (&Hive{}).operations()
 	for _, s := range operation.All() {

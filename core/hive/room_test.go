@@ -125,7 +125,7 @@ func TestBusyWorkersMakeRoom(t *testing.T) {
 }
 
 // A load waits for its turn if its room is reserved by another load that has no worker yet.
-func TestLoadsThatBeginTogether(t *testing.T) {
+func TestConcurrentLoads(t *testing.T) {
 	t.Parallel()
 	r := tightRig(t, time.Hour, 0)
 	r.hive.rooms.mu.Lock()

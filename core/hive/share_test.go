@@ -203,7 +203,7 @@ func TestModelWithoutOtherHives(t *testing.T) {
 }
 
 // A hive that keeps its files serves none, is not named to others, and still fetches from them.
-func TestModelOfAHiveThatKeepsItsFiles(t *testing.T) {
+func TestModelHiveKeepsFiles(t *testing.T) {
 	t.Parallel()
 	w := newTown(t)
 	keeper := w.add("h1", func(o *Options) { o.KeepFiles = true })

@@ -8,7 +8,7 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk"
 )
 
-func TestAPluginSeesWhatIsItsBusiness(t *testing.T) {
+func TestAllowedEnv(t *testing.T) {
 	t.Parallel()
 	environ := []string{
 		"PATH=/bin", "HOME=/h", "HTTPS_PROXY=p", "HF_TOKEN=a", "HF_ENDPOINT=e", "HUGGING_FACE_HUB_TOKEN=b", "GITHUB_TOKEN=c", "NPM_CONFIG_REGISTRY=r", "RBEE_TOKEN=d",

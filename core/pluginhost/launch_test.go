@@ -166,7 +166,7 @@ func TestChecksum(t *testing.T) {
 }
 
 // S-08: a modified plugin is not started, even if its modification time was set back.
-func TestAPluginThatWasModifiedIsNotStarted(t *testing.T) {
+func TestModifiedPluginNotStarted(t *testing.T) {
 	t.Parallel()
 	dir := shortDir(t)
 	for _, name := range []string{"rbee-worker-fake", "rbee-catalog-fake"} {

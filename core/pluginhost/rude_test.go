@@ -33,7 +33,7 @@ func polite(t *testing.T, h *pluginhost.Host) (check func()) {
 	}
 }
 
-func TestACatalogThatCrashes(t *testing.T) {
+func TestCatalogCrashes(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
 	check := polite(t, h)
@@ -44,7 +44,7 @@ func TestACatalogThatCrashes(t *testing.T) {
 	check()
 }
 
-func TestACatalogThatFreezes(t *testing.T) {
+func TestCatalogFreezes(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
 	check := polite(t, h)
@@ -97,7 +97,7 @@ func TestCatalogReplyBounds(t *testing.T) {
 	must.Eq(t, core.NotFound, core.KindOf(err))
 }
 
-func TestACatalogThatSpeaksNoProtocol(t *testing.T) {
+func TestCatalogWithoutProtocol(t *testing.T) {
 	t.Parallel()
 	h := newHost(t, func(o *pluginhost.Options) {
 		o.Environ = func() []string { return append(os.Environ(), "RBEE_FAKE_GARBAGE=1") }
@@ -109,7 +109,7 @@ func TestACatalogThatSpeaksNoProtocol(t *testing.T) {
 	must.Eq(t, core.Unavailable, core.KindOf(err), must.Sprint(err))
 }
 
-func TestACatalogThatFloodsTheLog(t *testing.T) {
+func TestCatalogFloodsLog(t *testing.T) {
 	t.Parallel()
 	var log lines
 	h := newHost(t, func(o *pluginhost.Options) {

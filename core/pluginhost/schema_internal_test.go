@@ -145,7 +145,7 @@ func FuzzHandshakeVersion(f *testing.F) {
 	f.Fuzz(func(_ *testing.T, line string) { handshakeVersion(line) })
 }
 
-func TestLastWordsOfACrash(t *testing.T) {
+func TestLastWordsCrash(t *testing.T) {
 	t.Parallel()
 	lines := []string{"loading", "GGML_ASSERT(x) failed", "SIGABRT: abort", "PC=0x1"}
 	for range 100 {

@@ -237,7 +237,7 @@ func TestReattach(t *testing.T) {
 	must.Eq(t, core.NotFound, core.KindOf(err))
 }
 
-func TestDoneOfAReattachedWorkerIsSeenFast(t *testing.T) {
+func TestReattachedWorkerDoneIsFast(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
 	w := launched(t, h, "")
@@ -270,7 +270,7 @@ func TestEndAttachment(t *testing.T) {
 	must.False(t, killed)
 }
 
-func TestStopOfAWorkerThatHangsIsForced(t *testing.T) {
+func TestStopHungWorkerForced(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
 	w := launched(t, h, `hang = ["stop"]`)

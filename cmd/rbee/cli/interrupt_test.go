@@ -155,7 +155,7 @@ func TestCommandsAtOnceStartOneWorker(t *testing.T) {
 }
 
 // The command waits for an agent that is just starting.
-func TestAgentThatIsNotReadyYet(t *testing.T) {
+func TestAgentNotReadyYet(t *testing.T) {
 	t.Parallel()
 	q := newFakeQueen(t)
 	q.addWorker(fakeWorker("w1", "rbee-tiny"))
@@ -168,7 +168,7 @@ func TestAgentThatIsNotReadyYet(t *testing.T) {
 	must.Eq(t, "1: hello\n", r.out.String())
 }
 
-func TestBackgroundAgentThatCannotStart(t *testing.T) {
+func TestBackgroundAgentCannotStart(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	r := &running{cmd: exec.Command("rbee", "infer", "--model", "rbee-tiny", "--prompt", "hello"), exited: make(chan struct{})}

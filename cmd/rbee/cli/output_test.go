@@ -54,7 +54,7 @@ func (fullDisk) Write([]byte) (int, error) {
 }
 
 // A failed write fails the command.
-func TestOutputThatCannotBeWritten(t *testing.T) {
+func TestOutputWriteFails(t *testing.T) {
 	t.Parallel()
 	commands := []string{"--help", "help ls", "ls --help", "version", "--version", "completion bash", "completion zsh", "operations", "config show --dev", "__complete ls --f", "infer --model rbee-tiny --prompt hi", "run rbee-tiny hi"}
 	for _, p := range printedJSON() {

@@ -16,7 +16,7 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk"
 )
 
-// describeTimeout bounds one plugin's brief start for its description.
+// describeTimeout bounds how long one plugin may take to start and describe itself.
 const describeTimeout = 15 * time.Second
 
 func pluginCommand(a *app) *cobra.Command {

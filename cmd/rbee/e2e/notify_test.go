@@ -11,7 +11,7 @@ import (
 )
 
 // A service manager is notified when the agent serves, and when it begins to end.
-func TestServiceManagerIsTold(t *testing.T) {
+func TestServiceManagerNotified(t *testing.T) {
 	t.Parallel()
 	socket := filepath.Join(shortDir(t), "notify")
 	l, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: socket, Net: "unixgram"})
