@@ -76,9 +76,9 @@ func (h *heldBody) try(n int64) (freed <-chan struct{}, missing int64, err error
 	defer b.mu.Unlock()
 	switch {
 	case h.key != (tokenDigest{}) && b.keys[h.key]+n > b.perKey:
-		return b.freed, 0, &apiError{code: codeOverloaded, err: core.Errorf(core.Overloaded, "the requests that run with this token have too many bytes").Hint("Ask again when some have ended, or send less at once.")}
+		return b.freed, 0, &apiError{code: codeOverloaded, err: core.Errorf(core.Overloaded, "the running requests of this token use too much memory").Hint("Ask again when some have ended, or send less at once.")}
 	case b.used+n > b.total:
-		return b.freed, b.used + n - b.total, &apiError{status: http.StatusServiceUnavailable, code: codeOverloaded, err: core.Errorf(core.Overloaded, "the requests that run have too many bytes").Hint("Ask again in a moment, or ask another queen.")}
+		return b.freed, b.used + n - b.total, &apiError{status: http.StatusServiceUnavailable, code: codeOverloaded, err: core.Errorf(core.Overloaded, "the running requests use too much memory").Hint("Ask again in a moment, or ask another queen.")}
 	}
 	b.used += n
 	if h.key != (tokenDigest{}) {

@@ -212,7 +212,7 @@ func TestBodyMemory(t *testing.T) {
 }
 
 // A client that states a length and sends nothing holds next to no memory.
-func TestSlowSenderHoldsWhatItSent(t *testing.T) {
+func TestSlowSenderMemory(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, nil)
 	c, err := net.Dial("tcp", r.addr)

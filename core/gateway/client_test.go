@@ -101,7 +101,7 @@ func TestClientReads(t *testing.T) {
 	must.Eq(t, core.Invalid, core.KindOf(err))
 }
 
-func TestEveryKindSurvivesTheWay(t *testing.T) {
+func TestErrorKindRoundTrip(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, nil)
 	c := newClient(t, r.url)
@@ -234,7 +234,7 @@ func TestClientJobs(t *testing.T) {
 
 // The queen being followed goes down: the client continues at another one, without losing or
 // repeating an event.
-func TestFollowGoesOnElsewhere(t *testing.T) {
+func TestFollowAtOtherQueen(t *testing.T) {
 	t.Parallel()
 	first, second := newRig(t, nil), newRig(t, nil)
 	first.jobs.add(core.Event{Kind: core.EventLog, Message: "a"}, core.Event{Kind: core.EventLog, Message: "b"})
@@ -273,7 +273,7 @@ func TestClientWithoutAgent(t *testing.T) {
 }
 
 // The client distinguishes a foreign server, or a proxy's error page, from a valid answer.
-func TestClientAtAStranger(t *testing.T) {
+func TestClientForeignServer(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, nil)
 	r.raw("x", func(c net.Conn) {})

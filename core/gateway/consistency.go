@@ -57,7 +57,7 @@ func consistencyOf(r *http.Request) (core.Consistency, error) {
 	if c := core.Consistency(values[0]); len(values) == 1 && (c == core.ConsistencyDefault || c == core.ConsistencyStale || c == core.ConsistencyLinearizable) {
 		return c, nil
 	}
-	return "", &apiError{param: "consistency", err: core.Errorf(core.Invalid, "%q is no consistency", clip(values[0], 40)).Hint(
+	return "", &apiError{param: "consistency", err: core.Errorf(core.Invalid, "unknown consistency %q", clip(values[0], 40)).Hint(
 		"There are default, stale and linearizable.")}
 }
 
@@ -71,7 +71,7 @@ func (g *Gateway) sync(ctx context.Context, w *response, c core.Consistency, pat
 	info, err := g.o.Reader.Sync(bounded, c)
 	if err != nil {
 		if ctx.Err() == nil && (bounded.Err() != nil || core.KindOf(err) == core.DeadlineExceeded) {
-			err = core.Errorf(core.Unavailable, "no leader said within %s how new the registry is", patience)
+			err = core.Errorf(core.Unavailable, "no leader confirmed within %s how fresh the registry is", patience)
 		}
 		if core.KindOf(err) == core.Unavailable {
 			err = core.WithHint(err, "Ask again in a moment, or for what this queen knows: ?consistency=stale.")

@@ -170,7 +170,7 @@ func TestAdminRoutes(t *testing.T) {
 		{"POST", "/v1/nodes/n1/leave", "", 200, `"id":"n1"`, "leave n1"},
 		{"GET", "/v1/tokens", "", 200, `"id":"t1"`, "tokens"},
 		{"POST", "/v1/tokens", `{"kind":"api","name":"ci","scopes":["infer"],"ttl":"24h"}`, 201, `"token":"rbee_`, `create token {"kind":"api","name":"ci","scopes":["infer"],"ttl":"24h0m0s"}`},
-		{"POST", "/v1/tokens", `{"kind":"api","scope":["infer"]}`, 400, `there is no field \"scope\"`, ""},
+		{"POST", "/v1/tokens", `{"kind":"api","scope":["infer"]}`, 400, `unknown field \"scope\"`, ""},
 		{"POST", "/v1/tokens", `{"ttl":"soon"}`, 400, `invalid`, ""},
 		{"POST", "/v1/tokens", `{"name":"` + strings.Repeat("a", maxAdminBody) + `"}`, 413, `larger`, ""},
 		{"DELETE", "/v1/tokens/t1", "", 200, `"id":"t1"`, "revoke token t1"},

@@ -10,7 +10,7 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// The memory for decompression besides the body, in bytes.
+// The memory that decompression uses besides the body, in bytes.
 const (
 	gzipMemory = 64 << 10
 	zstdWindow = 8 << 20 // the size that RFC 8878 recommends decoders to support

@@ -304,7 +304,7 @@ func (f *form) WriteTo(w io.Writer) (int64, error) {
 			return out.n, out.err
 		case err != nil:
 			f.g.log.Warn("failed to read a form from the disk", "request", f.w.id, "error", err)
-			return out.n, &inference.FormError{Err: core.Errorf(core.Internal, "what was kept of the form cannot be read")}
+			return out.n, &inference.FormError{Err: core.Errorf(core.Internal, "failed to read the stored form")}
 		}
 	}
 	f.sink = out

@@ -239,9 +239,9 @@ func TestFormsGivenUp(t *testing.T) {
 	}
 }
 
-// TestFormsAreCheckedOnTheWay checks that faults in a form whose beginning a worker already has are
+// TestFormsCheckedInTransit checks that faults in a form whose beginning a worker already has are
 // refused: the worker gets no complete form.
-func TestFormsAreCheckedOnTheWay(t *testing.T) {
+func TestFormsCheckedInTransit(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, func(o *rigOptions) { o.MaxFormBytes = 4 << 20 })
 	var got []error

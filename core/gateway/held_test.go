@@ -25,7 +25,7 @@ func (r *rig) held() int64 {
 
 // A request in another dialect holds its body no longer than one in OpenAI's: until the stream has
 // begun, which then runs for long.
-func TestTranslatedBodyIsGivenUp(t *testing.T) {
+func TestTranslatedBodyReleased(t *testing.T) {
 	t.Parallel()
 	const size = 200 << 10
 	text := strings.Repeat("x", size)
@@ -92,7 +92,7 @@ func TestKeptAnswersGiveWay(t *testing.T) {
 }
 
 // A client that has sent half of a compressed body holds no window for it.
-func TestSlowZstdHoldsWhatItSent(t *testing.T) {
+func TestSlowZstdMemory(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, nil)
 	var packed bytes.Buffer
@@ -114,7 +114,7 @@ func TestSlowZstdHoldsWhatItSent(t *testing.T) {
 
 // A connection stays usable after a chunked request, whatever preceded it, but not after one that
 // also stated its length.
-func TestChunksKeepTheConnection(t *testing.T) {
+func TestChunkedKeepAlive(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, nil)
 	r.serve("w1", streamOf(tokenEvent(1), doneEvent))

@@ -28,7 +28,7 @@ func answerJSON(status int, body string) http.HandlerFunc {
 	}
 }
 
-func TestBodyGoesToTheWorkerAsItIs(t *testing.T) {
+func TestBodyPassThrough(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, nil)
 	type seen struct {
@@ -199,7 +199,7 @@ func TestNoCandidateLeft(t *testing.T) {
 }
 
 // FAULTS G-04: a client's mistake does not count against a worker.
-func TestRefusalsOfAWorkerArePassedOn(t *testing.T) {
+func TestWorkerRefusals(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, nil)
 	var asked atomic.Int32
@@ -241,7 +241,7 @@ func TestRefusalsOfAWorkerArePassedOn(t *testing.T) {
 }
 
 // The keep-alive trap: a worker that closes connections after an answer without announcing it.
-func TestStaleConnectionIsRetriedOnce(t *testing.T) {
+func TestStaleConnectionRetry(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, nil)
 	var requests atomic.Int32
@@ -262,7 +262,7 @@ func TestStaleConnectionIsRetriedOnce(t *testing.T) {
 }
 
 // FAULTS G-05, in short: the worker learns within 100 ms that the client has disconnected.
-func TestClientGoneCancelsTheWorker(t *testing.T) {
+func TestDisconnectCancelsWorker(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
 		ask   string
@@ -315,7 +315,7 @@ func TestClientGoneCancelsTheWorker(t *testing.T) {
 }
 
 // FAULTS G-05 d: a client that only closes its sending half counts as disconnected.
-func TestHalfCloseCancelsTheWorker(t *testing.T) {
+func TestHalfCloseCancelsWorker(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, nil)
 	working, gone := make(chan struct{}), make(chan struct{})
@@ -340,7 +340,7 @@ func TestHalfCloseCancelsTheWorker(t *testing.T) {
 }
 
 // FAULTS G-05 a: while a worker is starting.
-func TestClientGoneEndsTheWait(t *testing.T) {
+func TestDisconnectEndsWait(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, func(o *rigOptions) { o.inf.ProgressAfter, o.inf.ProgressInterval = time.Millisecond, time.Millisecond })
 	waiting, gone := make(chan struct{}), make(chan struct{})
@@ -362,7 +362,7 @@ func TestClientGoneEndsTheWait(t *testing.T) {
 	<-gone
 }
 
-func TestWaitForAWorkerToBeStarted(t *testing.T) {
+func TestWaitForWorkerStart(t *testing.T) {
 	t.Parallel()
 	fast := func(o *rigOptions) { o.inf.ProgressAfter, o.inf.ProgressInterval = time.Millisecond, time.Millisecond }
 	// slow returns control once the client has seen a comment.

@@ -136,7 +136,7 @@ func TestJobStreamKeepsAlive(t *testing.T) {
 	must.NoError(t, lines.Err())
 }
 
-func TestJobStreamThatBreaksIsCut(t *testing.T) {
+func TestBrokenJobStream(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, nil)
 	r.jobs.add(core.Event{Kind: core.EventLog, Message: "a"})

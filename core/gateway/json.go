@@ -47,7 +47,7 @@ func decodeObject(body []byte, v any, what string) error {
 			return badBody(te.Field, "%s cannot be a %s", te.Field, te.Value)
 		}
 		if field, ok := strings.CutPrefix(err.Error(), "json: unknown field "); ok {
-			return &apiError{param: strings.Trim(clip(field, 60), `"`), err: core.Errorf(core.Invalid, "there is no field %s", clip(field, 60)).Hint("See the documentation for the fields of %s.", what)}
+			return &apiError{param: strings.Trim(clip(field, 60), `"`), err: core.Errorf(core.Invalid, "unknown field %s", clip(field, 60)).Hint("See the documentation for the fields of %s.", what)}
 		}
 		return badBody("", "the request's body is not valid JSON of %s: %v", what, err)
 	}

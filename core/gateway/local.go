@@ -50,13 +50,13 @@ func (u *usedProofs) check(text string, body []byte, now time.Time, proof func([
 	nanos, err := strconv.ParseInt(at, 10, 64)
 	age := now.Sub(time.Unix(0, nanos)).Abs()
 	if err != nil || age > proofLife || !hmac.Equal([]byte(text), []byte(LocalProof(body, time.Unix(0, nanos), proof))) {
-		return core.Errorf(core.Forbidden, "it is not proved that the data folder of this queen may be read").Hint("Run the command as the user of the agent, or as root.")
+		return core.Errorf(core.Forbidden, "no valid proof of read access to this queen's data folder").Hint("Run the command as the user of the agent, or as root.")
 	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	maps.DeleteFunc(u.seen, func(_ string, t time.Time) bool { return now.Sub(t) > 2*proofLife })
 	if _, used := u.seen[text]; used {
-		return core.Errorf(core.Forbidden, "the proof was used already")
+		return core.Errorf(core.Forbidden, "the proof was already used")
 	}
 	u.seen[text] = now
 	return nil

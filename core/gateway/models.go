@@ -24,7 +24,7 @@ func (g *Gateway) findModel(ctx context.Context, w *response, name string) (core
 	m, err := operation.ModelGet.Ask(ctx, g.o.Cluster, core.Request{Model: name})
 	kind := core.KindOf(err)
 	if few := len(w.token.Models) > 0; few && (err == nil && !w.token.MayAsk(m.ID) || kind == core.NotFound || kind == core.Invalid) {
-		return core.Model{}, &apiError{code: openai.CodeModelNotFound, param: "model", err: core.Errorf(core.NotFound, "there is no model %q that this token may ask", clip(name, 100)).Hint(
+		return core.Model{}, &apiError{code: openai.CodeModelNotFound, param: "model", err: core.Errorf(core.NotFound, "there is no model %q that this token may use", clip(name, 100)).Hint(
 			"GET /v1/models lists those that it may.")}
 	}
 	switch kind {

@@ -89,7 +89,7 @@ func (c *countingConn) Read(b []byte) (int, error) {
 }
 
 // FAULTS G-11: almost nothing is read beyond the limit.
-func TestTooLongIsNotReadToItsEnd(t *testing.T) {
+func TestOversizedBodyRead(t *testing.T) {
 	t.Parallel()
 	for name, framing := range map[string]string{"stated": "Content-Length: 10000000\r\n\r\n", "chunked": "Transfer-Encoding: chunked\r\n\r\n989680\r\n"} {
 		tcp, err := net.Listen("tcp", "127.0.0.1:0")
@@ -108,7 +108,7 @@ func TestTooLongIsNotReadToItsEnd(t *testing.T) {
 }
 
 // A wrong length must not reserve memory for bytes never sent.
-func TestStatedLengthIsNotBelieved(t *testing.T) {
+func TestUntrustedContentLength(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, nil)
 	c, err := net.Dial("tcp", r.addr)

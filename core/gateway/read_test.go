@@ -126,7 +126,7 @@ func TestReadRoutes(t *testing.T) {
 	must.Eq(t, 200, resp.StatusCode)
 }
 
-func TestReadyTellsWhatIsMissing(t *testing.T) {
+func TestReadyReason(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, nil)
 	r.cluster.Change(func(s *fakecluster.State) { s.NotReady = errors.New("no leader is known") })
@@ -135,7 +135,7 @@ func TestReadyTellsWhatIsMissing(t *testing.T) {
 	must.StrContains(t, errorIn(t, body).Message, "no leader")
 }
 
-func TestNoNilListsAndNothingSharedIsChanged(t *testing.T) {
+func TestListsNotNilNotShared(t *testing.T) {
 	t.Parallel()
 	shared := []core.Hive{{ID: "h1", Devices: nil}}
 	w := httptest.NewRecorder()
@@ -147,7 +147,7 @@ func TestNoNilListsAndNothingSharedIsChanged(t *testing.T) {
 	must.StrContains(t, w.Body.String(), `"result":{"a":null},"error":{"kind":"invalid"`)
 }
 
-func TestPanicIsAnswered(t *testing.T) {
+func TestHandlerPanic(t *testing.T) {
 	t.Parallel()
 	for begun, want := range map[bool]int{false: 500, true: 200} {
 		var log bytes.Buffer
@@ -201,7 +201,7 @@ func TestRequestID(t *testing.T) {
 }
 
 // What clients write, and what models answer, appears in no log and no metric.
-func TestPromptsAreNotLogged(t *testing.T) {
+func TestPromptsNotLogged(t *testing.T) {
 	t.Parallel()
 	const canary = "CANARY-7f3a"
 	var log syncBuffer

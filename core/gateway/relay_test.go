@@ -95,7 +95,7 @@ func TestBrokenStreams(t *testing.T) {
 }
 
 // FAULTS G-14 and G-16: unusual but valid streams pass byte for byte.
-func TestOddStreamsPassAsTheyAre(t *testing.T) {
+func TestOddStreamsPassThrough(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
 		parts []string // each is one chunk on the wire
@@ -192,7 +192,7 @@ func TestDoneEndsTheAnswer(t *testing.T) {
 
 // FAULTS G-06, in short: a client that does not read is dropped at the limit, and its request to
 // the worker with it.
-func TestClientThatDoesNotReadIsGivenUp(t *testing.T) {
+func TestUnreadStreamTimeout(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, func(o *rigOptions) { o.WriteTimeout = 200 * time.Millisecond })
 	gone := make(chan struct{})

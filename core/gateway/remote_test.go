@@ -14,7 +14,7 @@ import (
 
 // A worker on an unresponsive machine costs a moment while another worker exists, and gets the full
 // timeout otherwise.
-func TestDialGoesOnToTheNextCandidate(t *testing.T) {
+func TestDialNextCandidate(t *testing.T) {
 	t.Parallel()
 	var (
 		mu   sync.Mutex
@@ -58,7 +58,7 @@ func TestDialGoesOnToTheNextCandidate(t *testing.T) {
 	must.Between(t, 700*time.Millisecond, time.Since(start), 2*time.Second)
 }
 
-func TestIdleConnectionsOfASuspectHiveAreDropped(t *testing.T) {
+func TestSuspectHiveIdleConnections(t *testing.T) {
 	t.Parallel()
 	var mu sync.Mutex
 	dials := 0

@@ -60,7 +60,7 @@ func (g *Gateway) Serve(ctx context.Context, l net.Listener, grace time.Duration
 		return core.Wrap(err, core.Internal, "serve http")
 	case <-ctx.Done():
 	}
-	g.log.Info("http server stops", "grace", grace)
+	g.log.Info("http server stopping", "grace", grace)
 	// The deadlines of a shutdown must outlive the context that triggers it.
 	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), grace)
 	defer cancel()
@@ -86,7 +86,7 @@ func (g *Gateway) Serve(ctx context.Context, l net.Listener, grace time.Duration
 		err = srv.Shutdown(last)
 	}
 	if err != nil && !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, context.Canceled) {
-		g.log.Warn("http server did not stop in order", "error", err)
+		g.log.Warn("http server did not stop cleanly", "error", err)
 	}
 	_ = srv.Close() // closes what Shutdown left open
 	return nil

@@ -96,7 +96,7 @@ func ended(ctx context.Context) error {
 }
 
 func lost() error {
-	return core.Errorf(core.WorkerLost, "the worker was lost before its answer was whole").Hint(retryHint)
+	return core.Errorf(core.WorkerLost, "the worker was lost before its answer was complete").Hint(retryHint)
 }
 
 // clip truncates client text for use in an error.

@@ -27,7 +27,7 @@ type Rate = admission.RateState
 
 // Limiter enforces limits per key. It is safe for concurrent use.
 type Limiter interface {
-	// Admit counts a request of a key for about tokens tokens, and returns the key's state under
+	// Admit counts a request that uses about the given tokens, and returns the key's state under
 	// each of its limits, even on refusal. settle is called once, when the request has ended, with
 	// the tokens that it used; nil: nothing to settle. Errors: *LimitError.
 	Admit(ctx context.Context, key string, tokens int64) (rates []Rate, settle func(used int64), err error)

@@ -214,7 +214,7 @@ func (c *call) holdAnswer(held *heldAnswer, n int64) error {
 	if c.s.answers.Add(n) > c.s.o.AnswerMemory {
 		c.s.answers.Add(-n)
 		held.refused = true
-		return core.Errorf(core.Overloaded, "the answers that are on their way have too many bytes").Hint("Ask again in a moment, or ask for a stream.")
+		return core.Errorf(core.Overloaded, "the answers in transit use too much memory").Hint("Ask again in a moment, or ask for a stream.")
 	}
 	held.bytes += n
 	return nil

@@ -204,7 +204,7 @@ func TestServeBoundsAttempts(t *testing.T) {
 }
 
 // The context that Route receives ends with the request.
-func TestServeRouteIsOver(t *testing.T) {
+func TestServeEndsRoute(t *testing.T) {
 	t.Parallel()
 	b := newBench(Options{}, says(streamAnswer+oneToken))
 	defer b.end()

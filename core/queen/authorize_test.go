@@ -118,7 +118,7 @@ func TestAuthorizeOutOfContact(t *testing.T) {
 		time.Sleep(tokens.ContactLost)
 		must.NoError(t, f.authorize(used))
 		mustFail(t, f.authorize(idle), core.Unavailable, "without a leader for", "token_grace")
-		must.StrContains(t, f.q.Tokens.Problem(), "it takes only tokens that it proved within 5m0s")
+		must.StrContains(t, f.q.Tokens.Problem(), "it accepts only tokens that it verified within 5m0s")
 		must.StrContains(t, f.log.String(), "no contact with a leader")
 		for range 10 {
 			time.Sleep(grace / 10)

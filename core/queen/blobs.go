@@ -49,9 +49,9 @@ func (s *blobService) claim(ctx context.Context, hive string, req *queenv1.Claim
 	}
 	switch {
 	case c.Hive == "":
-		return nil, core.Errorf(core.Unauthenticated, "claim a file: it is not known which hive asks")
+		return nil, core.Errorf(core.Unauthenticated, "claim a file: unknown caller")
 	case !swarm.ValidDigest(c.Digest) || c.Stage < swarm.Asking || c.Stage > swarm.Over || c.HaveBytes < 0 || len(c.Avoid) > maxAvoided:
-		return nil, core.Errorf(core.Invalid, "claim a file: hive %s says of a file what no hive says", c.Hive).Hint("This is a defect of the hive's agent: please report it.")
+		return nil, core.Errorf(core.Invalid, "claim a file: malformed claim from hive %s", c.Hive).Hint("This is a defect of the hive's agent: please report it.")
 	case !s.q.Registry.Leads():
 		return nil, s.q.Registry.NotLeader()
 	}
@@ -95,7 +95,7 @@ func (s *blobService) find(ctx context.Context, digest string) map[string]swarm.
 				return hivev1.NewHiveServiceClient(c).FindBlob(ctx, &hivev1.FindBlobRequest{Digest: digest})
 			})
 			if err != nil {
-				s.q.log.Debug("a hive does not say whether it has a file", "hive", h.ID, "error", err)
+				s.q.log.Debug("hive did not report whether it has a file", "hive", h.ID, "error", err)
 				return
 			}
 			mu.Lock()

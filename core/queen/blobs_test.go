@@ -96,7 +96,7 @@ func (h *fakeHive) hangUpFor() {
 	h.hangUp()
 }
 
-func TestBlobThatAHiveHas(t *testing.T) {
+func TestBlobStoredOnHive(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, "")
@@ -119,7 +119,7 @@ func TestBlobThatAHiveHas(t *testing.T) {
 	})
 }
 
-func TestBlobClaimsThatNoHiveMakes(t *testing.T) {
+func TestMalformedBlobClaims(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, "")

@@ -42,7 +42,7 @@ func TestReady(t *testing.T) {
 		must.Len(t, 0, c.q.hives.Workers())
 
 		c.q.liveness.StepDown()
-		mustFail(t, c.q.Ready(t.Context()), core.Unavailable, "is being read")
+		mustFail(t, c.q.Ready(t.Context()), core.Unavailable, "still loading")
 	})
 }
 

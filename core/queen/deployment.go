@@ -22,7 +22,7 @@ func specsOf(r core.Request) ([]core.DeploymentSpec, error) {
 		return nil, core.Wrap(err, core.Invalid, what)
 	}
 	if dec.More() {
-		return nil, core.Errorf(core.Invalid, "%s: something follows the list", what)
+		return nil, core.Errorf(core.Invalid, "%s: unexpected data after the list", what)
 	}
 	if len(specs) == 0 || len(specs) > core.MaxDeployments {
 		return nil, core.Errorf(core.Invalid, "%s: there are %d of them", what, len(specs)).Hint("Send 1 to %d.", core.MaxDeployments)
@@ -33,7 +33,7 @@ func specsOf(r core.Request) ([]core.DeploymentSpec, error) {
 			return nil, err
 		}
 		if seen[s.Name] {
-			return nil, core.Errorf(core.Invalid, "deployment %s is there twice", s.Name).Hint("Merge the two into one.")
+			return nil, core.Errorf(core.Invalid, "duplicate deployment %s", s.Name).Hint("Merge the two into one.")
 		}
 		seen[s.Name] = true
 	}

@@ -63,7 +63,7 @@ func TestInventoryAsksNobody(t *testing.T) {
 
 // A hive that does not report its inventory is asked, as before, and so is one that stopped
 // reporting it.
-func TestInventoryOfAnOlderHive(t *testing.T) {
+func TestInventoryOlderHive(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, "")
@@ -94,7 +94,7 @@ func TestInventoryOfAnOlderHive(t *testing.T) {
 }
 
 // A silent hive may have a model that no other hive has: the model is not unknown.
-func TestInventoryOfASilentHive(t *testing.T) {
+func TestInventorySilentHive(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, "")

@@ -131,7 +131,7 @@ func (s *secured) tryJoin(m *machine) (*queenv1.JoinResponse, error) {
 	return resp, rpc.FromStatus(err)
 }
 
-func TestTheSeedIsPlantedOnce(t *testing.T) {
+func TestSeedPlantedOnce(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := newSecured(t)
@@ -275,7 +275,7 @@ func TestAloneHasNoCluster(t *testing.T) {
 // A join token makes a hive unless a queen's was requested explicitly, and the role is final:
 // neither the same token, minutes or hours later, nor the renewal of the certificate turns a hive
 // into a queen.
-func TestUsedJoinTokenMakesNoQueen(t *testing.T) {
+func TestUsedJoinTokenRoles(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := newSecured(t)
@@ -327,7 +327,7 @@ func TestUsedJoinTokenMakesNoQueen(t *testing.T) {
 }
 
 // A machine that requests no roles gets those of its token.
-func TestJoinTakesTheRolesOfItsToken(t *testing.T) {
+func TestJoinTokenRoles(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := newSecured(t)

@@ -17,7 +17,7 @@ import (
 )
 
 // Every operation in the table has a function, and every function is in the table.
-func TestEveryOperationOfAQueenHasItsFunction(t *testing.T) {
+func TestQueenOperationFunctions(t *testing.T) {
 	t.Parallel()
 	q := &Queen{}
 	q.reads = q.readFuncs()
@@ -100,7 +100,7 @@ func TestReadsAsJobs(t *testing.T) {
 
 // A request that is sent again to another queen, which knows nothing of the first attempt, is not
 // started on another hive.
-func TestRequestThatIsRepeatedAtAnotherQueen(t *testing.T) {
+func TestRequestRepeatedAtOtherQueen(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, "")
@@ -120,7 +120,7 @@ func TestRequestThatIsRepeatedAtAnotherQueen(t *testing.T) {
 
 // A hive whose search is slow because a catalog source is silent is still asked for a model from
 // another source.
-func TestSearchIsGivenMoreTimeThanAQuestion(t *testing.T) {
+func TestSearchTimeout(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, "")

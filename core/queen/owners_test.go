@@ -28,7 +28,7 @@ func (s silentConn) Invoke(ctx context.Context, _ string, _, _ any, _ ...grpc.Ca
 
 // Jobs of a queen without a hive are requested from that queen, unless gossip reports it as gone:
 // then no caller waits for it, and it is listed as a problem.
-func TestQueenThatIsGoneIsNotAskedForItsJobs(t *testing.T) {
+func TestJobsOfGoneQueen(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		var mu sync.Mutex // guards asked

@@ -179,7 +179,7 @@ func TestPickNoRoom(t *testing.T) {
 }
 
 // The hive is chosen by who has the model, and a silent hive is not asked.
-func TestStartOnTheRightHive(t *testing.T) {
+func TestStartChoosesHive(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, "")

@@ -58,7 +58,7 @@ func lateQueen(t *testing.T, m *member, leader func() *Queen) *Queen {
 
 // Raft learns of a lost leadership some milliseconds before the queen does. A read in between is
 // answered by the next leader, not refused.
-func TestReadAtQueenThatLostTheLeadership(t *testing.T) {
+func TestReadAfterLostLeadership(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		members := newQueens(t, 3)
@@ -79,7 +79,7 @@ func TestReadAtQueenThatLostTheLeadership(t *testing.T) {
 }
 
 // The same, if the leadership is lost while the majority is being asked to confirm it.
-func TestReadWhileTheLeadershipIsLost(t *testing.T) {
+func TestReadWhileLosingLeadership(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		members := newQueens(t, 3)
@@ -110,7 +110,7 @@ func TestReadWhileTheLeadershipIsLost(t *testing.T) {
 // An entry just added at another queen is found, by name and in the status, at a queen that has not
 // received it yet. If no leader confirms how fresh the registry is, the answer is returned all the
 // same.
-func TestReadsOfQueenThatIsBehind(t *testing.T) {
+func TestReadsBehindLeader(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		members := newQueens(t, 3)

@@ -188,7 +188,7 @@ func TestStartSurvivesItsQueen(t *testing.T) {
 
 // A hive that only one queen reaches gets its worker there; the others start one where they can
 // reach it, once, and not again and again.
-func TestStartWhereTheQueenReaches(t *testing.T) {
+func TestStartOnReachableHive(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := newSwarmOfQueens(t)

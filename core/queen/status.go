@@ -27,7 +27,7 @@ func (q *Queen) Ready(context.Context) error {
 	case n.Leader() == "" && q.Registry.Alone():
 		return core.Errorf(core.Unavailable, "the cluster has no leader").Hint("Wait for the election, or look at `rbee status` if it lasts.")
 	case n.IsLeader() && !leading:
-		return core.Errorf(core.Unavailable, "the registry is being read").Hint("Try again in a moment.")
+		return core.Errorf(core.Unavailable, "the registry is still loading").Hint("Try again in a moment.")
 	}
 	live, refused := q.hives.Live()
 	if len(live) == 0 {

@@ -13,7 +13,7 @@ func (r *Registry) Cluster() (core.Cluster, error) {
 	}
 	c, ok := r.View().Cluster(nil)
 	if !ok {
-		return c, core.Errorf(core.Unavailable, "the registry of this cluster is not there yet").Hint("Try again in a moment; if it stays so, look at the log of the first queen.")
+		return c, core.Errorf(core.Unavailable, "the registry of this cluster does not exist yet").Hint("Try again in a moment; if it stays so, look at the log of the first queen.")
 	}
 	return c, nil
 }

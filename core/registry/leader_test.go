@@ -274,7 +274,7 @@ func (c *caller) AfterFunc(func()) (stop func() bool) {
 
 // A call releases the context of its own deadline when it returns: callers' contexts are
 // long-lived.
-func TestDeadlinesAreLetGo(t *testing.T) {
+func TestDeadlinesReleased(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		r, n := openNode(t)

@@ -159,7 +159,7 @@ func TestSecondTermTellsStreams(t *testing.T) {
 	events(t, r, 2)
 	must.NoError(t, a.cmd.Process.Signal(syscall.SIGTERM))
 	coretest.Eventually(t, patience, func() error {
-		if !strings.Contains(a.log.String(), "http server stops") {
+		if !strings.Contains(a.log.String(), "http server stopping") {
 			return errors.New("it does not stop yet")
 		}
 		return nil

@@ -197,7 +197,7 @@ func TestPoolClosesWithContext(t *testing.T) {
 	must.Nil(t, p.take())
 }
 
-// Only the connections to a worker that has ended are closed.
+// DropGone closes the connections to an ended worker and no others.
 func TestDropGone(t *testing.T) {
 	t.Parallel()
 	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))

@@ -112,9 +112,9 @@ func (c *Controller) tell(all []core.Deployment, problems []core.DeploymentProbl
 		switch was := said[d.Name]; {
 		case was == reason:
 		case reason == "":
-			c.log.Info("deployment has found its places", "deployment", d.Name)
+			c.log.Info("all replicas of a deployment placed", "deployment", d.Name)
 		case was == "":
-			c.log.Warn("replicas of a deployment find no place", "deployment", d.Name, "reason", reason)
+			c.log.Warn("cannot place replicas of a deployment", "deployment", d.Name, "reason", reason)
 		}
 		said[d.Name] = reason
 	}

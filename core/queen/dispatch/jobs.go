@@ -130,7 +130,7 @@ func (d *Dispatcher) choose(ctx context.Context, r core.Request, first bool) (no
 	for _, h := range live {
 		names = append(names, h.Name)
 	}
-	return "", "", core.Errorf(core.Invalid, "%s must say on which of the %d hives", r.Operation, len(live)).Hint(
+	return "", "", core.Errorf(core.Invalid, "%s must name one of the %d hives", r.Operation, len(live)).Hint(
 		`Set "hive" to one of %s.`, strings.Join(names, ", "))
 }
 
@@ -281,7 +281,7 @@ func (d *Dispatcher) Events(ctx context.Context, id string, after int64, emit fu
 			// This also answers a reader who already has the end event.
 			j, err := d.Job(ctx, id)
 			if err == nil && j.State == core.JobRunning {
-				err = core.Errorf(core.Unavailable, "hive %s stopped telling of job %s", hive, id)
+				err = core.Errorf(core.Unavailable, "hive %s stopped reporting job %s", hive, id)
 				err = core.WithHint(err, "Ask again for the events after the last one.")
 			}
 			return err

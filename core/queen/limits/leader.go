@@ -26,7 +26,7 @@ func (l *Limiter) Lead(ctx context.Context) error {
 // Invalid, NotFound for an unknown token.
 func (l *Limiter) Serve(r *queenv1.AdmitRequest) (*queenv1.AdmitResponse, error) {
 	if len(r.GetHistory()) > maxHistory || r.GetQueen() == "" || r.GetTokens() < 0 {
-		return nil, core.Errorf(core.Invalid, "the request of a queen to count is malformed")
+		return nil, core.Errorf(core.Invalid, "malformed admit request from queen")
 	}
 	t, ok := l.o.Registry.View().Token(nil, r.GetKey())
 	if !ok {
@@ -70,7 +70,7 @@ func slotsOf(history []*queenv1.LimitHistory) [][]admission.Slot {
 // ServeSettle records how requests of a queen have ended. Errors: as for Serve.
 func (l *Limiter) ServeSettle(r *queenv1.SettleRequest) error {
 	if len(r.GetSettled()) > maxSettled || len(r.GetRunning()) > maxRunning || r.GetQueen() == "" {
-		return core.Errorf(core.Invalid, "the ends of requests that a queen tells are malformed")
+		return core.Errorf(core.Invalid, "malformed settle request from queen")
 	}
 	view, now := l.o.Registry.View(), l.o.Now()
 	l.mu.Lock()

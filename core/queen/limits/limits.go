@@ -191,7 +191,7 @@ func (l *Limiter) alone(key string, rates []admission.Rate, tokens int64, why er
 	defer l.mu.Unlock()
 	if !l.cut {
 		l.cut = true
-		l.log.Warn("cannot ask the leader about limits of tokens: each has its part of them at this queen", "queens", queens, "error", why)
+		l.log.Warn("cannot ask the leader about token limits: this queen enforces its share of them", "queens", queens, "error", why)
 	}
 	states, refused := l.own.Take(key, l.o.ID, shares, tokens, now)
 	return states, refused, now
@@ -238,7 +238,7 @@ func (l *Limiter) Run(ctx context.Context) {
 		}
 		quiet = tick && len(r.GetRunning()) == 0
 		if err := l.settleAtLeader(ctx, r); err != nil {
-			l.log.Debug("cannot tell the leader how requests of tokens with limits have ended", "error", err)
+			l.log.Debug("failed to report usage of tokens with limits to the leader", "error", err)
 			l.mu.Lock()
 			l.settled = append(r.GetSettled(), l.settled...)[:min(maxSettled, len(r.GetSettled())+len(l.settled))]
 			l.mu.Unlock()

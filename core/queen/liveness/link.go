@@ -60,7 +60,7 @@ func (m *Monitor) Serve(stream grpc.BidiStreamingServer[queenv1.LinkRequest, que
 		return err
 	}
 	if peer, ok := rpc.Peer(stream.Context()); ok && peer.ID != r.Hive.ID {
-		return core.Errorf(core.Forbidden, "node %s tells of hive %s", peer.ID, r.Hive.ID).Hint("A hive's id is that of its node: remove node-id from its data_dir, or let it join again.")
+		return core.Errorf(core.Forbidden, "node %s reports as hive %s", peer.ID, r.Hive.ID).Hint("A hive's id is that of its node: remove node-id from its data_dir, or let it join again.")
 	}
 	l, err := m.Open(stream.Context(), r.Hive)
 	if err != nil {
@@ -102,7 +102,7 @@ func linkEnd(err error) error {
 }
 
 func (m *Monitor) ending() error {
-	return core.Errorf(core.Unavailable, "queen %s is shutting down", m.opts.ID).Hint("The hive tries again by itself.")
+	return core.Errorf(core.Unavailable, "queen %s is shutting down", m.opts.ID).Hint("The hive retries automatically.")
 }
 
 // reader starts a goroutine that Close waits for; false: Close was already called.

@@ -112,7 +112,7 @@ func TestSilence(t *testing.T) {
 		pinger  pinger
 		end     func(h *simhive.Hive, q *liveness.Monitor)
 		suspect time.Duration // since the last report
-		down    time.Duration // at least; at most 250 ms more
+		down    time.Duration // lower bound; the upper one is 250 ms more
 	}{
 		{"cable cut", noSign, func(*simhive.Hive, *liveness.Monitor) {}, liveness.ReportInterval + liveness.SuspectGrace, liveness.DownAfter},
 		{"gossip knows nobody", func(context.Context, string) error { return errors.New("who?") }, func(*simhive.Hive, *liveness.Monitor) {}, liveness.ReportInterval + liveness.SuspectGrace, liveness.DownAfter},
@@ -378,7 +378,7 @@ func TestThunderingHerd(t *testing.T) {
 
 // The hives' view of the cluster is in the first answer, and in later ones only when it has
 // changed.
-func TestViewIsTold(t *testing.T) {
+func TestViewSent(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		c := newRig(t)

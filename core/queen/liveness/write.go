@@ -180,11 +180,11 @@ func (m *Monitor) writeReports(ctx context.Context, batch []pending) bool {
 		result, err = m.opts.Registry.Apply(ctx, "", fsm.SyncHives(states))
 		errs = result.Errs
 		if err == nil && len(errs) != len(batch) {
-			err = core.Errorf(core.Internal, "write reports: %d hives were written, %d answers came", len(batch), len(errs))
+			err = core.Errorf(core.Internal, "write reports: %d hives were written, but %d results returned", len(batch), len(errs))
 		}
 	}
 	if err != nil && ctx.Err() == nil {
-		m.log.Warn("cannot write what hives report, trying again", "hives", len(batch), "error", err)
+		m.log.Warn("failed to write reports of hives, retrying", "hives", len(batch), "error", err)
 	}
 
 	m.mu.Lock()
@@ -199,7 +199,7 @@ func (m *Monitor) writeReports(ctx context.Context, batch []pending) bool {
 		case err != nil:
 			m.backlog.report(p)
 		case errs[i] != nil:
-			m.log.Error("what a hive reports is refused", "hive", p.id, "error", errs[i])
+			m.log.Error("report of a hive refused", "hive", p.id, "error", errs[i])
 			if p.link != nil {
 				p.link.endLocked(errs[i])
 			}
@@ -241,7 +241,7 @@ func (m *Monitor) giveUp(ctx context.Context, p *peer) bool {
 	}
 	if err != nil && core.KindOf(err) != core.NotFound {
 		if ctx.Err() == nil {
-			m.log.Error("cannot write that a hive is gone, trying again", "hive", p.id, "error", err)
+			m.log.Error("failed to write that a hive is down, retrying", "hive", p.id, "error", err)
 		}
 	} else {
 		err = nil
@@ -263,9 +263,9 @@ func (m *Monitor) giveUp(ctx context.Context, p *peer) bool {
 		m.backlog.giveUp(p, forget)
 	case p.link == nil && (h == nil || forget && h.Status == core.HiveDown):
 		m.dropLocked(p)
-		m.log.Info("hive is forgotten", "hive", m.label(p.id))
+		m.log.Info("hive forgotten", "hive", m.label(p.id))
 	default:
-		m.log.Warn("hive is down, its workers are gone", "hive", m.label(p.id))
+		m.log.Warn("hive is down, its workers are removed", "hive", m.label(p.id))
 		if p.link != nil { // if it lives, it must open a new link
 			p.link.endLocked(core.Errorf(core.Unavailable, "hive %s was silent for too long", p.id))
 		}

@@ -43,7 +43,7 @@ func (m *Members) keepKeyring(ctx context.Context) error {
 		}
 		if err := m.replaceKeyring(ctx, c); err != nil && ctx.Err() == nil {
 			if core.KindOf(err) != core.Conflict { // another queen changed the keys meanwhile
-				m.log.Error("cannot replace the gossip key that a revoked node knows, trying again", "error", err)
+				m.log.Error("failed to replace the gossip key that a revoked node knows, retrying", "error", err)
 			}
 			_ = registry.WaitUntil(ctx, registry.WatchSet{}, time.Now().Add(keyringRetry))
 		}

@@ -162,7 +162,7 @@ func (m *Members) Run(ctx context.Context) {
 		c, ok := s.Cluster(ws)
 		if ok && c.GossipVersion != version {
 			if err := m.setGossipKeys(c); err != nil {
-				m.log.Error("cannot take over the gossip keys of the registry", "error", err)
+				m.log.Error("failed to apply the gossip keys of the registry", "error", err)
 			} else {
 				version = c.GossipVersion
 			}
@@ -185,7 +185,7 @@ func (m *Members) plant(ctx context.Context, s *Seed) {
 		}
 		kind := core.KindOf(err)
 		if kind != core.Unavailable && ctx.Err() == nil {
-			m.log.Error("cannot write the beginning of the cluster to the registry", "error", err, "hint", core.HintOf(err))
+			m.log.Error("failed to write the cluster's seed to the registry", "error", err, "hint", core.HintOf(err))
 		}
 		if kind == core.Conflict || kind == core.Invalid {
 			return

@@ -67,7 +67,7 @@ func (m *Members) LeaveNode(ctx context.Context, id string) (core.Node, error) {
 		return core.Node{}, err
 	}
 	if n.Revoked {
-		return core.Node{}, core.Errorf(core.Conflict, "node %s (%s) is out of the cluster already", n.ID, n.Name).Hint("See all with `rbee tls list`.")
+		return core.Node{}, core.Errorf(core.Conflict, "node %s (%s) has already left the cluster", n.ID, n.Name).Hint("See all with `rbee tls list`.")
 	}
 	if err := m.checkLast(n, "taken out"); err != nil {
 		return core.Node{}, err
@@ -111,7 +111,7 @@ func (m *Members) takeOut(ctx context.Context, n core.Node) error {
 		cancel()
 	}
 	if err != nil {
-		m.log.Warn("the node that shall leave does not answer, it is removed all the same", "node", n.ID, "name", n.Name, "error", err)
+		m.log.Warn("leaving node does not answer, removing it anyway", "node", n.ID, "name", n.Name, "error", err)
 	}
 	if n.Has(core.RoleQueen) {
 		if err := m.RemoveQueen(ctx, n.ID); err != nil && core.KindOf(err) != core.NotFound {
@@ -132,7 +132,7 @@ func (m *Members) takeOut(ctx context.Context, n core.Node) error {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), LeaveGrace)
 		defer cancel()
 		if err := m.registry.Write(ctx, "leave "+n.ID, fsm.RevokeNode(n.ID)); err != nil {
-			m.log.Error("cannot have the certificate of a node that left refused", "node", n.ID, "error", err)
+			m.log.Error("failed to revoke the certificate of a node that left", "node", n.ID, "error", err)
 		}
 	}
 	select {
@@ -160,7 +160,7 @@ func (m *Members) checkLast(n core.Node, what string) error {
 		}
 	}
 	if is && voters == 1 {
-		return core.Errorf(core.Conflict, "%s is the only voting queen and cannot be %s", n.Name, what).Hint("Have another queen join first, or stop the agent if the whole cluster shall end.")
+		return core.Errorf(core.Conflict, "%s is the only voting queen and cannot be %s", n.Name, what).Hint("Add another queen first, or stop the agent to end the whole cluster.")
 	}
 	return nil
 }

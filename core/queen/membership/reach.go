@@ -18,10 +18,10 @@ func (m *Members) checkSameMachine(s *state.Snapshot, n core.Node) error {
 	case !ok || !known || !alsoKnown || here == there:
 		return nil
 	case there:
-		return core.Errorf(core.Invalid, "the cluster does not reach a machine at %s, which every machine takes for itself", n.RPCAddress).Hint(
+		return core.Errorf(core.Invalid, "the cluster cannot reach a machine at the loopback address %s", n.RPCAddress).Hint(
 			"Set bind { advertise = … } on the machine that joins to an address that the others reach it at.")
 	}
-	return core.Errorf(core.Invalid, "this cluster is on one machine alone: its queen %s is at %s, which every machine takes for itself", own.Name, own.RPCAddress).Hint(
+	return core.Errorf(core.Invalid, "this cluster is on one machine alone: its queen %s is at the loopback address %s", own.Name, own.RPCAddress).Hint(
 		"Set bind { advertise = … } on the queen to an address that the others reach it at, restart it, and join again.")
 }
 

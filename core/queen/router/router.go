@@ -250,7 +250,7 @@ func (r *Router) await(ctx context.Context, model string, terms inference.Terms,
 			continue
 		}
 		if starts == MaxStarts {
-			return nil, nil, core.Errorf(core.Unavailable, "workers with %s start but are gone again at once: %s", id, workerReasons(refused)).Hint(
+			return nil, nil, core.Errorf(core.Unavailable, "workers with %s exit right after they start: %s", id, workerReasons(refused)).Hint(
 				"Look at the log of the hive, and try again.")
 		}
 		started, err := start(ctx, progress)

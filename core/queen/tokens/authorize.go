@@ -38,7 +38,7 @@ func (k *Keeper) Authorize(ctx context.Context, text string, scope core.Scope) (
 	t, ok := k.known(p)
 	if !ok { // the token, or its new secret, may just have been created at another queen
 		if err := k.catchUpTogether(ctx); err != nil {
-			return core.Token{}, core.Errorf(core.Unavailable, "this queen does not know the token, and no leader says whether there is one").Hint(
+			return core.Token{}, core.Errorf(core.Unavailable, "this queen does not know the token, and no leader can confirm it").Hint(
 				"Ask again in a moment, or ask another queen.")
 		}
 		t, ok = k.known(p)
@@ -91,15 +91,15 @@ func (k *Keeper) proved(id string) error {
 	p.mu.Unlock()
 	switch {
 	case news && cut:
-		k.log.Warn("no contact with a leader: tokens are taken only if they were proved lately", "silence", silence.Round(time.Second), "grace", k.grace())
+		k.log.Warn("no contact with a leader: tokens are accepted only if verified recently", "silence", silence.Round(time.Second), "grace", k.grace())
 	case news:
-		k.log.Info("in contact with a leader again: all tokens of the registry are taken")
+		k.log.Info("in contact with a leader again: all tokens of the registry are accepted")
 	}
 	if !ok {
 		last = k.since
 	}
 	if cut && now.Sub(last) > k.grace() {
-		return core.Errorf(core.Unavailable, "this queen has been without a leader for %s and no longer takes tokens that it has not proved for %s",
+		return core.Errorf(core.Unavailable, "this queen has been without a leader for %s and no longer accepts tokens that it has not verified for %s",
 			silence.Round(time.Second), k.grace()).Hint("Ask another queen. `rbee status` there says what is missing; `rbee operator setting set token_grace` is for how long.")
 	}
 	return nil
@@ -127,7 +127,7 @@ func (k *Keeper) Problem() string {
 	if !cut {
 		return ""
 	}
-	return fmt.Sprintf("the queen that answers has been without a leader for %s: it takes only tokens that it proved within %s", silence.Round(time.Second), k.grace())
+	return fmt.Sprintf("the queen that answers has been without a leader for %s: it accepts only tokens that it verified within %s", silence.Round(time.Second), k.grace())
 }
 
 // catchUps merges the catch-ups of concurrent callers into one call to the leader.

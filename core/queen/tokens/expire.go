@@ -79,7 +79,7 @@ func (k *Keeper) end(ctx context.Context, t core.Token, e ending, at time.Time) 
 	}
 	if err := k.registry.Write(ctx, "expire token "+t.ID, e.command); err != nil {
 		if ctx.Err() == nil {
-			k.log.Error("cannot end a token whose time is over, trying again", "token", t.ID, "error", err)
+			k.log.Error("failed to expire a token, retrying", "token", t.ID, "error", err)
 		}
 		return tokenRetry
 	}

@@ -108,7 +108,7 @@ func (k *Keeper) RotateToken(ctx context.Context, id string, r core.RotateReques
 		overlap = time.Duration(*r.Overlap)
 	}
 	if overlap < 0 || overlap > core.MaxTokenOverlap || overlap%time.Second != 0 {
-		return core.NewToken{}, core.Errorf(core.Invalid, "a former secret cannot be taken for %s", overlap).Hint(
+		return core.NewToken{}, core.Errorf(core.Invalid, "a former secret cannot be accepted for %s", overlap).Hint(
 			"Write whole seconds, up to 720h; with 0 it is refused at once.")
 	}
 	if err := k.registry.CatchUp(ctx); err != nil {
@@ -255,5 +255,5 @@ func tokenNamed(s *state.Snapshot, id string) (core.Token, error) {
 	case 0:
 		return core.Token{}, core.Errorf(core.NotFound, "there is no token %q", token.Clip(id)).Hint("%sSee all with `rbee token list`.", core.NearestHint(id, ids))
 	}
-	return core.Token{}, core.Errorf(core.Conflict, "%d tokens are named so, or have an id that begins so", len(found)).Hint("Write the whole id: `rbee token list`.")
+	return core.Token{}, core.Errorf(core.Conflict, "%d tokens match that name or id prefix", len(found)).Hint("Write the whole id: `rbee token list`.")
 }

@@ -73,7 +73,7 @@ func (k *Keeper) tell(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, tellTimeout)
 	defer cancel()
 	if err := k.registry.Write(ctx, "uses of tokens", fsm.TouchTokens(due)); err != nil {
-		k.log.Debug("cannot note that tokens are used", "error", err)
+		k.log.Debug("failed to record the use of tokens", "error", err)
 		return
 	}
 	// Entries updated meanwhile stay for the next time.
