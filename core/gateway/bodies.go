@@ -125,7 +125,7 @@ func (r *room) Give(bytes int64) { r.held.shrink(bytes) }
 // expireEvery is the interval at which expired conversations are dropped.
 const expireEvery = time.Minute
 
-func (g *Gateway) expireAnswers(ctx context.Context) {
+func (g *kept) expireAnswers(ctx context.Context) {
 	t := time.NewTicker(expireEvery)
 	defer t.Stop()
 	for {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
 	"github.com/klauspost/compress/zstd"
 
 	"github.com/rbee-project/rbee/core"
@@ -18,10 +19,29 @@ import (
 // firstBody is the initial buffer size for a body, in bytes.
 const firstBody = 4 << 10
 
+// intake receives the bodies of requests within its bounds.
+type intake struct {
+	bodies  *bodies // bytes in memory
+	spooled *bodies // bytes of forms on the disk
+	log     hclog.Logger
+	byToken bool          // each token has a share of its own
+	maxBody int64         // of a request
+	maxForm int64         // of a form with files
+	timeout time.Duration // for a body to arrive
+	spool   func() (SpoolFile, error)
+}
+
+func newIntake(o Options, log hclog.Logger) intake {
+	return intake{
+		bodies: newBodies(o.BodyMemory, o.BodyMemory/2, o.BodyWait), spooled: newBodies(o.FormDisk, o.FormDisk/2, o.BodyWait), log: log,
+		byToken: o.Auth != nil, maxBody: o.MaxBodyBytes, maxForm: o.MaxFormBytes, timeout: o.BodyTimeout, spool: o.Spool,
+	}
+}
+
 // readBody reads a request body of at most limit bytes. If the body is longer, it stops reading and
 // closes the connection instead. The memory is counted until w.body is released, and grows with the
 // bytes received: the stated length is not trusted until its bytes arrive.
-func (g *Gateway) readBody(w *response, r *http.Request, limit int64) ([]byte, error) {
+func (g *intake) readBody(w *response, r *http.Request, limit int64) ([]byte, error) {
 	if r.ContentLength > limit {
 		return nil, g.refuseBody(w, limit)
 	}
@@ -51,9 +71,9 @@ func (g *Gateway) readBody(w *response, r *http.Request, limit int64) ([]byte, e
 }
 
 // holdFor charges the memory of a request's body to its client.
-func (g *Gateway) holdFor(w *response, r *http.Request) {
+func (g *intake) holdFor(w *response, r *http.Request) {
 	w.body.of = g.bodies
-	if g.o.Auth != nil {
+	if g.byToken {
 		if token := tokenOf(r.Header); token != "" {
 			w.body.key = sha256.Sum256([]byte(token)) // only its hash is kept, as the token may be valid
 		}
@@ -62,7 +82,7 @@ func (g *Gateway) holdFor(w *response, r *http.Request) {
 
 // inflate decompresses a body that has arrived completely. Its window is held only during
 // decompression, so that a slow sender holds only what it has sent.
-func (g *Gateway) inflate(w *response, r *http.Request, packed []byte, limit int64) ([]byte, error) {
+func (g *intake) inflate(w *response, r *http.Request, packed []byte, limit int64) ([]byte, error) {
 	if err := w.body.grow(r.Context(), zstdWindow); err != nil {
 		return nil, err
 	}
@@ -78,7 +98,7 @@ func (g *Gateway) inflate(w *response, r *http.Request, packed []byte, limit int
 // readAll reads from to its end: at most limit bytes, of which length is the expected count unless
 // negative. It charges the capacity of the result. A client that sends too much gets only the
 // refusal.
-func (g *Gateway) readAll(w *response, r *http.Request, from io.Reader, length, limit int64) ([]byte, error) {
+func (g *intake) readAll(w *response, r *http.Request, from io.Reader, length, limit int64) ([]byte, error) {
 	size := int64(firstBody)
 	if length >= 0 {
 		size = min(size, length+1)
@@ -99,7 +119,7 @@ func (g *Gateway) readAll(w *response, r *http.Request, from io.Reader, length, 
 			}
 			w.Header().Set("Connection", "close")
 			if errors.Is(err, os.ErrDeadlineExceeded) {
-				return nil, &apiError{status: http.StatusRequestTimeout, code: "request_timeout", err: core.Errorf(core.DeadlineExceeded, "the request's body did not arrive within %s", g.o.BodyTimeout)}
+				return nil, &apiError{status: http.StatusRequestTimeout, code: "request_timeout", err: core.Errorf(core.DeadlineExceeded, "the request's body did not arrive within %s", g.timeout)}
 			}
 			return nil, core.Errorf(core.Invalid, "the request's body could not be read to its end")
 		case len(body) == cap(body):
@@ -119,13 +139,13 @@ func (g *Gateway) readAll(w *response, r *http.Request, from io.Reader, length, 
 }
 
 // closeAfter closes the connection after the answer, without reading the rest of the body.
-func (g *Gateway) closeAfter(w *response, err error) error {
+func (g *intake) closeAfter(w *response, err error) error {
 	w.Header().Set("Connection", "close")
 	_ = w.c.SetReadDeadline(time.Now()) // otherwise the server would read on to keep the connection
 	return err
 }
 
-func (g *Gateway) refuseBody(w *response, limit int64) error {
+func (g *intake) refuseBody(w *response, limit int64) error {
 	return g.closeAfter(w, &apiError{status: http.StatusRequestEntityTooLarge, code: openai.CodeTooLarge, err: core.Errorf(core.Invalid, "the request's body is larger than %d bytes", limit).Hint("Send a shorter prompt.")})
 }
 

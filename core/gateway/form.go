@@ -39,7 +39,7 @@ type SpoolFile interface {
 //
 // It implements inference.Form, for one goroutine at a time.
 type form struct {
-	g     *Gateway
+	g     *intake
 	w     *response
 	ctx   context.Context // the HTTP request's
 	size  int64           // bytes; negative: unknown
@@ -71,11 +71,11 @@ type form struct {
 }
 
 // openForm starts reading a form. The caller closes it.
-func (g *Gateway) openForm(w *response, r *http.Request, boundary string) (*form, error) {
-	limit := g.o.MaxFormBytes
+func (g *intake) openForm(w *response, r *http.Request, boundary string) (*form, error) {
+	limit := g.maxForm
 	f := &form{g: g, w: w, ctx: r.Context(), size: r.ContentLength, limit: limit, done: func() {}, start: time.Now()}
 	if encodingOf(r) == encodingZstd { // its window is large: the whole form arrives first
-		body, err := g.readBody(w, r, g.o.MaxBodyBytes)
+		body, err := g.readBody(w, r, g.maxBody)
 		if err != nil {
 			return nil, err
 		}
@@ -255,7 +255,7 @@ func (f *form) remember(p []byte) error {
 const modelFirst = "Put the field model before the files."
 
 func (f *form) spill(p []byte) error {
-	if f.g.o.Spool == nil {
+	if f.g.spool == nil {
 		return &apiError{status: http.StatusRequestEntityTooLarge, code: openai.CodeTooLarge, err: core.Errorf(core.Invalid, "the form's model comes after more than %d bytes", formMemory).Hint(modelFirst)}
 	}
 	if err := f.disk.grow(f.ctx, int64(len(p))); err != nil {
@@ -263,7 +263,7 @@ func (f *form) spill(p []byte) error {
 	}
 	err := error(nil)
 	if f.spool == nil {
-		f.spool, err = f.g.o.Spool()
+		f.spool, err = f.g.spool()
 	}
 	if err == nil {
 		_, err = f.spool.Write(p)
@@ -338,7 +338,7 @@ func (s *formSource) Read(p []byte) (int, error) {
 	s.passed += int64(n)
 	if s.passed-s.dated >= formReadWithin { // a steady sender may continue
 		s.dated = s.passed
-		_ = s.w.c.SetReadDeadline(s.start.Add(s.g.o.BodyTimeout + time.Duration(s.passed/minFormRate)*time.Second))
+		_ = s.w.c.SetReadDeadline(s.start.Add(s.g.timeout + time.Duration(s.passed/minFormRate)*time.Second))
 	}
 	if _, sinkErr := s.sink.Write(p[:n]); sinkErr != nil {
 		s.err = sinkErr

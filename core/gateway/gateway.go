@@ -5,14 +5,12 @@ import (
 	"fmt"
 	"net/http"
 	"runtime/debug"
-	"strings"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/rbee-project/rbee/core"
-	"github.com/rbee-project/rbee/core/gateway/dialect/responses"
 	"github.com/rbee-project/rbee/core/inference"
 )
 
@@ -65,19 +63,20 @@ type Options struct {
 }
 
 // Gateway is the public HTTP API. It is safe for concurrent use.
+//
+// It has many methods, because each handler of a route is one. Handlers have no state: a file for
+// each subject is the wall between them. What has state is a part of its own, embedded below.
 type Gateway struct {
 	o       Options
 	log     hclog.Logger
-	hosts   map[string]bool // Options.Hosts, in lower case
-	origins map[string]bool // Options.Origins, in lower case
 	mux     *http.ServeMux
 	metrics *Metrics
 	streams streams
-	bodies  *bodies
-	spooled *bodies // bytes of forms on disk
 	guesses *guesses
-	answers responses.Store // for the Responses API
-	running running
+
+	guard
+	intake
+	kept
 }
 
 // New returns a gateway. It starts nothing.
@@ -114,21 +113,14 @@ func New(o Options) *Gateway {
 	if o.MaxSnapshotBytes == 0 {
 		o.MaxSnapshotBytes = 4 << 30
 	}
-	g := &Gateway{o: o, log: o.Logger, hosts: map[string]bool{}, origins: map[string]bool{}, metrics: o.Metrics, guesses: newGuesses()}
+	g := &Gateway{o: o, log: o.Logger, metrics: o.Metrics, guesses: newGuesses()}
 	if g.metrics == nil {
 		g.metrics = NewMetrics()
 	}
 	if g.log == nil {
 		g.log = hclog.NewNullLogger()
 	}
-	for _, h := range o.Hosts {
-		g.hosts[strings.ToLower(strings.TrimSuffix(h, "."))] = true
-	}
-	for _, origin := range o.Origins {
-		g.origins[strings.ToLower(origin)] = true
-	}
-	g.bodies = newBodies(o.BodyMemory, o.BodyMemory/2, o.BodyWait)
-	g.spooled = newBodies(o.FormDisk, o.FormDisk/2, o.BodyWait)
+	g.guard, g.intake, g.kept.others = newGuard(o, g.metrics), newIntake(o, g.log), o.Elsewhere
 	g.bodies.spare = g.answers.Spare
 	g.answers.Room = &room{heldBody{of: g.bodies}}
 	g.mux = g.buildMux(routes())
@@ -190,7 +182,7 @@ func (g *Gateway) run(w *response, r *http.Request) (cut bool) {
 			}
 		}
 	}()
-	switch err := g.guard(w, r); {
+	switch err := g.check(w, r); {
 	case err != nil:
 		fail(w, err)
 	case g.preflight(w, r):

@@ -8,6 +8,8 @@ import (
 	"net/url"
 	"strings"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/rbee-project/rbee/core"
 )
 
@@ -28,12 +30,30 @@ func requestID(r *http.Request) string {
 	return id
 }
 
-// guard refuses what a hostile web page can make a browser send: requests under a foreign name that
+// guard keeps hostile web pages away from the API.
+type guard struct {
+	hosts   map[string]bool // Options.Hosts, lower case
+	origins map[string]bool // Options.Origins, lower case
+	refused *prometheus.CounterVec
+}
+
+func newGuard(o Options, m *Metrics) guard {
+	g := guard{hosts: map[string]bool{}, origins: map[string]bool{}, refused: m.refused}
+	for _, h := range o.Hosts {
+		g.hosts[strings.ToLower(strings.TrimSuffix(h, "."))] = true
+	}
+	for _, origin := range o.Origins {
+		g.origins[strings.ToLower(origin)] = true
+	}
+	return g
+}
+
+// check refuses what a hostile web page can make a browser send: requests under a foreign name that
 // resolves to loopback (DNS rebinding), and writes from another origin. It tells browsers which
 // pages may read the answer.
-func (g *Gateway) guard(w *response, r *http.Request) error {
+func (g *guard) check(w *response, r *http.Request) error {
 	if onLoopback(r) && !g.hostAllowed(r.Host) {
-		g.metrics.refused.WithLabelValues(refusedHost).Inc()
+		g.refused.WithLabelValues(refusedHost).Inc()
 		return core.Errorf(core.Forbidden, "the host name %q is not one of this server's", clip(r.Host, 100)).Hint(
 			"Use localhost or 127.0.0.1, or add the name to http { allow_hosts } in the configuration.")
 	}
@@ -51,13 +71,13 @@ func (g *Gateway) guard(w *response, r *http.Request) error {
 	if r.Method == http.MethodGet || r.Method == http.MethodHead || sameOrigin(r) {
 		return nil
 	}
-	g.metrics.refused.WithLabelValues(refusedOrigin).Inc()
+	g.refused.WithLabelValues(refusedOrigin).Inc()
 	return core.Errorf(core.Forbidden, "requests from web pages of another origin are refused").Hint(
 		"Call the API from a program, or add the page's origin to http { allow_origins } in the configuration.")
 }
 
 // originAllowed reports whether the configuration allows the page that sent r to call the API.
-func (g *Gateway) originAllowed(r *http.Request) bool {
+func (g *guard) originAllowed(r *http.Request) bool {
 	origins := r.Header.Values("Origin")
 	if len(origins) != 1 || origins[0] == "" {
 		return false
@@ -78,7 +98,7 @@ const (
 
 // preflight answers a CORS preflight request, and reports whether r is one. The guard has already
 // accepted the page.
-func (g *Gateway) preflight(w *response, r *http.Request) bool {
+func (g *guard) preflight(w *response, r *http.Request) bool {
 	if r.Method != http.MethodOptions || r.Header.Get("Access-Control-Request-Method") == "" || w.Header().Get("Access-Control-Allow-Origin") == "" {
 		return false
 	}
@@ -121,7 +141,7 @@ func onLoopback(r *http.Request) bool {
 	return true
 }
 
-func (g *Gateway) hostAllowed(host string) bool {
+func (g *guard) hostAllowed(host string) bool {
 	if host == "" { // HTTP/1.0, as in health checks of proxies; browsers cannot send it
 		return true
 	}

@@ -52,8 +52,16 @@ func (r *running) cancel(id, key string) bool {
 	return true
 }
 
+// kept stores answers of the Responses API, and finds those that other queens store.
+type kept struct {
+	answers responses.Store
+	running running
+	// others is Options.Elsewhere.
+	others func(ctx context.Context, act core.KeptAct, id, key string) (answer []byte, found bool, err error)
+}
+
 // Kept performs another queen's action on an answer that this queen stores or is generating.
-func (g *Gateway) Kept(act core.KeptAct, id, key string) (answer []byte, found bool) {
+func (g *kept) Kept(act core.KeptAct, id, key string) (answer []byte, found bool) {
 	switch act {
 	case core.KeptGet:
 		return g.answers.Export(id, key)
@@ -67,11 +75,11 @@ func (g *Gateway) Kept(act core.KeptAct, id, key string) (answer []byte, found b
 
 // elsewhere asks the other queens to act on a stored response. Errors: Unavailable if no queen that
 // answered has it and others did not answer.
-func (g *Gateway) elsewhere(ctx context.Context, act core.KeptAct, id, key string) (answer []byte, found bool, err error) {
-	if g.o.Elsewhere == nil || !strings.HasPrefix(id, "resp_") || len(id) > maxAnswerID {
+func (g *kept) elsewhere(ctx context.Context, act core.KeptAct, id, key string) (answer []byte, found bool, err error) {
+	if g.others == nil || !strings.HasPrefix(id, "resp_") || len(id) > maxAnswerID {
 		return nil, false, nil
 	}
-	return g.o.Elsewhere(ctx, act, id, key)
+	return g.others(ctx, act, id, key)
 }
 
 // maxAnswerID bounds the answer ids that other queens are asked about, in bytes.
@@ -79,7 +87,7 @@ const maxAnswerID = 64
 
 // fetchKept copies an answer stored at another queen to this one, so that a request can continue
 // it. If no queen has it, the request is refused later.
-func (g *Gateway) fetchKept(ctx context.Context, w *response, id string) error {
+func (g *kept) fetchKept(ctx context.Context, w *response, id string) error {
 	if id == "" || g.answers.Has(id, w.key) {
 		return nil
 	}
@@ -94,7 +102,7 @@ func (g *Gateway) fetchKept(ctx context.Context, w *response, id string) error {
 }
 
 // getResponse answers with a stored response, as sent to its client.
-func (g *Gateway) getResponse(w *response, r *http.Request) error {
+func (g *kept) getResponse(w *response, r *http.Request) error {
 	id := r.PathValue("id")
 	if err := g.fetchKept(r.Context(), w, id); err != nil {
 		return err
@@ -108,7 +116,7 @@ func (g *Gateway) getResponse(w *response, r *http.Request) error {
 }
 
 // responseItems lists the input items of a response.
-func (g *Gateway) responseItems(w *response, r *http.Request) error {
+func (g *kept) responseItems(w *response, r *http.Request) error {
 	id := r.PathValue("id")
 	if err := g.fetchKept(r.Context(), w, id); err != nil {
 		return err
@@ -118,7 +126,7 @@ func (g *Gateway) responseItems(w *response, r *http.Request) error {
 }
 
 // deleteResponse deletes a response from every queen that stores it.
-func (g *Gateway) deleteResponse(w *response, r *http.Request) error {
+func (g *kept) deleteResponse(w *response, r *http.Request) error {
 	id := r.PathValue("id")
 	here := g.answers.Delete(id, w.key)
 	_, there, err := g.elsewhere(r.Context(), core.KeptDelete, id, w.key)
@@ -132,7 +140,7 @@ func (g *Gateway) deleteResponse(w *response, r *http.Request) error {
 }
 
 // cancelResponse ends a response in progress: its client gets an error event with that reason.
-func (g *Gateway) cancelResponse(w *response, r *http.Request) error {
+func (g *kept) cancelResponse(w *response, r *http.Request) error {
 	id := r.PathValue("id")
 	cancelled := g.running.cancel(id, w.key)
 	if !cancelled && !g.answers.Has(id, w.key) {

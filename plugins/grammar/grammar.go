@@ -79,6 +79,9 @@ var ErrNoToken = errors.New("grammar: no token can come next")
 
 // Grammar is a compiled schema, expression or grammar. Its matchers share cached results. It is
 // safe for concurrent use.
+//
+// It has many methods because all states are interned in it, refer to each other and share one
+// bound of memory: when it is exhausted, all of them are dropped together.
 type Grammar struct {
 	mu    sync.Mutex // guards all below
 	opts  Options
