@@ -37,7 +37,7 @@ type Scope string
 const (
 	ScopeInfer   Scope = "infer"   // use models
 	ScopeRead    Scope = "read"    // read status
-	ScopeOperate Scope = "operate" // change what runs and what is stored
+	ScopeOperate Scope = "operate" // change running workers and stored files
 	ScopeAdmin   Scope = "admin"   // change permissions
 )
 
@@ -62,8 +62,8 @@ type Token struct {
 	Name        string    `json:"name"` // for people
 	Kind        TokenKind `json:"kind"`
 	SecretHash  []byte    `json:"-"`                // SHA-256 of the secret part
-	Scopes      []Scope   `json:"scopes,omitempty"` // of an API token
-	Roles       []Role    `json:"roles,omitempty"`  // of a join token: roles that a machine may join with; a queen's has both
+	Scopes      []Scope   `json:"scopes,omitempty"` // for an API token
+	Roles       []Role    `json:"roles,omitempty"`  // for a join token: roles that a machine may join with; a queen's has both
 	CreatedAt   time.Time `json:"created_at"`
 	TTL         Duration  `json:"ttl,omitempty"`     // 0: no expiry
 	UsedBy      string    `json:"used_by,omitempty"` // Node.ID that used a join token

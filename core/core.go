@@ -87,7 +87,7 @@ type Worker struct {
 	State         WorkerState  `json:"state"`
 	Nonce         string       `json:"nonce"`                  // random per start: distinguishes this worker from a later one with the same id
 	Capabilities  Capabilities `json:"capabilities,omitempty"` // what it can do with its model; absent: not reported, it may be asked for anything
-	Replica       string       `json:"replica,omitempty"`      // of a deployment: see Replica.Label; empty: none
+	Replica       string       `json:"replica,omitempty"`      // label of the replica of a deployment, see Replica.Label; empty: none
 	CreateIndex   uint64       `json:"create_index"`
 	ModifyIndex   uint64       `json:"modify_index"`
 	Load          Load         `json:"load"` // never stored in raft; zero until the first report
@@ -95,7 +95,7 @@ type Worker struct {
 
 // Load is how busy a worker is, as its hive last reported it.
 type Load struct {
-	At              time.Time `json:"at,omitzero"` // of the report
+	At              time.Time `json:"at,omitzero"` // time of the report
 	Active          int       `json:"active"`
 	Queued          int       `json:"queued"`
 	TokensPerSecond float64   `json:"tokens_per_second"`
@@ -109,7 +109,7 @@ type Load struct {
 	KeepAlive       Duration  `json:"keep_alive,omitempty"`      // how long it stays without requests; 0: if it unloads, at once
 	Idle            Duration  `json:"idle,omitempty"`            // time since its last request, at the time of the report; 0: it has requests, or not reported
 	Pinned          bool      `json:"pinned,omitempty"`          // it neither unloads by itself nor makes room for another worker
-	MemoryBytes     int64     `json:"memory_bytes,omitempty"`    // on its device, as its hive counts it; 0: unknown
+	MemoryBytes     int64     `json:"memory_bytes,omitempty"`    // memory on its device, as its hive counts it; 0: unknown
 	LoadTook        Duration  `json:"load_took,omitempty"`       // duration of its start; 0: unknown
 }
 
@@ -128,7 +128,7 @@ type Process struct {
 	Device      string      `json:"device"`
 	State       WorkerState `json:"state"`
 	MemoryBytes int64       `json:"memory_bytes"` // resident set, the process and its children
-	CPUPercent  float64     `json:"cpu_percent"`  // of one core, the process and its children, over the life of the process
+	CPUPercent  float64     `json:"cpu_percent"`  // percent of one core, the process and its children, over the life of the process
 	StartedAt   time.Time   `json:"started_at"`
 	CommandLine []string    `json:"command_line,omitempty"` // only for a single process, like all below
 	Children    []int       `json:"children,omitempty"`
@@ -152,7 +152,7 @@ type WorkerBinary struct {
 	EngineName    string    `json:"engine_name,omitempty"`
 	EngineVersion string    `json:"engine_version,omitempty"`
 	Source        string    `json:"source"` // catalog reference of the engine, or "local"
-	Digest        string    `json:"digest"` // of the executable
+	Digest        string    `json:"digest"` // digest of the executable
 	SizeBytes     int64     `json:"size_bytes"`
 	Path          string    `json:"path"`
 	InstalledAt   time.Time `json:"installed_at"`
@@ -162,7 +162,7 @@ type WorkerBinary struct {
 	InUseBy       []string  `json:"in_use_by"`         // worker ids
 	ProbedAt      time.Time `json:"probed_at,omitzero"`
 	Checks        []Check   `json:"checks,omitempty"`   // what the probe verified; only for a single binary, like all below
-	Warnings      []string  `json:"warnings,omitempty"` // of the probe
+	Warnings      []string  `json:"warnings,omitempty"` // warnings of the probe
 	Files         []File    `json:"files,omitempty"`
 	// Schema is the plugin's Schema as JSON, passed on unchanged; nil if unknown.
 	Schema json.RawMessage `json:"schema,omitempty"`
@@ -233,7 +233,7 @@ type Model struct {
 	LoadedContextTokens int `json:"loaded_context_tokens,omitempty"`
 	// The following is set only for a single model.
 	Facts *ModelFacts `json:"facts,omitempty"`
-	Fits  []ModelFit  `json:"fits,omitempty"` // on the devices of the hives that have it
+	Fits  []ModelFit  `json:"fits,omitempty"` // estimates for the devices of the hives that have it
 }
 
 // ModelState tells how close a model is to answering.
@@ -263,7 +263,7 @@ type ModelFacts struct {
 	Name         string `json:"name"`
 	Layers       int    `json:"layers"`
 	Embedding    int    `json:"embedding"`
-	FeedForward  int    `json:"feed_forward"` // of the widest layer
+	FeedForward  int    `json:"feed_forward"` // width of the widest layer
 	Heads        int    `json:"heads"`
 	KVHeads      int    `json:"kv_heads"`
 	Vocabulary   int    `json:"vocabulary"`
@@ -277,7 +277,7 @@ type ModelFacts struct {
 type ModelFit struct {
 	Hive          string `json:"hive"` // Hive.ID
 	Device        string `json:"device"`
-	Kind          string `json:"kind"` // of the device
+	Kind          string `json:"kind"` // kind of the device
 	Slots         int    `json:"slots"`
 	ContextTokens int    `json:"context_tokens"` // per slot
 	WeightsBytes  int64  `json:"weights_bytes"`
@@ -292,7 +292,7 @@ type ModelFit struct {
 
 // CatalogItem is one thing that a catalog source offers.
 type CatalogItem struct {
-	Ref       string `json:"ref"` // with the source's name: "builtin:rbee-tiny"
+	Ref       string `json:"ref"` // reference with the source's name: "builtin:rbee-tiny"
 	Kind      string `json:"kind"`
 	Name      string `json:"name"`
 	Summary   string `json:"summary"`
@@ -322,7 +322,7 @@ type Status struct {
 	Index           uint64    `json:"index"`  // last applied raft index
 	Read            ReadInfo  `json:"read"`   // how up to date the registry part is
 	Cluster         *Cluster  `json:"cluster,omitempty"`
-	CertificatesEnd time.Time `json:"certificates_end,omitzero"` // of the node whose certificate expires first
+	CertificatesEnd time.Time `json:"certificates_end,omitzero"` // earliest expiry of a node's certificate
 	Queens          []Queen   `json:"queens"`
 	Hives           []Hive    `json:"hives"`
 	Workers         []Worker  `json:"workers"`

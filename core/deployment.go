@@ -133,7 +133,7 @@ type DeploymentVersion struct {
 // Replica is one worker of a deployment, running or to be started.
 type Replica struct {
 	Ordinal int    `json:"ordinal"` // 0, 1, 2, …; the successor of a leaving one has another
-	Version uint64 `json:"version"` // of the deployment when it was placed
+	Version uint64 `json:"version"` // version of the deployment when it was placed
 	Hive    string `json:"hive"`    // Hive.ID
 	Device  string `json:"device,omitempty"`
 	Index   uint64 `json:"index"` // raft index of the command that placed it; 0: not yet

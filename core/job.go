@@ -59,9 +59,9 @@ const (
 const (
 	MaxRequestBytes   = 1 << 20 // the whole JSON
 	MaxRequestIDBytes = 128
-	MaxTextBytes      = 1 << 10 // of a text, unless its field defines another limit
+	MaxTextBytes      = 1 << 10 // a text, unless its field defines another limit
 	MaxPromptBytes    = 256 << 10
-	MaxTexts          = 256 // of a list of texts
+	MaxTexts          = 256 // elements of a list of texts
 	MaxSlots          = 1024
 	MaxContextTokens  = 1 << 24
 	MaxThreads        = 4096
@@ -78,7 +78,7 @@ type Request struct {
 
 	Type          string `json:"type,omitempty"`   // worker type
 	Binary        string `json:"binary,omitempty"` // "<type>@<version>", or "<type>" for the newest
-	Source        string `json:"source,omitempty"` // of a program: a folder, or package@version
+	Source        string `json:"source,omitempty"` // source of a program: a folder, or package@version
 	Version       string `json:"version,omitempty"`
 	From          string `json:"from,omitempty"` // catalog reference
 	Force         bool   `json:"force,omitempty"`
@@ -92,26 +92,26 @@ type Request struct {
 	Threads        int      `json:"threads,omitempty"`
 	KeepAlive      string   `json:"keep_alive,omitempty"` // as ParseKeepAlive reads it, or KeepAliveDefault; empty: the worker stays
 	Pin            bool     `json:"pin,omitempty"`
-	Replica        string   `json:"replica,omitempty"` // of a deployment, for the worker to become: core.Replica.Label
+	Replica        string   `json:"replica,omitempty"` // label of the deployment's replica that the worker becomes: core.Replica.Label
 	PID            int      `json:"pid,omitempty"`
 	DryRun         bool     `json:"dry_run,omitempty"` // only report what would be done
 	Grace          Duration `json:"grace,omitzero"`    // how long running requests may continue
 	Now            bool     `json:"now,omitempty"`
-	KeepState      bool     `json:"keep_state,omitempty"` // of a worker that ends: see the hive's states.go
+	KeepState      bool     `json:"keep_state,omitempty"` // keep the state of a worker that ends: see the hive's states.go
 	Worker         string   `json:"worker,omitempty"`     // id or unique prefix
 
 	Prompt       string `json:"prompt,omitempty"`
 	SystemPrompt string `json:"system_prompt,omitempty"`
-	MaxTokens    int    `json:"max_tokens,omitempty"` // of the answer
+	MaxTokens    int    `json:"max_tokens,omitempty"` // maximum length of the answer
 
 	Host       string `json:"host,omitempty"` // reached over SSH: alias of ~/.ssh/config, host name or IP address; or the name of a hive there
-	User       string `json:"user,omitempty"` // on the host
-	Port       int    `json:"port,omitempty"` // of the host's SSH server
+	User       string `json:"user,omitempty"` // user on the host
+	Port       int    `json:"port,omitempty"` // port of the host's SSH server
 	HostKey    string `json:"host_key,omitempty"`
 	AcceptNew  bool   `json:"accept_new,omitempty"`
 	System     bool   `json:"system,omitempty"`  // for the whole machine
 	Service    string `json:"service,omitempty"` // systemd-user, systemd-system, launchd, none, auto
-	Name       string `json:"name,omitempty"`    // of the new hive, model or alias
+	Name       string `json:"name,omitempty"`    // name of the new hive, model or alias
 	Bind       string `json:"bind,omitempty"`    // IP address that the new hive listens on
 	Advertise  string `json:"advertise,omitempty"`
 	Queen      bool   `json:"queen,omitempty"` // the new hive is also a queen
@@ -128,8 +128,8 @@ type Request struct {
 	Index      int    `json:"index,omitempty"`      // DeploymentPlan.Index
 	Revision   int    `json:"revision,omitempty"`   // DeploymentVersion.Version
 
-	Setting string `json:"setting,omitempty"` // of the cluster
-	Value   string `json:"value,omitempty"`   // of the setting, as text
+	Setting string `json:"setting,omitempty"` // name of a setting of the cluster
+	Value   string `json:"value,omitempty"`   // value of the setting, as text
 	Unset   bool   `json:"unset,omitempty"`   // return the setting to its default
 }
 
@@ -149,12 +149,12 @@ const (
 type Job struct {
 	ID        string          `json:"id"`
 	Operation Operation       `json:"operation"`
-	Hive      string          `json:"hive"` // of the owner: Hive.ID, or Node.ID for a queen's job
+	Hive      string          `json:"hive"` // id of the owner: Hive.ID, or Node.ID for a queen's job
 	State     JobState        `json:"state"`
 	CreatedAt time.Time       `json:"created_at"`
 	EndedAt   time.Time       `json:"ended_at,omitzero"`
-	LastSeq   int64           `json:"last_seq"`         // of its newest event
-	Result    json.RawMessage `json:"result,omitempty"` // of the operation's result type, once it succeeded
+	LastSeq   int64           `json:"last_seq"`         // sequence number of its newest event
+	Result    json.RawMessage `json:"result,omitempty"` // a value of the operation's result type, once it succeeded
 	Error     *Failure        `json:"error,omitempty"`  // once it failed or was cancelled
 }
 
@@ -176,10 +176,10 @@ type Event struct {
 	At       time.Time       `json:"at"`
 	Kind     EventKind       `json:"kind"`
 	Progress *Progress       `json:"progress,omitempty"`
-	Message  string          `json:"message,omitempty"` // of a log event
-	Result   json.RawMessage `json:"result,omitempty"`  // of a result event
-	State    JobState        `json:"state,omitempty"`   // of the end event
-	Error    *Failure        `json:"error,omitempty"`   // of the end event of a job that failed
+	Message  string          `json:"message,omitempty"` // for a log event
+	Result   json.RawMessage `json:"result,omitempty"`  // for a result event
+	State    JobState        `json:"state,omitempty"`   // for the end event
+	Error    *Failure        `json:"error,omitempty"`   // for the end event of a job that failed
 }
 
 // Progress is the progress of one phase of a job.
@@ -242,8 +242,8 @@ type SpawnResult struct {
 // ModelDeleteResult is the result of model_delete.
 type ModelDeleteResult struct {
 	Model      string `json:"model"`       // Model.ID
-	FreedBytes int64  `json:"freed_bytes"` // on the disk
-	Files      []File `json:"files"`       // that were removed; files that other models need were kept
+	FreedBytes int64  `json:"freed_bytes"` // disk space freed
+	Files      []File `json:"files"`       // removed files; those that other models need were kept
 	DryRun     bool   `json:"dry_run"`     // nothing was done: the result is what would be done
 }
 
@@ -268,7 +268,7 @@ type StoreItemKind string
 // The kinds of store items.
 const (
 	StoreModel      StoreItemKind = "model"
-	StoreFile       StoreItemKind = "file" // of models, named by its digest
+	StoreFile       StoreItemKind = "file" // a file of models, named by its digest
 	StorePartial    StoreItemKind = "partial"
 	StoreQuarantine StoreItemKind = "quarantine"
 	StoreBinary     StoreItemKind = "worker binary"

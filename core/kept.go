@@ -7,5 +7,5 @@ type KeptAct string
 const (
 	KeptGet    KeptAct = "get"
 	KeptDelete KeptAct = "delete"
-	KeptCancel KeptAct = "cancel" // of an answer that is still being generated
+	KeptCancel KeptAct = "cancel" // cancels an answer that is still being generated
 )

@@ -24,7 +24,7 @@ type HostKey struct {
 type SSHStep struct {
 	Name   string   `json:"name"`
 	OK     bool     `json:"ok"`
-	Detail string   `json:"detail,omitempty"` // what was found or what is wrong
+	Detail string   `json:"detail,omitempty"` // finding, or description of the problem
 	Hint   string   `json:"hint,omitempty"`   // what to do next, if it failed
 	Took   Duration `json:"took"`
 }
@@ -44,7 +44,7 @@ type SSHTest struct {
 	FreeDiskBytes int64  `json:"free_disk_bytes,omitempty"`
 	Sudo          bool   `json:"sudo"`              // root, or sudo without a password
 	Service       string `json:"service,omitempty"` // the service manager that would start rbee there: systemd-user, systemd-system, launchd, none
-	Version       string `json:"version,omitempty"` // of the rbee installed there; empty: none
+	Version       string `json:"version,omitempty"` // version of the rbee installed there; empty: none
 }
 
 // InstallResult is the result of hive_install, hive_start and hive_stop.
@@ -56,7 +56,7 @@ type InstallResult struct {
 	Before  string   `json:"before,omitempty"` // the build that an upgrade replaced
 	Build   string   `json:"build,omitempty"`  // version and digest of the installed build
 	Service string   `json:"service"`          // systemd-user, systemd-system, launchd, none
-	Path    string   `json:"path,omitempty"`   // of the installed program
+	Path    string   `json:"path,omitempty"`   // path of the installed program
 	Already bool     `json:"already"`          // it was so already: nothing was changed
 	Devices []Device `json:"devices,omitempty"`
 	Notes   []string `json:"notes,omitempty"` // for people, such as that nothing starts it at boot

@@ -28,10 +28,10 @@ type RouteRecord struct {
 	Refused    []RouteRefusal   `json:"refused"`              // the model's other workers; at most 32
 	Attempts   []RouteAttempt   `json:"attempts"`             // the workers that were asked, in order
 	State      RouteState       `json:"state"`
-	Status     int              `json:"status"`            // of the HTTP answer; 0: none yet, or the client disconnected
+	Status     int              `json:"status"`            // HTTP status of the answer; 0: none yet, or the client disconnected
 	Problem    Kind             `json:"problem,omitempty"` // why it failed
 	FirstToken Duration         `json:"first_token"`       // after At; 0: no token was received, or the answer was not streamed
-	Took       Duration         `json:"took"`              // to its end; 0 while it runs
+	Took       Duration         `json:"took"`              // time to its end; 0 while it runs
 	Events     int64            `json:"events"`            // forwarded events of the stream
 	Tokens     int64            `json:"tokens"`            // generated tokens as the worker reports them, else an estimate
 }

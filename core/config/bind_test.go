@@ -16,7 +16,7 @@ func TestOpenWithoutTLS(t *testing.T) {
 	for name, tc := range map[string]struct {
 		env       config.Env
 		inCluster bool
-		want      string // in the error; empty: none
+		want      string // text in the error; empty: none
 	}{
 		"loopback":            {environment(), false, ""},
 		"loopback in cluster": {environment(), true, ""},

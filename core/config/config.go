@@ -48,8 +48,8 @@ type Bind struct {
 	// an IP address, or "localhost"; if it is empty, see ListenAddress
 	Address    string
 	HTTPPort   int // 0: any free port
-	RPCPort    int // in a cluster only; 0: any free port
-	GossipPort int // in a cluster only; 0: any free port
+	RPCPort    int // used only in a cluster; 0: any free port
+	GossipPort int // used only in a cluster; 0: any free port
 	// IP address or host name at which other machines reach this one; empty: see AdvertiseHost
 	Advertise string
 	// AdvertiseNAT reports that Advertise is not an address of this machine: a router forwards its
@@ -75,8 +75,8 @@ type Queen struct {
 	// TokenTimeout bounds the wait between two events of a stream.
 	FirstTokenTimeout time.Duration
 	TokenTimeout      time.Duration
-	MaxBody           Bytes // of one inference request
-	MaxForm           Bytes // of one form with files
+	MaxBody           Bytes // per inference request
+	MaxForm           Bytes // per form with files
 	FormDisk          Bytes // for forms whose model follows their files; one token gets half of it
 	BodyMemory        Bytes // for the bodies of all running requests; one token gets half of it
 	// OperatorTokenFile holds the first operator's token, for a cluster whose certificates come
@@ -158,7 +158,7 @@ type Build struct {
 
 // Download holds the settings by which a hive fetches models and engines.
 type Download struct {
-	Connections int   // to one server at a time, for one file; 1 to 64
+	Connections int   // concurrent connections to one server, for one file; 1 to 64
 	RateLimit   Bytes // per second, of all transfers from servers together; 0: none
 	// AllowAddresses lists addresses and CIDR prefixes that files may be fetched from although they
 	// are not public.
@@ -179,9 +179,9 @@ type Plugin struct {
 	Env    []string
 	Read   []string  // what else the plugin may read, absolute paths
 	Write  []string  // what else it may write, absolute paths
-	SHA256 string    // of the executable, lower-case hex; empty: not checked
+	SHA256 string    // digest of the executable, lower-case hex; empty: not checked
 	Body   hcl.Body  // content of the config block; empty if there is none
-	Range  hcl.Range // of the block's header; zero if no file configures the plugin
+	Range  hcl.Range // the block's header; zero if no file configures the plugin
 
 	owner *Config
 }
@@ -200,8 +200,8 @@ const (
 // Origin records where a value comes from.
 type Origin struct {
 	Source Source
-	Name   string    // of the variable or the flag
-	Range  hcl.Range // in the file
+	Name   string    // name of the variable or the flag
+	Range  hcl.Range // position in the file
 }
 
 // Setting is one value of a Config, for display.
@@ -213,7 +213,7 @@ type Setting struct {
 
 // Flag is a value from the command line. It overrides all other sources.
 type Flag struct {
-	Name  string // of the setting: "bind.http_port"
+	Name  string // name of the setting: "bind.http_port"
 	Value string // a list's elements are separated by commas
 }
 

@@ -134,7 +134,7 @@ func TestExample(t *testing.T) {
 }
 
 // The example sets only defaults, except for the folders, which are those of a service.
-func TestExampleHasTheDefaults(t *testing.T) {
+func TestExampleDefaults(t *testing.T) {
 	t.Parallel()
 	example, diags := config.Load([]string{"../../config.hcl.example"}, environment("HF_TOKEN=x"))
 	must.NoError(t, diags.Err())

@@ -149,7 +149,7 @@ func (c *Config) defaultFolders(env Env) hcl.Diagnostics {
 // personal returns rbee's folder below one of the XDG base folders; empty for a user without a
 // home.
 func personal(env Env, xdg, inHome string) string {
-	// The XDG specification says to ignore a relative path here.
+	// The XDG specification requires a relative path to be ignored here.
 	if dir, _ := env(xdg); filepath.IsAbs(dir) {
 		return filepath.Join(dir, "rbee")
 	}

@@ -198,7 +198,7 @@ func TestMisspeltOffersThree(t *testing.T) {
 }
 
 // Every setting has a value, and the error for a value of the wrong type names the required type.
-func TestEverySettingHasAValue(t *testing.T) {
+func TestSettingValues(t *testing.T) {
 	t.Parallel()
 	c, diags := config.Load(nil, environment())
 	must.NoError(t, diags.Err())

@@ -104,7 +104,7 @@ func (r *run) judge(resp *http.Response) (n, skip int64, err error) {
 		return 0, 0, origin.NewStatusError(resp, body, time.Now())
 	}
 	if e := resp.Header.Get("Content-Encoding"); e != "" && !strings.EqualFold(e, "identity") {
-		return 0, 0, core.Errorf(core.Unsupported, "%s sends the file in another form (%.40q)", o.u.Host, e).Hint("The server must send files as they are: choose another one.")
+		return 0, 0, core.Errorf(core.Unsupported, "%s sends the file encoded (%.40q)", o.u.Host, e).Hint("The server must send files as they are: choose another one.")
 	}
 	size := o.f.SizeBytes
 	if resp.StatusCode == http.StatusRequestedRangeNotSatisfiable {
@@ -134,7 +134,7 @@ func (r *run) judge(resp *http.Response) (n, skip int64, err error) {
 		o.noRanges = true
 		o.mu.Unlock()
 		if r.at > 0 && !known && !o.f.Digested {
-			return 0, 0, o.changed("nobody can say whether it is the same as before")
+			return 0, 0, o.changed("it is unknown whether it is the same as before")
 		}
 	}
 	whole := resp.ContentLength

@@ -58,7 +58,7 @@ type Origin struct {
 	header http.Header
 
 	mu       sync.Mutex // guards below
-	version  validator  // of the file, if known
+	version  validator  // version of the file, if known
 	noRanges bool
 	direct   *url.URL // where the URL's redirects end; nil: unknown
 }

@@ -191,7 +191,7 @@ func TestDishonestServers(t *testing.T) {
 		"compressed": {func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Encoding", "gzip")
 			_, _ = w.Write(body)
-		}, core.Unsupported, "another form"},
+		}, core.Unsupported, "sends the file encoded"},
 		"not there":      {http.NotFound, core.NotFound, "404"},
 		"not without us": {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusUnauthorized) }, core.Unauthenticated, "401"},
 		"not for us":     {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusForbidden) }, core.Forbidden, "403"},

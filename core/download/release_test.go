@@ -188,7 +188,7 @@ func TestProgressCounts(t *testing.T) {
 }
 
 // A server's "nothing follows the end" is accepted only for the expected file.
-func TestNothingBehindTheEnd(t *testing.T) {
+func TestRangeBehindEnd(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct {
 		size, from int64
@@ -469,7 +469,7 @@ func TestResumeWithoutDigest(t *testing.T) {
 		says           string // empty: the transfer continues
 	}{
 		"the beginning needs no name": {},
-		"nobody knows":                {from: 5, says: "the file at models.example has changed: nobody can say whether it is the same as before"},
+		"nobody knows":                {from: 5, says: "the file at models.example has changed: it is unknown whether it is the same as before"},
 		"named now":                   {from: 5, etag: `"v1"`},
 		"the same ETag":               {from: 5, known: `etag "v1"`, etag: `"v1"`},
 		"another ETag":                {from: 5, known: `etag "v1"`, etag: `"v2"`, says: "it is another version than before"},

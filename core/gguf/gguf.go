@@ -37,8 +37,8 @@ type File struct {
 	Layers        int
 	Embedding     int
 	FeedForward   int // context length that the model was trained for
-	Heads         int // of the widest layer
-	KVHeads       int // of the widest layer
+	Heads         int // heads of the widest layer
+	KVHeads       int // KV heads of the widest layer
 	HeadDimK      int
 	HeadDimV      int
 	Vocab         int
@@ -47,7 +47,7 @@ type File struct {
 	Splits        int   // files that the model is split into; 0 or 1: this is the only one
 	SplitNo       int   // index of this part, from 0
 	Tensors       int   // tensors in this file
-	TensorBytes   int64 // of the tensors, without padding
+	TensorBytes   int64 // size of all tensors, without padding
 	DataOffset    int64 // where tensor data starts in the file
 	Alignment     int
 
@@ -75,11 +75,11 @@ func (f *File) Servable() error {
 	case f.Type == "mmproj" || f.Architecture == "clip":
 		what = "a projector for pictures or sound"
 	case f.Type == "imatrix" || f.Architecture == "imatrix":
-		return core.Errorf(core.Unsupported, "the file is an importance matrix, which quantization needs, and not a model")
+		return core.Errorf(core.Unsupported, "the file is an importance matrix for quantization, not a model")
 	default:
 		return nil
 	}
-	return core.Errorf(core.Unsupported, "the file is %s, which belongs to a model, and not a model", what).Hint("Pull the model that it was made for, and name this file in %s.", beside)
+	return core.Errorf(core.Unsupported, "the file is %s, not a model", what).Hint("Pull the model that it was made for, and name this file in %s.", beside)
 }
 
 // Join returns the facts of a model that is split into several files, from all their headers in

@@ -225,7 +225,7 @@ type broken struct{ err error }
 
 func (b broken) ReadAt([]byte, int64) (int, error) { return 0, b.err }
 
-func TestReaderErrorIsNotTheFilesFault(t *testing.T) {
+func TestReaderError(t *testing.T) {
 	t.Parallel()
 	cause := errors.New("disk on fire")
 	_, err := gguf.Read(broken{cause}, 1000)

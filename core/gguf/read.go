@@ -15,8 +15,8 @@ const (
 	minTensorBytes   = 8 + 4 + 4 + 8 // name length, dimensions, type, offset
 	maxTensorName    = 63            // engines refuse longer ones: GGML_MAX_NAME
 	maxDims          = 4             // GGML_MAX_DIMS
-	maxShownBytes    = 4 << 10       // of a name or licence; the rest is cut off
-	maxLayers        = 1 << 14       // of a per-layer list
+	maxShownBytes    = 4 << 10       // bound of a name or licence; the rest is cut off
+	maxLayers        = 1 << 14       // bound of a per-layer list
 	maxSplits        = 1 << 12       // files of a model
 	// no context, width or vocabulary is larger; keeps sums in range
 	maxFact = math.MaxInt32 / 2

@@ -68,7 +68,7 @@ func Open(id Identity, users ...uint32) (*Process, error) {
 	// to.
 	now, err := Identify(id.PID)
 	if err == nil && now != id {
-		err = core.Errorf(core.NotFound, "open process: process %d is another one by now: it started at another time", id.PID)
+		err = core.Errorf(core.NotFound, "open process: process %d is now another one: it started at another time", id.PID)
 	}
 	if err == nil {
 		err = ownUser(id.PID, users)
@@ -217,5 +217,5 @@ func usage(ctx context.Context, id Identity) (Usage, []*process.Process, error) 
 }
 
 func gone(pid int) error {
-	return core.Errorf(core.NotFound, "read process: process %d is not there any more", pid)
+	return core.Errorf(core.NotFound, "read process: process %d no longer exists", pid)
 }

@@ -100,7 +100,7 @@ func ownUser(pid int, others []uint32) error {
 	uid, ok := effectiveUser(b)
 	switch {
 	case !ok:
-		return core.Errorf(core.Internal, "open process: process %d does not say whom it belongs to", pid)
+		return core.Errorf(core.Internal, "open process: process %d has an unknown owner", pid)
 	case int(uid) != os.Geteuid() && !slices.Contains(others, uid):
 		return core.Errorf(core.Forbidden, "open process: process %d belongs to another user", pid).Hint("Run the command as that user, or as root.")
 	}

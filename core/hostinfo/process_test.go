@@ -93,7 +93,7 @@ func TestSignalReachesTheProcess(t *testing.T) {
 	must.Eq(t, core.NotFound, core.KindOf(p.KillGroup()))
 }
 
-func TestAnotherProcessIsRefusedAndGetsNoSignal(t *testing.T) {
+func TestOpenOtherProcess(t *testing.T) {
 	t.Parallel()
 	// The shell reports every signal, so silence proves that none arrived.
 	cmd, out := child(t, nil, nil, "sh", "-c", `trap 'echo signal' TERM INT HUP; echo up; while :; do sleep 60 & wait; done`)
@@ -147,7 +147,7 @@ func TestForeignUserIsRefused(t *testing.T) {
 	must.True(t, identityOf(t, cmd.Process.Pid).Alive())
 }
 
-func TestEndedProcessIsGoneBeforeItIsCollected(t *testing.T) {
+func TestIdentifyZombie(t *testing.T) {
 	t.Parallel()
 	cmd, out := child(t, nil, nil, "sh", "-c", "echo up")
 	_, err := io.ReadAll(out) // ends with the process, which stays a zombie until Wait
@@ -185,7 +185,7 @@ func TestKillGroup(t *testing.T) {
 }
 
 // The group of an exited process is not signalled, even if others remain in it.
-func TestGroupOfAnEndedProcess(t *testing.T) {
+func TestSignalGroupExited(t *testing.T) {
 	t.Parallel()
 	cmd, out := child(t, nil, nil, "sh", "-c", "sleep 60 & echo $!")
 	left, err := strconv.Atoi(line(t, out))
@@ -200,7 +200,7 @@ func TestGroupOfAnEndedProcess(t *testing.T) {
 	must.True(t, id.Alive())
 }
 
-func TestKillMarkedFindsWhatLeftItsSession(t *testing.T) {
+func TestKillMarkedOtherSession(t *testing.T) {
 	t.Parallel()
 	mark := "RBEE_TEST_MARK=" + t.TempDir()
 	cmd, out := child(t, nil, []string{mark}, "sh", "-c", "setsid sleep 60 & echo $!; wait")
@@ -228,7 +228,7 @@ func TestKillMarkedFindsWhatLeftItsSession(t *testing.T) {
 // While the program of a process is being replaced, its environment reads as empty: KillMarked
 // looks again. Each try starts a process that replaces its program twice, and looks in the middle
 // of that. Before KillMarked looked again, one try in a hundred missed the process.
-func TestKillMarkedFindsWhatReplacesItsProgram(t *testing.T) {
+func TestKillMarkedDuringExec(t *testing.T) {
 	t.Parallel()
 	for try := range 60 {
 		mark := "RBEE_TEST_MARK=" + t.TempDir()
@@ -400,7 +400,7 @@ func TestReadHost(t *testing.T) {
 }
 
 // Missing facts are not invented: a machine without core counts has as many cores as threads.
-func TestReadHostThatTellsLittle(t *testing.T) {
+func TestReadHostMissingFacts(t *testing.T) {
 	t.Parallel()
 	if runtime.GOOS != "linux" {
 		t.Skip("only Linux has these files")

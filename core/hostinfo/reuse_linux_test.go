@@ -51,7 +51,7 @@ func reusedPid(t *testing.T) {
 	must.False(t, old.Alive())
 	_, err := Open(old)
 	must.Eq(t, core.NotFound, core.KindOf(err))
-	must.ErrorContains(t, err, "another one by now")
+	must.ErrorContains(t, err, "is now another one")
 	_, err = ReadUsage(t.Context(), old)
 	must.Eq(t, core.NotFound, core.KindOf(err))
 	_, err = ReadDetails(t.Context(), old)

@@ -104,7 +104,7 @@ func Check(r core.Request) error {
 	for _, f := range spec.Fields {
 		v, ok := requestField(&r, f.Name)
 		if !ok {
-			return core.Errorf(core.Internal, "%s has a field %q that core.Request has not", spec.Name, f.Name)
+			return core.Errorf(core.Internal, "%s has a field %q that core.Request lacks", spec.Name, f.Name)
 		}
 		if f.Required && v.IsZero() {
 			return core.Errorf(core.Invalid, "%s needs %q", spec.Name, f.Name).Hint("Give the %s.", f.Doc)

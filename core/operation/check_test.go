@@ -178,7 +178,7 @@ func TestDecodeRequest(t *testing.T) {
 	for name, c := range map[string]struct {
 		in   string
 		want core.Request
-		says string // in the error; empty: none
+		says string // text in the error; empty: none
 	}{
 		"spawn": {
 			in:   `{"operation":"worker_spawn","model":"m","device":"cpu","slots":2,"context_tokens":64,"threads":1,"request_id":"a","hive":"h"}`,
@@ -259,7 +259,7 @@ func TestCheckLimits(t *testing.T) {
 	}
 }
 
-func TestUnknownOperationIsHelped(t *testing.T) {
+func TestUnknownOperationHint(t *testing.T) {
 	t.Parallel()
 	err := operation.Check(core.Request{Operation: "worker_spwan"})
 	must.StrContains(t, core.HintOf(err), "Did you mean worker_spawn?")

@@ -18,7 +18,7 @@ var ( // constant
 	})
 
 	DeploymentApply = of[core.DeploymentPlan](Spec{
-		Name: core.OpDeploymentApply, Title: "DeploymentApply", Summary: "Have deployments run, if nobody has changed any since the plan.",
+		Name: core.OpDeploymentApply, Title: "DeploymentApply", Summary: "Apply deployments, unless any changed since the plan.",
 		Runs: RunsOnQueen, CLI: []string{"apply"}, Test: "TestDeployments",
 		Fields: []Field{specsField(), {Name: "index", Max: math.MaxInt64, Doc: "index of the plan; 0: there was no deployment yet"}},
 	})

@@ -10,14 +10,14 @@ import (
 // Info describes an operation to users: GET /v1/operations, `rbee operations`.
 type Info struct {
 	Name    core.Operation `json:"operation"`
-	Number  int            `json:"number,omitempty"` // in the contract; 0: not in it
+	Number  int            `json:"number,omitempty"` // number in the contract; 0: not in it
 	Summary string         `json:"summary"`
 	Runs    Runs           `json:"runs"`     // who runs it as a job
 	RunsOn  string         `json:"runs_on"`  // the same, for people
 	Result  string         `json:"result"`   // name of the result's type
 	Get     string         `json:"get"`      // route with the same result without a job; empty: none
 	CLI     []string       `json:"commands"` // without "rbee"
-	Request Schema         `json:"request"`  // of the body of POST /v1/jobs
+	Request Schema         `json:"request"`  // schema of the body of POST /v1/jobs
 }
 
 // Schema is the part of JSON Schema that describes a request.

@@ -35,7 +35,7 @@ var ( // constant
 		Runs: RunsOverSSH, Scope: core.ScopeAdmin, CLI: []string{"hive uninstall"}, Test: "TestHivesOverSSH",
 		Fields: append(overSSH(),
 			Field{Name: "keep_models", Doc: "word to leave the models and worker binaries there"},
-			Field{Name: "grace", Doc: "time that running requests may go on; 0: 5 minutes"},
+			Field{Name: "grace", Doc: "time that running requests may continue; 0: 5 minutes"},
 		),
 	})
 
@@ -49,24 +49,24 @@ var ( // constant
 		Runs: RunsOverSSH, Scope: core.ScopeAdmin, CLI: []string{"hive stop"}, Test: "TestHivesOverSSH",
 		Fields: append(overSSH(),
 			Field{Name: "drain", Doc: "word to let running requests end, and then the workers"},
-			Field{Name: "grace", Doc: "time that running requests may go on with drain; 0: 5 minutes"},
+			Field{Name: "grace", Doc: "time that running requests may continue with drain; 0: 5 minutes"},
 		),
 	})
 
 	HiveStatus = of[core.HiveHealth](Spec{
-		Name: core.OpHiveStatus, Number: 20, Title: "HiveStatus", Summary: "Say how each queen sees a hive, and whether it answers.",
+		Name: core.OpHiveStatus, Number: 20, Title: "HiveStatus", Summary: "Show how each queen sees a hive, and whether it answers.",
 		Runs: RunsOnQueen, Registry: true, Get: "/v1/hives/{hive}/status", CLI: []string{"hive status"}, Test: "TestOperations",
 		Fields: []Field{hiveField()},
 	})
 
 	HiveRefreshCapabilities = of[core.RefreshResult](Spec{
-		Name: core.OpHiveRefreshCapabilities, Number: 21, Title: "HiveRefreshCapabilities", Summary: "Look again at the devices and worker types of a hive.",
+		Name: core.OpHiveRefreshCapabilities, Number: 21, Title: "HiveRefreshCapabilities", Summary: "Probe the devices and worker types of a hive again.",
 		Runs: RunsOnQueen, AsksHive: true, Slow: true, CLI: []string{"hive refresh"}, Test: "TestOperations",
 		Fields: []Field{hiveField()},
 	})
 
 	SSHTest = of[core.SSHTest](Spec{
-		Name: core.OpSSHTest, Number: 22, Title: "SshTest", Summary: "Try to reach a machine over SSH and say how far that gets, in 5 seconds.",
+		Name: core.OpSSHTest, Number: 22, Title: "SshTest", Summary: "Try to reach a machine over SSH and report how far that gets, within 5 seconds.",
 		Runs: RunsOverSSH, Scope: core.ScopeAdmin, CLI: []string{"hive ssh-test"}, Test: "TestHivesOverSSH", Fields: overSSH(),
 	})
 

@@ -33,12 +33,12 @@ var ( // constant
 		Runs: RunsOnHive, CLI: []string{"model delete", "rm"}, Test: "TestOperations",
 		Fields: []Field{
 			{Name: "model", Required: true, Doc: "id or alias of a model of the hive"},
-			{Name: "dry_run", Doc: "word to only say what would be freed"},
+			{Name: "dry_run", Doc: "word to only report what would be freed"},
 		},
 	})
 
 	AliasSet = of[core.Alias](Spec{
-		Name: core.OpAliasSet, Title: "AliasSet", Summary: "Give the cluster a name for a model, or give the name to another model.",
+		Name: core.OpAliasSet, Title: "AliasSet", Summary: "Set an alias for a model, or move it to another model.",
 		Runs: RunsOnQueen, CLI: []string{"alias set"}, Test: "TestOperations",
 		Fields: []Field{
 			{Name: "name", Required: true, Doc: "name that the model gets"},
@@ -52,9 +52,9 @@ var ( // constant
 	})
 
 	AliasRemove = of[core.Alias](Spec{
-		Name: core.OpAliasRemove, Title: "AliasRemove", Summary: "Take away a name that the cluster has for a model. The model stays.",
+		Name: core.OpAliasRemove, Title: "AliasRemove", Summary: "Remove an alias of a model. The model stays.",
 		Runs: RunsOnQueen, CLI: []string{"alias remove"}, Test: "TestOperations",
-		Fields: []Field{{Name: "name", Required: true, Doc: "name to take away"}},
+		Fields: []Field{{Name: "name", Required: true, Doc: "alias to remove"}},
 	})
 
 	CatalogSearch = of[[]core.CatalogItem](Spec{
@@ -75,9 +75,9 @@ var ( // constant
 	})
 
 	StoreGC = of[core.StoreGCResult](Spec{
-		Name: core.OpStoreGC, Title: "StoreGC", Summary: "Remove from a hive's store what nobody needs.",
+		Name: core.OpStoreGC, Title: "StoreGC", Summary: "Remove everything unneeded from a hive's store.",
 		Runs: RunsOnHive, CLI: []string{"store gc"}, Test: "TestOperations",
-		Fields: []Field{{Name: "dry_run", Doc: "word to only say what would be removed"}},
+		Fields: []Field{{Name: "dry_run", Doc: "word to only report what would be removed"}},
 	})
 )
 

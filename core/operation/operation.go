@@ -58,11 +58,11 @@ func (r Runs) Text() string {
 // Spec describes one operation: what POST /v1/jobs accepts for it, and how else it can be reached.
 type Spec struct {
 	Name    core.Operation
-	Number  int    // of its row in contributing/operations.md; 0: not among the contract's 28
+	Number  int    // number of its row in contributing/operations.md; 0: not among the contract's 28
 	Title   string // its name there
 	Summary string // one sentence
 	Runs    Runs
-	Scope   core.Scope // that a token needs to run it as a job; empty: core.ScopeOperate
+	Scope   core.Scope // scope that a token needs to run it as a job; empty: core.ScopeOperate
 	Fields  []Field    // besides operation, request_id and, unless it runs on a queen, hive, which all accept
 	// Get is the pattern of the GET route with the same result without a job, for tokens with
 	// core.ScopeRead; empty: none. A wildcard has the name of a field; the other fields are query
@@ -186,7 +186,7 @@ func clip(s string) string {
 	return s
 }
 
-// all is sorted by number; operations that are not in the contract come last.
+// all is sorted by number; operations outside the contract are last.
 var all = slices.SortedStableFunc(slices.Values(slices.Concat(workers(), models(), hives(), clusters(), settings(), deployments())), func(a, b Spec) int { // constant
 	return cmp.Compare(uint(a.Number-1), uint(b.Number-1)) // 0 wraps around to the largest
 })

@@ -32,7 +32,7 @@ var ( // constant
 		Fields: []Field{
 			{Name: "type", Required: true, Doc: "worker type, such as cpu"},
 			{Name: "version", Doc: "version of the engine, of its package or of the worker binary; empty: the plugin's first choice"},
-			{Name: "grace", Doc: "time that running requests of the replaced workers may go on"},
+			{Name: "grace", Doc: "time that running requests of the replaced workers may continue"},
 		},
 	})
 
@@ -88,7 +88,7 @@ var ( // constant
 		Runs: RunsOnHive, CLI: []string{"worker process delete"}, Test: "TestOperations",
 		Fields: []Field{
 			{Name: "pid", Required: true, Doc: "process id of a worker process of the hive"},
-			{Name: "grace", Doc: "time that running requests may go on"},
+			{Name: "grace", Doc: "time that running requests may continue"},
 			{Name: "now", Doc: "word to end the running requests at once"},
 			keepStateField(),
 		},
@@ -110,7 +110,7 @@ var ( // constant
 		Runs: RunsOnWorker, CLI: []string{"worker retire", "stop"}, Test: "TestOperations",
 		Fields: []Field{
 			{Name: "worker", Required: true, Doc: "id of a worker, or a unique prefix of it"},
-			{Name: "grace", Doc: "time that running requests may go on"},
+			{Name: "grace", Doc: "time that running requests may continue"},
 			keepStateField(),
 		},
 	})

@@ -130,7 +130,7 @@ func (c *rawClient) answer(stream uint32) (status string, reset http2.ErrCode, e
 	}
 }
 
-// gone waits until the other end has closed the connection.
+// gone waits until the other end closes the connection.
 func (c *rawClient) gone(t testing.TB) {
 	t.Helper()
 	for {
@@ -288,7 +288,7 @@ func TestUnfinishedMessages(t *testing.T) {
 
 	bad := rawDial(t, n.addr, identity(t, ca, "00000003", core.RoleQueen))
 	var err error
-	for range 8 { // 8 × 240 KiB: twice the quarter of a node
+	for range 8 { // 8 × 240 KiB: twice what one node may hold
 		var stream uint32
 		if stream, err = bad.tryCall(t, submitMethod); err == nil {
 			err = bad.begin(stream, 1<<20, 240<<10)

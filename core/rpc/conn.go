@@ -55,7 +55,7 @@ type Conn struct {
 
 	// order, place and life belong to a Mux, which guards them.
 	order uint64        // 1 for its first connection
-	place *list.Element // in Mux.guests
+	place *list.Element // place in Mux.guests
 	life  *time.Timer   // ends a connection without a certificate
 
 	watched bool // heard is maintained

@@ -11,7 +11,7 @@ import (
 // not safe for concurrent use.
 type crowd[T any] struct {
 	max   int
-	order *list.List // of member[T], the oldest first
+	order *list.List // elements are member[T], oldest first
 	hosts map[string]int
 }
 

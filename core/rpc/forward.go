@@ -151,7 +151,7 @@ func (a *attempt) lost(ctx context.Context, err error) error {
 		return err
 	}
 	return core.Errorf(core.Unavailable, "the leader was lost before it answered: %w", err).Hint(
-		"Whether it was done is not known: look before you repeat it.")
+		"It is unknown whether it was done: check before you repeat it.")
 }
 
 func (f *Forwarder) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
@@ -203,7 +203,7 @@ func (f *Forwarder) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServe
 	if c == nil || !c.rule.GetLeader() {
 		return next(srv, ss)
 	}
-	var request proto.Message // of a call with a single request
+	var request proto.Message // the message of a call with a single request
 	until := time.Now().Add(leaderWait)
 	for {
 		leader, conn, err := f.route(ctx, c, until)
@@ -224,7 +224,7 @@ func (f *Forwarder) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServe
 		}
 		if info.IsClientStream {
 			if info.IsServerStream {
-				return core.Errorf(core.Unsupported, "%s talks in both directions and cannot be passed on to the leader", info.FullMethod)
+				return core.Errorf(core.Unsupported, "%s streams in both directions and cannot be forwarded to the leader", info.FullMethod)
 			}
 			following, cancel := f.follow(ctx, leader)
 			defer cancel()

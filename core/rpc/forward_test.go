@@ -285,7 +285,7 @@ func TestForwardCaller(t *testing.T) {
 
 // A call waits for a leader and reaches it, even if the queen that it was forwarded to no longer
 // leads.
-func TestForwardWaitsForALeader(t *testing.T) {
+func TestForwardWaitsForLeader(t *testing.T) {
 	t.Parallel()
 	qs := startQueens(t, newCA(t))
 	for name, before := range map[string]func(){
@@ -380,7 +380,7 @@ func TestNoLeader(t *testing.T) {
 }
 
 // Two queens that each take the other for the leader do not forward a call back and forth.
-func TestForwardGoesRoundNoCircles(t *testing.T) {
+func TestForwardLoop(t *testing.T) {
 	t.Parallel()
 	qs := startQueens(t, newCA(t))
 	qs.think("00000001", "00000002")
@@ -393,7 +393,7 @@ func TestForwardGoesRoundNoCircles(t *testing.T) {
 
 // If the leader disconnects during a call, no queen repeats the call, and the caller learns that
 // the outcome is unknown.
-func TestLeaderLostWithACall(t *testing.T) {
+func TestLeaderLostDuringCall(t *testing.T) {
 	t.Parallel()
 	for name, lose := range map[string]func(qs *queens){
 		"its connection is cut": func(qs *queens) { qs.all[0].mux.CloseNode("00000002") },
@@ -415,7 +415,7 @@ func TestLeaderLostWithACall(t *testing.T) {
 			err := <-done
 			must.Less(t, 4*time.Second, time.Since(begin))
 			must.Eq(t, core.Unavailable, core.KindOf(err), must.Sprint(err))
-			must.StrContains(t, core.HintOf(err), "not known")
+			must.StrContains(t, core.HintOf(err), "unknown")
 			must.Eq(t, 1, qs.all[0].handled.Load()+qs.all[1].handled.Load()+qs.all[2].handled.Load())
 		})
 	}

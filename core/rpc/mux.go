@@ -87,9 +87,9 @@ type Mux struct {
 	mu     sync.Mutex // guards below
 	closed bool
 	half   *crowd[*guest]
-	guests *crowd[*Conn]      // without a certificate, until closed
+	guests *crowd[*Conn]      // connections without a certificate, until closed
 	open   map[*Conn]struct{} // after the handshake, until closed
-	counts map[standing]int   // of the open connections with a certificate
+	counts map[standing]int   // number of open connections with a certificate
 	seq    uint64             // order of the newest in open
 }
 
@@ -137,7 +137,7 @@ func NewMux(l net.Listener, o MuxOptions) *Mux {
 type guest struct {
 	raw   net.Conn
 	out   chan struct{} // closed when it is evicted
-	place *list.Element // in Mux.half; the Mux's lock guards it
+	place *list.Element // place in Mux.half; the Mux's lock guards it
 }
 
 // both returns two checks of a connection, new or resumed. The second may be nil.
@@ -271,7 +271,7 @@ func (m *Mux) Run(ctx context.Context) error {
 		}
 		// For example too many open files: open connections continue, and some of them will end.
 		pause = min(max(2*pause, 5*time.Millisecond), maxAcceptPause)
-		m.opts.Logger.Warn("accept a connection", "error", err, "again_in", pause)
+		m.opts.Logger.Warn("failed to accept a connection", "error", err, "again_in", pause)
 		timer := time.NewTimer(pause)
 		select {
 		case <-timer.C:
@@ -333,7 +333,7 @@ func (m *Mux) admit(g *guest) {
 		_ = raw.Close()
 		select {
 		case <-g.out:
-			err = errors.New("it said nothing, and others came")
+			err = errors.New("it sent nothing and made room for another connection")
 		default:
 		}
 		m.mu.Lock()

@@ -128,7 +128,7 @@ func TestMuxRefuses(t *testing.T) {
 	}
 }
 
-// The dialling side checks the other side, too.
+// The dialling side also checks the other side.
 func TestClientRefuses(t *testing.T) {
 	t.Parallel()
 	ca, other := newCA(t), newCA(t)
@@ -249,7 +249,7 @@ func TestMuxSilent(t *testing.T) {
 }
 
 // A connection that no server accepts is dropped in time.
-func TestMuxNobodyAccepts(t *testing.T) {
+func TestMuxNotAccepted(t *testing.T) {
 	t.Parallel()
 	ca := newCA(t)
 	n := listen(t, identity(t, ca, "00000001", both...))
@@ -413,7 +413,7 @@ func TestMuxRevokedWhileOpen(t *testing.T) {
 }
 
 // However many are refused, the log gets one line a second, which counts the suppressed ones.
-func TestRefusalsAreLoggedOnceASecond(t *testing.T) {
+func TestRefusalLogRate(t *testing.T) {
 	t.Parallel()
 	ca := newCA(t)
 	id := identity(t, ca, "00000001", both...)

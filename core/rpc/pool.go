@@ -53,7 +53,7 @@ type Pool struct {
 	closed   bool
 	kept     map[keptKey]*kept
 	data     map[*Conn]struct{}                // open connections for data and files
-	sessions map[string]tls.ClientSessionCache // of data connections, by node id and address
+	sessions map[string]tls.ClientSessionCache // for data connections, by node id and address
 }
 
 // keptKey identifies a kept connection. The address is set only if the node is unknown.

@@ -244,7 +244,7 @@ func TestPoolReset(t *testing.T) {
 
 // Waiting callers detect a silently dead peer in three seconds, and do not drop one that is only
 // slow.
-func TestPoolNoticesADeadPeer(t *testing.T) {
+func TestPoolDeadPeer(t *testing.T) {
 	t.Parallel()
 	ca := newCA(t)
 	n, j := hiveOf(t, ca, "00000001")
@@ -462,7 +462,7 @@ func TestJoinConn(t *testing.T) {
 
 // A machine that joins through the port of the HTTP API, or through a port without TLS, gets an
 // error that explains it.
-func TestJoinThroughTheWrongPort(t *testing.T) {
+func TestJoinWrongPort(t *testing.T) {
 	t.Parallel()
 	ca := newCA(t)
 	fingerprint, err := pki.Fingerprint(ca.CertPEM())

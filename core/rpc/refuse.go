@@ -89,7 +89,7 @@ type refusals struct {
 
 	mu    sync.Mutex // guards below
 	last  time.Time  // time of the last log line
-	quiet int        // refusals since the last line, without one of their own
+	quiet int        // refusals suppressed since the last line
 }
 
 const refusalEvery = time.Second
@@ -160,7 +160,7 @@ func dialError(op, address string, err error) error {
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return core.Wrap(wrapped, core.DeadlineExceeded, op)
 	case strings.Contains(err.Error(), "no application protocol"):
-		return core.WithHint(core.Wrap(wrapped, core.Unavailable, op), "That machine has not the role that is needed: raft is spoken by queens, workers are asked of hives.")
+		return core.WithHint(core.Wrap(wrapped, core.Unavailable, op), "That machine lacks the required role: only queens speak raft, and only hives serve workers.")
 	case strings.Contains(err.Error(), "remote error: tls:"):
 		// Only the other side knows why, and its log tells.
 		return core.WithHint(core.Wrap(wrapped, core.Forbidden, op),

@@ -179,7 +179,7 @@ func TestForeignDetails(t *testing.T) {
 }
 
 // gRPC's own errors are classified, too.
-func TestErrorsOfTheWire(t *testing.T) {
+func TestGRPCErrors(t *testing.T) {
 	t.Parallel()
 	c := start(t, &service{
 		check: func(ctx context.Context, text string) (health.HealthCheckResponse_ServingStatus, error) {

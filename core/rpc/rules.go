@@ -81,8 +81,8 @@ func Caller(ctx context.Context) string {
 	return c.caller
 }
 
-// CallerHost returns the address, without a port, that the call came from, also if another queen
-// forwarded it; empty for a call that began in this process.
+// CallerHost returns the address, without a port, of the call's origin, even if another queen
+// forwarded the call. It is empty for a call from this process.
 func CallerHost(ctx context.Context) string {
 	c, _ := ctx.Value(callKey{}).(*call)
 	if c == nil {
@@ -212,8 +212,8 @@ func (g *gate) allow(c *call, method string) error {
 	return core.WithHint(core.WithKind(err, core.Forbidden), "A node has the roles that its join token allowed; join again with another token to change them.")
 }
 
-// tap admits a call when its headers have arrived, before any of its messages is read. The
-// connection reads nothing else meanwhile.
+// tap admits a call when its headers have arrived, before any of its messages is read. Meanwhile
+// the connection reads nothing else.
 func (g *gate) tap(ctx context.Context, info *tap.Info) (context.Context, error) {
 	ctx, _, err := g.admit(ctx, info.FullMethodName)
 	if err != nil {

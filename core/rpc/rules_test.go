@@ -127,7 +127,7 @@ func TestRoleMatrix(t *testing.T) {
 	t.Parallel()
 	ca := newCA(t)
 	pipe := rpc.NewPipe()
-	n := listen(t, identity(t, ca, "00000001", core.RoleHive)) // in its own process only a hive
+	n := listen(t, identity(t, ca, "00000001", core.RoleHive)) // callers in its own process count only as a hive
 	n.serve(t, rpc.ServerOptions{}, pipe, registerAll)
 	alonePipe := rpc.NewPipe()
 	alone := rpc.NewNodeServer(rpc.ServerOptions{Self: pki.Node{ID: "00000009"}})
@@ -222,7 +222,7 @@ func TestRevokedCalls(t *testing.T) {
 }
 
 // A server refuses connections without a handshake.
-func TestServerTakesNoPlainConnection(t *testing.T) {
+func TestServerRefusesPlainConnection(t *testing.T) {
 	t.Parallel()
 	s := rpc.NewNodeServer(rpc.ServerOptions{})
 	registerAll(s)

@@ -15,7 +15,7 @@ type Fit struct {
 	// FreeBytes of them are free; workers that can unload hold the rest.
 	TakesBytes, FreeBytes int64
 	HasModel              bool
-	whole                 bool // with the model's own context
+	whole                 bool // has room for the model's own context
 	level                 level
 }
 

@@ -42,7 +42,7 @@ func TestPickWorker(t *testing.T) {
 		prospects []Prospect
 		draws     []int
 		want      []string // ids, best first
-		reasons   []string // of the candidates; nil: not compared
+		reasons   []string // the candidates' reasons; nil: not compared
 		refused   []string
 	}{
 		{name: "nobody"},
@@ -263,7 +263,7 @@ func TestPickWorkerOfMany(t *testing.T) {
 
 // Of many workers, one that has read the beginning is among the candidates, whose number stays the
 // same.
-func TestPickWorkerOfManyThatHasRead(t *testing.T) {
+func TestPickWorkerOfManySharedPrompt(t *testing.T) {
 	t.Parallel()
 	var prospects []Prospect
 	for i := range 2 * MaxCandidates {
@@ -307,7 +307,7 @@ func BenchmarkPickWorker(b *testing.B) {
 
 // However many requests begin alike, no worker gets much more than its share of them while others
 // have free slots.
-func TestPickWorkerSharesACrowd(t *testing.T) {
+func TestPickWorkerSharedPrompts(t *testing.T) {
 	t.Parallel()
 	rng := rand.New(rand.NewPCG(1, 2))
 	prospects := []Prospect{worker("a", slots(16), shared(9)), worker("b", slots(16)), worker("c", slots(16)), worker("d", slots(16))}

@@ -27,7 +27,7 @@ type Demand struct {
 
 // Room describes a hive that may get a new worker.
 type Room struct {
-	Hive     core.Hive           // with the free bytes of its devices
+	Hive     core.Hive           // includes the free bytes of its devices
 	Suspect  bool                // silent at the moment
 	HasModel bool                // nothing needs to be fetched
 	Binaries []core.WorkerBinary // installed worker types; may be incomplete
@@ -57,7 +57,7 @@ func Place(d Demand, rooms []Room) (p Placement, refused []Refusal, ok bool) {
 	type fit struct {
 		room  Room
 		free  int64
-		whole bool // with the model's own context
+		whole bool // has room for the model's own context
 		level level
 	}
 	var fits []fit
@@ -112,8 +112,8 @@ type verdict struct {
 	free    int64
 	unknown bool // a device's size is unknown, so it is assumed to be enough
 	reason  string
-	missing int64 // on the device that lacks least; 0: refused for another reason
-	level   level // of the best device
+	missing int64 // bytes missing on the device that lacks least; 0: refused for another reason
+	level   level // level of the best device
 }
 
 // level tells whose memory a worker takes.

@@ -38,7 +38,7 @@ func TestPlace(t *testing.T) {
 		want    string
 		reason  string
 		refused []string
-		missing []int64 // of refused; nil: not compared
+		missing []int64 // missing bytes in refused; nil: not compared
 	}{
 		{name: "no hive"},
 		{name: "only hive", demand: Demand{MinBytes: 600}, rooms: []Room{room("a")}, want: "a", reason: "only hive"},
@@ -51,7 +51,7 @@ func TestPlace(t *testing.T) {
 		{
 			name: "missing bytes of every device", demand: Demand{MinBytes: 10_000}, rooms: []Room{room("a", gpu(8000, ""))},
 			refused: []string{"name-a cpu lacks 9400 bytes: 10000 needed, 600 of 1000 free; cuda:0 lacks 2000 bytes: 10000 needed, 8000 of 9000 free"},
-			missing: []int64{2000}, // on its best device
+			missing: []int64{2000}, // missing on its best device
 		},
 		{
 			name: "missing bytes of the first device", demand: Demand{MinBytes: 10_000}, rooms: []Room{room("a", gpu(500, ""))},

@@ -37,7 +37,7 @@ func (o outcome) p95() time.Duration {
 // fifo answers a trace strictly in its order, with room for one model.
 func fifo(trace []arrival) outcome {
 	var o outcome
-	var ends []time.Duration // of running requests
+	var ends []time.Duration // end times of running requests
 	loaded, now := "", time.Duration(0)
 	for _, a := range trace {
 		now = max(now, a.at)

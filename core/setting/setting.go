@@ -28,7 +28,7 @@ var KeepAlive = keeping(Spec{ // constant
 // SwapWait and SwapWarm control how models that cannot be loaded together take turns.
 var ( // constant
 	SwapWait = duration(Spec{
-		Name: "swap_wait", Default: "10s", Doc: "how long a model that a request needs waits for room that workers with requests hold, before those take no new request",
+		Name: "swap_wait", Default: "10s", Doc: "how long a model that a request needs waits for workers with requests to make room, before those take no new requests",
 	}, 0, time.Hour)
 	SwapWarm = duration(Spec{
 		Name: "swap_warm", Default: "5s", Doc: "how long a worker serves at least before it makes room for another model",
@@ -41,7 +41,7 @@ var all = []Spec{KeepAlive.Spec, SwapWait.Spec, SwapWarm.Spec, TokenGrace.Spec} 
 type Spec struct {
 	Name    string
 	Doc     string // a phrase that describes it, with its unit
-	Default string // as text; empty: Doc says what happens if it is unset
+	Default string // as text; if empty, Doc describes the unset case
 	Values  string // allowed values, for people
 
 	check func(text string) error

@@ -21,9 +21,9 @@ import (
 // BinarySpec is a worker binary to put into the store.
 type BinarySpec struct {
 	Type       string
-	Version    string // of the plugin alone; see ID
+	Version    string // version of the plugin alone; see ID
 	Executable string // path of the plugin executable on this machine, which is copied
-	Folder     string // of the plugin, if it is more than the executable; copied whole
+	Folder     string // folder of the plugin, if it is more than the executable; copied whole
 	// required digest of the executable or the folder, "sha256:<hex>"; empty accepts any
 	Digest        string
 	EngineName    string // empty: no engine

@@ -139,7 +139,7 @@ func (s *binaries) CheckBinary(ctx context.Context, folder string) error {
 			return s.verifyBinary(ctx, r, true, func(int64) {})
 		}
 	}
-	return core.Errorf(core.Conflict, "the worker binary in %s was replaced meanwhile", path.Base(folder))
+	return core.Errorf(core.Conflict, "the worker binary in %s was replaced in the meantime", path.Base(folder))
 }
 
 // otherChecked reports whether a file matched a digest and has not changed since.

@@ -47,7 +47,7 @@ func (s *Store) unpin(p pins, free bool) {
 		_, err = s.freeBlobsLocked(records, p, false)
 	}
 	if err != nil {
-		s.log.Warn("remove files that were brought for nothing", "error", err)
+		s.log.Warn("failed to remove unneeded files", "error", err)
 	}
 }
 

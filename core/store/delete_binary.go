@@ -20,7 +20,7 @@ func (s *binaries) DeleteBinary(id string, claim func(folders []string) error) (
 	switch len(found) {
 	case 0:
 		_, err := s.binary(id)
-		return core.WorkerBinary{}, err // with the nearest names
+		return core.WorkerBinary{}, err // its hint has the nearest names
 	case 1:
 	default:
 		var ids []string

@@ -171,7 +171,7 @@ func TestDeleteDamagedModel(t *testing.T) {
 
 // A model that is about to need a file keeps it, and fetches it again if it disappears all the
 // same.
-func TestDeleteWhileAnotherModelIsBrought(t *testing.T) {
+func TestDeleteDuringDownload(t *testing.T) {
 	t.Parallel()
 	s := open(t, t.TempDir())
 	shared := another(1)
@@ -245,7 +245,7 @@ func TestSplitModel(t *testing.T) {
 	must.NoError(t, s.VerifyModel(t.Context(), "whole"))
 }
 
-func TestSplitModelThatIsNotWhole(t *testing.T) {
+func TestSplitModelIncomplete(t *testing.T) {
 	t.Parallel()
 	p := badgguf.Split()
 	for name, c := range map[string]struct {

@@ -42,7 +42,7 @@ func TestLockedFileGivesUp(t *testing.T) {
 // If a file was published or removed while another caller waited for its lock, the name now refers
 // to another file. A waiting caller holds no descriptor in the meantime, so a look at the open
 // files shows nothing.
-func TestLockedFileIsStillThere(t *testing.T) {
+func TestLockedFileReplaced(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := openStore(t)
@@ -89,7 +89,7 @@ func TestContextReader(t *testing.T) {
 }
 
 // The lock of a worker binary's stage is removed with the stage.
-func TestStageIsGone(t *testing.T) {
+func TestStageLockRemoved(t *testing.T) {
 	t.Parallel()
 	s := openStore(t)
 	st, err := s.newStage(t.Context())

@@ -37,12 +37,12 @@ type modelRecord struct {
 
 const (
 	recordFormat = 1
-	maxAttempts  = 3 // to fetch a model whose files are deleted in the meantime
+	maxAttempts  = 3 // attempts to fetch a model whose files are deleted in the meantime
 )
 
 // errVanished reports a blob that was deleted with another model before the model being added was
 // published.
-var errVanished = core.Errorf(core.Conflict, "a file of the model was deleted while it was brought")
+var errVanished = core.Errorf(core.Conflict, "a file of the model was deleted during the download")
 
 // blob is a file in blobs/.
 type blob struct {
@@ -187,7 +187,7 @@ func (s *Store) findModel(name string) (modelRecord, error) {
 	if near := core.Nearest(name, modelname.All(models, nil)); len(near) > 0 {
 		return modelRecord{}, core.WithHint(err, "Did you mean %s?", strings.Join(near, " or "))
 	}
-	return modelRecord{}, core.WithHint(err, "`rbee model list` shows what is there; builtin:rbee-tiny is always to be had.")
+	return modelRecord{}, core.WithHint(err, "`rbee model list` shows what is there; builtin:rbee-tiny is always available.")
 }
 
 // Header reads the GGUF header of a model with all its parts, for memory estimates with other

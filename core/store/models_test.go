@@ -88,7 +88,7 @@ func TestPutModelRefuses(t *testing.T) {
 	}{
 		"a flipped bit":             {announced: good, served: flipped, kind: core.Integrity, says: "digest mismatch"},
 		"an HTML page":              {announced: []byte("GGUF" + strings.Repeat("x", 30)), served: []byte("\n<!DOCTYPE html><p>Please sign in."), kind: core.Integrity, says: "m.gguf is an HTML page of 34 bytes"},
-		"compressed":                {announced: []byte("GGUF" + strings.Repeat("x", 30)), served: append([]byte{0x1f, 0x8b, 8}, make([]byte, 31)...), kind: core.Integrity, says: "compressed with gzip: 34 bytes came"},
+		"compressed":                {announced: []byte("GGUF" + strings.Repeat("x", 30)), served: append([]byte{0x1f, 0x8b, 8}, make([]byte, 31)...), kind: core.Integrity, says: "compressed with gzip: 34 bytes received"},
 		"truncated":                 {announced: good, served: cut, kind: core.Integrity, says: "ended after 2983679 bytes"},
 		"extended":                  {announced: good, served: append(bytes.Clone(good), 0), kind: core.Integrity, says: "longer than the announced"},
 		"nothing at all":            {announced: good, served: nil, kind: core.Integrity, says: "ended after 0 bytes"},

@@ -63,7 +63,7 @@ func (s *binaries) putBinary(ctx context.Context, spec BinarySpec, from Supply, 
 		}
 	}
 	if spec.Digest != "" && spec.Digest != p.codeDigest {
-		return core.WorkerBinary{}, core.Errorf(core.Conflict, "%s was replaced meanwhile", path.Base(spec.Executable)).Hint("Try again: the new one is installed then.")
+		return core.WorkerBinary{}, core.Errorf(core.Conflict, "%s was replaced in the meantime", path.Base(spec.Executable)).Hint("Try again: the new one is installed then.")
 	}
 	key := strings.Join([]string{spec.ID(), p.codeDigest, spec.engineDigest(), spec.Prefix, fmt.Sprint(spec.Links, spec.Force)}, "\x00")
 	return s.installs.do(ctx, key, spec.engineOrigin(), progress, func(ctx context.Context, report func(core.Progress)) (core.WorkerBinary, error) {
@@ -121,8 +121,8 @@ type putting struct {
 	exe        *os.File
 	exeSize    int64
 	exeDigest  string
-	files      []bundle.File // of a plugin that is a folder; nil: the plugin is only the executable
-	codeSize   int64         // of the executable or the folder
+	files      []bundle.File // files of a plugin that is a folder; nil: the plugin is only the executable
+	codeSize   int64         // size of the executable or the folder
 	codeDigest string        // digest of the same
 	version    string        // version of the entry
 	report     func(core.Progress)

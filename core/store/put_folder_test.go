@@ -63,7 +63,7 @@ func TestFolderPlugin(t *testing.T) {
 }
 
 // A file that changes between its digest and its copy is not installed.
-func TestCodeThatChangesMeanwhile(t *testing.T) {
+func TestCodeChangesDuringCopy(t *testing.T) {
 	t.Parallel()
 	for _, name := range []string{"run.py", "lib/part.py", "lib/deep/tool"} {
 		t.Run(name, func(t *testing.T) {

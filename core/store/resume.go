@@ -139,7 +139,7 @@ func (p *partial) adopt(n int64) error {
 	for at := int64(0); at < n; at += segmentBytes {
 		b := buf[:min(segmentBytes, n-at)]
 		if _, err := io.ReadFull(io.NewSectionReader(p.file, at, n-at), b); err != nil {
-			return fmt.Errorf("read what is there: %w", err)
+			return fmt.Errorf("read the existing part: %w", err)
 		}
 		p.segments = append(p.segments, segment{n: int64(len(b)), sum: crc32.Checksum(b, castagnoli), by: byEarlier})
 	}

@@ -16,7 +16,7 @@ import (
 
 const (
 	parallelFrom = 16 << 20 // smaller files use one connection
-	smallestPart = 8 << 20  // of a file fetched over several connections
+	smallestPart = 8 << 20  // parts of a file fetched over several connections
 	largestPart  = 64 << 20 // keeps the gaps few, so that hashing can start early
 	maxRestarts  = 3        // per source whose file changes during the transfer
 )
@@ -76,7 +76,7 @@ func (s *transfers) bring(ctx context.Context, f FileSpec, supply Supply, report
 		file, err = s.lockedFile(ctx, name)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("bring %s: %w", f.Path, err)
+		return nil, fmt.Errorf("fetch %s: %w", f.Path, err)
 	}
 	p, saved, err := s.openPartial(file, name, f, want)
 	if err != nil {
@@ -209,7 +209,7 @@ func (t *transfer) check(ctx context.Context) (sound bool, err error) {
 	// After a power cut the existing bytes may be wrong.
 	damaged, err := t.p.dropDamaged(ctx)
 	if err != nil {
-		return false, fatalError{fmt.Errorf("read what is there of %s: %w", t.spec.Path, err)}
+		return false, fatalError{fmt.Errorf("read the existing part of %s: %w", t.spec.Path, err)}
 	}
 	if damaged > 0 {
 		t.s.log.Warn("parts of a file were damaged on this disk: fetching them anew", "file", t.spec.Path, "segments", damaged)
@@ -251,11 +251,11 @@ func (t *transfer) came() string {
 	text := bytes.ToLower(bytes.TrimSpace(bytes.TrimPrefix(head, []byte("\ufeff"))))
 	switch {
 	case size == 0:
-		return "empty: 0 bytes came"
+		return "empty: 0 bytes received"
 	case bytes.HasPrefix(text, []byte("<!doctype html")), bytes.HasPrefix(text, []byte("<html")):
 		return fmt.Sprintf("an HTML page of %d bytes", size)
 	case bytes.HasPrefix(head, []byte{0x1f, 0x8b}) && path.Ext(t.spec.Path) != ".gz" && path.Ext(t.spec.Path) != ".tgz":
-		return fmt.Sprintf("compressed with gzip: %d bytes came", size)
+		return fmt.Sprintf("compressed with gzip: %d bytes received", size)
 	}
 	return ""
 }

@@ -472,9 +472,9 @@ func TestReadAlongEnds(t *testing.T) {
 	}
 }
 
-// Two processes cannot fetch one file at the same time, and what a source does after it was told to
-// stop changes nothing.
-func TestNobodyToAsk(t *testing.T) {
+// Two processes cannot fetch one file at the same time, and what a source does after it has been
+// stopped changes nothing.
+func TestNoSource(t *testing.T) {
 	t.Parallel()
 	body := noise(100)
 	s := open(t, t.TempDir())

@@ -75,7 +75,7 @@ func TestRepairRemovesTheDamaged(t *testing.T) {
 }
 
 // A record that is removed while the others are read does not count as a damaged model.
-func TestRecordThatGoesMeanwhile(t *testing.T) {
+func TestRecordRemovedMeanwhile(t *testing.T) {
 	t.Parallel()
 	s := open(t, t.TempDir())
 	put(t, s, "there", another(1))
@@ -100,7 +100,7 @@ func TestDiskRefuses(t *testing.T) {
 		must.NoError(t, os.WriteFile(partial, nil, 0o600))
 		for _, digest := range []string{sha256Of(body), ""} {
 			_, err := s.PutModel(t.Context(), spec("m", body, digest), fetch, nil)
-			must.ErrorContains(t, err, "bring m.gguf: ")
+			must.ErrorContains(t, err, "fetch m.gguf: ")
 		}
 		nothingPublished(t, s)
 	})
@@ -139,7 +139,7 @@ func TestDiskRefuses(t *testing.T) {
 
 // An archive that is damaged although its digest matches is removed: fetching it again would not
 // help.
-func TestDamagedArchiveGoes(t *testing.T) {
+func TestDamagedArchiveRemoved(t *testing.T) {
 	t.Parallel()
 	s := open(t, t.TempDir())
 	archive := goodArchive(t)
@@ -203,7 +203,7 @@ func TestVersionIsRemembered(t *testing.T) {
 
 // If a source reports a file of unknown size as empty, the digest decides, and the next source is
 // still asked.
-func TestEmptyInPlaceOfAFile(t *testing.T) {
+func TestEmptySource(t *testing.T) {
 	t.Parallel()
 	body := noise(12345)
 	f := fileSpec(body)
@@ -213,7 +213,7 @@ func TestEmptyInPlaceOfAFile(t *testing.T) {
 	must.NoError(t, s.EnsureBlob(t.Context(), f, sup))
 	published(t, s, body)
 	must.Len(t, 1, sup.failed)
-	must.ErrorContains(t, sup.failed[0], "empty: 0 bytes came")
+	must.ErrorContains(t, sup.failed[0], "empty: 0 bytes received")
 
 	empty := store.FileSpec{Path: "nothing", Digest: sha256Of(nil)}
 	must.NoError(t, s.EnsureBlob(t.Context(), empty, from(&place{})))
@@ -384,7 +384,7 @@ func TestLoadedPartsStay(t *testing.T) {
 }
 
 // All transfers that have been idle too long are removed, each with its journal.
-func TestEveryOldPartialGoes(t *testing.T) {
+func TestGCOldPartials(t *testing.T) {
 	t.Parallel()
 	s := open(t, t.TempDir())
 	for i := range 3 {

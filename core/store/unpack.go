@@ -18,7 +18,7 @@ import (
 // unpackLimits bound the contents of an archive.
 type unpackLimits struct {
 	entries   int
-	bytes     int64 // of the whole uncompressed archive
+	bytes     int64 // total bytes of the uncompressed archive
 	nameBytes int
 	depth     int
 }

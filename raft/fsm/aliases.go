@@ -30,7 +30,7 @@ func (e *entry) putAlias(op *raftv1.PutAlias) error {
 	case known:
 		a.CreateIndex = old.CreateIndex
 	case e.AliasCount() >= MaxAliases:
-		return core.Errorf(core.TooLarge, "name a model %s: the cluster has %d aliases, which is as many as it takes", a.Name, MaxAliases).Hint(
+		return core.Errorf(core.TooLarge, "set alias %s: the cluster already has %d aliases, the maximum", a.Name, MaxAliases).Hint(
 			"Remove one: `rbee alias list`, `rbee alias remove`.")
 	}
 	e.PutAlias(a)

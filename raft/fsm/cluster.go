@@ -19,7 +19,7 @@ func (e *entry) initCluster(op *raftv1.InitCluster) error {
 		if old.ID == c.ID {
 			return nil // its keys and tokens may have changed since
 		}
-		return core.Errorf(core.Conflict, "init cluster: this registry is that of cluster %s (%s), not of %s (%s)", old.ID, old.Name, c.ID, c.Name).Hint(
+		return core.Errorf(core.Conflict, "init cluster: this registry belongs to cluster %s (%s), not to %s (%s)", old.ID, old.Name, c.ID, c.Name).Hint(
 			"A queen of another cluster starts with an empty data_dir.")
 	}
 	c.CreateIndex, c.ModifyIndex = e.index, e.index
@@ -147,7 +147,7 @@ func sameMachine(a, b core.Node) bool {
 }
 
 func badToken(format string, args ...any) error {
-	return core.Errorf(core.Unauthenticated, "put node: "+format, args...).Hint("Make a new one: a join token takes in one machine, for a limited time.")
+	return core.Errorf(core.Unauthenticated, "put node: "+format, args...).Hint("Make a new one: a join token admits one machine, for a limited time.")
 }
 
 func sameNode(a, b core.Node) bool {
@@ -223,7 +223,7 @@ func sameToken(a, b core.Token) bool {
 func (e *entry) setKeyring(op *raftv1.SetKeyring) error {
 	c, ok := e.Cluster()
 	if !ok {
-		return core.Errorf(core.NotFound, "set keyring: the registry is of no cluster, so it has no keys")
+		return core.Errorf(core.NotFound, "set keyring: the registry belongs to no cluster and has no keys")
 	}
 	// Not expected+1: that may be 0.
 	if c.GossipVersion != 0 && c.GossipVersion-1 == op.GetExpectedVersion() && bytes.Equal(c.SealedGossipKeys, op.GetSealedKeys()) {
@@ -249,7 +249,7 @@ func (e *entry) putSetting(op *raftv1.PutSetting) error {
 	case ok && old.Value == op.GetValue():
 		return nil
 	case !ok && e.SettingCount() >= state.MaxSettings:
-		return core.Errorf(core.TooLarge, "put setting: %d settings are set already", state.MaxSettings).Hint("Reset those that nobody needs.")
+		return core.Errorf(core.TooLarge, "put setting: %d settings are set already", state.MaxSettings).Hint("Reset those that are no longer needed.")
 	}
 	e.PutSetting(state.Setting{Name: op.GetName(), Value: op.GetValue(), Index: e.index})
 	return nil

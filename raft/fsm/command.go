@@ -35,7 +35,7 @@ func SyncHiveState(h HiveState) *raftv1.Command {
 }
 
 // SyncHives makes the command that does what SyncHive does for several hives at once, at most as
-// many as FitSyncHives says. Result.Errs has SyncHive's result for each; a refused one does not
+// many as FitSyncHives returns. Result.Errs has SyncHive's result for each; a refused one does not
 // affect the others. Validate refuses all of them if one is invalid or a hive is listed twice:
 // check each as a SyncHive first.
 func SyncHives(hives []HiveState) *raftv1.Command {

@@ -54,7 +54,7 @@ func (e *entry) putDeployments(op *raftv1.PutDeployments) error {
 		return nil
 	}
 	if now := core.DeploymentsIndex(all); now != op.GetExpectedIndex() {
-		return core.Errorf(core.Conflict, "the plan is stale: it was made at index %d, and somebody has changed the deployments at %d", op.GetExpectedIndex(), now).Hint(
+		return core.Errorf(core.Conflict, "the plan is stale: it was made at index %d, but the deployments were changed at index %d", op.GetExpectedIndex(), now).Hint(
 			"Look at `rbee plan` again.")
 	}
 	if err := e.makeRoom(all, added); err != nil {
@@ -74,7 +74,7 @@ func (e *entry) makeRoom(all []core.Deployment, added int) error {
 	}
 	idle := slices.DeleteFunc(all, func(d core.Deployment) bool { return !d.Stopped || len(d.Placed) > 0 })
 	if len(idle) < over {
-		return core.Errorf(core.TooLarge, "the cluster would have %d deployments, it takes %d", core.MaxDeployments+over, core.MaxDeployments).Hint(
+		return core.Errorf(core.TooLarge, "the cluster would have %d deployments, at most %d are allowed", core.MaxDeployments+over, core.MaxDeployments).Hint(
 			"Stop some: `rbee deployment list`, `rbee deployment stop`.")
 	}
 	slices.SortFunc(idle, func(a, b core.Deployment) int { return cmp.Compare(a.ModifyIndex, b.ModifyIndex) })
@@ -110,7 +110,7 @@ func (e *entry) placeReplicas(op *raftv1.PlaceReplicas) error {
 		if repeated(d.Placed, next, op.GetExpectedIndex()) {
 			return nil
 		}
-		return core.Errorf(core.Conflict, "deployment %s has changed meanwhile", d.Name)
+		return core.Errorf(core.Conflict, "deployment %s has changed in the meantime", d.Name)
 	}
 	for i, r := range next {
 		if r.Index == 0 {
@@ -206,7 +206,7 @@ func (v *validator) specs(list []*raftv1.DeploymentSpec) {
 			return
 		}
 		if seen[s.GetName()] {
-			v.fail(core.Invalid, "deployment %s is there twice", s.GetName())
+			v.fail(core.Invalid, "deployment %s appears twice", s.GetName())
 		}
 		seen[s.GetName()] = true
 	}

@@ -18,7 +18,7 @@ import (
 // Result is the outcome of applying a command. It depends only on the state and the command, so it
 // is the same on every queen.
 type Result struct {
-	Index uint64 // of the command in the log
+	Index uint64 // raft index of the command
 	Err   error  // why the command changed nothing: see its constructor; nil: it took effect
 	// Errs is only for SyncHives: why each hive was refused, in the order of the command; nil for
 	// one that took effect.

@@ -182,7 +182,7 @@ func (e *entry) retireWorker(op *raftv1.RetireWorker) error {
 		return core.Errorf(core.NotFound, "retire worker: there is no active worker %q", op.GetWorker()).Hint("List the workers to see their ids.")
 	case 1:
 	default:
-		return core.Errorf(core.Conflict, "retire worker: %d hives have a worker %q", len(found), op.GetWorker()).Hint("Say of which hive.")
+		return core.Errorf(core.Conflict, "retire worker: %d hives have a worker %q", len(found), op.GetWorker()).Hint("Name the hive.")
 	}
 	w := found[0]
 	if e.rules >= 2 && w.Nonce != "" && !e.RetireIntent(w.Hive, w.Nonce) {

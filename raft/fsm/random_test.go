@@ -113,7 +113,7 @@ func random(r *rand.Rand, f *fsm.FSM) *raftv1.Command {
 	}()
 	c.MinFsm = fsm.Required(c)
 	if r.IntN(4) == 0 && (c.GetRetireWorker() != nil || c.GetRemoveHive() != nil) {
-		c.MinFsm = 1 // of a log that an older version began
+		c.MinFsm = 1 // as in a log that an older version began
 	}
 	return c
 }
@@ -156,7 +156,7 @@ func TestDeterminism(t *testing.T) {
 
 // A command that is repeated because its outcome was unknown changes nothing more and has the same
 // result.
-func TestRepeatedIsOnce(t *testing.T) {
+func TestRepeatedCommand(t *testing.T) {
 	t.Parallel()
 	for seed := range uint64(6) {
 		r := rand.New(rand.NewPCG(seed, 2))

@@ -120,7 +120,7 @@ var recordKinds = []recordKind{
 
 // recordKind yields the records of one kind, until yield returns false.
 type recordKind struct {
-	field protoreflect.Name // of SnapshotRecord
+	field protoreflect.Name // field of SnapshotRecord
 	each  func(*state.Snapshot, func(*raftv1.SnapshotRecord) bool)
 }
 
@@ -239,61 +239,61 @@ func restore(t *state.Txn, record *raftv1.SnapshotRecord) error {
 	case *raftv1.SnapshotRecord_Node:
 		n := nodeFromProto(r.Node)
 		if _, twice := t.Node(n.ID); twice || !isID(n.ID) {
-			return errors.New("a node without an id, or there twice")
+			return errors.New("a node without an id, or a duplicate")
 		}
 		t.PutNode(n)
 	case *raftv1.SnapshotRecord_Token:
 		token := tokenFromProto(r.Token)
 		if _, twice := t.Token(token.ID); twice || !isID(token.ID) {
-			return errors.New("a token without an id, or there twice")
+			return errors.New("a token without an id, or a duplicate")
 		}
 		t.PutToken(token)
 	case *raftv1.SnapshotRecord_Tombstone:
 		stone := state.Tombstone{Hive: r.Tombstone.GetHive(), Incarnation: r.Tombstone.GetIncarnation(), Index: r.Tombstone.GetIndex()}
 		if _, twice := t.Tombstone(stone.Hive); twice || !isID(stone.Hive) {
-			return errors.New("a tombstone without a hive, or there twice")
+			return errors.New("a tombstone without a hive, or a duplicate")
 		}
 		t.PutTombstone(stone)
 	case *raftv1.SnapshotRecord_RevokedToken:
 		gone := state.RevokedToken{Token: r.RevokedToken.GetToken(), Index: r.RevokedToken.GetIndex()}
 		if !isID(gone.Token) || t.RevokedToken(gone.Token) {
-			return errors.New("a revoked token without an id, or there twice")
+			return errors.New("a revoked token without an id, or a duplicate")
 		}
 		t.PutRevokedToken(gone)
 	case *raftv1.SnapshotRecord_Start:
 		d := startFromProto(r.Start)
 		if _, twice := t.Start(d.Model); twice || !isID(d.Model) {
-			return errors.New("a start without a model, or there twice")
+			return errors.New("a start without a model, or a duplicate")
 		}
 		t.PutStart(d)
 	case *raftv1.SnapshotRecord_Setting:
 		v := state.Setting{Name: r.Setting.GetName(), Value: r.Setting.GetValue(), Index: r.Setting.GetIndex()}
 		if _, twice := t.Setting(v.Name); twice || !isID(v.Name) {
-			return errors.New("a setting without a name, or there twice")
+			return errors.New("a setting without a name, or a duplicate")
 		}
 		t.PutSetting(v)
 	case *raftv1.SnapshotRecord_Alias:
 		a := aliasFromProto(r.Alias)
 		if _, twice := t.Alias(a.Name); twice || !isID(a.Name) {
-			return errors.New("an alias without a name, or there twice")
+			return errors.New("an alias without a name, or a duplicate")
 		}
 		t.PutAlias(a)
 	case *raftv1.SnapshotRecord_Deployment:
 		d := deploymentFromProto(r.Deployment)
 		if _, twice := t.Deployment(d.Name); twice || !isID(d.Name) {
-			return errors.New("a deployment without a name, or there twice")
+			return errors.New("a deployment without a name, or a duplicate")
 		}
 		t.PutDeployment(d)
 	case *raftv1.SnapshotRecord_Hive:
 		h := hiveFromProto(r.Hive)
 		if _, twice := t.Hive(h.ID); twice || !isID(h.ID) {
-			return errors.New("a hive without an id, or there twice")
+			return errors.New("a hive without an id, or a duplicate")
 		}
 		t.PutHive(h)
 	case *raftv1.SnapshotRecord_Worker:
 		w := workerFromProto(r.Worker)
 		if _, twice := t.Worker(w.Hive, w.ID); twice || !isID(w.ID) {
-			return errors.New("a worker without an id, or there twice")
+			return errors.New("a worker without an id, or a duplicate")
 		}
 		if _, ok := t.Hive(w.Hive); !ok {
 			return errors.New("a worker without its hive")
@@ -302,7 +302,7 @@ func restore(t *state.Txn, record *raftv1.SnapshotRecord) error {
 	case *raftv1.SnapshotRecord_RetireIntent:
 		i := state.RetireIntent{Hive: r.RetireIntent.GetHive(), Nonce: r.RetireIntent.GetNonce()}
 		if !isID(i.Nonce) || t.RetireIntent(i.Hive, i.Nonce) {
-			return errors.New("a retire intent without a nonce, or there twice")
+			return errors.New("a retire intent without a nonce, or a duplicate")
 		}
 		if _, ok := t.Hive(i.Hive); !ok {
 			return errors.New("a retire intent without its hive")

@@ -102,9 +102,9 @@ type Table struct {
 
 // plan tells which fields of a message to check.
 type plan struct {
-	own    []sinceField // in the table
+	own    []sinceField // fields in the table
 	nested []sinceField // messages with such fields inside; since is the highest
-	max    uint32       // of all of these; 0: there are none
+	max    uint32       // highest version of these; 0: none
 }
 
 type sinceField struct {

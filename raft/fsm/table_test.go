@@ -43,7 +43,7 @@ func written(t *testing.T, table *fsm.Table, f *fsm.FSM) []byte {
 
 // A build can read what a newer one wrote until the state has something that only the newer one
 // knows.
-func TestSnapshotSaysWhatItNeeds(t *testing.T) {
+func TestSnapshotVersion(t *testing.T) {
 	t.Parallel()
 	older, newer := nextBuilds()
 	namesake := hive("h2", 1, "")

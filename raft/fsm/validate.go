@@ -17,14 +17,14 @@ import (
 // The limits of a command; Validate enforces them before the command is logged. They bound one
 // entry of the log, not the registry.
 const (
-	MaxIDBytes         = 128     // of an id, a state or another name
-	MaxNameBytes       = 255     // of a node, a token or a cluster
-	MaxTextBytes       = 1 << 10 // of a model, a digest, a device's name or problem
-	MaxWorkers         = 4096    // of one hive
-	MaxDevices         = 256     // of one hive
-	MaxWorkerTypes     = 256     // of one hive
+	MaxIDBytes         = 128     // ids, states and other names
+	MaxNameBytes       = 255     // names of nodes, tokens and clusters
+	MaxTextBytes       = 1 << 10 // models, digests, device names and problems
+	MaxWorkers         = 4096    // per hive
+	MaxDevices         = 256     // per hive
+	MaxWorkerTypes     = 256     // per hive
 	MaxHivesPerCommand = 512
-	MaxBlobBytes       = 64 << 10 // of certificates and of sealed keys
+	MaxBlobBytes       = 64 << 10 // certificates and sealed keys
 	MaxCommandBytes    = 4 << 20  // encoded
 
 	// commandOverhead bounds a command's bytes beside the state of one hive.
@@ -96,7 +96,7 @@ func Validate(c *raftv1.Command) error {
 		v.id("setting", op.PutSetting.GetName())
 		v.text("value of the setting", op.PutSetting.GetValue(), MaxTextBytes)
 	default:
-		v.fail(core.Invalid, "the command says nothing to do")
+		v.fail(core.Invalid, "the command has no operation")
 	}
 	if size := proto.Size(c); size > MaxCommandBytes {
 		v.fail(core.TooLarge, "the command has %d bytes, at most %d are allowed", size, MaxCommandBytes)
@@ -140,7 +140,7 @@ func (v *validator) some(what, s string, limit int) {
 
 func oneOf[T ~string](v *validator, what, s string, allowed ...T) {
 	if !slices.Contains(allowed, T(s)) {
-		v.fail(core.Invalid, "%s %q is none of %q", what, s, allowed)
+		v.fail(core.Invalid, "%s %q is not one of %q", what, s, allowed)
 	}
 }
 
@@ -152,7 +152,7 @@ func set[T ~string](v *validator, what string, list []string, atLeast int, allow
 	for i, s := range list {
 		oneOf(v, what, s, allowed...)
 		if slices.Contains(list[:i], s) {
-			v.fail(core.Invalid, "%s %q is there twice", what, s)
+			v.fail(core.Invalid, "%s %q appears twice", what, s)
 		}
 		if v.err != nil {
 			return
@@ -189,7 +189,7 @@ func (v *validator) address(what, s string) {
 	}
 	host, port, err := net.SplitHostPort(s)
 	if n, e := strconv.ParseUint(port, 10, 16); err != nil || e != nil || host == "" || n == 0 {
-		v.fail(core.Invalid, "%s %q is no host:port", what, s)
+		v.fail(core.Invalid, "%s %q is not host:port", what, s)
 	}
 }
 
@@ -231,7 +231,7 @@ func (v *validator) token(t *raftv1.Token) {
 		v.fail(core.Invalid, "token %s is used already", t.GetId())
 	}
 	if t.GetRotatedUnix() != 0 || len(t.GetPreviousSecretHash()) > 0 || t.GetOverlapSeconds() != 0 || t.GetLastUsedUnix() != 0 {
-		v.fail(core.Invalid, "token %s has a past already", t.GetId())
+		v.fail(core.Invalid, "token %s was used or rotated already", t.GetId())
 	}
 	switch core.TokenKind(t.GetKind()) {
 	case core.TokenAPI:
@@ -303,7 +303,7 @@ func (v *validator) syncHives(op *raftv1.SyncHives) {
 		}
 		if id := h.GetHive().GetId(); seen[id] {
 			// a repeated command would change the hive twice
-			v.fail(core.Invalid, "hive %s is there twice", id)
+			v.fail(core.Invalid, "hive %s appears twice", id)
 		} else {
 			seen[id] = true
 		}
@@ -350,7 +350,7 @@ func (v *validator) syncHive(op *raftv1.SyncHive) {
 	seen := make(map[string]bool, len(op.GetWorkers()))
 	for _, w := range op.GetWorkers() {
 		if seen[w.GetId()] {
-			v.fail(core.Invalid, "worker %s is there twice", w.GetId())
+			v.fail(core.Invalid, "worker %s appears twice", w.GetId())
 		}
 		seen[w.GetId()] = true
 		v.worker(h.GetId(), w)

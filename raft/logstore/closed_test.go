@@ -12,7 +12,7 @@ import (
 )
 
 // A vote that cannot be read must not count as never given.
-func TestClosedTells(t *testing.T) {
+func TestClosedErrors(t *testing.T) {
 	t.Parallel()
 	s := open(t, filepath.Join(t.TempDir(), "log.db"))
 	must.NoError(t, s.SetUint64([]byte("LastVoteTerm"), 7))

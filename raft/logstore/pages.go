@@ -19,7 +19,7 @@ const (
 	kindLeaf    = 2
 	kindMeta    = 4
 	elementHead = 16
-	bucketHead  = 16 // of a nested bucket in a value: number of its root page, sequence
+	bucketHead  = 16 // head of a nested bucket in a value: number of its root page, sequence
 
 	metaMagic = 0xED0CDAED
 	// magic, version, page size, flags; root page, sequence, freelist, number of pages,
@@ -34,7 +34,7 @@ var order = binary.NativeEndian
 // pages walks the pages of a file.
 type pages struct {
 	f    io.ReaderAt
-	size uint64 // of a page
+	size uint64 // page size
 	end  uint64 // number of pages
 	seen map[uint64]bool
 }

@@ -15,7 +15,7 @@ const testPage = 128 // bytes
 type element struct {
 	flags      uint32
 	key, value []byte
-	page       uint64 // of a branch
+	page       uint64 // child page, in a branch
 }
 
 // pageOf returns a page of testPage bytes, or of fewer if it is nested in a value.

@@ -30,7 +30,7 @@ const (
 type seal struct {
 	number  uint64 // number of the transaction, from 1
 	entries uint64
-	sum     uint64 // of the CRC-32C of all entries; each has its index in it
+	sum     uint64 // sum of the CRC-32C of all entries; each covers its index
 	rest    uint32 // CRC-32C of stable values and commit index
 }
 
@@ -147,7 +147,7 @@ func checkSeal(tx *bbolt.Tx, tip uint64) error {
 	b := tx.Bucket(bucketMeta).Get(keySeal)
 	if b == nil {
 		if tip > 0 {
-			return errors.New("its seal is gone")
+			return errors.New("its seal is missing")
 		}
 		return nil
 	}
@@ -159,11 +159,11 @@ func checkSeal(tx *bbolt.Tx, tip uint64) error {
 	have.number = s.number
 	switch {
 	case have.entries != s.entries:
-		return fmt.Errorf("it has %d entries, and %d were written", have.entries, s.entries)
+		return fmt.Errorf("it has %d entries, but %d were written", have.entries, s.entries)
 	case have != s:
 		return errors.New("its contents are not what was written")
 	case s.number < tip:
-		return fmt.Errorf("its last writes are gone: it is at %d, and %d was on the disk", s.number, tip)
+		return fmt.Errorf("its last writes are missing: it is at %d, but %d was on the disk", s.number, tip)
 	}
 	return nil
 }

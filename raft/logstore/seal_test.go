@@ -111,7 +111,7 @@ func TestRolledBack(t *testing.T) {
 				must.NoError(t, os.WriteFile(p, before, 0o600))
 				_, err = Open(p, Options{})
 				must.Eq(t, core.Integrity, core.KindOf(err), must.Sprint(err))
-				must.ErrorContains(t, err, "last writes are gone")
+				must.ErrorContains(t, err, "last writes are missing")
 			})
 		}
 	}
@@ -165,7 +165,7 @@ func TestUnsealed(t *testing.T) {
 	must.NoError(t, s.db.Update(func(tx *bbolt.Tx) error { return tx.Bucket(bucketMeta).Delete(keySeal) }))
 	must.NoError(t, s.Close())
 	_, err := Open(p, Options{})
-	must.ErrorContains(t, err, "its seal is gone")
+	must.ErrorContains(t, err, "its seal is missing")
 	must.NoError(t, os.Remove(p+tipSuffix))
 	s = open(t, p)
 	must.NoError(t, s.StoreLogs(entries(4, 6, 1)))

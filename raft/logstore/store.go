@@ -119,7 +119,7 @@ func verify(path string, opts Options) (err error) {
 	tip := readTip(path + tipSuffix)
 	if info, statErr := os.Stat(path); statErr != nil || info.Size() == 0 {
 		if tip > 0 && (statErr == nil || errors.Is(statErr, fs.ErrNotExist)) {
-			return damaged(path, errors.New("it is gone, or empty"))
+			return damaged(path, errors.New("it is missing or empty"))
 		}
 		return nil // it will be created, or opening it reports the error
 	}

@@ -301,7 +301,7 @@ func TestFormats(t *testing.T) {
 }
 
 // A correct checksum alone does not make an entry valid.
-func TestWrongWithRightSum(t *testing.T) {
+func TestDecodeWrongContent(t *testing.T) {
 	t.Parallel()
 	entry := func(at int, v byte) []byte {
 		b := encode(&raft.Log{Index: 1, Data: []byte("data")})
@@ -364,7 +364,7 @@ func TestDamagedTip(t *testing.T) {
 }
 
 // After one failed write no later write is acknowledged, even if the disk recovers; reads continue.
-func TestFailsForEver(t *testing.T) {
+func TestFailedWriteIsPermanent(t *testing.T) {
 	t.Parallel()
 	p := path(t)
 	var file *os.File
@@ -461,7 +461,7 @@ func TestOpenRefuses(t *testing.T) {
 
 // A power cut between bbolt's creation of the file and the first transaction loses nothing. Later a
 // write has a number, and the same file means that everything was lost.
-func TestCreatedAndNoMore(t *testing.T) {
+func TestCreatedOnly(t *testing.T) {
 	t.Parallel()
 	p := path(t)
 	db, err := bbolt.Open(p, 0o600, nil)

@@ -13,7 +13,7 @@ import (
 // C-09: the disk accepts every write, fails one fsync, and recovers. What the kernel then holds is
 // unknown: the store must not write again, and everything acknowledged before is still there when
 // it is opened again. Without fsync there would be no error, and the test notices that as well.
-func TestFailedSyncIsForEver(t *testing.T) {
+func TestFailedSyncIsPermanent(t *testing.T) {
 	t.Parallel()
 	// /dev/null accepts writes at any offset, but cannot sync.
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)

@@ -77,7 +77,7 @@ func (n *Node) stamp(c *raftv1.Command) error {
 	if lowest == 0 || c.GetMinFsm() <= lowest || fsm.Revokes(c) {
 		return nil // an old version must not delay a revocation
 	}
-	return core.Errorf(core.Unavailable, "change the registry: the change needs state machine version %d (%s), and a queen that lives has %d", c.GetMinFsm(), strings.Join(table.Missing(c, lowest), ", "), lowest).Hint(
+	return core.Errorf(core.Unavailable, "change the registry: the change needs state machine version %d (%s), but a live queen has %d", c.GetMinFsm(), strings.Join(table.Missing(c, lowest), ", "), lowest).Hint(
 		"Finish the upgrade: all queens need the version of rbee that this one runs.")
 }
 
@@ -111,7 +111,7 @@ func (n *Node) wait(ctx context.Context, op string, future func() error) error {
 	case err := <-answer:
 		return n.classify(op, err)
 	case <-ctx.Done():
-		return core.Errorf(core.KindOf(ctx.Err()), "%s: %w; %w", op, ctx.Err(), ErrOutcomeUnknown).Hint("Try again: repeating a change does no harm.")
+		return core.Errorf(core.KindOf(ctx.Err()), "%s: %w; %w", op, ctx.Err(), ErrOutcomeUnknown).Hint("Try again: repeating a change is harmless.")
 	case <-n.closed:
 		// Raft drops some futures when it shuts down.
 		return core.Errorf(core.Unavailable, "%s: this queen is shutting down; %w", op, ErrOutcomeUnknown)
@@ -158,7 +158,7 @@ func (n *Node) classify(op string, err error) error {
 		}
 		return core.Errorf(core.Unavailable, "%s: there is no leader", op).Hint("Try again in a moment; if it stays so, check that a majority of the queens runs.")
 	case errors.Is(err, raft.ErrLeadershipLost), errors.Is(err, raft.ErrAbortedByRestore):
-		return core.Errorf(core.Unavailable, "%s: %w; %w", op, err, ErrOutcomeUnknown).Hint("Try again: repeating a change does no harm.")
+		return core.Errorf(core.Unavailable, "%s: %w; %w", op, err, ErrOutcomeUnknown).Hint("Try again: repeating a change is harmless.")
 	case errors.Is(err, raft.ErrRaftShutdown):
 		return core.Errorf(core.Unavailable, "%s: this queen is shutting down", op)
 	case n.store != nil && n.store.Err() != nil:

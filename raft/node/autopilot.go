@@ -134,7 +134,7 @@ func (p *pilot) reconcile(ctx context.Context) {
 
 func (p *pilot) did(ctx context.Context, what, id string, err error) {
 	if err != nil && ctx.Err() == nil && core.KindOf(err) != core.Unavailable {
-		p.n.log.Warn("the raft cluster does not follow its members", "change", what, "queen", id, "error", err)
+		p.n.log.Warn("failed to adapt the raft cluster to its members", "change", what, "queen", id, "error", err)
 	}
 }
 

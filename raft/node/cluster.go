@@ -51,7 +51,7 @@ type Server struct {
 func (n *Node) Bootstrap(voters []Voter) error {
 	const op = "bootstrap raft cluster"
 	if n.opts.Bootstrap == Never {
-		return core.Errorf(core.Conflict, "%s: this queen belongs to a cluster, and begins no other one", op)
+		return core.Errorf(core.Conflict, "%s: this queen already belongs to a cluster and cannot start another", op)
 	}
 	voters = slices.Clone(voters)
 	slices.SortFunc(voters, func(a, b Voter) int { return strings.Compare(a.ID, b.ID) })

@@ -353,7 +353,7 @@ func TestReadIndex(t *testing.T) {
 
 // C-05: a majority's messages from before the question do not answer it. A process that was stopped
 // finds such messages in its sockets when it continues.
-func TestReadBelievesNoAnswerFromBefore(t *testing.T) {
+func TestReadIgnoresEarlierAnswers(t *testing.T) {
 	t.Parallel()
 	simulate(t, 3, nil, func(t *testing.T, s *sim) {
 		leader := s.leader()

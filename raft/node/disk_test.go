@@ -153,7 +153,7 @@ func TestDiskFull(t *testing.T) {
 // A follower whose disk is full has as much of the log as any, and the leader dies. The follower
 // does not stand, for it could not write its first entry. If it asked for votes it would get them,
 // being the first to ask.
-func TestFullDiskDoesNotStand(t *testing.T) {
+func TestFullDiskNoCandidate(t *testing.T) {
 	t.Parallel()
 	d := newDisks()
 	simulate(t, 3, d.opts, func(t *testing.T, s *sim) {
@@ -353,7 +353,7 @@ func TestReadOfDeposedLeader(t *testing.T) {
 
 // A lone queen whose disk is full does not stand for election until there is room: it would win
 // each election, and lose the leadership with its first entry.
-func TestLoneQueenWithFullDiskHoldsNoElections(t *testing.T) {
+func TestLoneQueenFullDisk(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		d := newDisks()

@@ -25,10 +25,10 @@ func setTerm(t *testing.T, m *node.Memory, term uint64) {
 	must.NoError(t, m.Stable().SetUint64([]byte("CurrentTerm"), term))
 }
 
-// C-13 (hashicorp/raft issue 697): a follower was the leader of a term in which nobody followed it,
-// and has entries that the others do not have. They have dropped theirs, except for a snapshot.
-// With Options that leave the log alone, raft sends the snapshot again and again, and the follower
-// never catches up.
+// C-13 (hashicorp/raft issue 697): a follower was the leader of a term without followers, and has
+// entries that the others do not have. They have dropped theirs, except for a snapshot. With
+// Options that leave the log alone, raft sends the snapshot again and again, and the follower never
+// catches up.
 func TestSnapshotOntoDivergedLog(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {

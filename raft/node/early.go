@@ -87,7 +87,7 @@ func (n *Node) standFor(ctx context.Context, leader Server) {
 		// contact as well, but does not prove that the leader is alive.
 		since = contact
 	}
-	n.log.Info("the leader is gone, standing for election", "queen", leader.RaftID)
+	n.log.Info("the leader is dead, standing for election", "queen", leader.RaftID)
 	n.standNow()
 }
 

@@ -59,7 +59,7 @@ func (n *Node) identify(stable raft.StableStore, logs raft.LogStore, snaps raft.
 	if !exists && len(list) > 0 {
 		// Continuing from here would undo later acknowledgements, and raft would discard newer
 		// snapshots of a lower term.
-		return false, core.Errorf(core.Integrity, "open raft node: there are snapshots in %s, but the log is gone", n.opts.Dir).Hint(moveAway)
+		return false, core.Errorf(core.Integrity, "open raft node: there are snapshots in %s, but the log is missing", n.opts.Dir).Hint(moveAway)
 	}
 	if !exists {
 		n.id = newRaftID(n.opts.ID)

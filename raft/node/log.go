@@ -30,7 +30,7 @@ type raftLog struct {
 // logState is shared by all loggers derived from one raftLog.
 type logState struct {
 	name    func(raft.ServerID) string // for people
-	servers func() []raft.Server       // of the cluster, as far as known
+	servers func() []raft.Server       // servers of the cluster, as far as known
 
 	mu       sync.Mutex // guards below
 	troubles map[raft.ServerID]*trouble
@@ -162,7 +162,7 @@ func (l raftLog) reached(queen raft.ServerID) {
 	delete(l.s.troubles, queen)
 	l.s.mu.Unlock()
 	if t != nil {
-		l.Logger.Info("queen is reached again", "queen", l.s.name(queen), "after", time.Since(t.since).Round(time.Millisecond))
+		l.Logger.Info("queen is reachable again", "queen", l.s.name(queen), "after", time.Since(t.since).Round(time.Millisecond))
 	}
 }
 
@@ -206,7 +206,7 @@ func (s *logState) named(pairs []any) (queen raft.ServerID, out []any) {
 			id = v
 		case raft.ServerAddress:
 			id = s.at(v)
-		case hclog.Format: // of the servers of a configuration
+		case hclog.Format: // the servers of a configuration
 			if len(v) == 2 {
 				if servers, ok := v[1].([]raft.Server); ok {
 					out[i] = s.all(servers)

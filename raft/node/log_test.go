@@ -44,7 +44,7 @@ func TestRaftLogQueenAway(t *testing.T) {
 		must.StrContains(t, lines[9], `since=9m`)
 		b.Reset()
 		l.Info("pipelining replication", "peer", away)
-		must.Eq(t, "[INFO]  queen is reached again: queen=bee after=10m0s\n", b.String())
+		must.Eq(t, "[INFO]  queen is reachable again: queen=bee after=10m0s\n", b.String())
 		b.Reset()
 		l.Info("pipelining replication", "peer", away)
 		must.Eq(t, "", b.String())
@@ -52,7 +52,7 @@ func TestRaftLogQueenAway(t *testing.T) {
 		must.StrContains(t, b.String(), "queen cannot be reached: queen=bee")
 		b.Reset()
 		must.False(t, l.observe(&raft.Observation{Data: raft.ResumedHeartbeatObservation{PeerID: away.ID}}))
-		must.StrContains(t, b.String(), "queen is reached again: queen=bee")
+		must.StrContains(t, b.String(), "queen is reachable again: queen=bee")
 	})
 }
 
@@ -77,7 +77,7 @@ func TestRaftLogNoMajority(t *testing.T) {
 }
 
 // Messages that do not repeat stay unchanged, with names; the rest becomes debug.
-func TestRaftLogOfOtherThings(t *testing.T) {
+func TestRaftLogOtherMessages(t *testing.T) {
 	t.Parallel()
 	l, b := quietLog(hclog.Debug)
 	for range 2 {

@@ -57,7 +57,7 @@ func piloted(t *testing.T, size int, opts func(node.Options) node.Options, test 
 	simulate(t, size, opts, func(t *testing.T, s *sim) {
 		for _, n := range s.nodes {
 			g.alive(n)
-			s.kill(n) // to be restarted with duties
+			s.kill(n) // restarted below with a lead
 		}
 		for _, n := range s.nodes {
 			s.pilot(n, g)
@@ -181,7 +181,7 @@ func TestAutopilot(t *testing.T) {
 
 // A queen that leaves just after it got its vote stays removed: autopilot, which acts on the state
 // of a tick ago, does not promote it again.
-func TestPromotedQueenThatLeavesStaysAway(t *testing.T) {
+func TestPromotedQueenLeaves(t *testing.T) {
 	t.Parallel()
 	piloted(t, 3, nil, func(t *testing.T, s *sim, g *gossip) {
 		s.leader()

@@ -95,7 +95,7 @@ func (m *memorySnapshots) Open(id string) (*raft.SnapshotMeta, io.ReadCloser, er
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.latest == nil || m.latest.meta.ID != id {
-		return nil, nil, errors.New("there is no such snapshot any more")
+		return nil, nil, errors.New("snapshot no longer exists")
 	}
 	meta := m.latest.meta
 	return &meta, io.NopCloser(bytes.NewReader(m.latest.data.Bytes())), nil

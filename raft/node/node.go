@@ -119,7 +119,7 @@ type Node struct {
 	pending int // futures of raft without an answer yet
 
 	shutdown sync.Once
-	err      error // of Shutdown
+	err      error // result of Shutdown
 }
 
 // NetworkTransport returns raft's transport over a stream layer, with the settings that all queens

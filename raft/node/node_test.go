@@ -71,8 +71,8 @@ func hive(id string, incarnation uint64) core.Hive {
 	return core.Hive{ID: id, Name: id, Version: "1.0.0", OS: "linux", Arch: "amd64", Incarnation: incarnation}
 }
 
-// soonLeader opens a node that leads in less than a second, which is how long it takes without the
-// early election. On a busy machine it may take several attempts.
+// soonLeader opens a node that leads in less than a second, which is the time it takes without the
+// early election. On a busy machine it may need several attempts.
 func soonLeader(t *testing.T, dir string) (n *node.Node, stop func()) {
 	t.Helper()
 	for attempt := 1; ; attempt++ {
@@ -295,7 +295,7 @@ func TestApplyErrors(t *testing.T) {
 	must.Eq(t, core.Unavailable, core.KindOf(n.Barrier(t.Context())))
 }
 
-func TestLeadAgainAfterAnError(t *testing.T) {
+func TestLeadAfterError(t *testing.T) {
 	t.Parallel()
 	n := open(t, node.Options{ID: "queen-a"})
 	ctx, cancel := context.WithCancel(t.Context())

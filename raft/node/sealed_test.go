@@ -14,7 +14,7 @@ import (
 
 // C-11: one bit of the newest snapshot is flipped, in its metadata or its data. The node opens with
 // everything it had, from the previous snapshot and the log, or not at all.
-func TestEveryFlippedByteOfASnapshot(t *testing.T) {
+func TestSnapshotFlippedBits(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "raft")
 	n := open(t, node.Options{ID: "queen-a", Dir: dir})

@@ -486,7 +486,7 @@ type load struct {
 
 	mu    sync.Mutex
 	acked map[string]uint64
-	last  time.Time     // of the newest acknowledged write
+	last  time.Time     // time of the newest acknowledged write
 	gap   time.Duration // longest time between two acknowledged writes
 	count int
 }

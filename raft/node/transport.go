@@ -55,7 +55,7 @@ type transport struct {
 	wg    sync.WaitGroup
 	pipes sync.WaitGroup // pipelines, which raft closes; Close waits for them
 	once  sync.Once
-	err   error // of Close
+	err   error // result of Close
 
 	mu        sync.Mutex // guards below
 	ending    bool       // nothing may be added to wg any more
@@ -430,7 +430,7 @@ func (t *transport) answered(id raft.ServerID, target raft.ServerAddress, by raf
 }
 
 func stranger(id raft.ServerID, target raft.ServerAddress, other string) error {
-	return core.Errorf(core.Conflict, "reach queen: at %s there is %q, not %s", target, other, id)
+	return core.Errorf(core.Conflict, "reach queen: address %s belongs to %q, not %s", target, other, id)
 }
 
 func (t *transport) note(id raft.ServerID, start time.Time, req *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) {

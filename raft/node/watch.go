@@ -99,7 +99,7 @@ func (n *Node) adapt() {
 	}
 	conf.ElectionTimeout = want
 	if err := n.raft.ReloadConfig(conf); err != nil {
-		n.log.Warn("the election timeout does not follow the disk", "timeout", want, "error", err)
+		n.log.Warn("failed to adapt the election timeout to the disk", "timeout", want, "error", err)
 	}
 }
 
@@ -158,7 +158,7 @@ func (n *Node) correctAddress(ctx context.Context) {
 				n.log.Info("this queen has another address", "address", here, "before", s.Address)
 			case failed != here:
 				failed = here
-				n.log.Warn("the cluster does not know this queen's address", "address", here, "error", err)
+				n.log.Warn("failed to update this queen's address in the cluster", "address", here, "error", err)
 			}
 		}
 		select {

@@ -293,7 +293,7 @@ func TestConcurrentReads(t *testing.T) {
 }
 
 // A reader woken by a change finds it, however fast it is.
-func TestWokenFindsTheChange(t *testing.T) {
+func TestWokenReaderSeesChange(t *testing.T) {
 	t.Parallel()
 	s := filled(t)
 	for i := range 500 {

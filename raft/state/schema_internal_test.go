@@ -9,7 +9,7 @@ import (
 )
 
 // A query by anything but one key is a programming error, and must not find a row by chance.
-func TestIndexTakesKeysAlone(t *testing.T) {
+func TestIndexRefusesOtherQueries(t *testing.T) {
 	t.Parallel()
 	i := &indexer[core.Node]{func(n *core.Node) key { return text(n.ID) }}
 	for name, c := range map[string]struct {

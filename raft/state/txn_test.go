@@ -86,7 +86,7 @@ func TestTxnReadsItsOwnWrites(t *testing.T) {
 
 // Tables that grow with use are bounded: the oldest rows are dropped, each kind by its own count,
 // and a repetition does not count.
-func TestOldestRowsGo(t *testing.T) {
+func TestOldestRowsDropped(t *testing.T) {
 	t.Parallel()
 	const more = 7
 	// The order of the names differs from that of the ages.

@@ -14,7 +14,7 @@ func fakePlan(r core.Request) (any, error) {
 		return nil, core.Wrap(err, core.Invalid, "read deployments")
 	}
 	if r.Operation == core.OpDeploymentApply && r.Index != 7 {
-		return nil, core.Errorf(core.Conflict, "the plan is stale: it was made at index %d, and somebody has changed the deployments at 7", r.Index).Hint("Look at `rbee plan` again.")
+		return nil, core.Errorf(core.Conflict, "the plan is stale: it was made at index %d, but the deployments were changed at index 7", r.Index).Hint("Look at `rbee plan` again.")
 	}
 	p := core.DeploymentPlan{Index: 7, Changes: []core.DeploymentChange{}, Steps: []core.DeploymentStep{}, Problems: []core.DeploymentProblem{}}
 	for _, s := range specs {
