@@ -75,7 +75,7 @@ func TestSubmit(t *testing.T) {
 		h2.run = h.run
 		h2.mustBeat()
 		_, err = c.q.Jobs.Submit(t.Context(), core.Request{Operation: core.OpModelDelete, Model: "m"}, false)
-		mustFail(t, err, core.Invalid, "which of the 2 hives", "name-h1, name-h2")
+		mustFail(t, err, core.Invalid, "one of the 2 hives", "name-h1, name-h2")
 		spawn := core.Request{Operation: core.OpWorkerSpawn, Model: "m", RequestID: "mine"}
 		j, err = c.q.Jobs.Submit(t.Context(), spawn, false)
 		must.NoError(t, err)

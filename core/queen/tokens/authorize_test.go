@@ -84,7 +84,7 @@ func TestAuthorizeTokenMadeElsewhere(t *testing.T) {
 		f.replica.Connect(false)
 		began := time.Now()
 		err = f.authorize(wrong)
-		mustFail(t, err, core.Unavailable, "no leader says")
+		mustFail(t, err, core.Unavailable, "no leader can confirm it")
 		must.LessEq(t, registry.LookPatience, time.Since(began))
 	})
 }
@@ -120,13 +120,13 @@ func TestAuthorizeClusterGrace(t *testing.T) {
 		time.Sleep(shared - time.Second)
 		must.NoError(t, f.authorize(text))
 		time.Sleep(2 * time.Second)
-		mustFail(t, f.authorize(text), core.Unavailable, "has not proved for 10m0s")
+		mustFail(t, f.authorize(text), core.Unavailable, "has not verified for 10m0s")
 
 		f.replica.Connect(true)
 		time.Sleep(ContactLost)
 		must.NoError(t, f.authorize(text))
 		f.replica.Connect(false)
 		time.Sleep(own + ContactLost)
-		mustFail(t, f.authorize(text), core.Unavailable, "has not proved for 1m0s")
+		mustFail(t, f.authorize(text), core.Unavailable, "has not verified for 1m0s")
 	})
 }
