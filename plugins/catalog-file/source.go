@@ -71,11 +71,11 @@ func (s *source) Schema(context.Context) (sdk.Schema, error) {
 	return sdk.Schema{Attributes: []sdk.Attribute{
 		{
 			Name: "paths", Type: "list(string)", Default: json.RawMessage(`[]`),
-			Doc: "Folders, by their whole paths, whose GGUF files can be used: by bare name or as file:/path. Links out of them are not followed.",
+			Doc: "Absolute paths of folders whose GGUF files can be used: by bare name or as file:/path. Links out of them are not followed.",
 		},
 		{
 			Name: "allow_any", Type: "bool", Default: json.RawMessage(`false`),
-			Doc: "Lets everybody who may ask this hive for a model name any GGUF file that the hive's user can read. Meant for a machine of one's own.",
+			Doc: "Allows everybody who may request models from this hive to name any GGUF file that the hive's user can read. Meant for personal machines.",
 		},
 	}}, nil
 }

@@ -134,7 +134,7 @@ func TestRefusals(t *testing.T) {
 }
 
 // A refusal must not reveal whether the file exists.
-func TestRefusalTellsNothing(t *testing.T) {
+func TestRefusalRevealsNothing(t *testing.T) {
 	t.Parallel()
 	outside := t.TempDir()
 	s := configured(t, false, t.TempDir())

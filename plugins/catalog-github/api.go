@@ -79,7 +79,7 @@ func (s *source) get(ctx context.Context, ref reference, address string, v any) 
 	}
 	if reply.Status == http.StatusNotModified {
 		if !ok {
-			return "", fmt.Errorf("%s says that nothing changed, and was not asked: %w", s.set.api.Host, catalog.ErrUnavailable)
+			return "", fmt.Errorf("%s sent an unexpected 304 Not Modified: %w", s.set.api.Host, catalog.ErrUnavailable)
 		}
 		reply.Body, reply.Header = known.body, http.Header{"Link": known.link}
 	} else if tag := reply.Header.Get("ETag"); tag != "" {

@@ -69,8 +69,8 @@ func (s *source) Info(context.Context) (sdk.Info, error) {
 func (s *source) Schema(context.Context) (sdk.Schema, error) {
 	empty := json.RawMessage(`""`)
 	return sdk.Schema{Attributes: []sdk.Attribute{
-		{Name: "api", Type: "string", Default: empty, Doc: "Address of the API, such as https://github.example/api/v3 of a server of one's own. Empty: https://api.github.com."},
-		{Name: "backend", Type: "string", Default: json.RawMessage(`"cpu"`), Doc: "Of the file that is chosen where a reference names none: cpu, cuda, vulkan, metal, rocm and others."},
+		{Name: "api", Type: "string", Default: empty, Doc: "Address of the API, such as https://github.example/api/v3 for a private server. Empty: https://api.github.com."},
+		{Name: "backend", Type: "string", Default: json.RawMessage(`"cpu"`), Doc: "Backend of the file to choose when a reference names none: cpu, cuda, vulkan, metal, rocm and others."},
 		{Name: "token", Type: "string", Default: empty, Sensitive: true, Doc: "A token that may read. Better in a file: see token_file."},
 		{Name: "token_file", Type: "string", Default: empty, Doc: "Path of a file that holds the token. Empty: GITHUB_TOKEN or GH_TOKEN, for GitHub itself and not for another api."},
 	}}, nil

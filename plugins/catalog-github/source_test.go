@@ -67,7 +67,7 @@ func TestResolveAndFetch(t *testing.T) {
 	}
 }
 
-func TestDigestsOutOfFilesOfChecksums(t *testing.T) {
+func TestDigestsFromChecksumFiles(t *testing.T) {
 	t.Parallel()
 	f := apps(t)
 	for _, more := range []string{"", `,"token":"` + testToken + `"`} {
@@ -262,7 +262,7 @@ func TestRateLimits(t *testing.T) {
 	}
 }
 
-func TestRepliesAreRemembered(t *testing.T) {
+func TestReplyCache(t *testing.T) {
 	t.Parallel()
 	f := apps(t)
 	s := f.configured(t, "")
@@ -287,7 +287,7 @@ func TestRepliesAreRemembered(t *testing.T) {
 	must.LessEq(t, maxRemembered, len(s.replies))
 }
 
-func TestSearchGoesThroughThePages(t *testing.T) {
+func TestSearchPages(t *testing.T) {
 	t.Parallel()
 	f := apps(t)
 	s := f.configured(t, "")

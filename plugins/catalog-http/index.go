@@ -81,7 +81,7 @@ func parseIndex(at *url.URL, body []byte) ([]listed, error) {
 	for i, e := range entries {
 		l, err := e.listed(at)
 		if err == nil && seen[e.Name] {
-			err = errors.New("there are two of that name")
+			err = errors.New("duplicate name")
 		}
 		if err != nil {
 			return nil, fmt.Errorf("entry %d (%.100q): %w", i, e.Name, err)
@@ -127,7 +127,7 @@ func (e entry) listed(at *url.URL) (listed, error) {
 			k.digest = "sha256:" + strings.ToLower(f.SHA256)
 		}
 		if k.digest != "" && !digestOK.MatchString(k.digest) {
-			return listed{}, fmt.Errorf("%.200q is no digest", k.digest)
+			return listed{}, fmt.Errorf("%.200q is not a digest", k.digest)
 		}
 		if k.digest == "" && at.Scheme == "https" && k.url.Scheme == "http" {
 			return listed{}, errors.New("a file without encryption needs a digest")

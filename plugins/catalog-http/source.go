@@ -65,10 +65,10 @@ func (s *source) Schema(context.Context) (sdk.Schema, error) {
 	return sdk.Schema{
 		Attributes: []sdk.Attribute{{
 			Name: "index", Type: "list(string)", Default: json.RawMessage(`[]`),
-			Doc: "Addresses of index documents: JSON lists of models with name, url, sha256, size, license, summary, and files in place of url for models of several files. Their names can be searched and used.",
+			Doc: "Addresses of index documents: JSON lists of models with name, url, sha256, size, license, summary, and files instead of url for models of several files. Their names can be searched and used.",
 		}},
 		Blocks: []sdk.Block{{
-			Name: "auth", Repeated: true, Doc: "A token for one origin. It is sent there only, and never on to where that redirects.",
+			Name: "auth", Repeated: true, Doc: "A token for one origin. It is sent only there, and not to hosts that it redirects to.",
 			Schema: sdk.Schema{Attributes: []sdk.Attribute{
 				{Name: "origin", Type: "string", Required: true, Doc: "Scheme, host and port, such as https://models.example."},
 				{Name: "token", Type: "string", Default: empty, Sensitive: true, Doc: "Sent as Authorization: Bearer. Better in a file: see token_file."},
@@ -382,7 +382,7 @@ func (s *source) fromIndex(e listed, want string) (catalog.Manifest, error) {
 	if _, sum, ok := strings.Cut(e.links[0].digest, ":"); ok {
 		short := sum[:16]
 		if want != "" && want != short {
-			return catalog.Manifest{}, sdk.WithHint(fmt.Errorf("the index has another %s by now: %w", e.Name, catalog.ErrNotFound), "Ask for %s without a digest.", e.Name)
+			return catalog.Manifest{}, sdk.WithHint(fmt.Errorf("the index now has another %s: %w", e.Name, catalog.ErrNotFound), "Ask for %s without a digest.", e.Name)
 		}
 		m.Ref += "@" + short
 	} else if want != "" {

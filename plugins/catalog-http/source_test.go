@@ -139,7 +139,7 @@ func TestResolveAndFetch(t *testing.T) {
 	}
 }
 
-func TestWithoutADigestItIsSaid(t *testing.T) {
+func TestResolveWithoutDigest(t *testing.T) {
 	t.Parallel()
 	x := newWeb(t)
 	s := configured(t, "{}")

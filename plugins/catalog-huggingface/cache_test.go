@@ -28,7 +28,7 @@ func writeCache(t *testing.T, hub, org, repo, file string, content []byte) {
 	must.NoError(t, os.Symlink(up, link))
 }
 
-func TestWhatIsInTheCacheIsTakenFromThere(t *testing.T) {
+func TestResolveCached(t *testing.T) {
 	t.Parallel()
 	h := tiny(t)
 	dir := t.TempDir()
@@ -65,7 +65,7 @@ func TestWhatIsInTheCacheIsTakenFromThere(t *testing.T) {
 	must.True(t, bytes.Equal(file, b.Bytes()))
 }
 
-func TestOfflineOnlyTheCacheIsAsked(t *testing.T) {
+func TestResolveOffline(t *testing.T) {
 	t.Parallel()
 	h := tiny(t)
 	h.before = func(http.ResponseWriter, *http.Request) bool {
@@ -95,7 +95,7 @@ func TestOfflineOnlyTheCacheIsAsked(t *testing.T) {
 	must.ErrorIs(t, s.Fetch(t.Context(), f, 0, &bytes.Buffer{}), catalog.ErrUnavailable)
 }
 
-func TestTheCacheDoesNotLeadOutside(t *testing.T) {
+func TestCacheStaysInside(t *testing.T) {
 	t.Parallel()
 	h := tiny(t)
 	dir := t.TempDir()

@@ -58,7 +58,7 @@ func (s *source) Schema(context.Context) (sdk.Schema, error) {
 		{Name: "endpoint", Type: "string", Default: empty, Doc: "Address of the Hub. Empty: HF_ENDPOINT, or https://huggingface.co."},
 		{Name: "token", Type: "string", Default: empty, Sensitive: true, Doc: "A token that may read. Better in a file: see token_file."},
 		{Name: "token_file", Type: "string", Default: empty, Doc: "Path of a file that holds the token. Empty: HF_TOKEN, or the file where \"hf auth login\" keeps it."},
-		{Name: "cache", Type: "bool", Default: json.RawMessage(`true`), Doc: "Whether files that are in the cache of Hugging Face's tools (HF_HUB_CACHE, HF_HOME, ~/.cache/huggingface/hub) are taken from there."},
+		{Name: "cache", Type: "bool", Default: json.RawMessage(`true`), Doc: "Whether to use files from the cache of Hugging Face's tools (HF_HUB_CACHE, HF_HOME, ~/.cache/huggingface/hub)."},
 	}}, nil
 }
 

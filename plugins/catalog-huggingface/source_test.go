@@ -58,7 +58,7 @@ func TestResolveAndFetch(t *testing.T) {
 	must.Eq(t, "rbee-catalog-huggingface/1.0.0", h.requests[0].UserAgent())
 }
 
-func TestEveryPartIsFetched(t *testing.T) {
+func TestFetchAllParts(t *testing.T) {
 	t.Parallel()
 	h := tiny(t)
 	s := h.configured(t, "")
@@ -74,14 +74,14 @@ func TestEveryPartIsFetched(t *testing.T) {
 	}
 }
 
-func TestTheChoiceIsSaid(t *testing.T) {
+func TestResolveChoiceNotes(t *testing.T) {
 	t.Parallel()
 	m, err := tiny(t).configured(t, "").Resolve(t.Context(), "org/Tiny-GGUF")
 	must.NoError(t, err)
 	must.Eq(t, []string{"Q4_K_M is chosen of Q4_K_M, Q8_0, BF16; hf:org/Tiny-GGUF:QUANT asks for another"}, m.Notes)
 }
 
-func TestAModelThatWasMoved(t *testing.T) {
+func TestResolveMovedModel(t *testing.T) {
 	t.Parallel()
 	h := tiny(t)
 	h.repos["old/Tiny"] = &repo{movedTo: "org/Tiny-GGUF"}
@@ -90,7 +90,7 @@ func TestAModelThatWasMoved(t *testing.T) {
 	must.Eq(t, "org/Tiny-GGUF/Tiny-Q8_0.gguf@"+commit, m.Ref)
 }
 
-func TestTheDigestOfAFileThatTheAPISaysNoneOf(t *testing.T) {
+func TestResolveMissingDigest(t *testing.T) {
 	t.Parallel()
 	h := tiny(t)
 	h.repos["org/Tiny-GGUF"].noLFS = true
@@ -171,7 +171,7 @@ func TestTooManyRequests(t *testing.T) {
 	must.Eq(t, 2, m.Load())
 }
 
-func TestWhatIsNoHub(t *testing.T) {
+func TestNotAHub(t *testing.T) {
 	t.Parallel()
 	h := tiny(t)
 	h.before = func(w http.ResponseWriter, _ *http.Request) bool {
@@ -185,7 +185,7 @@ func TestWhatIsNoHub(t *testing.T) {
 	must.ErrorIs(t, s.Search(t.Context(), catalog.Query{Text: "x"}, func(catalog.Item) error { return nil }), catalog.ErrUnavailable)
 }
 
-func TestSearchGoesThroughThePages(t *testing.T) {
+func TestSearchPages(t *testing.T) {
 	t.Parallel()
 	h := newHub(t)
 	for i := range 5 {
@@ -287,7 +287,7 @@ func TestSettings(t *testing.T) {
 	}
 }
 
-func TestAPrivateHubNeedsToBeAllowed(t *testing.T) {
+func TestPrivateHub(t *testing.T) {
 	t.Parallel()
 	h := tiny(t)
 	s := newSource("1", []string{"HF_ENDPOINT=" + h.URL})

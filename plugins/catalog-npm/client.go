@@ -197,7 +197,7 @@ func (c *client) do(ctx context.Context, method string, u *url.URL, header http.
 		next, err := resp.Location()
 		_ = resp.Body.Close()
 		if err != nil {
-			return nil, fmt.Errorf("%s redirects to nowhere: %w", u.Redacted(), catalog.ErrUnavailable)
+			return nil, fmt.Errorf("%s redirects without a usable address: %w", u.Redacted(), catalog.ErrUnavailable)
 		}
 		if next.Scheme != "https" && (next.Scheme != "http" || u.Scheme == "https") {
 			return nil, fmt.Errorf("%s redirects to %s, which is less secure: %w", u.Redacted(), next.Redacted(), catalog.ErrUnavailable)

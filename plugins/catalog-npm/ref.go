@@ -37,7 +37,7 @@ func parseRef(ref string) (packageRef, error) {
 		r.name, r.version = ref[:i], ref[i+1:]
 	}
 	if len(r.name) > 214 || !packageName.MatchString(r.name) || strings.Contains(r.name, "..") {
-		return r, sdk.WithHint(fmt.Errorf("%q names no npm package: %w", ref, catalog.ErrInvalid), refForm)
+		return r, sdk.WithHint(fmt.Errorf("%q is not an npm package: %w", ref, catalog.ErrInvalid), refForm)
 	}
 	if len(r.version) > 128 || !versionText.MatchString(r.version) {
 		return r, sdk.WithHint(fmt.Errorf("%q is neither a version nor a tag: %w", r.version, catalog.ErrInvalid), "%s Ranges such as ^1.2 are not taken.", refForm)

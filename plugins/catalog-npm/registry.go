@@ -75,7 +75,7 @@ func (c *client) lookup(ctx context.Context, ref packageRef) (release, *url.URL,
 		return release{}, nil, sdk.WithHint(err, "There are %s.", strings.Join(near, ", "))
 	}
 	if !versionText.MatchString(version) {
-		return release{}, nil, fmt.Errorf("%s calls a version %q: %w", ref.name, version, catalog.ErrIntegrity)
+		return release{}, nil, fmt.Errorf("%s has an invalid version %q: %w", ref.name, version, catalog.ErrIntegrity)
 	}
 	r.Version = version
 	return r, registry, nil
@@ -170,7 +170,7 @@ func (r release) digest() (string, error) {
 			}
 			sum, err := base64.StdEncoding.DecodeString(text)
 			if err != nil || len(sum) != a.bytes {
-				return "", fmt.Errorf("the registry's integrity %q is no digest: %w", entry, catalog.ErrIntegrity)
+				return "", fmt.Errorf("the registry's integrity %q is not a digest: %w", entry, catalog.ErrIntegrity)
 			}
 			return a.name + ":" + hex.EncodeToString(sum), nil
 		}

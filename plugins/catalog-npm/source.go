@@ -53,7 +53,7 @@ func (s *source) Schema(context.Context) (sdk.Schema, error) {
 	return sdk.Schema{Attributes: []sdk.Attribute{
 		{
 			Name: "registry", Type: "string", Default: json.RawMessage(`""`),
-			Doc: "Address of the registry. Empty: what npm is set to, by NPM_CONFIG_REGISTRY or an npmrc. Scopes with a registry of their own keep it.",
+			Doc: "Address of the registry. Empty: npm's own setting, from NPM_CONFIG_REGISTRY or an npmrc. Scopes with their own registry keep it.",
 		},
 		{
 			Name: "userconfig", Type: "string", Default: json.RawMessage(`""`),

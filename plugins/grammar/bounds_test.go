@@ -56,7 +56,7 @@ func TestWorkIsBoundedByCall(t *testing.T) {
 	}
 }
 
-func TestMemoryForgetsAndFollowsAgain(t *testing.T) {
+func TestMemoryDropAndReplay(t *testing.T) {
 	t.Parallel()
 	g := compileSchema(t, `{"type":"object","additionalProperties":{"type":"array","uniqueItems":true,"items":{"type":"string"}}}`, Options{MaxMemory: 1 << 20})
 	v := bytesVocabulary()

@@ -59,7 +59,7 @@ func (w *walker) inString(start *config) bool {
 		w.free(runs, start, 0, r)
 		return true
 	}
-	// Most texts may lead to such a run after the first character.
+	// Most characters may lead to such a run.
 	e := set.edges(l.q)
 	for _, q := range slices.Backward(e.next) {
 		if q == rxNone || q == rxEmpty || !set.alive(q) {

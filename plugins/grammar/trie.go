@@ -146,8 +146,8 @@ func (t *trie) through(nodes []int32) *trie {
 	return out
 }
 
-// close ends the subtrees of the last node and of its ancestors, down to a depth. path holds the
-// nodes by depth.
+// close ends the subtrees of the last node and of its ancestors, down to a depth. path maps depths
+// to nodes.
 func (t *trie) close(path *[256]int, depth int) {
 	if len(t.bytes) == 0 {
 		return

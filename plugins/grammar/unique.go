@@ -98,7 +98,7 @@ func (g *Grammar) entry(f *frame) string {
 	return string(b)
 }
 
-// rivals returns the values that f must differ from and has not yet differed from.
+// rivals returns the values that f must differ from but has matched so far.
 func (g *Grammar) rivals(f *frame) []*composite {
 	if f.key.avoid == nil || f.rivalsKnown {
 		return f.rivals

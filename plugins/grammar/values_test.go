@@ -72,7 +72,7 @@ func TestHostileValues(t *testing.T) {
 
 // Names with a common prefix are distinguished, whichever of them are still possible: cached
 // results for one set of names are not used for another.
-func TestNamesThatBeginAlike(t *testing.T) {
+func TestNamesWithCommonPrefix(t *testing.T) {
 	t.Parallel()
 	g, err := grammar.Compile([]byte(`{"type":"object","properties":{"ab":{"type":"integer"},"abc":{"type":"integer"},"abd":{"type":"integer"},"a":{"type":"integer"}}}`),
 		grammar.Options{Order: grammar.AnyOrder})

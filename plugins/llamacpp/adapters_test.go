@@ -81,7 +81,7 @@ func TestAdapters(t *testing.T) {
 }
 
 // Adapters of another architecture or shape are refused with the reason.
-func TestAdaptersThatDoNotFit(t *testing.T) {
+func TestMismatchedAdapters(t *testing.T) {
 	path := synthetic(t)
 	for name, args := range map[string][]string{
 		"architecture": {"-lora", "4", "-arch", "qwen2"},

@@ -198,7 +198,7 @@ func (b *Backend) load(ctx context.Context, spec worker.StartSpec, conf config, 
 	}
 	list, err := parseAdapters(conf.LoRA)
 	if err == nil && len(list) > 0 && loaded.Reads() {
-		err = errors.New("models that only read take no lora adapters")
+		err = errors.New("models that cannot generate take no lora adapters")
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("load model: %w: %w", err, sdk.ErrInvalid), loaded.Free())
@@ -322,7 +322,7 @@ func (b *Backend) prepare(loaded, small *native.Model, list adapters, spec worke
 		OutputTokens: spec.Slots + drafts, // rows of logits in a step
 	})
 	if err != nil {
-		err = fmt.Errorf("load model: a context of %d slots with %d tokens each cannot be made: %w: %w", spec.Slots, limit, err, sdk.ErrTooLarge)
+		err = fmt.Errorf("load model: cannot create a context of %d slots with %d tokens each: %w: %w", spec.Slots, limit, err, sdk.ErrTooLarge)
 		return nil, errors.Join(sdk.WithHint(err, "Start the worker with fewer slots or a smaller context."), d.free())
 	}
 	limit = min(limit, ctx.SequenceTokens())
@@ -353,7 +353,7 @@ func (b *Backend) keeping(spec worker.StartSpec, conf config, m *model, limit in
 	k := keeper{path: spec.StateFile, fingerprint: fingerprint, limit: int64(conf.KeepStateMiB) << 20, slotTokens: limit, vocab: len(m.pieces)}
 	restored, err := k.take()
 	if err != nil {
-		b.log.Warn("kept states are not used, and were removed", "error", err)
+		b.log.Warn("kept states unusable, removed", "error", err)
 	} else if len(restored) > 0 {
 		b.log.Info("kept states read", "conversations", len(restored))
 	}
@@ -378,7 +378,7 @@ func warmUp(ctx *native.Context, m *model) error {
 		return err
 	}
 	if !ctx.Remove(0, 0) {
-		return errors.New("a cache cannot be emptied")
+		return errors.New("the cache cannot be cleared")
 	}
 	return nil
 }
@@ -387,11 +387,11 @@ func warmUp(ctx *native.Context, m *model) error {
 func prepareReader(m *model, conf config, limit, threads int) (*served, error) {
 	e := newEmbedder(m.native, conf, limit, threads)
 	if e == nil {
-		err := fmt.Errorf("load model: it makes vectors of texts, and its file does not say how those of a text's tokens become one: %w", sdk.ErrUnsupported)
+		err := fmt.Errorf("load model: its file does not say how to pool the vectors of a text's tokens: %w", sdk.ErrUnsupported)
 		return nil, sdk.WithHint(err, "Set pooling in the worker type's configuration to what the model's publisher says: mean, cls or last.")
 	}
 	if err := e.open(); err != nil {
-		err = fmt.Errorf("load model: texts of %d tokens cannot be read: %w: %w", limit, err, sdk.ErrTooLarge)
+		err = fmt.Errorf("load model: cannot read texts of %d tokens: %w: %w", limit, err, sdk.ErrTooLarge)
 		return nil, errors.Join(sdk.WithHint(err, "Start the worker with a smaller context."), e.free())
 	}
 	return &served{model: m, embeds: e, limit: limit, threads: threads}, nil
@@ -505,7 +505,7 @@ func (b *Backend) Stop(ctx context.Context, grace time.Duration) error {
 	if err := b.gate.wait(settle); err != nil {
 		// A handler still blocked on its client may be using the model, so it is not freed. The
 		// process exits soon and releases everything.
-		b.log.Warn("model not freed: a client does not take its answer")
+		b.log.Warn("model not freed: a client is not reading its answer")
 		return nil
 	}
 	var freed error

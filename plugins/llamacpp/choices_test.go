@@ -300,7 +300,7 @@ func TestBestOf(t *testing.T) {
 }
 
 // When a client disconnects, all its answers end, running and queued.
-func TestClientOfChoicesGone(t *testing.T) {
+func TestChoicesClientDisconnects(t *testing.T) {
 	w := startWorker(t, 2, 4096, "")
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()

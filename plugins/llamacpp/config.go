@@ -68,13 +68,13 @@ type choice struct {
 // choices returns those settings, for the schema and for validation.
 func choices(f Flavour) []choice {
 	list := []choice{
-		{"kv_cache_type", kvTypes(), "Number type of the context cache. q8_0 takes half the memory of f16, q4_0 a quarter, f32 twice. Types that are not of floating point need flash attention.", func(c config) string { return c.KVCacheType }},
-		{"pooling", poolingNames(), "How the vectors of a text's tokens become its embedding. With \"model\" it is what the model's file says; a model that says nothing has no embeddings.", func(c config) string { return c.Pooling }},
-		{"flash_attention", []string{"auto", "on", "off"}, "Flash attention: with \"auto\" where the device has it for the model.", func(c config) string { return c.FlashAttention }},
-		{"load_mode", native.LoadModes(), "How a model's file becomes memory. \"mmap\" maps it, so that the system may drop and read again what is not used; \"none\" reads it; \"mlock\" reads it and keeps it from being swapped out, \"mmap+mlock\" maps it and does; \"direct_io\" reads it past the system's cache. \"auto\" is the engine's choice.", func(c config) string { return c.LoadMode }},
+		{"kv_cache_type", kvTypes(), "Number type of the context cache. q8_0 takes half the memory of f16, q4_0 a quarter, f32 twice. Quantised types need flash attention.", func(c config) string { return c.KVCacheType }},
+		{"pooling", poolingNames(), "How the vectors of a text's tokens are pooled into its embedding. \"model\" uses the setting in the model's file; without one, the model has no embeddings.", func(c config) string { return c.Pooling }},
+		{"flash_attention", []string{"auto", "on", "off"}, "Flash attention. \"auto\" uses it where the device supports it for the model.", func(c config) string { return c.FlashAttention }},
+		{"load_mode", native.LoadModes(), "How a model's file is loaded. \"mmap\" maps it, so that the system may drop unused parts and read them again; \"none\" reads it; \"mlock\" reads it and locks it in memory, \"mmap+mlock\" maps and locks it; \"direct_io\" reads it bypassing the system's cache. \"auto\" is the engine's choice.", func(c config) string { return c.LoadMode }},
 	}
 	if f != CPU {
-		list = append(list, choice{"split_mode", native.SplitModes(), "How a model is split where devices names several: \"layer\" gives each some layers with their cache, \"row\" each a part of every matrix, \"none\" uses the first one only.", func(c config) string { return c.SplitMode }})
+		list = append(list, choice{"split_mode", native.SplitModes(), "How a model is split when devices names several: \"layer\" puts some layers with their cache on each, \"row\" a part of every matrix, \"none\" uses only the first device.", func(c config) string { return c.SplitMode }})
 	}
 	return list
 }
@@ -157,21 +157,21 @@ type field struct {
 // fields returns the numeric settings, for the schema and for validation.
 func fields(f Flavour) []field {
 	list := []field{
-		{"threads", "CPU threads of a worker, where the spawn request does not say. 0: the physical cores minus one.", 0, 1024, func(c config) int { return c.Threads }},
-		{"batch_tokens", "Tokens that one step of the engine takes at most.", 32, 8192, func(c config) int { return c.BatchTokens }},
-		{"prompt_pause_ms", "Milliseconds by which new prompts may make a step of the engine longer while other requests are being answered: as many tokens are taken as fit, going by the steps before. A higher number answers new requests sooner and makes running streams pause longer. Where more requests wait for their first token than are being answered, it is up to four times as long. A slow machine takes the time of three steps without prompts, where that is longer.", 1, 60000, func(c config) int { return c.PromptPause }},
-		{"prompt_chunk", "Tokens of new prompts that such a step takes, instead of those that fit into prompt_pause_ms. 0: as many as fit.", 0, 8192, func(c config) int { return c.PromptChunk }},
-		{"context_tokens", "Positions per slot, where the spawn request does not say. Never more than the model was trained for.", 64, 1 << 24, func(c config) int { return c.ContextTokens }},
+		{"threads", "CPU threads of a worker, unless the spawn request sets them. 0: the physical cores minus one.", 0, 1024, func(c config) int { return c.Threads }},
+		{"batch_tokens", "Maximum tokens in one step of the engine.", 32, 8192, func(c config) int { return c.BatchTokens }},
+		{"prompt_pause_ms", "Milliseconds by which new prompts may lengthen a step of the engine while other requests are being answered; earlier steps tell how many tokens fit. A higher number answers new requests sooner and makes running streams pause longer. When more requests wait for their first token than are being answered, the pause is up to four times as long. It is never shorter than three steps without prompts, which matters on a slow machine.", 1, 60000, func(c config) int { return c.PromptPause }},
+		{"prompt_chunk", "Tokens of new prompts in such a step, instead of as many as fit into prompt_pause_ms. 0: as many as fit.", 0, 8192, func(c config) int { return c.PromptChunk }},
+		{"context_tokens", "Positions per slot, unless the spawn request sets them. Never more than the model was trained for.", 64, 1 << 24, func(c config) int { return c.ContextTokens }},
 		{"queue", "Requests that may wait for a slot. More are refused.", 0, 100000, func(c config) int { return c.Queue }},
 	}
 	list = append(list, field{
-		"prefix_store_mib", fmt.Sprintf("Memory in MiB for conversations that gave up their slot, so that their next turn is not read from the beginning. 0: none. -1: a %dth of the memory that is free when the model is loaded, at most %d.", storeShare, storeMost), -1, 1 << 24,
+		"prefix_store_mib", fmt.Sprintf("Memory in MiB for conversations that lost their slot, so that their next turn need not be read from the beginning. 0: none. -1: a %dth of the memory that is free when the model is loaded, at most %d.", storeShare, storeMost), -1, 1 << 24,
 		func(c config) int { return c.PrefixStore },
 	})
-	list = append(list, field{"keep_state_mib", "Size of the file of keep_state in MiB: what was used last goes first. What is read back takes room of prefix_store_mib.", 1, 1 << 20, func(c config) int { return c.KeepStateMiB }})
+	list = append(list, field{"keep_state_mib", "Maximum size of the keep_state file in MiB; the most recently used conversations are written first. Restored conversations count towards prefix_store_mib.", 1, 1 << 20, func(c config) int { return c.KeepStateMiB }})
 	if f != CPU {
-		list = append(list, field{"cpu_expert_layers", "Layers, from the first one on, whose experts stay in the machine's memory and are computed by its processor, in models that are mixtures of experts. -1: all.", -1, 10000, func(c config) int { return c.CPUExperts }})
-		list = append(list, field{"gpu_layers", "Layers of the model that go to the graphics processor. -1: all.", -1, 10000, func(c config) int { return c.GPULayers }})
+		list = append(list, field{"cpu_expert_layers", "Number of first layers whose experts stay in main memory and run on the CPU, in mixture-of-experts models. -1: all.", -1, 10000, func(c config) int { return c.CPUExperts }})
+		list = append(list, field{"gpu_layers", "Layers of the model that go to the GPU. -1: all.", -1, 10000, func(c config) int { return c.GPULayers }})
 	}
 	return list
 }
@@ -189,33 +189,33 @@ func schema(f Flavour) sdk.Schema {
 	}
 	s.Attributes = append(s.Attributes, sdk.Attribute{
 		Name: "keep_state", Type: "bool", Default: json.RawMessage("false"),
-		Doc: "Keep what was read of conversations in a file when a worker is unloaded to make room for another model, so that they go on where they were when it comes back. The file holds the text of users: it is in data_dir, closed to other users, and deleted when it is read, when the model is deleted, when a worker of the model is retired for good, and after a week.",
+		Doc: "Keep the state of conversations in a file when a worker is unloaded to make room for another model, so that they continue where they were when it is loaded again. The file contains users' text: it is in data_dir, closed to other users, and deleted when it is read, when the model is deleted, when a worker of the model is permanently retired, and after a week.",
 	})
 	s.Attributes = append(s.Attributes, sdk.Attribute{
 		Name: "speculation", Type: "bool", Default: json.RawMessage("true"),
-		Doc: "Draft what comes next where a text reads as it did before, and check several tokens in one step of the engine. It changes no token of an answer, and is done where it saves time, by measurement.",
+		Doc: "Draft the next tokens where a text repeats itself, and check several of them in one step of the engine. Answers do not change. It is only done while measurements show that it saves time.",
 	})
 	s.Attributes = append(s.Attributes, sdk.Attribute{
 		Name: "draft", Type: "string", Default: json.RawMessage(`""`),
-		Doc: "The path of a smaller model's GGUF file, which drafts what the models of this worker type say, several tokens a step. Its vocabulary must be theirs. It changes no token of an answer, and is used where it saves time, by measurement. It takes memory beside the model's. Empty: none.",
+		Doc: "Path of a smaller model's GGUF file, which drafts several tokens a step for the models of this worker type. It must have the same vocabulary. Answers do not change. It is only used while measurements show that it saves time. It needs memory in addition to the model's. Empty: none.",
 	})
 	s.Attributes = append(s.Attributes, sdk.Attribute{
 		Name: "lora", Type: "list(string)", Default: json.RawMessage(`[]`),
-		Doc: "Paths of LoRA adapters in GGUF format, for the models of this worker type, each with a scale behind a colon or without (1). Requests use them all, or those that they name in lora, by the name of the file without .gguf or by its place in the list: [{\"name\": \"x\", \"scale\": 0.5}].",
+		Doc: "Paths of LoRA adapters in GGUF format, for the models of this worker type, each optionally followed by a colon and a scale (default 1). Requests use them all, or those that they name in lora, by the file name without .gguf or by the index in the list: [{\"name\": \"x\", \"scale\": 0.5}].",
 	})
 	if f != CPU {
 		s.Attributes = append(s.Attributes, sdk.Attribute{
 			Name: "devices", Type: "list(string)", Default: json.RawMessage(`[]`),
-			Doc: fmt.Sprintf("Devices that share each model, such as [\"%s:0\", \"%s:1\"]. Empty: the one that the worker is started on.", f, f),
+			Doc: fmt.Sprintf("Devices that share each model, such as [\"%s:0\", \"%s:1\"]. Empty: the device that the worker is started on.", f, f),
 		}, sdk.Attribute{
 			Name: "tensor_split", Type: "list(number)", Default: json.RawMessage(`[]`),
-			Doc: "What each of devices takes of a model, as parts: [3, 1] gives the first three quarters. Empty: by their free memory.",
+			Doc: "Share of a model on each of devices: [3, 1] puts three quarters on the first. Empty: by free memory.",
 		})
 	}
 	if f == CPU {
 		s.Attributes = append(s.Attributes, sdk.Attribute{
 			Name: "repack", Type: "bool", Default: json.RawMessage("true"),
-			Doc: "Keep a second copy of the weights in the layout that this processor likes. Without it a model takes half the memory and is up to three times slower.",
+			Doc: "Keep a second copy of the weights in a layout optimised for this CPU. Without it a model takes half the memory and is up to three times slower.",
 		})
 	}
 	return s

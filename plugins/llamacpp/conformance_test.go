@@ -33,7 +33,7 @@ func TestConformance(t *testing.T) {
 	sdktest.Worker(t, sdktest.WorkerInProcess(func() worker.Backend { return llamacpp.New(llamacpp.CPU) }), options(t))
 }
 
-func TestConformanceOfTheBinary(t *testing.T) {
+func TestBinaryConformance(t *testing.T) {
 	o := options(t)
 	exe := filepath.Join(t.TempDir(), "rbee-worker-cpu")
 	must.NoError(t, coretest.Build(exe, "../worker-cpu"))

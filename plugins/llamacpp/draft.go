@@ -42,7 +42,7 @@ func openDraft(small *native.Model, large *model, slots, tokens, threads int) (*
 func (d *draft) fits(large *model) error {
 	small := d.model
 	if small.Reads() || small.Recurrent() {
-		return errors.New("a model that only reads, or whose text cannot be cut, cannot draft")
+		return errors.New("a model that cannot generate, or whose cache cannot be cut, cannot draft")
 	}
 	n, m := small.VocabSize(), len(large.pieces)
 	if max(n, m)-min(n, m) > mostPadding {

@@ -39,8 +39,8 @@ func (e *engine) submit(list ...*request) *openai.Error {
 	return apiError(e.Submit(work...))
 }
 
-// speller returns a function that tokenizes text that must follow. With markers, control tokens in
-// the text become tokens, as the constraint knows them by their text.
+// speller returns a function that tokenizes text that must follow. With markers, the spellings of
+// control tokens become control tokens, as the constraint identifies them by spelling.
 func (e *engine) speller(markers bool) func(text []byte) []int {
 	if e.samplesAll {
 		return nil

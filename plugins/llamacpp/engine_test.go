@@ -24,7 +24,7 @@ const endless = `,"ignore_eos":true,"stream":true`
 
 // On other CPUs than the author's, and beside other requests, the tokens are the same except at
 // near ties: see contributing/engine.md.
-func TestAnswersAsThePlainLoop(t *testing.T) {
+func TestAnswersMatchPlainLoop(t *testing.T) {
 	loop := plainLoop(t)
 	w := startWorker(t, 2, 1024, "")
 	for _, r := range loadRecorded(t) {

@@ -25,7 +25,7 @@ const (
 
 // A model that is unloaded and loaded again continues its conversations: by the engine's counters,
 // it evaluates only their new tokens. This includes conversations that had lost their slot.
-func TestStatesSurviveASwap(t *testing.T) {
+func TestStatesSurviveSwap(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "state")
 	loop, questions := plainLoop(t), recordQuestions()
 	var talks [3]talk
@@ -51,7 +51,7 @@ func TestStatesSurviveASwap(t *testing.T) {
 }
 
 // By default no user text reaches a disk, and states kept by an earlier worker are removed.
-func TestStatesAreNotKeptByDefault(t *testing.T) {
+func TestStatesNotKeptByDefault(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "state")
 	for name, config := range map[string]string{"by default": "", "without a store": `{"keep_state":true,"prefix_store_mib":0}`} {
 		t.Run(name, func(t *testing.T) {
@@ -139,7 +139,7 @@ func TestKeptStatesAreChecked(t *testing.T) {
 }
 
 // A worker reports the hashes of its blocks with a key, and none without.
-func TestStatusTellsBlocks(t *testing.T) {
+func TestStatusBlocks(t *testing.T) {
 	texts := map[string][]uint64{}
 	for name, key := range map[string]string{"one": "k1", "the same": "k1", "another": "k2", "none": ""} {
 		b, spec := newWorkerOf(t, tinyModel(t), 1, 1024, "")

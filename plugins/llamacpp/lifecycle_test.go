@@ -161,7 +161,7 @@ func TestLoadProgressAndCancel(t *testing.T) {
 	must.NoError(t, b.Stop(t.Context(), 0))
 }
 
-func TestOptionsOfTheEngine(t *testing.T) {
+func TestEngineOptions(t *testing.T) {
 	for _, config := range []string{`{"kv_cache_type":"q8_0"}`, `{"kv_cache_type":"f32"}`, `{"repack":false}`, `{"batch_tokens":32,"prompt_chunk":16}`, `{"context_tokens":256}`} {
 		t.Run(config, func(t *testing.T) {
 			w := startWorker(t, 2, 0, config)

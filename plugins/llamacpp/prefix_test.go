@@ -73,7 +73,7 @@ func TestConversationIsReadOnce(t *testing.T) {
 
 // Four conversations with one system prompt take turns on two slots: the system prompt is evaluated
 // once, and each turn evaluates only the new tokens of its conversation.
-func TestConversationsThatShareSlots(t *testing.T) {
+func TestConversationsShareSlots(t *testing.T) {
 	w := startWorker(t, 2, 1024, `{"prefix_store_mib":64}`)
 	loop := plainLoop(t)
 	system := "You answer questions about bees, hives and queens. You are brief and exact, you say what you know and nothing else, and you never make up a number. Where a question is not about bees you answer it all the same, in one sentence."

@@ -197,7 +197,7 @@ func TestReadersRefuse(t *testing.T) {
 		is     error
 		says   string
 	}{
-		"no pooling":          {[]string{"-arch", "bert"}, "", sdk.ErrUnsupported, "does not say how those of a text's tokens become one"},
+		"no pooling":          {[]string{"-arch", "bert"}, "", sdk.ErrUnsupported, "does not say how to pool the vectors of a text's tokens"},
 		"encoder and decoder": {[]string{"-arch", "t5"}, "", sdk.ErrUnsupported, "has an encoder and a decoder"},
 		// The engine asserts that they exist when it gets a text.
 		"no begin": {[]string{"-arch", "bert", "-tokenizer", "ugm", "-pooling", "mean", "-set", "tokenizer.ggml.bos_token_id="}, "", sdk.ErrInvalid, "wants a tokenizer.ggml.bos_token_id"},

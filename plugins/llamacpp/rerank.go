@@ -106,7 +106,7 @@ func (m *model) joiner(query string) (func(ctx context.Context, document string)
 			values["document"] = clientText(document)
 			text, err := t.Render(ctx, values, jinja.Limits{Now: time.Time{}})
 			if err != nil {
-				return nil, openai.Invalid("documents", "query and document cannot be put together: %v", err)
+				return nil, openai.Invalid("documents", "cannot join query and document: %v", err)
 			}
 			return m.chatTokens(text), nil
 		}, nil

@@ -245,7 +245,7 @@ func (r *running) try(ctx context.Context, name string, p props) ([]worker.Capab
 		}
 	}
 	if len(can) == 0 {
-		return nil, fmt.Errorf("the server answers no request that was tried; the first: %w", refusal)
+		return nil, fmt.Errorf("the server refused all trial requests; the first: %w", refusal)
 	}
 	if !slices.Contains(can, worker.CapabilityChat) {
 		slices.Sort(can)
@@ -422,7 +422,7 @@ func (b *backend) fail(err error) {
 	if err == nil {
 		return // ended on purpose
 	}
-	b.log.Error("the server is lost", "error", err)
+	b.log.Error("server lost", "error", err)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.failed = err.Error()

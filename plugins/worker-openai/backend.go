@@ -190,7 +190,7 @@ func (b *backend) launch(s settings, spec worker.StartSpec) (*running, error) {
 		return nil, err
 	}
 	r.forward = forward.New(o)
-	b.log.Info("the server is started", "program", template[0], "pid", r.server.PID())
+	b.log.Info("server started", "program", template[0], "pid", r.server.PID())
 	return r, nil
 }
 

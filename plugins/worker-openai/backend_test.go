@@ -155,7 +155,7 @@ func TestConformance(t *testing.T) {
 }
 
 // Ways in which a server fails its worker.
-func TestServerGoesWrong(t *testing.T) {
+func TestServerFaults(t *testing.T) {
 	t.Parallel()
 	t.Run("dies at once", func(t *testing.T) {
 		t.Parallel()
@@ -275,7 +275,7 @@ func TestAdoptedServer(t *testing.T) {
 	must.Eq(t, 404, status)
 }
 
-func TestCapabilitiesByTrying(t *testing.T) {
+func TestCapabilityTrials(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct {
 		q    quirks

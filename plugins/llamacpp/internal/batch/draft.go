@@ -86,7 +86,7 @@ func (d *Drafter) read(seq int, tokens []Token) bool {
 // fail disables the drafter; requests are answered without it.
 func (d *Drafter) fail(err error) {
 	d.failed = true
-	d.log.Warn("draft model failed, it is used no more", "error", err)
+	d.log.Warn("draft model failed, drafting disabled", "error", err)
 }
 
 // likeliest returns the token with the largest logit, and its probability.

@@ -178,7 +178,7 @@ func TestAlikeAtOnce(t *testing.T) {
 }
 
 // A request that waits for another one's prompt is admitted when that request is cancelled.
-func TestPutOffForOneThatGoes(t *testing.T) {
+func TestPutOffForCancelledRequest(t *testing.T) {
 	t.Parallel()
 	f, conf := newFake(t, 2), fakeConfig(2)
 	f.perStep, conf.StepTokens = time.Millisecond, 8
@@ -273,7 +273,7 @@ func TestStoreIsBounded(t *testing.T) {
 }
 
 // A cache that cannot be cut is reused only at the end of a sequence.
-func TestCacheThatCannotBeCut(t *testing.T) {
+func TestUncuttableCache(t *testing.T) {
 	t.Parallel()
 	f, conf := newFake(t, 2), fakeConfig(2)
 	f.window, conf.SavedBytes = -1, 1<<20
@@ -337,7 +337,7 @@ func TestCheckpointsOfMany(t *testing.T) {
 }
 
 // A deferred copy is neither saved nor overwritten by a load.
-func TestCopyThatIsNotDone(t *testing.T) {
+func TestDeferredCopy(t *testing.T) {
 	t.Parallel()
 	f, conf := newFake(t, 2), fakeConfig(2)
 	f.perStep, conf.SavedBytes = time.Millisecond, 1<<20

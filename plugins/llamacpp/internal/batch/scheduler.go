@@ -524,7 +524,7 @@ func (s *Scheduler) choiceOf(x *slot, logits []float32) (Choice, error) {
 	}
 	for _, t := range append([]Token{choice.Token}, choice.Ahead...) {
 		if t < 0 || int(t) >= len(s.conf.Vocab.Pieces) {
-			return choice, errors.New("it chose no token")
+			return choice, errors.New("chooser returned no token")
 		}
 	}
 	x.ahead = choice.Ahead
@@ -582,7 +582,7 @@ func (s *Scheduler) shed() {
 		s.broken("the cache is full though no request uses it")
 		return
 	}
-	s.conf.Log.Warn("no room in the context cache, a request was given up", "positions", len(victim.held))
+	s.conf.Log.Warn("no room in the context cache, request dropped", "positions", len(victim.held))
 	s.forget(victim)
 	s.fail(victim, ErrCacheFull)
 }

@@ -141,7 +141,7 @@ func (s *Scheduler) takeBack(x *slot, n int) {
 		x.held = x.held[:n]
 		return
 	}
-	s.conf.Log.Warn("failed to take draft tokens back, the text is read again", "positions", len(x.held))
+	s.conf.Log.Warn("failed to remove draft tokens, reading the text again", "positions", len(x.held))
 	s.forget(x)
 	if x.req == nil {
 		return

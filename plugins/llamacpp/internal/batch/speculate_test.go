@@ -158,7 +158,7 @@ func TestNoDraftTokensWithoutCuts(t *testing.T) {
 
 // No token is drafted when an extra token costs as much as an answer's own, except to measure the
 // cost.
-func TestNoDraftTokensThatDoNotPay(t *testing.T) {
+func TestNoDraftTokensAtCost(t *testing.T) {
 	t.Parallel()
 	_, st := drafted(t, 32, 1, func(f *fakeDecoder, _ *Config) { f.perStep, f.perToken = 0, 10*time.Millisecond }, func() []*run {
 		return []*run{newRun(repeating(t), 500)}
@@ -210,7 +210,7 @@ func (*script) Follow(Token, []float32) []LogProb { return nil }
 func (*script) Close() {}
 
 // Draft tokens never evict anything: neither a request nor a kept sequence.
-func TestDraftTokensGiveNothingUp(t *testing.T) {
+func TestDraftTokensEvictNothing(t *testing.T) {
 	t.Parallel()
 	f := newFake(t, 2)
 	f.memory = 2

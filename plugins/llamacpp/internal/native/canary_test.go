@@ -91,7 +91,7 @@ func TestLibraryRefuses(t *testing.T) {
 }
 
 // A library of another kind lacks the functions.
-func TestLibraryOfAnotherKind(t *testing.T) {
+func TestLibraryOfOtherKind(t *testing.T) {
 	dir, fake := engineDir(t), t.TempDir()
 	b, err := os.ReadFile(filepath.Join(dir, libraryName("ggml-base")))
 	must.NoError(t, err)

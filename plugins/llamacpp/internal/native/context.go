@@ -65,7 +65,7 @@ func (m *Model) NewContext(p ContextParams) (*Context, error) {
 	theLibrary.logs.forget()
 	handle, err := llama.InitFromModel(m.handle, params)
 	if err != nil {
-		return nil, fmt.Errorf("the engine made no context%s", theLibrary.logs.explain())
+		return nil, fmt.Errorf("the engine could not create a context%s", theLibrary.logs.explain())
 	}
 	mem, err := llama.GetMemory(handle)
 	if err != nil {
@@ -179,7 +179,7 @@ func (c *Context) Adapt(scales string) error {
 	for i, text := range strings.Split(scales, ",") {
 		v, err := strconv.ParseFloat(text, 32)
 		if err != nil || i >= len(list) {
-			return fmt.Errorf("%q are no scales of %d adapters", scales, len(list))
+			return fmt.Errorf("invalid scales %q for %d adapters", scales, len(list))
 		}
 		values[i] = float32(v)
 	}

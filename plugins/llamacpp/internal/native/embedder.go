@@ -56,7 +56,7 @@ func (m *Model) NewEmbedder(tokens, texts, threads int, pooling string) (*Embedd
 	theLibrary.logs.forget()
 	handle, err := llama.InitFromModel(m.handle, params)
 	if err != nil {
-		return nil, fmt.Errorf("the engine made no context for embeddings%s", theLibrary.logs.explain())
+		return nil, fmt.Errorf("the engine could not create a context for embeddings%s", theLibrary.logs.explain())
 	}
 	mem, err := llama.GetMemory(handle)
 	if err != nil {
@@ -108,7 +108,7 @@ func (e *Embedder) Embed(texts [][]Token) ([][]float32, error) {
 	for seq := range texts {
 		v, err := llama.GetEmbeddingsSeq(e.handle, llama.SeqId(seq), int32(e.size))
 		if err != nil || v == nil {
-			return nil, errors.Join(err, errors.New("the engine gave no vector"))
+			return nil, errors.Join(err, errors.New("the engine returned no vector"))
 		}
 		out[seq] = append([]float32{}, v...) // copied out of the engine's memory
 	}

@@ -42,9 +42,9 @@ func (m *Model) Check() error {
 	switch {
 	case llama.ModelHasEncoder(m.handle) && llama.ModelHasDecoder(m.handle):
 		err := fmt.Errorf("load model: a model of the architecture %s has an encoder and a decoder, and this worker serves models that have one of the two: %w", arch, sdk.ErrUnsupported)
-		return sdk.WithHint(err, "Serve a model that only writes or only reads.")
+		return sdk.WithHint(err, "Serve a model that has only one of the two.")
 	case llama.ModelIsDiffusion(m.handle):
-		return fmt.Errorf("load model: a model of the architecture %s writes by diffusion, which this worker cannot: %w", arch, sdk.ErrUnsupported)
+		return fmt.Errorf("load model: a model of the architecture %s generates by diffusion, which this worker does not support: %w", arch, sdk.ErrUnsupported)
 	}
 	if lack := m.lacks(); lack != "" {
 		return sdk.WithHint(fmt.Errorf("load model: its vocabulary %s: %w", lack, sdk.ErrInvalid), "The file is damaged or was converted wrongly; take another one.")

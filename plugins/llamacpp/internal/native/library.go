@@ -102,7 +102,7 @@ func (l *library) load(dir string, log hclog.Logger) error {
 func (l *library) open(log hclog.Logger) error {
 	// Otherwise a failed assertion starts a debugger. Go's os.Setenv does not reach C.
 	if err := setenv("GGML_NO_BACKTRACE", "1"); err != nil {
-		log.Debug("environment of the engine could not be set", "error", err)
+		log.Debug("failed to set the environment of the engine", "error", err)
 	}
 	seen, err := measureLayout(filepath.Join(l.dir, libraryName("llama")))
 	if err != nil {
