@@ -81,7 +81,7 @@ func TestRouteScopes(t *testing.T) {
 			"POST /v1/chat/completions/input_tokens", "POST /chat/completions/input_tokens", "POST /tokenize", "POST /detokenize", "POST /apply-template",
 			"POST /completion", "POST /infill", "GET /props", "GET /slots",
 			"POST /v1/responses", "POST /responses", "POST /v1/responses/input_tokens", "POST /responses/input_tokens", "POST /v1/messages", "POST /v1/messages/count_tokens",
-			"POST /api/chat", "POST /api/generate", "POST /api/embed", "POST /api/embeddings", "GET /api/tags", "POST /api/show", "GET /api/ps",
+			"POST /api/chat", "POST /api/generate", "POST /api/embed", "POST /api/embeddings", "GET /api/tags", "GET /lora-adapters", "POST /api/show", "GET /api/ps",
 		},
 		core.ScopeRead: {
 			"GET /v1/jobs", "GET /v1/jobs/{id}", "GET /v1/jobs/{id}/stream", "GET /v1/operations", "GET /metrics",
