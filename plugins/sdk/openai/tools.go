@@ -242,7 +242,7 @@ func (f *Function) validate(at string, seen map[string]bool, size *int) error {
 	case strings.Trim(f.Name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.:/") != "":
 		return Invalid(at+".name", "%s.name %q has characters other than letters, digits and _-.:/", at, f.Name)
 	case seen[f.Name]:
-		return Invalid(at+".name", "%s.name %q is a duplicate", at, f.Name)
+		return Invalid(at+".name", "%s.name %q appears twice", at, f.Name)
 	}
 	seen[f.Name] = true
 	f.Parameters = bytes.TrimSpace(f.Parameters)
