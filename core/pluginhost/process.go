@@ -164,7 +164,7 @@ func (h *Host) newChild(l launch, at site) *child {
 	confined := Confined{
 		user: at.user, Executable: l.spec.Executable, Dir: at.runDir, Home: at.home, Read: h.reads(l.spec, env), Write: writes(l.spec, env),
 	}
-	c.cmd.Env = append(env, h.hostEnv(l)...)
+	c.cmd.Env = slices.Concat(env, h.hostEnv(l))
 	c.out = &outputs{
 		logFile: l.logFile, tethered: l.tethered, log: h.o.Logger.Named(filepath.Base(l.spec.Executable)),
 		start: func(cmd *exec.Cmd) error { return h.StartConfined(cmd, confined) },
