@@ -68,7 +68,7 @@ func TestPropsOfModel(t *testing.T) {
 }
 
 // TestPollsLoadNothing polls a model that no worker has loaded, as programs do every few seconds.
-// The answer has what is known of the model, and nothing is started.
+// The answer tells what the registry knows about the model. Nothing is started.
 func TestPollsLoadNothing(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, nil)

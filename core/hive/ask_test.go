@@ -11,7 +11,7 @@ import (
 	hivev1 "github.com/rbee-project/rbee/proto/hive/v1"
 )
 
-// A hive checks requests where they arrive, whoever the sender is.
+// A hive checks every request when it arrives, also those of queens.
 func TestAsk(t *testing.T) {
 	t.Parallel()
 	r := run(t, setup{})

@@ -178,7 +178,7 @@ func TestPickNoRoom(t *testing.T) {
 	})
 }
 
-// The hive is chosen by who has the model, and a silent hive is not asked.
+// A hive that has the model is preferred, and a silent hive is not asked.
 func TestStartChoosesHive(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

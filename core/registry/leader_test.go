@@ -75,7 +75,7 @@ func TestNotLeader(t *testing.T) {
 			}
 		}
 		must.False(t, r.Leads())
-		must.NoError(t, r.CatchUp(t.Context()), must.Sprint("whoever is alone knows all that there is"))
+		must.NoError(t, r.CatchUp(t.Context()), must.Sprint("a single queen has every entry"))
 	})
 }
 
@@ -190,7 +190,7 @@ func TestReadWhileLeadershipIsLost(t *testing.T) {
 		must.Zero(t, r.Silence(), must.Sprint("a leader hears itself"))
 		own.leads = func() bool { return false }
 		r.Attach(func() bool { return false }, nil)
-		must.Zero(t, r.Silence(), must.Sprint("whoever is alone waits for nobody"))
+		must.Zero(t, r.Silence(), must.Sprint("a single queen waits for no other"))
 	})
 }
 

@@ -121,7 +121,7 @@ func TestBoard(t *testing.T) {
 			d.ask("c", 0)
 			return d.ask("a", 0)
 		}, "c"}, // now at the origin
-		"whoever is at the origin when a new leader asks stays there": {map[string]swarm.Holding{"b": {Fetching: true, FromOrigin: true}}, func(d *desk) swarm.Plan { return d.ask("a", 0) }, "b"},
+		"a hive at the origin stays there when a new leader asks": {map[string]swarm.Holding{"b": {Fetching: true, FromOrigin: true}}, func(d *desk) swarm.Plan { return d.ask("a", 0) }, "b"},
 		"the origin passes on when its hive dies": {nothing, func(d *desk) swarm.Plan {
 			d.ask("a", 0)
 			d.ask("b", 10)
@@ -186,7 +186,7 @@ func TestBoard(t *testing.T) {
 			d.ask("b", 7)
 			return d.ask("c", 7)
 		}, "a"}, // not b, which has no more bytes
-		"whoever has it whole gives it": {nothing, func(d *desk) swarm.Plan {
+		"a hive with the whole file serves it": {nothing, func(d *desk) swarm.Plan {
 			d.ask("a", 0)
 			d.claim(swarm.Claim{Hive: "a", Stage: swarm.Whole})
 			return d.ask("b", 0)
