@@ -55,7 +55,7 @@ func TestPickWorker(t *testing.T) {
 			want: []string{"a", "b"}, reasons: []string{"least busy of 2", "next: 3 of 4 slots busy"}, draws: []int{0, 0},
 		},
 		{
-			name: "who read most has its share, and who read less has not", prospects: []Prospect{worker("a"), worker("b", shared(3), inFlight(3)), worker("c", shared(1))},
+			name: "the longest prefix is at a busy worker, a shorter one at an idle one", prospects: []Prospect{worker("a"), worker("b", shared(3), inFlight(3)), worker("c", shared(1))},
 			want: []string{"c", "a", "b"}, draws: []int{0, 0},
 		},
 		{

@@ -68,7 +68,7 @@ func TestLockedFileReplaced(t *testing.T) {
 		same, err = s.isStill(f, name)
 		must.NoError(t, err)
 		must.False(t, same)
-		next := <-got // the new file is free, whoever holds the old one
+		next := <-got // the new file is free, even while the old one is held
 		same, err = s.isStill(next, name)
 		must.NoError(t, err)
 		must.True(t, same)
